@@ -1,0 +1,1 @@
+"""Data sets as Lightning data modules that yield ready-made batches and keep train, calibration and test apart."""

@@ -1,0 +1,217 @@
+"""What every image data set offers: three disjoint parts, a class-balanced calibration draw, a content hash."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import torch
+from pytorch_lightning import LightningDataModule
+from torch import Tensor
+
+from qexp.data.balance import balanced
+from qexp.data.tensors import Augment, Normalize, TensorLoader
+from qexp.errors import QexpError
+
+log = logging.getLogger(__name__)
+
+
+class Arrays(NamedTuple):
+    """The training and the test split: images uint8 [N, C, H, W], labels int64 [N]."""
+
+    train_images: Tensor
+    train_labels: Tensor
+    test_images: Tensor
+    test_labels: Tensor
+
+
+class ImageData(LightningDataModule):
+    """A labelled image set in memory, with its training split divided into train and calibration.
+
+    The calibration part is a seeded class-balanced draw from the training split. Ranges are found on it and the `best`
+    checkpoint is chosen on it; it is never trained on, and nothing is ever fitted to the test split.
+    A data set writes `read` and the class attributes.
+
+    Args:
+        batch_size: Training batch.
+        eval_batch_size: Validation and test batch.
+        mean: Of each channel, of images in 0..1.
+        std: Of each channel, of images in 0..1.
+        augment: `{padding: pixels, flip: true|false}` of the training part; `null` for none.
+        calibration_size: Images held out of the training split.
+        max_samples: Test on the first so many images only.
+        seed: Of the calibration draw, of order and augmentation.
+        size: Side of the network's input; images of another size are resized.
+        drop_last: Leave out a last training batch that is not full.
+        channels_last: Memory format of the batches.
+    """
+
+    num_classes: int
+    class_names: tuple[str, ...]
+    max_value: float = 255.0
+
+    def __init__(
+        self,
+        *,
+        batch_size: int,
+        eval_batch_size: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        augment: Mapping[str, Any] | None = None,
+        calibration_size: int = 1000,
+        max_samples: int | None = None,
+        seed: int = 0,
+        size: int | None = None,
+        drop_last: bool = False,
+        channels_last: bool = False,
+    ) -> None:
+        super().__init__()
+        name = type(self).__name__
+        self.normalize = Normalize(tuple(map(float, mean)), tuple(map(float, std)), self.max_value, size)
+        if any(s <= 0 for s in self.normalize.std):
+            raise QexpError(f"{name}: std={list(std)}; every channel's must be above 0")
+        if max_samples is not None and max_samples < 1:
+            raise QexpError(f"{name}: max_samples={max_samples}; at least 1, or null for the whole test split")
+        try:
+            self.augment = Augment(**augment) if augment else None
+        except TypeError:
+            raise QexpError(f"{name}: augment={dict(augment)}; allowed keys: padding, flip") from None
+        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
+        self.calibration_size, self.max_samples, self.seed = calibration_size, max_samples, seed
+        self.drop_last, self.channels_last = drop_last, channels_last
+
+    def read(self) -> Arrays:
+        """The two splits, from memory or disk."""
+        raise NotImplementedError
+
+    def setup(self, stage: str | None = None) -> None:
+        """Reads and checks the images, once, whatever the stage."""
+        self.calibration_part  # noqa: B018 - a cached property
+
+    @cached_property
+    def arrays(self) -> Arrays:
+        """The images and labels, checked; read at first use."""
+        arrays = self.read()
+        for split in ("train", "test"):
+            check_split(type(self).__name__, split, *arrays[:2] if split == "train" else arrays[2:], self.num_classes)
+        channels = arrays.train_images.shape[1]
+        if len(self.normalize.mean) != channels or len(self.normalize.std) != channels:
+            raise QexpError(
+                f"{type(self).__name__}: the images have {channels} channels, but mean has {len(self.normalize.mean)} "
+                f"entries and std {len(self.normalize.std)}; give one for each channel"
+            )
+        return arrays
+
+    @cached_property
+    def calibration_part(self) -> Tensor:
+        """Positions in the training split that are held out for calibration and validation, classes alternating."""
+        n = len(self.arrays.train_labels)
+        if not 0 < self.calibration_size < n:
+            raise QexpError(
+                f"{type(self).__name__}: calibration_size={self.calibration_size}; the training split has {n} images, "
+                f"of which at least 1 must be held out and 1 left to train on"
+            )
+        return balanced(self.arrays.train_labels, self.calibration_size, self.seed)
+
+    @cached_property
+    def train_part(self) -> Tensor:
+        """Positions in the training split that are trained on, ascending."""
+        keep = torch.ones(len(self.arrays.train_labels), dtype=torch.bool)
+        keep[self.calibration_part] = False
+        return keep.nonzero().flatten()
+
+    def train_dataloader(self) -> TensorLoader:
+        return TensorLoader(
+            self.arrays.train_images,
+            self.arrays.train_labels,
+            self.batch_size,
+            self.normalize,
+            indices=self.train_part,
+            augment=self.augment,
+            shuffle=True,
+            seed=self.seed,
+            drop_last=self.drop_last,
+            channels_last=self.channels_last,
+        )
+
+    def val_dataloader(self) -> TensorLoader:
+        """The calibration part, unaugmented."""
+        return self._evaluate(self.arrays.train_images, self.arrays.train_labels, self.calibration_part)
+
+    def test_dataloader(self) -> TensorLoader:
+        """The test split in its order, or its first `max_samples`."""
+        n = len(self.arrays.test_labels)
+        first = torch.arange(n if self.max_samples is None else min(n, self.max_samples))
+        return self._evaluate(self.arrays.test_images, self.arrays.test_labels, first)
+
+    def _evaluate(self, images: Tensor, labels: Tensor, indices: Tensor) -> TensorLoader:
+        size = self.eval_batch_size
+        return TensorLoader(images, labels, size, self.normalize, indices=indices, channels_last=self.channels_last)
+
+    def calibration_indices(self, n: int, seed: int) -> list[int]:
+        """Positions in the training split of a class-balanced draw of `n` images from the calibration part.
+
+        With fewer at hand than asked it logs a warning and returns them all: the length of the list is what was used.
+        """
+        if n < 1:
+            raise QexpError(f"{type(self).__name__}: {n} calibration images asked for; at least 1 is needed")
+        part = self.calibration_part
+        if n > len(part):
+            log.warning(
+                "%s: %d calibration images asked for, %d are held out; using those (raise calibration_size for more)",
+                type(self).__name__,
+                n,
+                len(part),
+            )
+        return part[balanced(self.arrays.train_labels[part], n, seed)].tolist()
+
+    def calibration_batches(self, n: int, batch_size: int, seed: int) -> list[Tensor]:
+        """The images of `calibration_indices(n, seed)` as the network sees them, in batches [B, C, H, W]."""
+        loader = TensorLoader(
+            self.arrays.train_images,
+            self.arrays.train_labels,
+            batch_size,
+            self.normalize,
+            indices=self.calibration_indices(n, seed),
+            channels_last=self.channels_last,
+        )
+        return [images for images, _ in loader]
+
+    def example(self) -> Tensor:
+        """One input as the network sees it, [1, C, H, W]: the first training image."""
+        return self.normalize(self.arrays.train_images[:1])
+
+    @property
+    def preprocessing(self) -> dict[str, Any]:
+        """What happens to an image before the network: mean, std, max_value, size, and the training augmentation."""
+        return {**asdict(self.normalize), "augment": asdict(self.augment) if self.augment else None}
+
+    def fingerprint(self) -> str:
+        """Content hash of images, labels and normalisation; augmentation, batch sizes and seed do not enter."""
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        digest = hashlib.sha256(json.dumps(asdict(self.normalize)).encode())
+        for name, array in self.arrays._asdict().items():
+            digest.update(f"{name} {tuple(array.shape)} {array.dtype}".encode())
+            digest.update(array.contiguous().numpy())
+        return digest.hexdigest()
+
+
+def check_split(where: str, split: str, images: Tensor, labels: Tensor, num_classes: int) -> None:
+    """Raises if a split is not uint8 images [N, C, H, W] with one integer label in 0..num_classes-1 each."""
+    if images.dtype != torch.uint8 or images.ndim != 4 or not len(images):
+        raise QexpError(
+            f"{where}: {split} images are {images.dtype} {list(images.shape)}; uint8 [N, C, H, W] is needed"
+        )
+    if labels.dtype != torch.int64 or labels.shape != (len(images),):
+        raise QexpError(
+            f"{where}: {split} labels are {labels.dtype} {list(labels.shape)}; integers [{len(images)}] are needed"
+        )
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= num_classes:
+        raise QexpError(f"{where}: {split} labels span {low}..{high}; allowed: 0..{num_classes - 1}")

@@ -1,0 +1,129 @@
+"""Batches cut from images that lie in memory as uint8: no workers, no decoding, a whole batch augmented at once."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from qexp.errors import QexpError
+
+
+@dataclass(frozen=True)
+class Augment:
+    """Random crop from the image with `padding` black pixels around it, then a horizontal flip of every second one."""
+
+    padding: int = 0
+    flip: bool = False
+
+    def __call__(self, images: Tensor, shift: Tensor, mirrored: Tensor) -> Tensor:
+        """Images [N, C, H, W] moved by `shift` [N, 2] in 0..2*padding and mirrored where `mirrored` [N] says so."""
+        if self.padding:
+            height, width = images.shape[-2:]
+            windows = F.pad(images, (self.padding,) * 4).unfold(2, height, 1).unfold(3, width, 1)
+            images = windows[torch.arange(len(images)), :, shift[:, 0], shift[:, 1]]
+        if self.flip:
+            images = torch.where(mirrored[:, None, None, None], images.flip(-1), images)
+        return images
+
+
+@dataclass(frozen=True)
+class Normalize:
+    """Float images `(x / max_value - mean) / std` of uint8 ones, resized to `size` pixels a side where it is given."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    max_value: float = 255.0
+    size: int | None = None
+
+    def __call__(self, images: Tensor) -> Tensor:
+        mean = torch.tensor(self.mean).view(-1, 1, 1)
+        std = torch.tensor(self.std).view(-1, 1, 1)
+        x = images.float() / self.max_value
+        if self.size is not None and self.size != x.shape[-1]:
+            x = F.interpolate(x, (self.size, self.size), mode="bilinear", antialias=True)
+        return x.sub_(mean).div_(std)
+
+
+class TensorLoader:
+    """Yields `(images [B, C, H, W] float, labels [B] int64)` batches, the same ones for the same (seed, epoch).
+
+    The order and every random crop and flip of an epoch follow from `seed` and the epoch number alone, so a run that
+    resumes at epoch k sees what an uninterrupted one saw. Lightning finds `set_epoch` through `sampler`. Under
+    torch.distributed each rank takes every world-size-th image; with `shuffle` the ranks get equally many (a few images
+    come twice), without it each image comes exactly once.
+
+    Args:
+        images: uint8 [N, C, H, W].
+        labels: int64 [N].
+        batch_size: Images a batch, on each rank.
+        normalize: From uint8 to the network's input.
+        indices: The part of `images` to go through; all by default.
+        augment: Random crops and flips; none by default.
+        shuffle: A new order each epoch instead of the given one.
+        seed: Of order and augmentation.
+        drop_last: Leave out a last batch that is not full.
+        channels_last: Memory format of the batches.
+    """
+
+    def __init__(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        batch_size: int,
+        normalize: Normalize,
+        *,
+        indices: Tensor | Sequence[int] | None = None,
+        augment: Augment | None = None,
+        shuffle: bool = False,
+        seed: int = 0,
+        drop_last: bool = False,
+        channels_last: bool = False,
+    ) -> None:
+        if batch_size < 1:
+            raise QexpError(f"TensorLoader: batch_size={batch_size}; at least 1 is needed")
+        self.images, self.labels = images, labels
+        self.indices = torch.arange(len(images)) if indices is None else torch.as_tensor(indices, dtype=torch.int64)
+        self.batch_size, self.normalize, self.augment = batch_size, normalize, augment
+        self.shuffle, self.seed, self.drop_last = shuffle, seed, drop_last
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.epoch = 0
+
+    @property
+    def sampler(self) -> "TensorLoader":
+        """Itself: where Lightning looks for `set_epoch`."""
+        return self
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def _shard(self) -> Tensor:
+        """The places of the epoch's order that this rank goes through."""
+        n = len(self.indices)
+        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+            return torch.arange(n)
+        rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
+        end = -(-n // world) * world if self.shuffle else n
+        return torch.arange(rank, end, world) % max(n, 1)
+
+    def __len__(self) -> int:
+        n = len(self._shard())
+        return n // self.batch_size if self.drop_last else -(-n // self.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        n = len(self.indices)
+        # Drawn for the whole set at once: the numbers do not depend on the batch size or on the number of ranks.
+        state = np.random.SeedSequence([self.seed, self.epoch]).generate_state(1, np.uint64)[0]
+        generator = torch.Generator().manual_seed(int(state >> np.uint64(1)))
+        order = torch.randperm(n, generator=generator) if self.shuffle else torch.arange(n)
+        augment = self.augment or Augment()
+        shift = torch.randint(0, 2 * augment.padding + 1, (n, 2), generator=generator)
+        mirrored = torch.rand(n, generator=generator) < 0.5
+        for number, places in enumerate(self._shard().split(self.batch_size)):
+            if number == len(self):
+                return
+            chosen = self.indices[order[places]]
+            images = augment(self.images[chosen], shift[places], mirrored[places])
+            yield self.normalize(images).contiguous(memory_format=self.memory_format), self.labels[chosen]
