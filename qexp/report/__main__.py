@@ -1,0 +1,63 @@
+"""`python -m qexp.report STUDY_DIR ...`: rebuilds `results.csv` and the page; several studies share one page."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from qexp.errors import QexpError
+from qexp.report.dashboard import write_page
+from qexp.report.results import collect, write_results
+from qexp.report.table import closing_table
+
+EXAMPLES = """examples:
+  python -m qexp.report runs/widths                      rebuild results.csv and dashboard.html of one study
+  python -m qexp.report runs/ptq runs/qat --out both.html   compare two studies on one page"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """Returns the command line."""
+    made = argparse.ArgumentParser(
+        prog="python -m qexp.report",
+        description="Rebuild results.csv and the HTML page of a study from its point folders.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    made.add_argument("studies", nargs="+", type=Path, metavar="STUDY_DIR", help="a study: <runs_dir>/<study>")
+    made.add_argument(
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="where the page goes (default: dashboard.html in the study; comparison.html here for several studies)",
+    )
+    made.add_argument("--quiet", action="store_true", help="print the paths only, not the table")
+    return made
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit status: 0, or 2 with one line on stderr for a mistake in what was asked."""
+    args = parser().parse_args(argv)
+    try:
+        tables = [write_results(study) for study in args.studies]
+        several = len(args.studies) > 1
+        out = args.out or (Path("comparison.html") if several else args.studies[0] / "dashboard.html")
+        if not out.parent.is_dir():
+            raise QexpError(f"--out {str(out)!r}: the folder {str(out.parent)!r} does not exist; create it first")
+        if out.is_dir():
+            raise QexpError(f"--out {str(out)!r}: is a folder; name a file, such as {str(out / 'dashboard.html')!r}")
+        page = write_page(args.studies, out)
+        if not args.quiet:
+            frames = [collect(study) for study in args.studies]
+            print(closing_table(pd.concat(frames, ignore_index=True) if several else frames[0]), end="\n\n")
+    except (QexpError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    for path in (*tables, page):
+        print(path)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,123 @@
+// Configurations with their seeds joined: the grid, methods at one width, the spread, the cost by method.
+
+const NO_NOISE = "clearly below the best";
+const cellTip = (cell) => ({
+  row: cell.rows[0], color: qexp.color(cell), marker: qexp.marker(cell),
+  title: [qexp.title(cell), cell.extra].filter(Boolean).join("  "),
+  accuracy: `${qexp.percent(cell.mean)} (${qexp.points(cell.ci_low)} to ${qexp.points(cell.ci_high)})`,
+  drop: (() => { const known = qexp.rows[cell.rows[0]].value_float; return qexp.finite(known) ? `${qexp.points(known - cell.mean)} points` : "–"; })(),
+  seeds: cell.n > 1 ? `${cell.n}, standard deviation ${qexp.points(cell.sd)}` : "1",
+  verdict: "",
+});
+const network = (cell) => `${cell.study}|${cell.model}|${cell.dataset}|${cell.metric}`;
+const bitsOf = (spec) => (qexp.finite(Number(spec)) && spec !== "" && spec !== null ? Number(spec) : null);
+
+qexp.buildCells = () => {
+  const names = [...new Set(qexp.cells.map((cell) => `${cell.series}${cell.network ? `  ${cell.network}` : ""}`))].sort();
+  qexp.view.grid = qexp.view.grid || names.map((name) => [name, qexp.cells.filter((cell) => gridName(cell) === name).length]).reduce((a, b) => (b[1] > a[1] ? b : a), ["", -1])[0];
+  qexp.fill("c-grid", names.length > 1 ? qexp.select("method of the grid", names.map((name) => [name, name]), qexp.view.grid, (value) => { qexp.view.grid = value; qexp.drawGrid(); }) : null);
+};
+const gridName = (cell) => `${cell.series}${cell.network ? `  ${cell.network}` : ""}`;
+
+qexp.drawGrid = () => {
+  const mine = qexp.visibleCells().filter((cell) => gridName(cell) === qexp.view.grid);
+  const plain = mine.filter((cell) => bitsOf(cell.layer_wbit) !== null && bitsOf(cell.layer_abit) !== null);
+  const best = new Map();
+  for (const cell of plain) {
+    const key = `${Number(cell.layer_wbit)},${Number(cell.layer_abit)}`;
+    const held = best.get(key);
+    best.set(key, { cell: held && held.cell.mean >= cell.mean ? held.cell : cell, n: (held ? held.n : 0) + 1 });
+  }
+  const axis = (name) => [...new Set(plain.map((cell) => Number(cell[name])))].sort((a, b) => a - b).map(String);
+  const means = [...best.values()].map(({ cell }) => cell.mean);
+  const [low, high] = means.length ? [Math.min(...means), Math.max(...means)] : [0, 100];
+  const tiles = [...best.entries()].map(([key, { cell, n }]) => {
+    const [x, y] = key.split(",");
+    const light = high > low && (cell.mean - low) / (high - low) > 0.55;
+    return { ...cellTip(cell), x, y, value: cell.mean, text: cell.mean.toFixed(1), ink: light ? "#1b2027" : "#ffffff", verdict: n > 1 ? `best of ${n} configurations` : "" };
+  });
+  const figure = qexp.model("grid");
+  figure.x_range.factors = axis("layer_wbit");
+  figure.y_range.factors = axis("layer_abit");
+  qexp.model("tiles").glyph.fill_color.transform.setv({ low, high: high > low ? high : low + 1 });
+  qexp.put("grid-tiles", qexp.columns(["x", "y", "value", "text", "ink", "row", "title", "accuracy", "drop", "seeds", "verdict"], tiles));
+  const mixed = mine.length - plain.length;
+  const note = mixed ? ` ${mixed} configuration${mixed > 1 ? "s" : ""} with a width per layer not in the grid.` : "";
+  qexp.fill("hint-grid", tiles.length ? `${qexp.metricName()} in percent; click a tile to compare methods there.${note}` : `Nothing to show.${note}`);
+};
+
+qexp.drawMethods = () => {
+  const cells = qexp.visibleCells();
+  const counts = new Map();
+  for (const cell of cells) counts.set(cell.width, (counts.get(cell.width) || 0) + 1);
+  const widths = [...counts.keys()].sort((a, b) => counts.get(b) - counts.get(a) || b.localeCompare(a, "en", { numeric: true }));
+  if (!counts.has(qexp.view.width)) qexp.view.width = widths[0] ?? null;
+  const ordered = [...widths].sort((a, b) => b.localeCompare(a, "en", { numeric: true }));
+  const choose = (value) => { qexp.view.width = value; qexp.drawMethods(); };
+  qexp.fill("c-methods", ordered.length > 1 ? qexp.select("widths", ordered.map((w) => [w, `${w} (${counts.get(w)})`]), qexp.view.width, choose) : ordered[0] ?? "");
+  const here = cells.filter((cell) => cell.width === qexp.view.width).sort((a, b) => b.mean - a.mean).slice(0, 24);
+  const top = new Map();
+  for (const cell of here) if (!top.has(network(cell))) top.set(network(cell), cell);
+  const names = unique(here.map((cell) => [cell.series, cell.network, cell.extra].filter(Boolean).join("  ")));
+  const dots = here.map((cell, i) => {
+    const best = top.get(network(cell));
+    const near = cell !== best && cell.ci_high >= best.ci_low;
+    const tied = cell === best && here.some((other) => other !== cell && network(other) === network(cell) && other.ci_high >= cell.ci_low);
+    const verdict = cell === best ? (tied ? "highest, but not alone: others are within noise" : "best") : near ? "within noise of the best" : NO_NOISE;
+    return { ...cellTip(cell), x: cell.mean, low: cell.ci_low, high: cell.ci_high, y: names[i], verdict, note: `${near || tied ? "≈ " : ""}${cell.mean.toFixed(2)}` };
+  });
+  const figure = qexp.model("methods");
+  figure.y_range.factors = [...names].reverse();
+  figure.height = Math.max(180, 90 + 42 * names.length);
+  figure.below[0].axis_label = `${qexp.metricName()} at ${qexp.view.width ?? "–"} (%)`;
+  qexp.put("methods-dots", qexp.columns(["x", "y", "low", "high", "color", "marker", "row", "title", "accuracy", "drop", "seeds", "verdict", "note"], dots));
+};
+
+// Names of rows in a categorical axis must differ; configurations that differ in nothing named get a number.
+const unique = (names) => {
+  const seen = new Map();
+  return names.map((name) => {
+    const short = name.length > 34 ? `${name.slice(0, 33)}…` : name;
+    seen.set(short, (seen.get(short) || 0) + 1);
+    return seen.get(short) > 1 ? `${short} #${seen.get(short)}` : short;
+  });
+};
+
+qexp.drawSeeds = () => {
+  const repeated = qexp.visibleCells().filter((cell) => cell.n > 1);
+  const shown = [...repeated].sort((a, b) => b.mean - a.mean).slice(0, 24);
+  const names = unique(shown.map((cell) => qexp.title(cell)));
+  const spread = shown.map((cell, i) => ({ y: names[i], low: cell.mean - cell.sd, high: cell.mean + cell.sd, mean: cell.mean, color: qexp.color(cell) }));
+  const dots = shown.flatMap((cell, i) => cell.rows.map((index) => {
+    const row = qexp.rows[index];
+    return { ...cellTip(cell), x: row.value, y: names[i], row: index, seeds: `seed ${row.seed}: ${qexp.percent(row.value)}` };
+  }));
+  qexp.byId("box-seeds").hidden = !shown.length;
+  const sds = repeated.map((cell) => cell.sd).sort((a, b) => a - b);
+  qexp.fill("hint-seeds", shown.length
+    ? `One dot a seed, the band is ± one standard deviation; in the middle ${qexp.points(sds[Math.floor(sds.length / 2)])} points.${repeated.length > shown.length ? ` The best ${shown.length} of ${repeated.length}.` : ""}`
+    : "Every configuration shown was run with one seed. A run with seed=0,1,2 shows here how much luck is in it.");
+  const figure = qexp.model("seeds");
+  figure.y_range.factors = [...names].reverse();
+  figure.height = Math.max(180, 90 + 26 * names.length);
+  figure.below[0].axis_label = `${qexp.metricName()} (%)`;
+  qexp.put("seeds-spread", qexp.columns(["y", "low", "high", "mean", "color"], spread));
+  qexp.put("seeds-dots", qexp.columns(["x", "y", "color", "row", "title", "accuracy", "drop", "seeds", "verdict"], dots));
+};
+
+qexp.drawCosts = () => {
+  const rows = qexp.visible();
+  const phases = ["calibrate", "train", "evaluate"];
+  const head = ["method", "points", ...phases, "all points"];
+  const mean = (mine, name) => {
+    const known = mine.map((row) => row[`seconds_${name}`]).filter(qexp.finite);
+    return known.length ? known.reduce((a, b) => a + b, 0) / known.length : undefined;
+  };
+  const body = qexp.series.map((name) => [name, rows.filter((row) => row.series === name)]).filter(([, mine]) => mine.length).map(([name, mine]) => {
+    const total = mine.map(qexp.total).filter(qexp.finite).reduce((a, b) => a + b, 0);
+    const cells = [String(mine.length), ...phases.map((phase) => qexp.seconds(mean(mine, phase))), qexp.seconds(total)];
+    const label = qexp.el("span", { class: "method" }, qexp.symbol(qexp.color(mine[0]), "circle"), name);
+    return qexp.el("tr", {}, qexp.el("td", { class: "text" }, label), ...cells.map((text) => qexp.el("td", {}, text)));
+  });
+  qexp.fill("costs", qexp.el("thead", {}, qexp.el("tr", {}, ...head.map((text, i) => qexp.el("th", { class: i ? "" : "text" }, text)))), qexp.el("tbody", {}, ...body));
+};

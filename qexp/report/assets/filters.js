@@ -1,0 +1,63 @@
+// The bar at the top: methods as chips that are the legend of every figure too, and the other filters.
+
+qexp.buildFilters = () => {
+  const chips = qexp.series.map((name) => {
+    const sample = qexp.rows.find((row) => row.series === name);
+    const press = () => {
+      const off = qexp.filter.off;
+      if (off.has(name)) off.delete(name); else off.add(name);
+      chip.setAttribute("aria-pressed", String(!off.has(name)));
+      qexp.refresh();
+    };
+    const marker = qexp.networks.length > 1 ? "circle" : qexp.marker(sample);
+    const chip = qexp.el("button", { type: "button", class: "chip", "aria-pressed": "true", onclick: press }, qexp.symbol(qexp.color(sample), marker), name);
+    return chip;
+  });
+  qexp.fill("methods", ...chips);
+  const selects = ["study", "model", "dataset", "schedule", "status"].filter((name) => qexp.distinct(name).length > 1).map((name) => {
+    const options = [["", `any ${name}`], ...qexp.distinct(name).map((value) => [String(value), String(value)])];
+    return qexp.select(name, options, "", (value) => { qexp.filter[name] = value; qexp.refresh(); });
+  });
+  const search = qexp.el("input", { type: "search", placeholder: "Search …", "aria-label": "search", oninput: () => { qexp.filter.text = search.value.trim(); qexp.refresh(); } });
+  qexp.fill("filters", ...selects, search);
+};
+
+qexp.buildHead = () => {
+  const ok = qexp.rows.filter((row) => row.status === "ok");
+  const failed = qexp.rows.length - ok.length;
+  const models = qexp.distinct("model"), datasets = qexp.distinct("dataset");
+  const list = (names) => (names.length > 4 ? `${names.slice(0, 3).join(", ")} and ${names.length - 3} more` : names.join(", "));
+  qexp.fill("subtitle", `${list(models)} on ${list(datasets)} · ${qexp.about.made}`);
+  const stat = (name, value, note) => qexp.el("div", { class: "stat" }, qexp.el("span", { class: "name" }, name), qexp.el("b", {}, value), qexp.el("span", {}, note));
+  const stats = [stat("Points", String(qexp.rows.length), failed ? `${ok.length} ok, ${failed} failed` : "all ok")];
+  const floats = qexp.references(ok);
+  if (floats.length) {
+    const values = floats.map((f) => f.value);
+    const [low, high] = [Math.min(...values), Math.max(...values)];
+    const images = ok.find((row) => row.n_eval);
+    const note = `${qexp.metricName()}${images && floats.length === 1 ? `, ${images.n_eval.toLocaleString("en")} images` : ""}`;
+    stats.unshift(stat("Float", low === high ? qexp.percent(low) : `${low.toFixed(1)} – ${high.toFixed(1)} %`, note));
+  }
+  for (const margin of [1, 5]) {
+    const near = ok.filter((row) => qexp.finite(row.drop) && row.drop <= margin && qexp.finite(row.weight_bytes));
+    if (!near.length || floats.length !== 1) continue;
+    const best = near.reduce((a, b) => (b.weight_bytes < a.weight_bytes || (b.weight_bytes === a.weight_bytes && b.value > a.value) ? b : a));
+    const ratio = best.weight_bytes_float ? `, ${qexp.number(best.weight_bytes_float / best.weight_bytes, 2)}× smaller` : "";
+    stats.push(stat(`Smallest within ${margin} point${margin > 1 ? "s" : ""}`, best.width, `${best.series}, ${qexp.percent(best.value)}, ${qexp.bytes(best.weight_bytes)}${ratio}`));
+  }
+  const time = qexp.rows.map(qexp.total).filter(qexp.finite).reduce((a, b) => a + b, 0);
+  stats.push(stat("Compute", qexp.seconds(time), "calibration, training, evaluation"));
+  qexp.fill("stats", ...stats);
+  const { skipped } = qexp.about;
+  if (skipped.length) {
+    const items = skipped.slice(0, 10).map((text) => qexp.el("li", {}, text));
+    qexp.fill("notes", qexp.el("div", { class: "callout bad" }, qexp.el("b", {}, `${skipped.length} point${skipped.length > 1 ? "s" : ""} left out: metrics.json cannot be read`), qexp.el("ul", {}, ...items)));
+  }
+};
+
+// One entry a network: its unquantized accuracy.
+qexp.references = (rows) => {
+  const seen = new Map();
+  for (const row of rows) if (qexp.finite(row.value_float)) seen.set(`${row.model}|${row.dataset}|${row.metric}|${row.value_float}`, row);
+  return [...seen.values()].map((row) => ({ value: row.value_float, network: row.network, model: row.model }));
+};

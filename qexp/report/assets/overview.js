@@ -1,0 +1,119 @@
+// Accuracy against bits, size and time: one dot a visible point.
+
+qexp.buildOverview = () => {
+  const varied = (name) => qexp.distinct(name).length > 1;
+  qexp.view.x = !varied("mean_wbit") && varied("mean_abit") ? "mean_abit" : "mean_wbit";
+  const set = (name) => (value) => { qexp.view[name] = value; qexp.drawOverview(); };
+  qexp.fill("c-bits",
+    qexp.segment([["mean_wbit", "weights"], ["mean_abit", "inputs"], ["mean_both", "both"]], qexp.view.x, set("x")),
+    qexp.segment([["value", "accuracy"], ["delta", "against float"]], "value", set("y")),
+    qexp.segment([["all", "all"], ["near", "near float"]], "all", set("zoom")));
+  qexp.fill("c-size", qexp.segment([["weight_bytes", "weight bytes"], ["bops", "bit operations"]], "weight_bytes", set("size")));
+};
+
+const X = {
+  mean_wbit: (row) => row.mean_wbit,
+  mean_abit: (row) => row.mean_abit,
+  mean_both: (row) => (qexp.finite(row.mean_wbit) && qexp.finite(row.mean_abit) ? (row.mean_wbit + row.mean_abit) / 2 : undefined),
+};
+
+qexp.dot = (row) => {
+  const base = qexp.view.y === "delta" ? row.value_float : 0;
+  const interval = qexp.finite(row.ci_low) && qexp.finite(row.ci_high) ? ` (${row.ci_low.toFixed(2)} to ${row.ci_high.toFixed(2)})` : "";
+  return {
+    row: row.index, y: row.value - base, low: (row.ci_low ?? row.value) - base, high: (row.ci_high ?? row.value) - base,
+    color: qexp.color(row), marker: qexp.marker(row), title: qexp.title(row), accuracy: `${qexp.percent(row.value)}${interval}`,
+    drop: qexp.finite(row.drop) ? `${qexp.points(row.drop)} points` : "–", rank: `${qexp.rankText(row)}${qexp.nearBest(row) ? ", within noise of the best" : ""}`,
+    extra: [row.seed !== undefined ? `seed ${row.seed}` : "", row.extra].filter(Boolean).join(", ") || "–",
+  };
+};
+
+// What no other point beats: nothing that costs as little or less is more accurate.
+qexp.front = (dots) => {
+  const front = [];
+  for (const dot of [...dots].sort((a, b) => a.x - b.x || b.y - a.y)) {
+    if (!front.length || dot.y > front[front.length - 1].y) front.push(dot);
+  }
+  return front;
+};
+
+qexp.drawOverview = () => {
+  const rows = qexp.visible().filter((row) => row.status === "ok" && qexp.finite(row.value) && (qexp.view.y === "value" || qexp.finite(row.value_float)));
+  const names = ["x", "y", "low", "high", "color", "marker", "row", "title", "accuracy", "drop", "rank", "extra"];
+  const place = { bits: X[qexp.view.x], size: (row) => row[qexp.view.size], time: qexp.total };
+  qexp.dots = {};
+  for (const [name, x] of Object.entries(place)) {
+    const kept = rows.filter((row) => qexp.finite(x(row)) && (name === "bits" || x(row) > 0));
+    qexp.dots[name] = kept.map((row) => ({ ...qexp.dot(row), x: x(row) + (name === "bits" ? dodge(row) : 0) }));
+    qexp.put(`${name}-dots`, qexp.columns(names, qexp.dots[name]));
+  }
+  drawLines(rows);
+  drawFront();
+  const references = qexp.references(rows);
+  const label = (f) => `float${references.length > 1 && f.network ? ` ${f.network}` : ""} ${f.value.toFixed(2)} %`;
+  const lines = qexp.view.y === "delta" ? (rows.length ? [{ y: 0, text: "float" }] : []) : references.slice(0, 12).map((f) => ({ y: f.value, text: label(f) }));
+  qexp.put("float-lines", qexp.columns(["y", "text"], lines));
+  scale(rows, lines);
+  qexp.drawRing();
+};
+
+// Methods at the same width stand side by side, so that their intervals can be told apart.
+const dodge = (row) => {
+  const n = qexp.series.length;
+  return n > 1 ? (qexp.series.indexOf(row.series) / (n - 1) - 0.5) * Math.min(0.36, 0.07 * n) : 0;
+};
+
+// A line a method where it has one configuration a width; a cloud of points stays a cloud.
+const drawLines = (rows) => {
+  const groups = new Map();
+  for (const row of rows) {
+    const key = `${row.series}|${row.network}|${row.extra}`;
+    const x = X[qexp.view.x](row);
+    if (!qexp.finite(x)) continue;
+    if (!groups.has(key)) groups.set(key, { color: qexp.color(row), offset: dodge(row), at: new Map() });
+    const at = groups.get(key).at;
+    at.set(x, [...(at.get(x) || []), row]);
+  }
+  const lines = [];
+  for (const { color, offset, at } of groups.values()) {
+    const steps = [...at.entries()].sort((a, b) => a[0] - b[0]);
+    if (steps.length < 2 || steps.some(([, same]) => new Set(same.map((row) => row.width)).size > 1)) continue;
+    const y = (same) => same.map((row) => qexp.dot(row).y).reduce((a, b) => a + b, 0) / same.length;
+    lines.push({ color, xs: steps.map(([x]) => x + offset), ys: steps.map(([, same]) => y(same)) });
+  }
+  qexp.put("bits-lines", qexp.columns(["xs", "ys", "color"], lines));
+};
+
+const drawFront = () => {
+  const networks = new Set(qexp.dots.size.map((dot) => { const row = qexp.rows[dot.row]; return `${row.model}|${row.dataset}|${row.metric}`; }));
+  const front = networks.size === 1 || qexp.view.y === "delta" ? qexp.front(qexp.dots.size) : [];
+  if (front.length) front.push({ x: Math.max(...qexp.dots.size.map((dot) => dot.x)), y: front[front.length - 1].y });
+  qexp.put("size-front", qexp.columns(["x", "y"], front));
+};
+
+const scale = (rows, lines) => {
+  const base = (row) => (qexp.view.y === "delta" ? row.value_float : 0);
+  const values = [...lines.map((line) => line.y), ...rows.flatMap((row) => [(row.ci_low ?? row.value) - base(row), (row.ci_high ?? row.value) - base(row)])];
+  let [low, high] = values.length ? [Math.min(...values), Math.max(...values)] : [0, 100];
+  if (qexp.view.zoom === "near" && lines.length) {
+    low = Math.max(low, Math.min(...lines.map((line) => line.y)) - 5);
+    high = Math.max(...lines.map((line) => line.y)) + 0.6;
+  }
+  const pad = Math.max((high - low) * 0.07, 0.2);
+  const label = qexp.view.y === "delta" ? `${qexp.metricName()} minus float (points)` : `${qexp.metricName()} (%)`;
+  for (const name of ["bits", "size", "time"]) {
+    const figure = qexp.model(name);
+    figure.y_range.setv({ start: low - pad, end: high + pad, reset_start: low - pad, reset_end: high + pad });
+    figure.left[0].axis_label = label;
+  }
+  const bits = { mean_wbit: "mean bits of the weights", mean_abit: "mean bits of the inputs", mean_both: "mean bits, weights and inputs" };
+  qexp.model("bits").below[0].axis_label = bits[qexp.view.x];
+  qexp.model("size").below[0].axis_label = qexp.view.size === "weight_bytes" ? "size of the packed weights" : "bit operations (MAC × bits × bits)";
+};
+
+qexp.drawRing = () => {
+  for (const [name, dots] of Object.entries(qexp.dots)) {
+    const dot = dots.find((one) => one.row === qexp.selected);
+    qexp.put(`${name}-ring`, { x: dot ? [dot.x] : [], y: dot ? [dot.y] : [] });
+  }
+};

@@ -1,0 +1,78 @@
+// What the page knows: rows, cells, series with their colours, the filter, the selection.
+
+// A failure of the page itself is shown on the page, not only in a console nobody opens.
+qexp.problem = (text) => {
+  const box = qexp.byId("problems");
+  box.hidden = false;
+  box.append(qexp.el("p", {}, `This page has a fault: ${text}`));
+};
+window.addEventListener("error", (event) => qexp.problem(event.message));
+window.addEventListener("unhandledrejection", (event) => qexp.problem(String(event.reason)));
+
+qexp.data = JSON.parse(qexp.byId("qexp-data").textContent);
+qexp.about = JSON.parse(qexp.byId("qexp-about").textContent);
+qexp.rows = qexp.data.rows;
+qexp.cells = qexp.data.cells;
+qexp.view = { x: null, size: "weight_bytes", y: "value", zoom: "all", grid: null, width: null };
+qexp.filter = { off: new Set(), text: "", study: "", model: "", dataset: "", schedule: "", status: "" };
+qexp.selected = null;
+
+qexp.distinct = (name, rows = qexp.rows) => [...new Set(rows.map((row) => row[name]).filter((value) => value !== undefined))];
+const several = (name) => qexp.distinct(name).length > 1;
+
+const METRICS = { top1: "top-1 accuracy", map_voc07: "mAP (VOC 2007)", lfw_accuracy: "LFW accuracy" };
+qexp.metricName = () => {
+  const metrics = qexp.distinct("metric");
+  return metrics.length === 1 ? METRICS[metrics[0]] || metrics[0] : "accuracy";
+};
+
+// A series is a method (with its schedule where that varies): one colour. A network is a marker where there are several.
+const seriesOf = (row) => [row.quant, several("schedule") ? row.schedule : null].filter(Boolean).join(" · ") || "none";
+const networkOf = (row) => ["study", "model", "dataset"].filter(several).map((name) => row[name]).filter(Boolean).join(" / ");
+const VARIED = ["ends_bit", "rounding", "granularity", "bn", "add", "quantize_input", "n_calibrate", "kernels", "device"].filter(several);
+
+for (const row of [...qexp.rows, ...qexp.cells]) {
+  row.series = seriesOf(row);
+  row.network = networkOf(row);
+  row.extra = VARIED.filter((name) => row[name] !== undefined).map((name) => `${name} ${row[name]}`).join(", ");
+}
+qexp.rows.forEach((row, index) => { row.index = index; });
+qexp.series = [...new Set(qexp.rows.map((row) => row.series))].sort((a, b) => a.localeCompare(b));
+qexp.networks = [...new Set(qexp.rows.map((row) => row.network))];
+
+qexp.color = (row) => qexp.about.palette[qexp.series.indexOf(row.series) % qexp.about.palette.length];
+qexp.marker = (row) => {
+  const key = qexp.networks.length > 1 ? qexp.networks.indexOf(row.network) : qexp.series.indexOf(row.series);
+  return qexp.about.markers[key % qexp.about.markers.length];
+};
+
+qexp.title = (row) => [row.series, row.width, row.network].filter(Boolean).join("  ");
+qexp.total = (row) => {
+  const parts = ["calibrate", "train", "evaluate"].map((name) => row[`seconds_${name}`]).filter(qexp.finite);
+  return parts.length ? parts.reduce((a, b) => a + b, 0) : undefined;
+};
+qexp.rankText = (row) => {
+  if (!row.rank_low) return "–";
+  return row.rank_low === row.rank_high ? String(row.rank_low) : `${row.rank_low}–${row.rank_high}`;
+};
+qexp.nearBest = (row) => row.rank_low === 1 && row.rank_high > 1;
+
+qexp.passes = (row) => {
+  const f = qexp.filter;
+  if (f.off.has(row.series)) return false;
+  for (const name of ["study", "model", "dataset", "schedule"]) if (f[name] && row[name] !== f[name]) return false;
+  return true;
+};
+qexp.matches = (row) => {
+  const f = qexp.filter;
+  if (!qexp.passes(row) || (f.status && row.status !== f.status)) return false;
+  if (!f.text) return true;
+  const text = [row.title, row.point, row.quant, row.schedule, row.width, row.model, row.dataset, row.error, row.extra, `seed ${row.seed}`];
+  return f.text.toLowerCase().split(/\s+/).every((word) => text.join(" ").toLowerCase().includes(word));
+};
+qexp.visible = () => qexp.rows.filter(qexp.matches);
+qexp.visibleCells = () => qexp.cells.filter((cell) => qexp.passes(cell) && cell.rows.some((index) => qexp.matches(qexp.rows[index])));
+
+qexp.model = (name) => window.Bokeh.documents[0].get_model_by_name(name);
+qexp.put = (name, columns) => { qexp.model(name).data = columns; };
+qexp.columns = (names, records) => Object.fromEntries(names.map((name) => [name, records.map((record) => record[name])]));

@@ -1,0 +1,21 @@
+// Figures take their text, axis and grid colours from the style sheet, so they follow light and dark.
+qexp.dark = window.matchMedia("(prefers-color-scheme: dark)");
+
+qexp.theme = () => {
+  const style = getComputedStyle(document.documentElement);
+  const color = (name) => style.getPropertyValue(`--${name}`).trim();
+  const [ink, muted, line, card] = ["ink", "muted", "line", "card"].map(color);
+  for (const root of window.Bokeh.documents[0].roots()) {
+    for (const model of root.references()) {
+      if (model.type.endsWith("Axis")) {
+        model.setv({ axis_line_color: line, major_tick_line_color: line, major_label_text_color: muted, axis_label_text_color: muted });
+      } else if (model.type === "Grid") {
+        if (model.grid_line_color !== null) model.setv({ grid_line_color: line });
+      } else if (model.type === "Legend") {
+        model.setv({ background_fill_color: card, background_fill_alpha: 0.8, border_line_color: null, label_text_color: ink });
+      } else if (model.type === "Scatter" && model.line_color && model.line_color.value !== undefined && model.name !== "ring") {
+        if (model.line_color.value !== null && model.line_color.field === undefined) model.line_color = { value: card };
+      }
+    }
+  }
+};

@@ -1,0 +1,99 @@
+"""The page of a study: one HTML file with data, plots and script inside, that opens without a network."""
+
+import html
+import os
+from collections.abc import Sequence
+from datetime import datetime
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+
+import pandas as pd
+from bokeh.document import Document
+from bokeh.embed import components
+from bokeh.events import DocumentReady
+from bokeh.models import CustomJS
+from bokeh.resources import Resources
+
+from qexp.errors import QexpError
+from qexp.report import payload, style
+from qexp.report.cell_figures import cell_figures
+from qexp.report.overview_figures import overview_figures
+from qexp.report.point_figures import point_figures
+from qexp.report.results import collect, write_text
+
+SCRIPTS = ("format", "state", "theme", "filters", "overview", "cells", "board", "point", "histogram", "main")
+
+
+def write_dashboard(study_dir: str | Path) -> Path:
+    """Returns the path of the study's `dashboard.html`, rebuilt from its point folders."""
+    return write_page([study_dir], Path(study_dir) / "dashboard.html")
+
+
+def write_page(study_dirs: Sequence[str | Path], out: Path, budget: int = payload.BUDGET) -> Path:
+    """Returns `out` after one page over all the studies was written to it.
+
+    Raises:
+        QexpError: a folder is missing, or none of them holds a point.
+    """
+    frames = {Path(folder): collect(folder) for folder in study_dirs}
+    for folder, frame in frames.items():
+        frame["study_dir"] = str(folder)
+        frame["folder"] = [_relative(folder / point, out.parent) for point in frame["point"]]
+    skipped = [text for frame in frames.values() for text in frame.attrs["skipped"]]
+    df = pd.concat(frames.values(), ignore_index=True) if len(frames) > 1 else next(iter(frames.values()))
+    if df.empty:
+        where = ", ".join(repr(str(folder)) for folder in frames)
+        raise QexpError(f"no point with a readable metrics.json under {where}; give the folder above the point folders")
+    return write_text(out, render(df, skipped, budget))
+
+
+def render(df: pd.DataFrame, skipped: Sequence[str] = (), budget: int = payload.BUDGET) -> str:
+    """Returns the page as text; `df` needs the columns `study_dir` and `folder` beside those of `collect`."""
+    built = payload.build(df, budget)
+    studies = list(dict.fromkeys(str(name) for name in df["study"]))
+    about = {
+        "studies": studies,
+        "made": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M"),
+        "skipped": list(skipped),
+        "layers": built["layers"],
+        "histograms": built["histograms"],
+        "palette": style.PALETTE,
+        "markers": style.MARKERS,
+        "sites": {"weight": style.WEIGHT, "input": style.INPUT},
+    }
+    script, roots = _plots()
+    values = {
+        "title": html.escape(" + ".join(studies)),
+        "style": _asset("page.css"),
+        "bokeh": Resources(mode="inline", components=["bokeh"]).render_js(),
+        "data": built["data"],
+        "about": payload.dump(about),
+        "page": "\n".join(_asset(f"{name}.js") for name in SCRIPTS),
+        "plots": script,
+        **{f"plot_{name}": div for name, div in roots.items()},
+    }
+    return Template(_asset("page.html")).substitute(values)
+
+
+def _plots() -> tuple[str, dict[str, str]]:
+    """Returns the script that builds all figures as one document, and the element of each."""
+    document = Document()
+    figures = [*overview_figures(), *cell_figures(), *point_figures()]
+    for fig in figures:
+        document.add_root(fig)
+    document.js_on_event(DocumentReady, CustomJS(code="window.qexp.start()"))
+    return components({fig.name: fig for fig in figures})
+
+
+def _asset(name: str) -> str:
+    """Returns a file of the page's own style and script."""
+    return (files("qexp.report") / "assets" / name).read_text(encoding="utf-8")
+
+
+def _relative(folder: Path, start: Path) -> str:
+    """Returns where the folder lies as seen from the page, for links; empty if there is no such path."""
+    try:
+        return Path(os.path.relpath(folder, start)).as_posix()
+    except ValueError:  # another drive
+        return ""

@@ -1,0 +1,160 @@
+"""The data inside the page: every point's row, its layers, curves and histograms, small enough to mail.
+
+Points of one sweep repeat themselves: the same layers, the same weights, the same calibration images. So every
+column and every histogram is stored once, in a pool, and points refer to it by number.
+"""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from qexp.report import runfolder, wording
+from qexp.report.statistics import aggregate_seeds, rank_ranges
+
+BUDGET = 3_300_000  # bytes of embedded data; the plotting library adds 1.3 MB
+CURVE_POINTS = 120
+HIDDEN = {"study_dir"}
+
+
+class Pool:
+    """Each distinct value once; `add` returns its number."""
+
+    def __init__(self) -> None:
+        self.values: list[str] = []
+        self.size = 0
+        self._index: dict[str, int] = {}
+
+    def add(self, value: Any) -> int:
+        """Returns the number of the value, storing it at its first appearance."""
+        text = dump(value)
+        if text not in self._index:
+            self._index[text] = len(self.values)
+            self.values.append(text)
+            self.size += len(text) + 1
+        return self._index[text]
+
+
+def build(df: pd.DataFrame, budget: int = BUDGET) -> dict[str, Any]:
+    """Returns `{"data": JSON text for the page, "layers": n, "histograms": n}`, n = points embedded with those.
+
+    Args:
+        df: rows of one or several studies as `collect` gives them, with a column `study_dir`.
+        budget: bytes the JSON may take; layers come first, best points first, then curves, then histograms.
+    """
+    df = rank(df)
+    cells = aggregate_seeds(df)
+    head = {
+        "rows": [_record(row) for row in df.drop(columns=list(HIDDEN & set(df.columns))).to_dict("records")],
+        "cells": [_record(cell) for cell in cells.to_dict("records")],
+    }
+    pool = Pool()
+    points: list[dict[str, Any]] = [{} for _ in range(len(df))]
+    order = df["rank_low"].fillna(math.inf).sort_values(kind="stable").index
+    folders = {i: Path(df.at[i, "study_dir"]) / df.at[i, "point"] for i in range(len(df))}
+    used = len(dump(head))
+    embedded = {}
+    for name, read in (("layers", _layers), ("curves", _curves), ("histograms", _histograms)):
+        embedded[name] = 0
+        for i in order:
+            if used + pool.size > budget:
+                break
+            if (value := read(folders[i], pool)) is not None:
+                points[i][name] = value
+                used += len(dump(value)) + len(name) + 4
+                embedded[name] += 1
+            elif name == "histograms" and not (folders[i] / "histograms.json").is_file():
+                points[i]["none"] = 1
+    text = f'{{"pool":[{",".join(pool.values)}],"points":{dump(points)},{dump(head)[1:]}'
+    return {"data": text, **embedded}
+
+
+def rank(df: pd.DataFrame) -> pd.DataFrame:
+    """Returns the rows with `rank_low`, `rank_high`: the ranks the intervals leave open among comparable points.
+
+    Comparable are points of one network, data set and measure. `rank_low == 1` means "within noise of the best".
+    """
+    df = df.copy()
+    df["rank_low"], df["rank_high"] = math.nan, math.nan
+    ok = df[(df["status"] == "ok") & df["value"].notna()]
+    for _, group in ok.groupby(["model", "dataset", "metric"], dropna=False) if len(ok) else []:
+        ranges = rank_ranges(*(group[name].to_numpy(float) for name in ("value", "ci_low", "ci_high")))
+        df.loc[group.index, ["rank_low", "rank_high"]] = np.array(ranges, dtype=float)
+    return df
+
+
+def dump(value: Any) -> str:
+    """Returns compact JSON, safe inside a `<script>` element whatever the text in it."""
+    text = json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
+
+
+def tidy(value: Any, digits: int = 6) -> Any:
+    """Returns the value as JSON can hold it: numbers rounded to that many digits, gaps and infinities as None."""
+    if isinstance(value, (list, tuple, np.ndarray)):
+        return [tidy(item, digits) for item in value]
+    if isinstance(value, dict):
+        return {str(key): tidy(item, digits) for key, item in value.items()}
+    if isinstance(value, (bool, np.bool_)):
+        return bool(value)
+    if value is None or value is pd.NA or (isinstance(value, float) and not math.isfinite(value)):
+        return None
+    if isinstance(value, (int, np.integer)):
+        return int(value)
+    if isinstance(value, (float, np.floating)):
+        rounded = float(f"{float(value):.{digits}g}")
+        return int(rounded) if rounded.is_integer() and abs(rounded) < 1e15 else rounded
+    return str(value)
+
+
+def _record(row: dict[str, Any]) -> dict[str, Any]:
+    """Returns the row without its gaps, and with its widths in words."""
+    clean = {str(name): value for name, item in row.items() if (value := tidy(item)) not in (None, "", [])}
+    return {**clean, "width": wording.width(row)}
+
+
+def _layers(folder: Path, pool: Pool) -> dict[str, int] | None:
+    """Returns column -> number in the pool of the point's plan, columns without any value left out."""
+    df = runfolder.read_layers(folder)
+    if df.empty:
+        return None
+    return {str(name): pool.add(tidy(df[name].tolist(), 4)) for name in df.columns if df[name].notna().any()}
+
+
+def _curves(folder: Path, pool: Pool) -> dict[str, list[int]] | None:
+    """Returns name -> numbers of its steps and of its values, thinned to what a screen can show."""
+    df = runfolder.read_curves(folder)
+    if df.empty:
+        return None
+    df = df.assign(value=pd.to_numeric(df["value"], errors="coerce"), step=pd.to_numeric(df["step"], errors="coerce"))
+    curves = {}
+    for name, curve in df.dropna(subset=["step", "value"]).groupby("name", sort=False):
+        keep = np.unique(np.linspace(0, len(curve) - 1, min(len(curve), CURVE_POINTS)).round().astype(int))
+        x, y = (tidy(curve[column].iloc[keep].tolist(), 4) for column in ("step", "value"))
+        curves[str(name)] = [pool.add(x), pool.add(y)]
+    return curves or None
+
+
+def _histograms(folder: Path, pool: Pool) -> list[list[Any]] | None:
+    """Returns `[layer, site, counts in the pool, low, high, levels in the pool]` for each histogram."""
+    out = []
+    for entry in runfolder.read_histograms(folder):
+        counts = [int(float(f"{count:.3g}")) for count in entry["counts"]]
+        shape = [entry["low_edge"], entry["bin_width"], counts, entry.get("zeros"), entry.get("count")]
+        levels = _spaced(entry.get("levels") or [])
+        chosen = tidy([entry.get("low"), entry.get("high")], 4)
+        out.append([str(entry["layer"]), str(entry["site"]), pool.add(tidy(shape, 4)), *chosen, levels])
+    return out or None
+
+
+def _spaced(levels: list[float]) -> list[float] | dict[str, list[float]]:
+    """Returns evenly spaced levels as `[first, last, how many]`, others as `{"at": levels}`."""
+    if len(levels) < 3:
+        return {"at": tidy(levels, 4)}
+    gaps = np.diff(np.asarray(levels, float))
+    if np.allclose(gaps, gaps[0], rtol=1e-3):
+        return [*tidy([levels[0], levels[-1]], 5), len(levels)]
+    return {"at": tidy(levels, 4)}

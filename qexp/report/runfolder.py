@@ -1,0 +1,59 @@
+"""What one point's folder holds beside its metrics: the plan, histograms, training curves, configuration."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+log = logging.getLogger(__name__)
+
+
+def read_layers(point_dir: Path) -> pd.DataFrame:
+    """Returns `layers.csv`, one row a (layer, site); an empty frame where there is none or it cannot be read."""
+    return _csv(point_dir / "layers.csv", required={"layer", "site"})
+
+
+def read_curves(point_dir: Path) -> pd.DataFrame:
+    """Returns `curves.csv` (`step, epoch, name, value`); an empty frame where there is none or it cannot be read."""
+    return _csv(point_dir / "curves.csv", required={"step", "name", "value"})
+
+
+def read_histograms(point_dir: Path) -> list[dict[str, Any]]:
+    """Returns the entries of `histograms.json` that name a layer, a site and counts; an empty list for none."""
+    path = point_dir / "histograms.json"
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError) as error:
+        log.warning("%s is left out: %s", path, error)
+        return []
+    needed = {"layer", "site", "low_edge", "bin_width", "counts"}
+    if not isinstance(entries, list):
+        log.warning("%s is left out: expected a list, got %s", path, type(entries).__name__)
+        return []
+    return [entry for entry in entries if isinstance(entry, dict) and needed <= entry.keys() and entry["counts"]]
+
+
+def _csv(path: Path, required: set[str]) -> pd.DataFrame:
+    """Returns the table, or an empty one (with a line in the log) if it is missing, cut off or of another kind."""
+    if not path.is_file():
+        return pd.DataFrame()
+    try:
+        # A layer called "null" or "NA" is a name: only an empty field is a gap.
+        df = pd.read_csv(path, keep_default_na=False, na_values={name: [""] for name in _header(path)})
+    except (OSError, ValueError) as error:  # pandas' parser errors are ValueErrors
+        log.warning("%s is left out: %s", path, error)
+        return pd.DataFrame()
+    if not required <= set(df.columns):
+        log.warning("%s is left out: no column %s", path, ", ".join(sorted(required - set(df.columns))))
+        return pd.DataFrame()
+    return df
+
+
+def _header(path: Path) -> list[str]:
+    """Returns the column names in the first line."""
+    with path.open(encoding="utf-8") as file:
+        return [name.strip().strip('"') for name in file.readline().rstrip("\n").split(",")]

@@ -1,0 +1,68 @@
+"""How every figure of the page looks: palette, markers, a bare figure that fills its card.
+
+Colours that depend on light or dark (text, axes, grid) are set in the browser from the page's own style sheet.
+"""
+
+from typing import Any
+
+from bokeh.models import ColumnDataSource, CustomJS, HoverTool, ResetTool, TapTool, WheelZoomTool
+from bokeh.plotting import figure
+
+# Okabe and Ito (2008), told apart with every common colour vision; black is left to the float reference.
+PALETTE = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#B3A100")
+MARKERS = ("circle", "square", "triangle", "diamond", "inverted_triangle", "hex", "star")
+WEIGHT, INPUT, ALARM = "#0072B2", "#E69F00", "#D55E00"
+FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
+
+
+def card_figure(name: str, x: str, y: str, height: int = 340, **options: Any) -> figure:
+    """Returns an empty figure as wide as its card, with axis names and unobtrusive tools."""
+    fig = figure(
+        name=name,
+        x_axis_label=x,
+        y_axis_label=y,
+        height=height,
+        sizing_mode="stretch_width",
+        toolbar_location="above",
+        tools=options.pop("tools", "box_zoom,pan,save"),
+        background_fill_alpha=0,
+        border_fill_alpha=0,
+        outline_line_color=None,
+        min_border=6,
+        **options,
+    )
+    # The wheel scrolls the page until the reader asks for zooming.
+    fig.add_tools(WheelZoomTool(), ResetTool())
+    fig.toolbar.logo = None
+    fig.toolbar.autohide = True
+    fig.toolbar.active_scroll = None
+    for axis in fig.axis:
+        axis.axis_label_text_font = axis.major_label_text_font = FONT
+        axis.axis_label_text_font_style = "normal"
+        axis.axis_label_text_font_size = "12px"
+        axis.major_label_text_font_size = "11px"
+        axis.major_tick_in = 0
+        axis.major_tick_out = 4
+        axis.minor_tick_line_color = None
+        axis.axis_label_standoff = 10
+    return fig
+
+
+def empty(name: str, *columns: str) -> ColumnDataSource:
+    """Returns a named source with empty columns, to be filled by the page."""
+    return ColumnDataSource({column: [] for column in columns}, name=name)
+
+
+def hover(fig: figure, renderer: Any, rows: list[tuple[str, str]]) -> None:
+    """Adds a tooltip; `@field` is escaped by the plotting library, so names from configs stay text."""
+    fig.add_tools(HoverTool(renderers=[renderer], tooltips=rows, point_policy="snap_to_data"))
+
+
+def tap(fig: figure, renderer: Any, action: str) -> None:
+    """Makes a click on a glyph call `qexp.tapped(action, row of the source)` in the page."""
+    fig.add_tools(TapTool(renderers=[renderer]))
+    code = "if (cb_obj.indices.length) window.qexp.tapped(action, source, cb_obj.indices)"
+    source = renderer.data_source
+    source.selected.js_on_change("indices", CustomJS(args={"source": source, "action": action}, code=code))
+    renderer.nonselection_glyph = None
+    renderer.selection_glyph = None

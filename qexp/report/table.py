@@ -1,0 +1,109 @@
+"""The short table a run or a sweep ends with, in plain text."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+
+from qexp.report import wording
+from qexp.report.statistics import aggregate_seeds, wilson
+
+WIDTH = 100
+NAMES = {"top1": "top-1", "map_voc07": "mAP", "lfw_accuracy": "LFW"}
+
+
+def closing_table(df: pd.DataFrame, worst: Mapping[str, str] | None = None, limit: int = 40) -> str:
+    """Returns the results as an aligned table of at most 100 columns: float first, then every configuration.
+
+    Seeds of one configuration share a line (`± sd`); failed points follow with their error.
+
+    Args:
+        df: what `collect` returned.
+        worst: point -> what to print about its worst layer, for an extra column.
+        limit: how many configurations are printed before the rest is only counted.
+    """
+    if df.empty:
+        return "no results yet"
+    blocks = []
+    for (model, dataset, metric), group in df.groupby(["model", "dataset", "metric"], dropna=False, sort=False):
+        rows = _lines(group, worst or {})
+        if len(rows) > limit + 1:
+            rows = rows[: limit + 1] + [[f"... {len(rows) - limit - 1} more in results.csv"]]
+        if rows:
+            name = NAMES.get(metric, str(metric))
+            head = ["method", "bits", f"{name} %", "95 % interval", "drop", *(["worst layer"] if worst else []), "time"]
+            blocks.append(f"{_text(model)} on {_text(dataset)}\n{_align([head, *rows])}")
+    failed = [_failure(row) for row in df[df["status"] != "ok"].to_dict("records")]
+    if failed:
+        blocks.append("\n".join([f"{len(failed)} of {len(df)} points failed:", *failed[:limit]]))
+    return "\n\n".join(blocks)
+
+
+def _lines(group: pd.DataFrame, worst: Mapping[str, str]) -> list[list[str]]:
+    """Returns the cells of one network's lines: float, then the configurations in the order of the table."""
+    cells = aggregate_seeds(group)
+    if cells.empty:
+        return []
+    schedules = cells["schedule"].nunique() > 1
+    lines = [_float_line(group, bool(worst))]
+    for cell in cells.to_dict("records"):
+        points = group.loc[cell["rows"]]
+        method = _text(cell["quant"]) + (f" {_text(cell['schedule'])}" if schedules else "")
+        spread = f" ± {cell['sd']:.2f}" if cell["n"] > 1 else ""
+        drop = points["drop"].mean()
+        line = [
+            _cut(method, 24),
+            wording.width(cell),
+            f"{cell['mean']:.2f}{spread}",
+            f"{cell['ci_low']:.2f} - {cell['ci_high']:.2f}",
+            f"{drop:.2f}" if drop == drop else "-",
+        ]
+        if worst:
+            line.append(_cut(worst.get(points["point"].iloc[0], "-"), 22))
+        lines.append([*line, wording.seconds(_seconds(points))])
+    return lines
+
+
+def _float_line(group: pd.DataFrame, with_worst: bool) -> list[str]:
+    """Returns the line of the unquantized network."""
+    known = group[group["value_float"].notna()]
+    if known.empty:
+        return ["float", "32/32", "-", "-", "-", *(["-"] if with_worst else []), "-"]
+    value, n = float(known["value_float"].iloc[0]), known["n_eval"].iloc[0]
+    interval = "-"
+    if not pd.isna(n) and n > 0 and 0 <= value <= 100:
+        low, high = wilson(value / 100 * n, int(n))
+        interval = f"{low:.2f} - {high:.2f}"
+    return ["float", "W32A32", f"{value:.2f}", interval, "", *([""] if with_worst else []), ""]
+
+
+def _seconds(points: pd.DataFrame) -> float:
+    """Returns the mean wall time of the points, all phases together."""
+    return float(points[["seconds_calibrate", "seconds_train", "seconds_evaluate"]].sum(axis=1).mean())
+
+
+def _failure(row: dict[str, Any]) -> str:
+    """Returns one line about a failed point."""
+    return _cut(f"  {_text(row['quant'])} {wording.width(row)} ({row['point']}): {_text(row['error'])}", WIDTH)
+
+
+def _align(lines: list[list[str]]) -> str:
+    """Returns the lines as text, the first column to the left, numbers to the right, a rule under the head."""
+    full = [line for line in lines if len(line) == len(lines[0])]
+    widths = [max(len(line[i]) for line in full) for i in range(len(lines[0]))]
+    out = []
+    for line in lines:
+        cells = [cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths))]
+        out.append(_cut("  ".join(cells).rstrip() if len(line) > 1 else line[0], WIDTH))
+    out.insert(1, "  ".join("─" * w for w in widths))
+    return "\n".join(out)
+
+
+def _text(value: Any) -> str:
+    """Returns the value on one line, `-` for none."""
+    return "-" if value is None or value != value else " ".join(str(value).split())
+
+
+def _cut(text: str, length: int) -> str:
+    """Returns the text, its end replaced by an ellipsis where it is too long."""
+    return text if len(text) <= length else text[: length - 1] + "…"

@@ -1,0 +1,50 @@
+"""Numbers as people read them: bytes, counts, durations, bit widths."""
+
+import math
+from typing import Any
+
+
+def is_number(value: Any) -> bool:
+    """Returns whether the value is a finite number (text that looks like one counts)."""
+    try:
+        return math.isfinite(float(value))
+    except (TypeError, ValueError):
+        return False
+
+
+def number(value: float, digits: int = 3) -> str:
+    """Returns the number with that many significant digits and no exponent, `'-'` for none."""
+    if not is_number(value):
+        return "-"
+    value = float(value)
+    decimals = max(0, digits - 1 - math.floor(math.log10(abs(value)))) if value else 0
+    text = f"{value:.{min(decimals, 12)}f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def seconds(value: float) -> str:
+    """Returns a duration such as `0.42 s`, `12 s`, `3 min 05 s`, `2 h 14 min`."""
+    if not is_number(value):
+        return "-"
+    value = float(value)
+    if value < 10:
+        return f"{number(value, 2)} s"
+    if value < 100:
+        return f"{value:.0f} s"
+    minutes, rest = divmod(round(value), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def bits(spec: Any, mean: Any) -> str:
+    """Returns `4` for one width, `~4.3` (the mean over weights) for a width per group."""
+    if is_number(spec):
+        return number(spec)
+    if is_number(mean):
+        return f"~{number(mean, 2)}"
+    return "?" if spec is None or spec != spec else "mixed"
+
+
+def width(row: dict[str, Any]) -> str:
+    """Returns the widths of a point as in `W4A8`."""
+    w, a = bits(row.get("layer_wbit"), row.get("mean_wbit")), bits(row.get("layer_abit"), row.get("mean_abit"))
+    return f"W{w}A{a}"
