@@ -205,9 +205,8 @@ class ImageData(LightningDataModule):
 def check_split(where: str, split: str, images: Tensor, labels: Tensor, num_classes: int) -> None:
     """Raises if a split is not uint8 images [N, C, H, W] with one integer label in 0..num_classes-1 each."""
     if images.dtype != torch.uint8 or images.ndim != 4 or not len(images):
-        raise QexpError(
-            f"{where}: {split} images are {images.dtype} {list(images.shape)}; uint8 [N, C, H, W] is needed"
-        )
+        got = f"{images.dtype} {list(images.shape)}"
+        raise QexpError(f"{where}: {split} images are {got}; uint8 [N, C, H, W] with N > 0 is needed")
     if labels.dtype != torch.int64 or labels.shape != (len(images),):
         raise QexpError(
             f"{where}: {split} labels are {labels.dtype} {list(labels.shape)}; integers [{len(images)}] are needed"

@@ -109,7 +109,7 @@ def read_npz(path: Path) -> Arrays:
     """The arrays train_images, train_labels, test_images, test_labels of a file, images as [N, C, H, W]."""
     arrays = []
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
             missing = [name for name in Arrays._fields if name not in file]
             if missing:
                 raise QexpError(f"{path}: no array {', '.join(missing)}; the file holds {', '.join(file.files)}")

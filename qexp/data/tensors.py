@@ -68,6 +68,8 @@ class TensorLoader:
         channels_last: Memory format of the batches.
     """
 
+    batch_sampler = None  # Lightning reads it wherever there is a `sampler`
+
     def __init__(
         self,
         images: Tensor,
