@@ -1,0 +1,46 @@
+"""qexp_kernels: the arithmetic of quantization as fused, differentiable operators.
+
+Each folder is one operator: its schema and gradient (`__init__.py`), the PyTorch code that defines it
+(`reference.py`), and the same numbers from C++ (`op.cpp`) and CUDA (`op.cu`). Importing compiles nothing; without
+`load()` the references run.
+"""
+
+from .dorefa import dorefa_weight
+from .errors import KernelError
+from .fake_quantize import fake_quantize, quantize
+from .fixed_point import fixed_point_conv2d, fixed_point_linear
+from .gemmlowp import gemmlowp
+from .hysteresis import hysteresis
+from .level_grid import level_grid
+from .loader import Loaded, load
+from .lsq import lsq
+from .pack_bits import pack_bits, unpack_bits
+from .pact import mpact, pact
+from .relu_quantize import relu_quantize
+from .round_to import round_to
+from .tensor_stats import Stats, tensor_stats
+from .winograd import winograd_conv2d
+
+__all__ = [
+    "KernelError",
+    "Loaded",
+    "Stats",
+    "dorefa_weight",
+    "fake_quantize",
+    "fixed_point_conv2d",
+    "fixed_point_linear",
+    "gemmlowp",
+    "hysteresis",
+    "level_grid",
+    "load",
+    "lsq",
+    "mpact",
+    "pack_bits",
+    "pact",
+    "quantize",
+    "relu_quantize",
+    "round_to",
+    "tensor_stats",
+    "unpack_bits",
+    "winograd_conv2d",
+]

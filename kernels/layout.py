@@ -1,0 +1,45 @@
+"""How the parameters of a quantizer (one element, or one a channel) meet the tensor they belong to."""
+
+import torch
+from torch import Tensor
+
+
+def wide(x: Tensor) -> Tensor:
+    """Returns `x` in the dtype it is computed in: float64 for float64, float32 for everything narrower."""
+    return x if x.dtype in (torch.float32, torch.float64) else x.to(torch.float32)
+
+
+def along(parameter: Tensor, x: Tensor, axis: int | None) -> Tensor:
+    """Returns `parameter` shaped to broadcast with `x`: [] for one element, [1, C, 1, 1] for one a channel."""
+    if parameter.numel() == 1:
+        return parameter.reshape(())
+    shape = [1] * x.dim()
+    shape[axis] = -1
+    return parameter.reshape(shape)
+
+
+def limits_along(qmin: float, qmax: float, limits: Tensor | None, x: Tensor, axis: int | None):
+    """Returns the lowest and the highest code, as numbers or as tensors that broadcast with `x`."""
+    if limits is None:
+        return qmin, qmax
+    return along(limits[0], x, axis), along(limits[1], x, axis)
+
+
+def sum_like(values: Tensor, parameter: Tensor, axis: int | None) -> Tensor:
+    """Returns the sum of `values` over everything the elements of `parameter` are shared by, in its shape."""
+    if parameter.numel() == 1:
+        return values.sum().reshape(parameter.shape).to(parameter.dtype)
+    return values.sum([d for d in range(values.dim()) if d != axis]).reshape(parameter.shape).to(parameter.dtype)
+
+
+def valid(scale: Tensor) -> Tensor:
+    """Returns `scale` with NaN where it is zero, negative or not finite: a wrong scale never gives a number."""
+    return torch.where((scale > 0) & (scale < torch.inf), scale, torch.nan)
+
+
+def like(result: Tensor, x: Tensor) -> Tensor:
+    """Returns `result` in the dtype and the memory layout that `torch.empty_like(x)` has."""
+    out = torch.empty_like(x)
+    if result.dtype == out.dtype and result.stride() == out.stride():
+        return result
+    return out.copy_(result)

@@ -1,0 +1,32 @@
+"""The `qexp` operator library: one place where schema, reference, fake and gradient of an operator are tied together.
+
+The reference is registered for every backend (`CompositeExplicitAutograd`). A compiled implementation registers
+itself for `CPU` or `CUDA` when its library is loaded and takes precedence there; nothing else changes.
+"""
+
+from collections.abc import Callable
+
+import torch
+
+LIBRARY = torch.library.Library("qexp", "FRAGMENT")
+REFERENCES: dict[str, Callable] = {}
+
+
+def define(schema: str, reference: Callable, fake: Callable) -> None:
+    """Registers an operator `qexp::<name>` with its PyTorch implementation and its shape function.
+
+    Args:
+        schema: As `torch.library` writes it, without the namespace.
+        reference: The default implementation, in plain PyTorch.
+        fake: Returns empty tensors of the right shape, dtype and strides.
+    """
+    name = schema.partition("(")[0]
+    LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    LIBRARY.impl(name, reference, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"qexp::{name}", fake, lib=LIBRARY)
+    REFERENCES[name] = reference
+
+
+def differentiable(name: str, setup_context: Callable, backward: Callable) -> None:
+    """Registers the gradient of `qexp::<name>` (for every implementation)."""
+    torch.library.register_autograd(f"qexp::{name}", backward, setup_context=setup_context, lib=LIBRARY)
