@@ -37,7 +37,10 @@ def write_page(study_dirs: Sequence[str | Path], out: Path, budget: int = payloa
         QexpError: a folder is missing, or none of them holds a point.
     """
     frames = {Path(folder): collect(folder) for folder in study_dirs}
+    same_name = len({folder.resolve().name for folder in frames}) < len(frames)
     for folder, frame in frames.items():
+        if same_name:
+            frame["study"] = str(folder)
         frame["study_dir"] = str(folder)
         frame["folder"] = [_relative(folder / point, out.parent) for point in frame["point"]]
     skipped = [text for frame in frames.values() for text in frame.attrs["skipped"]]
@@ -66,7 +69,7 @@ def render(df: pd.DataFrame, skipped: Sequence[str] = (), budget: int = payload.
     values = {
         "title": html.escape(" + ".join(studies)),
         "style": _asset("page.css"),
-        "bokeh": Resources(mode="inline", components=["bokeh"]).render_js(),
+        "bokeh": Resources(mode="inline", components=["bokeh"], log_level="warn").render_js(),
         "data": built["data"],
         "about": payload.dump(about),
         "page": "\n".join(_asset(f"{name}.js") for name in SCRIPTS),

@@ -5,6 +5,7 @@ column and every histogram is stored once, in a pool, and points refer to it by 
 """
 
 import json
+import logging
 import math
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ import pandas as pd
 
 from qexp.report import runfolder, wording
 from qexp.report.statistics import aggregate_seeds, rank_ranges
+
+log = logging.getLogger(__name__)
 
 BUDGET = 3_300_000  # bytes of embedded data; the plotting library adds 1.3 MB
 CURVE_POINTS = 120
@@ -62,7 +65,12 @@ def build(df: pd.DataFrame, budget: int = BUDGET) -> dict[str, Any]:
         for i in order:
             if used + pool.size > budget:
                 break
-            if (value := read(folders[i], pool)) is not None:
+            try:
+                value = read(folders[i], pool)
+            except (KeyError, TypeError, ValueError) as error:  # a damaged file costs its own figure, not the page
+                log.warning("%s of %s are left out: %r", name, folders[i], error)
+                continue
+            if value is not None:
                 points[i][name] = value
                 used += len(dump(value)) + len(name) + 4
                 embedded[name] += 1
@@ -88,8 +96,7 @@ def rank(df: pd.DataFrame) -> pd.DataFrame:
 
 def dump(value: Any) -> str:
     """Returns compact JSON, safe inside a `<script>` element whatever the text in it."""
-    text = json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
+    return json.dumps(value, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
 
 
 def tidy(value: Any, digits: int = 6) -> Any:

@@ -19,7 +19,7 @@ CURVES = (("loss", "loss"), ("score", "accuracy (%)"), ("rate", "learning rate a
 
 def _by_layer(name: str, label: str, layers: FactorRange) -> figure:
     """Returns one measure by layer, input and weight as two colours, first layer at the top."""
-    fig = card_figure(name, label, "", 400, y_range=layers)
+    fig = card_figure(name, label, "", 400, x_range=Range1d(0, 1), y_range=layers)
     columns = ("x", "y", "zero", "color", "marker", "index", "layer", "site", "bits", "value", "rule", "range")
     source = empty(f"{name}-dots", *columns)
     fig.segment("zero", "y", "x", "y", color="color", line_width=1.4, line_alpha=0.4, source=source)
@@ -50,10 +50,10 @@ def _histogram() -> figure:
 
 def _curve(name: str, label: str) -> figure:
     """Returns one family of training curves against the step."""
-    fig = card_figure(name, "training step", label, 280)
+    fig = card_figure(name, "training step", label, 280, x_range=Range1d(0, 1), y_range=Range1d(0, 1))
     source = empty(f"{name}-lines", "xs", "ys", "color", "name", "dash")
     lines = fig.multi_line("xs", "ys", color="color", line_width=2, legend_field="name", source=source)
     hover(fig, lines, [("", "@name"), ("step", "$data_x{0,0}"), ("value", "$data_y")])
-    fig.legend.location = "top_right" if name == "loss" else "bottom_right"
+    fig.legend.location = "bottom_right" if name == "score" else "top_right"
     fig.xaxis.formatter = NumeralTickFormatter(format="0,0")
     return fig

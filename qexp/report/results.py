@@ -26,6 +26,7 @@ REAL = (
     *("mean_wbit", "mean_abit", "value", "value_float", "drop", "ci_low", "ci_high"),
     *("seconds_calibrate", "seconds_train", "seconds_evaluate"),
 )
+NAMES = ("study", "point", "status", "model", "dataset", "quant", "schedule", "metric")
 ORDER = ["study", "model", "dataset", "quant", "schedule", "mean_wbit", "mean_abit", "seed", "point"]
 
 
@@ -73,7 +74,14 @@ def _row(path: Path) -> dict[str, Any]:
     row.setdefault("study", path.parent.parent.name)
     row["point"] = path.parent.name
     row.setdefault("status", "ok" if row.get("value") is not None else "failed")
-    return row
+    return {name: _plain(name, value) for name, value in row.items()}
+
+
+def _plain(name: str, value: Any) -> Any:
+    """Returns a value rows can be sorted and grouped by: names as text, lists and mappings as JSON."""
+    if name in NAMES and value is not None:
+        return value if isinstance(value, str) else json.dumps(value)
+    return json.dumps(value) if name in COLUMNS and isinstance(value, (list, dict)) else value
 
 
 def _whole(column: pd.Series) -> pd.Series:
@@ -101,7 +109,7 @@ def write_text(path: Path, text: str) -> Path:
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
     try:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="replace")
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -42,8 +42,9 @@ def _csv(path: Path, required: set[str]) -> pd.DataFrame:
     if not path.is_file():
         return pd.DataFrame()
     try:
-        # A layer called "null" or "NA" is a name: only an empty field is a gap.
-        df = pd.read_csv(path, keep_default_na=False, na_values={name: [""] for name in _header(path)})
+        # Layers may be called "NA" or "3.10": names stay text, only an empty field is a gap.
+        names = dict.fromkeys(("layer", "site", "name"), str)
+        df = pd.read_csv(path, keep_default_na=False, na_values=[""], dtype=names)
     except (OSError, ValueError) as error:  # pandas' parser errors are ValueErrors
         log.warning("%s is left out: %s", path, error)
         return pd.DataFrame()
@@ -51,9 +52,3 @@ def _csv(path: Path, required: set[str]) -> pd.DataFrame:
         log.warning("%s is left out: no column %s", path, ", ".join(sorted(required - set(df.columns))))
         return pd.DataFrame()
     return df
-
-
-def _header(path: Path) -> list[str]:
-    """Returns the column names in the first line."""
-    with path.open(encoding="utf-8") as file:
-        return [name.strip().strip('"') for name in file.readline().rstrip("\n").split(",")]

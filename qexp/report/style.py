@@ -12,6 +12,8 @@ from bokeh.plotting import figure
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#B3A100")
 MARKERS = ("circle", "square", "triangle", "diamond", "inverted_triangle", "hex", "star")
 WEIGHT, INPUT, ALARM = "#0072B2", "#E69F00", "#D55E00"
+# Stand-ins: the page puts its card colour and its text colour in their place, in light and in dark.
+HALO, RING = "white", "black"
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 
 
@@ -24,6 +26,7 @@ def card_figure(name: str, x: str, y: str, height: int = 340, **options: Any) ->
         height=height,
         sizing_mode="stretch_width",
         toolbar_location="above",
+        toolbar_inner=True,
         tools=options.pop("tools", "box_zoom,pan,save"),
         background_fill_alpha=0,
         border_fill_alpha=0,
@@ -31,11 +34,12 @@ def card_figure(name: str, x: str, y: str, height: int = 340, **options: Any) ->
         min_border=6,
         **options,
     )
-    # The wheel scrolls the page until the reader asks for zooming.
+    # Wheel and finger scroll the page until the reader asks for zooming.
     fig.add_tools(WheelZoomTool(), ResetTool())
     fig.toolbar.logo = None
     fig.toolbar.autohide = True
     fig.toolbar.active_scroll = None
+    fig.toolbar.active_drag = None
     for axis in fig.axis:
         axis.axis_label_text_font = axis.major_label_text_font = FONT
         axis.axis_label_text_font_style = "normal"
@@ -55,7 +59,10 @@ def empty(name: str, *columns: str) -> ColumnDataSource:
 
 def hover(fig: figure, renderer: Any, rows: list[tuple[str, str]]) -> None:
     """Adds a tooltip; `@field` is escaped by the plotting library, so names from configs stay text."""
-    fig.add_tools(HoverTool(renderers=[renderer], tooltips=rows, point_policy="snap_to_data"))
+    muted = '<span style="color:var(--muted);display:inline-block;min-width:84px">{}</span>'
+    lines = [f"{muted.format(label)}{field}" if label else f"<b>{field}</b>" for label, field in rows]
+    tooltip = "".join(f"<div>{line}</div>" for line in lines)
+    fig.add_tools(HoverTool(renderers=[renderer], tooltips=tooltip, point_policy="snap_to_data"))
 
 
 def tap(fig: figure, renderer: Any, action: str) -> None:

@@ -9,10 +9,11 @@ from qexp.report import wording
 from qexp.report.statistics import aggregate_seeds, wilson
 
 WIDTH = 100
+VARIED = ("granularity", "rounding", "ends_bit", "bn", "add", "quantize_input", "n_calibrate")
 NAMES = {"top1": "top-1", "map_voc07": "mAP", "lfw_accuracy": "LFW"}
 
 
-def closing_table(df: pd.DataFrame, worst: Mapping[str, str] | None = None, limit: int = 40) -> str:
+def closing_table(df: pd.DataFrame, worst: Mapping[str, str] | None = None, limit: int = 30) -> str:
     """Returns the results as an aligned table of at most 100 columns: float first, then every configuration.
 
     Seeds of one configuration share a line (`± sd`); failed points follow with their error.
@@ -20,15 +21,13 @@ def closing_table(df: pd.DataFrame, worst: Mapping[str, str] | None = None, limi
     Args:
         df: what `collect` returned.
         worst: point -> what to print about its worst layer, for an extra column.
-        limit: how many configurations are printed before the rest is only counted.
+        limit: how many configurations are printed; of more, the most accurate ones.
     """
     if df.empty:
         return "no results yet"
     blocks = []
     for (model, dataset, metric), group in df.groupby(["model", "dataset", "metric"], dropna=False, sort=False):
-        rows = _lines(group, worst or {})
-        if len(rows) > limit + 1:
-            rows = rows[: limit + 1] + [[f"... {len(rows) - limit - 1} more in results.csv"]]
+        rows = _lines(group, worst or {}, limit)
         if rows:
             name = NAMES.get(metric, str(metric))
             head = ["method", "bits", f"{name} %", "95 % interval", "drop", *(["worst layer"] if worst else []), "time"]
@@ -39,20 +38,21 @@ def closing_table(df: pd.DataFrame, worst: Mapping[str, str] | None = None, limi
     return "\n\n".join(blocks)
 
 
-def _lines(group: pd.DataFrame, worst: Mapping[str, str]) -> list[list[str]]:
-    """Returns the cells of one network's lines: float, then the configurations in the order of the table."""
+def _lines(group: pd.DataFrame, worst: Mapping[str, str], limit: int) -> list[list[str]]:
+    """Returns the cells of one network's lines: float, the configurations in the order of the table, what is left."""
     cells = aggregate_seeds(group)
     if cells.empty:
         return []
-    schedules = cells["schedule"].nunique() > 1
+    varied = [name for name in ("schedule", *VARIED) if name in cells and cells[name].nunique(dropna=False) > 1]
     lines = [_float_line(group, bool(worst))]
-    for cell in cells.to_dict("records"):
+    shown = cells.loc[cells["mean"].nlargest(limit).index] if len(cells) > limit else cells
+    for cell in shown.to_dict("records"):
         points = group.loc[cell["rows"]]
-        method = _text(cell["quant"]) + (f" {_text(cell['schedule'])}" if schedules else "")
+        method = " ".join(_text(cell[name]) for name in ("quant", *varied))
         spread = f" ± {cell['sd']:.2f}" if cell["n"] > 1 else ""
         drop = points["drop"].mean()
         line = [
-            _cut(method, 24),
+            _cut(method, 30),
             wording.width(cell),
             f"{cell['mean']:.2f}{spread}",
             f"{cell['ci_low']:.2f} - {cell['ci_high']:.2f}",
@@ -61,14 +61,14 @@ def _lines(group: pd.DataFrame, worst: Mapping[str, str]) -> list[list[str]]:
         if worst:
             line.append(_cut(worst.get(points["point"].iloc[0], "-"), 22))
         lines.append([*line, wording.seconds(_seconds(points))])
-    return lines
+    return lines if shown is cells else [*lines, [f"the {limit} most accurate of {len(cells)}; all are in results.csv"]]
 
 
 def _float_line(group: pd.DataFrame, with_worst: bool) -> list[str]:
     """Returns the line of the unquantized network."""
     known = group[group["value_float"].notna()]
     if known.empty:
-        return ["float", "32/32", "-", "-", "-", *(["-"] if with_worst else []), "-"]
+        return ["float", "W32A32", "-", "-", "-", *(["-"] if with_worst else []), "-"]
     value, n = float(known["value_float"].iloc[0]), known["n_eval"].iloc[0]
     interval = "-"
     if not pd.isna(n) and n > 0 and 0 <= value <= 100:

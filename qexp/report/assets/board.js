@@ -2,7 +2,7 @@
 
 const scaleBar = (row, low, high) => {
   if (!qexp.finite(row.ci_low) || !qexp.finite(row.ci_high)) return null;
-  const at = (x) => (100 * (x - low)) / (high - low || 1);
+  const at = (x) => Math.max(0, Math.min(100, (100 * (x - low)) / (high - low || 1)));
   const band = qexp.el("i", { style: `left:${at(row.ci_low)}%;width:${at(row.ci_high) - at(row.ci_low)}%` });
   const tick = qexp.el("b", { style: `left:calc(${at(row.value)}% - 1px)` });
   const words = `95 % interval ${row.ci_low.toFixed(2)} to ${row.ci_high.toFixed(2)}`;
@@ -50,7 +50,9 @@ qexp.drawBoard = () => {
   const rows = qexp.sorted(qexp.visible());
   qexp.order = rows.map((row) => row.index);
   const known = rows.filter((row) => row.status === "ok" && qexp.finite(row.ci_low) && qexp.finite(row.ci_high));
-  const span = known.length ? [Math.min(...known.map((row) => row.ci_low)), Math.max(...known.map((row) => row.ci_high))] : [0, 100];
+  // The bars show the top: a point near chance would leave all others as one dash at the right.
+  const end = Math.max(...known.map((row) => row.ci_high));
+  const span = known.length ? [Math.max(Math.min(...known.map((row) => row.ci_low)), end - 8), end] : [0, 100];
   const head = qexp.boardColumns.map((column) => {
     const mine = qexp.sort.key === column.key;
     const press = () => {

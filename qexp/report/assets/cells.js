@@ -7,7 +7,7 @@ const cellTip = (cell) => ({
   accuracy: `${qexp.percent(cell.mean)} (${qexp.points(cell.ci_low)} to ${qexp.points(cell.ci_high)})`,
   drop: (() => { const known = qexp.rows[cell.rows[0]].value_float; return qexp.finite(known) ? `${qexp.points(known - cell.mean)} points` : "–"; })(),
   seeds: cell.n > 1 ? `${cell.n}, standard deviation ${qexp.points(cell.sd)}` : "1",
-  verdict: "",
+  verdict: "–",
 });
 const network = (cell) => `${cell.study}|${cell.model}|${cell.dataset}|${cell.metric}`;
 const bitsOf = (spec) => (qexp.finite(Number(spec)) && spec !== "" && spec !== null ? Number(spec) : null);
@@ -34,7 +34,7 @@ qexp.drawGrid = () => {
   const tiles = [...best.entries()].map(([key, { cell, n }]) => {
     const [x, y] = key.split(",");
     const light = high > low && (cell.mean - low) / (high - low) > 0.55;
-    return { ...cellTip(cell), x, y, value: cell.mean, text: cell.mean.toFixed(1), ink: light ? "#1b2027" : "#ffffff", verdict: n > 1 ? `best of ${n} configurations` : "" };
+    return { ...cellTip(cell), x, y, value: cell.mean, text: cell.mean.toFixed(1), ink: light ? "#1b2027" : "#ffffff", verdict: n > 1 ? `best of ${n} configurations` : "–" };
   });
   const figure = qexp.model("grid");
   figure.x_range.factors = axis("layer_wbit");
@@ -51,7 +51,11 @@ qexp.drawMethods = () => {
   const counts = new Map();
   for (const cell of cells) counts.set(cell.width, (counts.get(cell.width) || 0) + 1);
   const widths = [...counts.keys()].sort((a, b) => counts.get(b) - counts.get(a) || b.localeCompare(a, "en", { numeric: true }));
-  if (!counts.has(qexp.view.width)) qexp.view.width = widths[0] ?? null;
+  if (!counts.has(qexp.view.width)) {
+    // Where most methods can be compared and the choice matters: 8 bits are easy for all of them.
+    const most = widths.filter((width) => counts.get(width) === counts.get(widths[0]));
+    qexp.view.width = most.includes("W4A4") ? "W4A4" : most[Math.floor(most.length / 2)] ?? null;
+  }
   const ordered = [...widths].sort((a, b) => b.localeCompare(a, "en", { numeric: true }));
   const choose = (value) => { qexp.view.width = value; qexp.drawMethods(); };
   qexp.fill("c-methods", ordered.length > 1 ? qexp.select("widths", ordered.map((w) => [w, `${w} (${counts.get(w)})`]), qexp.view.width, choose) : ordered[0] ?? "");
@@ -69,6 +73,7 @@ qexp.drawMethods = () => {
   const figure = qexp.model("methods");
   figure.y_range.factors = [...names].reverse();
   figure.height = Math.max(180, 90 + 42 * names.length);
+  qexp.span(figure.x_range, dots.flatMap((dot) => [dot.x, dot.low, dot.high]));
   figure.below[0].axis_label = `${qexp.metricName()} at ${qexp.view.width ?? "–"} (%)`;
   qexp.put("methods-dots", qexp.columns(["x", "y", "low", "high", "color", "marker", "row", "title", "accuracy", "drop", "seeds", "verdict", "note"], dots));
 };
@@ -100,6 +105,7 @@ qexp.drawSeeds = () => {
   const figure = qexp.model("seeds");
   figure.y_range.factors = [...names].reverse();
   figure.height = Math.max(180, 90 + 26 * names.length);
+  qexp.span(figure.x_range, [...dots.map((dot) => dot.x), ...spread.flatMap((bar) => [bar.low, bar.high])]);
   figure.below[0].axis_label = `${qexp.metricName()} (%)`;
   qexp.put("seeds-spread", qexp.columns(["y", "low", "high", "mean", "color"], spread));
   qexp.put("seeds-dots", qexp.columns(["x", "y", "color", "row", "title", "accuracy", "drop", "seeds", "verdict"], dots));
@@ -111,7 +117,7 @@ qexp.drawCosts = () => {
   const head = ["method", "points", ...phases, "all points"];
   const mean = (mine, name) => {
     const known = mine.map((row) => row[`seconds_${name}`]).filter(qexp.finite);
-    return known.length ? known.reduce((a, b) => a + b, 0) / known.length : undefined;
+    return known.reduce((a, b) => a + b, 0) / known.length || undefined;  // nothing spent shows as a dash
   };
   const body = qexp.series.map((name) => [name, rows.filter((row) => row.series === name)]).filter(([, mine]) => mine.length).map(([name, mine]) => {
     const total = mine.map(qexp.total).filter(qexp.finite).reduce((a, b) => a + b, 0);

@@ -8,7 +8,19 @@ qexp.buildOverview = () => {
     qexp.segment([["mean_wbit", "weights"], ["mean_abit", "inputs"], ["mean_both", "both"]], qexp.view.x, set("x")),
     qexp.segment([["value", "accuracy"], ["delta", "against float"]], "value", set("y")),
     qexp.segment([["all", "all"], ["near", "near float"]], "all", set("zoom")));
+  const range = qexp.model("time").x_range;
+  for (const end of ["start", "end"]) range.properties[end].change.connect(() => timeTicks(range));
   qexp.fill("c-size", qexp.segment([["weight_bytes", "weight bytes"], ["bops", "bit operations"]], "weight_bytes", set("size")));
+};
+
+// Round durations inside the range shown: the coarser list unless that leaves almost none.
+const timeTicks = ({ start, end }) => {
+  const coarse = [0.001, 0.01, 0.1, 1, 10, 60, 600, 3600, 36000, 360000];
+  const fine = coarse.flatMap((x) => (x < 10 || x > 3600 ? [x, 2 * x, 5 * x] : [x, 2 * x, 3 * x]));
+  const inside = (list) => list.filter((x) => x >= start && x <= end);
+  const log = (n) => Array.from({ length: n }, (_, i) => Number((start * (end / start) ** ((i + 0.5) / n)).toPrecision(2)));
+  const ticks = [coarse, fine].map(inside).find((list) => list.length >= 3) || log(4);
+  qexp.model("time-ticks").ticks = ticks;
 };
 
 const X = {
@@ -99,11 +111,11 @@ const scale = (rows, lines) => {
     low = Math.max(low, Math.min(...lines.map((line) => line.y)) - 5);
     high = Math.max(...lines.map((line) => line.y)) + 0.6;
   }
-  const pad = Math.max((high - low) * 0.07, 0.2);
   const label = qexp.view.y === "delta" ? `${qexp.metricName()} minus float (points)` : `${qexp.metricName()} (%)`;
   for (const name of ["bits", "size", "time"]) {
     const figure = qexp.model(name);
-    figure.y_range.setv({ start: low - pad, end: high + pad, reset_start: low - pad, reset_end: high + pad });
+    qexp.span(figure.y_range, [low, high], { least: 0.2, room: 0.07 });
+    qexp.span(figure.x_range, qexp.dots[name].map((dot) => dot.x), { log: name !== "bits", least: 0.5 });
     figure.left[0].axis_label = label;
   }
   const bits = { mean_wbit: "mean bits of the weights", mean_abit: "mean bits of the inputs", mean_both: "mean bits, weights and inputs" };

@@ -57,8 +57,9 @@ const drawLayers = (columns) => {
   const height = Math.max(200, 86 + Math.min(19, Math.max(11, 1500 / layers.length)) * layers.length);
   const sites = [...new Set(columns.site.map(String))];
   qexp.fill("legend-sites", ...sites.map((site) => qexp.el("span", {}, qexp.symbol(siteColor(site), siteMarker(site)), site)));
+  const shift = (site) => 0.3 * ((sites.indexOf(String(site)) + 0.5) / sites.length - 0.5);  // sites side by side
   const records = columns.layer.map((layer, i) => ({
-    y: String(layer), index: i, layer: String(layer), site: String(columns.site[i]), color: siteColor(columns.site[i]), marker: siteMarker(columns.site[i]),
+    y: [String(layer), shift(columns.site[i])], index: i, layer: String(layer), site: String(columns.site[i]), color: siteColor(columns.site[i]), marker: siteMarker(columns.site[i]),
     zero: 0, bits: columns.bits ? String(columns.bits[i] ?? "float") : "–", rule: columns.range ? String(columns.range[i] ?? "–") : "–",
     range: columns.low && columns.high && columns.low[i] !== null ? `${qexp.number(columns.low[i])} to ${qexp.number(columns.high[i])}` : "–",
   }));
@@ -69,6 +70,7 @@ const drawLayers = (columns) => {
     const known = records.filter((record) => qexp.finite(values[record.index])).map((record) => ({ ...record, x: values[record.index], value: `${qexp.number(values[record.index])} ${unit}` }));
     qexp.put(`${name}-dots`, qexp.columns(fields, known));
     qexp.model(name).height = height;
+    qexp.span(qexp.model(name).x_range, [0, ...known.map((record) => record.x)], { room: 0.04 });
     qexp.byId(`box-${name}`).hidden = !known.length;
   }
   const worst = records.filter((record) => qexp.finite((columns.sqnr || [])[record.index])).sort((a, b) => columns.sqnr[a.index] - columns.sqnr[b.index])[0];
@@ -113,6 +115,8 @@ const drawCurves = (row) => {
   qexp.byId("box-curves").hidden = !Object.keys(stored).length;
   for (const [name, mine] of Object.entries(lines)) {
     qexp.byId(`box-${name}`).hidden = !mine.length;
+    qexp.span(qexp.model(name).x_range, mine.flatMap((line) => line.xs), { room: 0.02 });
+    qexp.span(qexp.model(name).y_range, mine.flatMap((line) => line.ys));
     qexp.put(`${name}-lines`, qexp.columns(["xs", "ys", "color", "name", "dash"], mine));
   }
 };

@@ -6,7 +6,9 @@ qexp.problem = (text) => {
   box.hidden = false;
   box.append(qexp.el("p", {}, `This page has a fault: ${text}`));
 };
-window.addEventListener("error", (event) => qexp.problem(event.message));
+window.addEventListener("error", (event) => {
+  if (!/^ResizeObserver/.test(event.message)) qexp.problem(event.message);  // that one is a notice, not a fault
+});
 window.addEventListener("unhandledrejection", (event) => qexp.problem(String(event.reason)));
 
 qexp.data = JSON.parse(qexp.byId("qexp-data").textContent);
@@ -76,3 +78,17 @@ qexp.visibleCells = () => qexp.cells.filter((cell) => qexp.passes(cell) && cell.
 qexp.model = (name) => window.Bokeh.documents[0].get_model_by_name(name);
 qexp.put = (name, columns) => { qexp.model(name).data = columns; };
 qexp.columns = (names, records) => Object.fromEntries(names.map((name) => [name, records.map((record) => record[name])]));
+
+// Sets an axis to hold the values with some room; `log` multiplies the room, `least` keeps one value from filling it.
+qexp.span = (range, values, { room = 0.06, log = false, least = 0 } = {}) => {
+  const known = values.filter((x) => qexp.finite(x) && (!log || x > 0));
+  let [start, end] = known.length ? [Math.min(...known), Math.max(...known)] : [log ? 1 : 0, log ? 10 : 1];
+  if (log) {
+    const grow = Math.max((end / start) ** room, 1.15);
+    [start, end] = [start / grow, end * grow];
+  } else {
+    const pad = Math.max((end - start) * room, least || (end === start ? Math.abs(start) * 0.05 || 0.5 : 0));
+    [start, end] = [start - pad, end + pad];
+  }
+  range.setv({ start, end, reset_start: start, reset_end: end });
+};

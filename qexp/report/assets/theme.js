@@ -1,6 +1,8 @@
 // Figures take their text, axis and grid colours from the style sheet, so they follow light and dark.
 qexp.dark = window.matchMedia("(prefers-color-scheme: dark)");
 
+const standIns = new Map();  // glyph -> the colour it was made with
+
 qexp.theme = () => {
   const style = getComputedStyle(document.documentElement);
   const color = (name) => style.getPropertyValue(`--${name}`).trim();
@@ -13,8 +15,10 @@ qexp.theme = () => {
         if (model.grid_line_color !== null) model.setv({ grid_line_color: line });
       } else if (model.type === "Legend") {
         model.setv({ background_fill_color: card, background_fill_alpha: 0.8, border_line_color: null, label_text_color: ink });
-      } else if (model.type === "Scatter" && model.line_color && model.line_color.value !== undefined && model.name !== "ring") {
-        if (model.line_color.value !== null && model.line_color.field === undefined) model.line_color = { value: card };
+      } else if (model.type === "Scatter") {
+        if (!standIns.has(model)) standIns.set(model, model.line_color.value);
+        const color = { white: card, black: ink }[standIns.get(model)];
+        if (color) model.line_color = { value: color };
       }
     }
   }
