@@ -34,6 +34,15 @@ def _count(model: nn.Module, *shape: int) -> Counts:
     return Counts(sum(p.numel() for p in model.parameters()), macs, bn)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Small tensors gain nothing from threads, and lose much on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture
 def count() -> Callable[..., Counts]:
     """Call with a model and an input shape [C, H, W]."""

@@ -1,0 +1,28 @@
+"""torchvision's networks, built without a download and with every add and concatenation exposed as a module."""
+
+from typing import Any
+
+from torch import nn
+
+from qexp.errors import QexpError, near
+
+
+def torchvision_model(name: str, num_classes: int = 1000, **options: Any) -> nn.Module:
+    """The torchvision classifier `name`, randomly initialised; weights are loaded by `qexp.weights`.
+
+    Args:
+        name: As in `torchvision.models.list_models()`; kept as `torchvision_name`, by which weight names are found.
+        num_classes: Outputs of the classifier.
+        options: Arguments of torchvision's constructor (`aux_logits`, `init_weights`, `dropout`, ...).
+    """
+    from torchvision import models  # seconds to import
+
+    from qexp.models.expose import expose_adds
+
+    known = models.list_models(module=models)
+    if name not in known:
+        raise QexpError(f"torchvision has no classifier {name!r}{near(name, known)}; it has {', '.join(known)}")
+    model = models.get_model(name, weights=None, num_classes=num_classes, **options)
+    expose_adds(model)
+    model.torchvision_name = name
+    return model

@@ -1,0 +1,135 @@
+"""Every file of conf/model and conf/dataset composes, builds, and names modules that exist."""
+
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+CONF = Path(__file__).parents[2] / "conf"
+MODELS = sorted(p.stem for p in (CONF / "model").glob("*.yaml"))
+DATASETS = sorted(p.stem for p in (CONF / "dataset").glob("*.yaml"))
+IMAGENET = {"num_classes": 1000}
+
+
+@cache
+def group(choice: str) -> dict:
+    """A file of conf/, with its defaults, under the name of its group; interpolations unresolved."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return OmegaConf.to_container(compose(choice))
+
+
+def config(model: str, dataset: str | dict) -> DictConfig:
+    data = group(f"dataset/{dataset}") if isinstance(dataset, str) else {"dataset": dataset}
+    return OmegaConf.create({"seed": 3, "max_samples": None, **group(f"model/{model}"), **data})
+
+
+def build(cfg: DictConfig) -> nn.Module:
+    with torch.device("meta"):
+        return instantiate(cfg.model.net)
+
+
+def inside(name: str, prefixes) -> bool:
+    prefixes = [prefixes] if isinstance(prefixes, str) else prefixes
+    return any(name == p or name.startswith(p + ".") for p in prefixes)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_names_in_the_file_exist_and_groups_do_not_overlap(model):
+    cfg = OmegaConf.to_container(config(model, IMAGENET), resolve=True)["model"]
+    net = build(config(model, IMAGENET))
+    names = dict(net.named_modules())
+    groups = cfg["groups"] or []
+    for name in [cfg["first"], cfg["last"], *(p for g in groups for p in ([g] if isinstance(g, str) else g))]:
+        assert name in names
+    layers = [n for n, m in names.items() if isinstance(m, nn.Conv2d | nn.Linear)]
+    assert layers[0] == cfg["first"] and isinstance(names[cfg["last"]], nn.Linear | nn.Conv2d)
+    for name in layers:
+        assert sum(inside(name, g) for g in groups) <= 1
+    assert all(any(inside(name, g) for name in layers) for g in groups)
+
+
+@pytest.mark.parametrize(
+    ("model", "length"),
+    [("toynet", 13), ("mobilenetv2", 20), ("mobilenetv2_changed", 20), ("mobilenet_v2", 20), ("resnet20", 9)]
+    + [("resnet20b", 9), ("cifar100_resnet20_kd", 9), ("resnet110", 54), ("resnet50", 16)],
+)
+def test_group_counts(model, length):
+    assert len(config(model, IMAGENET).model.groups) == length
+
+
+WHOLE = ["toynet", "mobilenetv2", "mobilenetv2_changed", "mobilenet_v2", "digits_cnn", "alexnet", "vgg16_bn"]
+
+
+@pytest.mark.parametrize("model", [*WHOLE, "squeezenet1_1"])
+def test_groups_that_include_the_ends_cover_every_layer(model):
+    cfg = config(model, IMAGENET)
+    layers = [n for n, m in build(cfg).named_modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    assert all(any(inside(name, g) for g in cfg.model.groups) for name in layers)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_the_input_size_fits_the_network(model):
+    cfg = config(model, {"num_classes": 7})
+    with torch.no_grad():
+        scores = build(cfg).eval()(torch.zeros(1, *cfg.model.input_size, device="meta"))
+    assert scores.shape == (1, 7)
+
+
+@pytest.mark.parametrize("dataset", DATASETS)
+def test_data_modules_build_and_agree_with_their_file(dataset):
+    cfg = config("digits_cnn", dataset)
+    data = instantiate(cfg.dataset.data)
+    assert data.num_classes == cfg.dataset.num_classes == len(data.class_names)
+    assert data.seed == 3
+    assert {"float", "qat"} <= set(cfg.dataset.epochs) and {"float", "qat"} <= set(cfg.dataset.lr)
+
+
+def test_normalisation_and_size_follow_the_model_where_it_names_them():
+    own = instantiate(config("toynet", "cifar10").dataset.data).normalize
+    public = instantiate(config("resnet20", "cifar10").dataset.data).normalize
+    large = instantiate(config("resnet18", "cifar10").dataset.data).normalize
+    assert (own.mean, own.size) == ((0.4914, 0.4822, 0.4465), 32)
+    assert (public.mean, public.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    assert large.size == 224
+
+
+IMAGENET_COUNTS = {  # parameters, MACs of one image
+    "alexnet": (61_100_840, 714_188_480),
+    "vgg16": (138_357_544, 15_470_264_320),
+    "vgg16_bn": (138_365_992, 15_470_264_320),
+    "vgg19": (143_667_240, 19_632_062_464),
+    "resnet18": (11_689_512, 1_814_073_344),
+    "resnet34": (21_797_672, 3_663_761_408),
+    "resnet50": (25_557_032, 4_089_184_256),
+    "resnet101": (44_549_160, 7_801_405_440),
+    "resnet152": (60_192_808, 11_513_626_624),
+    "squeezenet1_0": (1_248_424, 818_924_576),
+    "squeezenet1_1": (1_235_496, 349_151_936),
+    "mobilenet_v2": (3_504_872, 300_774_272),
+    "googlenet": (6_624_904, 1_498_376_192),
+    "inception_v3": (27_161_264, 5_713_216_096),
+}
+
+
+@pytest.mark.parametrize("model", IMAGENET_COUNTS)
+def test_imagenet_networks_have_the_published_counts(model, count):
+    cfg = config(model, IMAGENET)
+    assert count(build(cfg), *cfg.model.input_size)[:2] == IMAGENET_COUNTS[model]
+
+
+@pytest.mark.parametrize(
+    ("model", "params"),
+    [("alexnet", 57_044_810), ("squeezenet1_1", 727_626), ("resnet18", 11_181_642), ("mobilenet_v2", 2_236_682)],
+)
+def test_ten_class_heads_have_the_published_counts(model, params):
+    assert sum(p.numel() for p in build(config(model, {"num_classes": 10})).parameters()) == params
+
+
+def test_aliases_are_the_networks_they_name():
+    for alias, name in (("squeezenet_v0", "squeezenet1_0"), ("squeezenet_v1", "squeezenet1_1")):
+        assert config(alias, IMAGENET).model == config(name, IMAGENET).model
