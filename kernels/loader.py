@@ -1,10 +1,14 @@
 """Which implementation runs: compiled for CUDA, compiled for the CPU, or the PyTorch reference."""
 
 import threading
+import warnings
 from typing import NamedTuple
 
+import torch
+
+from . import build as builder
 from .errors import KernelError
-from .library import LIBRARY  # noqa: F401  (the operators must exist before a compiled library registers for them)
+from .library import LIBRARY, REFERENCES
 
 IMPLEMENTATIONS = ("auto", "cuda", "cpp", "reference")
 
@@ -17,13 +21,15 @@ class Loaded(NamedTuple):
 
 
 _lock = threading.Lock()
-_answers: dict[str, Loaded] = {}
+_had: dict[str, str | builder.BuildError] = {}  # library -> how it was had, or why not
+_overrides: list[torch.library.Library] = []  # the references put in front of what was compiled
 
 
 def load(which: str = "auto", *, build: bool = True) -> Loaded:
     """Returns the implementation in use from now on, built first where it must be; a second call is free.
 
-    `auto` takes the fastest that this machine can have and falls back with the reason; it never fails.
+    `auto` takes the fastest this machine can have and falls back with the reason; it never fails. `cuda` includes the
+    C++ kernels for tensors on the CPU.
 
     Args:
         which: `auto`, `cuda`, `cpp` or `reference`.
@@ -35,4 +41,66 @@ def load(which: str = "auto", *, build: bool = True) -> Loaded:
     if which not in IMPLEMENTATIONS:
         raise KernelError(f"kernels: got {which!r}, expected one of {', '.join(IMPLEMENTATIONS)}")
     with _lock:
-        return Loaded("reference", "named" if which == "reference" else "nothing compiled yet")
+        if which == "reference":
+            _use_references(True)
+            return Loaded("reference", "asked for")
+        answer = _cuda(which, build) if which == "cuda" or (which == "auto" and torch.cuda.is_available()) else None
+        answer = answer or _cpp(which, build)
+        _use_references(answer.implementation == "reference")
+        return answer
+
+
+def _cuda(which: str, build: bool) -> Loaded | None:
+    if not torch.cuda.is_available():
+        raise KernelError("kernels: 'cuda' was asked for, but torch sees no CUDA device; use auto, cpp or reference")
+    try:
+        how = _library("cuda", build)
+    except builder.BuildError as error:
+        if which == "cuda":
+            raise KernelError(f"kernels: 'cuda' was asked for, but {error}") from error
+        return None
+    try:
+        return Loaded("cuda", f"{how}; on the CPU: {_library('cpp', build)}")
+    except builder.BuildError as error:
+        return Loaded("cuda", f"{how}; on the CPU: the reference ({error})")
+
+
+def _cpp(which: str, build: bool) -> Loaded:
+    try:
+        how = _library("cpp", build)
+    except builder.BuildError as error:
+        if which == "cpp":
+            raise KernelError(f"kernels: 'cpp' was asked for, but {error}") from error
+        return Loaded("reference", str(error))
+    failed = _had.get("cuda")
+    return Loaded("cpp", f"{how}; not cuda: {failed}" if isinstance(failed, builder.BuildError) else how)
+
+
+def _library(kind: str, build: bool) -> str:
+    """Returns how a library was had; one that cannot be had is not tried again."""
+    if kind not in _had:
+        try:
+            _had[kind] = builder.load(kind, build=build)
+        except builder.BuildError as error:
+            if build:
+                _had[kind] = error
+            raise
+    if isinstance(_had[kind], builder.BuildError):
+        raise _had[kind]
+    return _had[kind]
+
+
+def _use_references(wanted: bool) -> None:
+    """Puts the references in front of compiled kernels, or takes them away."""
+    if wanted == bool(_overrides):
+        return
+    if not wanted:
+        _overrides.clear()  # a library that is dropped takes its registrations with it
+        return
+    library = torch.library.Library(LIBRARY.ns, "IMPL")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for name, function in REFERENCES.items():
+            for key in ("CPU", "CUDA"):
+                library.impl(name, function, key)
+    _overrides.append(library)

@@ -1,0 +1,54 @@
+// Element types: what is stored and what is computed with.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <type_traits>
+
+namespace qexp {
+
+template <class T>
+using Compute = std::conditional_t<std::is_same_v<T, double>, double, float>;
+
+// Calls f(T{}) with the element type of a floating-point tensor.
+template <class F>
+void with_type(const at::Tensor& x, F&& f) {
+  switch (x.scalar_type()) {
+    case at::kFloat: return f(float{});
+    case at::kDouble: return f(double{});
+    case at::kHalf: return f(at::Half{});
+    case at::kBFloat16: return f(at::BFloat16{});
+    default: TORCH_CHECK_VALUE(false, "x: got dtype ", x.scalar_type(), ", expected a floating-point tensor");
+  }
+}
+
+// Returns n elements starting at `from` as an array of C: the memory itself where it is one, else `buffer` filled.
+template <class C, class T>
+const C* load(const T* from, int64_t stride, int64_t n, C* __restrict buffer) {
+  if constexpr (std::is_same_v<C, T>) {
+    if (stride == 1) return from;
+  }
+  if (stride == 1) {
+    for (int64_t i = 0; i < n; ++i) buffer[i] = static_cast<C>(from[i]);
+  } else {
+    for (int64_t i = 0; i < n; ++i) buffer[i] = static_cast<C>(from[i * stride]);
+  }
+  return buffer;
+}
+
+// Where the n results for `to` are computed: there, or in `buffer`, from which `store` then converts them.
+template <class C, class T>
+C* place(T* to, C* buffer) {
+  if constexpr (std::is_same_v<C, T>) return to;
+  return buffer;
+}
+
+template <class C, class T>
+void store(T* __restrict to, const C* __restrict buffer, int64_t n) {
+  if constexpr (!std::is_same_v<C, T>) {
+    for (int64_t i = 0; i < n; ++i) to[i] = static_cast<T>(buffer[i]);
+  }
+}
+
+}  // namespace qexp

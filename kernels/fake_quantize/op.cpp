@@ -1,0 +1,72 @@
+// Uniform quantization on the CPU; see reference.py.
+#include <torch/library.h>
+
+#include "../common/backward.h"
+#include "../common/tables.h"
+
+namespace qexp {
+namespace {
+
+using at::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+
+Uniform grid(const Tensor& scale, const Tensor& zero_point, double qmin, double qmax, const OptionalTensor& limits,
+             std::optional<int64_t> axis) {
+  return {scale, zero_point, limit(qmin, limits, 0), limit(qmax, limits, 1), 0.0, axis};
+}
+
+Tensor forward(const Tensor& x, const Tensor& scale, const Tensor& zero_point, double qmin, double qmax,
+               const OptionalTensor& limits, std::optional<int64_t> axis, std::string_view rounding,
+               const OptionalTensor& noise) {
+  Uniform u = grid(scale, zero_point, qmin, qmax, limits, axis);
+  u.rounding = rounding;
+  u.noise = noise;
+  return uniform_forward(x, u);
+}
+
+Tensor codes(const Tensor& x, const Tensor& scale, const Tensor& zero_point, double qmin, double qmax,
+             const OptionalTensor& limits, std::optional<int64_t> axis, std::string_view rounding,
+             const OptionalTensor& noise) {
+  Uniform u = grid(scale, zero_point, qmin, qmax, limits, axis);
+  u.rounding = rounding;
+  u.noise = noise;
+  return uniform_codes(x, u);
+}
+
+template <bool V, class C>
+void mask_block(const C* __restrict x, const C* __restrict g, C* __restrict dx, int64_t n, const Row<C>& row) {
+  const C *__restrict scale = row.scale, *__restrict zero = row.zero, *__restrict low = row.low,
+          *__restrict high = row.high;
+  for (int64_t i = 0; i < n; ++i) {
+    const int64_t c = V ? i : 0;
+    const C v = x[i] / scale[c] + zero[c];
+    dx[i] = v >= low[c] && v <= high[c] ? g[i] : C(0);
+  }
+}
+
+Tensor backward(const Tensor& grad, const Tensor& x, const Tensor& scale, const Tensor& zero_point, double qmin,
+                double qmax, const OptionalTensor& limits, std::optional<int64_t> axis) {
+  const Uniform u = grid(scale, zero_point, qmin, qmax, limits, axis);
+  Tensor dx = at::empty_like(x);
+  if (x.numel() == 0) return dx;
+  const Walk walk(dx, {&x, &grad}, u.channel_axis());
+  with_type(x, [&](auto tag) {
+    using T = decltype(tag);
+    using C = Compute<T>;
+    const Tables<C> tables(u, walk);
+    backward_walk<T, 0>(walk, x, grad, dx, [&](auto* xs, auto* gs, auto* to, int64_t n, int64_t channel, auto&) {
+      const Row<C> row = tables.row(channel);
+      walk.varies ? mask_block<true>(xs, gs, to, n, row) : mask_block<false>(xs, gs, to, n, row);
+    });
+  });
+  return dx;
+}
+
+TORCH_LIBRARY_IMPL(qexp, CPU, m) {
+  m.impl("fake_quantize", &forward);
+  m.impl("fake_quantize_backward", &backward);
+  m.impl("quantize", &codes);
+}
+
+}  // namespace
+}  // namespace qexp

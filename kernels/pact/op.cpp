@@ -1,0 +1,65 @@
+// Quantization with a learned clip value on the CPU; see reference.py.
+#include <ATen/ops/abs.h>
+#include <ATen/ops/div.h>
+#include <ATen/ops/mul.h>
+#include <ATen/ops/sign.h>
+#include <torch/library.h>
+
+#include "../common/backward.h"
+#include "../common/rounding.h"
+#include "../common/uniform.h"
+
+namespace qexp {
+namespace {
+
+using at::Tensor;
+
+Tensor forward(const Tensor& x, const Tensor& alpha, double levels, bool two_sided, std::optional<int64_t> axis,
+               std::string_view rounding) {
+  return uniform_forward(x, {.scale = at::div(two_sided ? at::abs(alpha) : alpha, levels),
+                             .low = two_sided ? -levels : 0.0,
+                             .high = levels,
+                             .axis = axis,
+                             .rounding = rounding});
+}
+
+// dx, and the terms whose sum is the gradient of alpha. S: two-sided.
+template <class C, bool V, bool S>
+void block(const C* __restrict x, const C* __restrict g, C* __restrict dx, int64_t n, const C* __restrict alpha,
+           C* __restrict dalpha) {
+  for (int64_t i = 0; i < n; ++i) {
+    const C a = alpha[V ? i : 0], low = S ? -a : C(0);
+    dx[i] = x[i] >= low && x[i] <= a ? g[i] : C(0);
+    dalpha[i] = S && x[i] <= -a ? -g[i] : (x[i] >= a ? g[i] : C(0));
+  }
+}
+
+std::tuple<Tensor, Tensor> backward(const Tensor& grad, const Tensor& x, const Tensor& alpha, bool two_sided,
+                                    std::optional<int64_t> axis) {
+  Tensor dx = at::empty_like(x), dalpha;
+  const Walk walk(dx, {&x, &grad}, alpha.numel() == 1 ? std::nullopt : axis);
+  with_type(x, [&](auto tag) {
+    using T = decltype(tag);
+    using C = Compute<T>;
+    Table<C> table(two_sided ? at::abs(alpha) : alpha, walk);
+    table.apply([](C a) { return valid(a); });
+    auto run = [&]<bool V, bool S>() {
+      return backward_walk<T, 1>(
+          walk, x, grad, dx, [&](auto* xs, auto* gs, auto* to, int64_t n, int64_t channel, auto& terms) {
+            block<C, V, S>(xs, gs, to, n, table.at(channel), terms[0]);
+          });
+    };
+    const auto sums = walk.varies ? (two_sided ? run.template operator()<true, true>() : run.template operator()<true, false>())
+                                  : (two_sided ? run.template operator()<false, true>() : run.template operator()<false, false>());
+    dalpha = gradient_like(alpha, sums.data(), walk.channels, 1.0);
+  });
+  return {dx, two_sided ? at::mul(dalpha, at::sign(alpha)) : dalpha};
+}
+
+TORCH_LIBRARY_IMPL(qexp, CPU, m) {
+  m.impl("pact", &forward);
+  m.impl("pact_backward", &backward);
+}
+
+}  // namespace
+}  // namespace qexp

@@ -1,0 +1,68 @@
+// ReLU and uniform quantization on the CPU; see reference.py.
+#include <ATen/ops/maximum.h>
+#include <ATen/ops/scalar_tensor.h>
+#include <torch/library.h>
+
+#include "../common/backward.h"
+#include "../common/tables.h"
+
+namespace qexp {
+namespace {
+
+using at::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+
+Uniform grid(const Tensor& scale, const Tensor& zero_point, double qmin, double qmax, const OptionalTensor& limits,
+             std::optional<int64_t> axis, std::string_view rounding) {
+  return {.scale = scale,
+          .zero_point = zero_point,
+          .low = limit(qmin, limits, 0),
+          .high = limit(qmax, limits, 1),
+          .axis = axis,
+          .rounding = rounding};
+}
+
+// relu(x) / scale + zero_point = max(x / scale + zero_point, zero_point): the ReLU is a higher lower limit.
+Tensor forward(const Tensor& x, const Tensor& scale, const Tensor& zero_point, double qmin, double qmax,
+               const OptionalTensor& limits, std::optional<int64_t> axis, std::string_view rounding) {
+  Uniform u = grid(scale, zero_point, qmin, qmax, limits, axis, rounding);
+  const Tensor low = u.low.tensor ? *u.low.tensor : at::scalar_tensor(qmin, zero_point.options());
+  u.low = Parameter(at::maximum(low, zero_point.detach().flatten()));
+  return uniform_forward(x, u);
+}
+
+template <bool V, class C>
+void block(const C* __restrict x, const C* __restrict g, C* __restrict dx, int64_t n, const Row<C>& row) {
+  const C *__restrict scale = row.scale, *__restrict zero = row.zero, *__restrict low = row.low,
+          *__restrict high = row.high;
+  for (int64_t i = 0; i < n; ++i) {
+    const int64_t c = V ? i : 0;
+    const C v = x[i] / scale[c] + zero[c];
+    dx[i] = x[i] > C(0) && v >= low[c] && v <= high[c] ? g[i] : C(0);
+  }
+}
+
+Tensor backward(const Tensor& grad, const Tensor& x, const Tensor& scale, const Tensor& zero_point, double qmin,
+                double qmax, const OptionalTensor& limits, std::optional<int64_t> axis) {
+  const Uniform u = grid(scale, zero_point, qmin, qmax, limits, axis, "half_even");
+  Tensor dx = at::empty_like(x);
+  const Walk walk(dx, {&x, &grad}, u.channel_axis());
+  with_type(x, [&](auto tag) {
+    using T = decltype(tag);
+    using C = Compute<T>;
+    const Tables<C> tables(u, walk);
+    backward_walk<T, 0>(walk, x, grad, dx, [&](auto* xs, auto* gs, auto* to, int64_t n, int64_t channel, auto&) {
+      const Row<C> row = tables.row(channel);
+      walk.varies ? block<true>(xs, gs, to, n, row) : block<false>(xs, gs, to, n, row);
+    });
+  });
+  return dx;
+}
+
+TORCH_LIBRARY_IMPL(qexp, CPU, m) {
+  m.impl("relu_quantize", &forward);
+  m.impl("relu_quantize_backward", &backward);
+}
+
+}  // namespace
+}  // namespace qexp
