@@ -7,7 +7,9 @@ import os
 import threading
 import urllib.error
 from collections import OrderedDict
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -260,3 +262,16 @@ def test_unknown_torchvision_names_list_the_known():
         load_weights(model, "IMAGENET1K_V7")
     with pytest.raises(QexpError, match="torchvision knows no such weights"):
         load_weights(model, "ResNet19_Weights.IMAGENET1K_V1")
+
+
+@pytest.mark.data
+def test_public_squeezenet_gives_its_reference_output():
+    from qexp.models.zoo import torchvision_model
+
+    folder = Path(os.environ["QEXP_DATA_DIR"]) / "weights"
+    model = torchvision_model("squeezenet1_1").eval()
+    load_weights(model, folder / "imagenet_squeezenet1_1.pt")
+    vector = {name: np.load(folder / "squeezenet1_1_testvec" / f"{name}_0.npy") for name in ("input", "output")}
+    with torch.no_grad():
+        scores = model(torch.from_numpy(vector["input"]))
+    np.testing.assert_allclose(scores.numpy(), vector["output"], rtol=0, atol=2e-4)
