@@ -102,10 +102,17 @@ def test_an_empty_study_has_the_columns(tmp_path: Path) -> None:
 
 
 def test_odd_values_do_not_stop_the_table(tmp_path: Path, write_point: Callable[..., Path]) -> None:
-    odd = {"value": float("nan"), "layer_wbit": {"a*": 4}, "model": 7, "quant": ["x"], "seed": "zero", "bops": 1e400}
+    odd = {
+        "value": float("nan"),
+        "layer_wbit": {"a*": 4},
+        "model": 7,
+        "quant": ["x"],
+        "n_eval": "all",
+        "bops": float("inf"),
+    }
     write_point(tmp_path / "s", "mse", 4, 4, plain=True, **odd)
     write_point(tmp_path / "s", "mse", 8, 8, plain=True, layer_wbit="[8, 4]")
     df = collect(tmp_path / "s")
     assert set(df["model"]) == {"7", "resnet20"}
-    assert df["seed"].isna().sum() == 1
+    assert df["n_eval"].isna().sum() == 1
     assert write_results(tmp_path / "s").is_file()

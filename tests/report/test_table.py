@@ -30,8 +30,7 @@ def test_lines_are_aligned_and_fit(tmp_path: Path, write_point: Callable[..., Pa
     write_point(tmp_path / "s", "lsq", 2, 2, plain=True, status="failed", error=error, value=None)
     lines = lines_of(tmp_path / "s")
     assert max(map(len, lines)) <= 100
-    table = [line for line in lines[3:6]]
-    assert len({line.index(".") for line in table}) == 1
+    assert len({line.index(".") for line in lines[3:6]}) == 1
     assert lines[-2] == "1 of 3 points failed:"
     assert "first line second line" in lines[-1]
 
@@ -82,7 +81,8 @@ def test_durations(value: float, text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spec", "mean", "text"), [(4, 4.1, "4"), ("8", 8, "8"), ("[8, 4]", 5.25, "~5.3"), (None, None, "?"), ("[8]", None, "mixed")]
+    ("spec", "mean", "text"),
+    [(4, 4.1, "4"), ("8", 8, "8"), ("[8, 4]", 5.27, "~5.3"), (None, None, "?"), ("[8]", None, "mixed")],
 )
 def test_widths(spec: object, mean: float, text: str) -> None:
     assert bits(spec, mean) == text

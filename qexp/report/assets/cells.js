@@ -37,8 +37,8 @@ qexp.drawGrid = () => {
     return { ...cellTip(cell), x, y, value: cell.mean, text: cell.mean.toFixed(1), ink: light ? "#1b2027" : "#ffffff", verdict: n > 1 ? `best of ${n} configurations` : "–" };
   });
   const figure = qexp.model("grid");
-  figure.x_range.factors = axis("layer_wbit");
-  figure.y_range.factors = axis("layer_abit");
+  qexp.factors(figure.x_range, axis("layer_wbit"));
+  qexp.factors(figure.y_range, axis("layer_abit"));
   qexp.model("tiles").glyph.fill_color.transform.setv({ low, high: high > low ? high : low + 1 });
   qexp.put("grid-tiles", qexp.columns(["x", "y", "value", "text", "ink", "row", "title", "accuracy", "drop", "seeds", "verdict"], tiles));
   const mixed = mine.length - plain.length;
@@ -71,7 +71,7 @@ qexp.drawMethods = () => {
     return { ...cellTip(cell), x: cell.mean, low: cell.ci_low, high: cell.ci_high, y: names[i], verdict, note: `${near || tied ? "≈ " : ""}${cell.mean.toFixed(2)}` };
   });
   const figure = qexp.model("methods");
-  figure.y_range.factors = [...names].reverse();
+  qexp.factors(figure.y_range, [...names].reverse());
   figure.height = Math.max(180, 90 + 42 * names.length);
   qexp.span(figure.x_range, dots.flatMap((dot) => [dot.x, dot.low, dot.high]));
   figure.below[0].axis_label = `${qexp.metricName()} at ${qexp.view.width ?? "–"} (%)`;
@@ -103,7 +103,7 @@ qexp.drawSeeds = () => {
     ? `One dot a seed, the band is ± one standard deviation; in the middle ${qexp.points(sds[Math.floor(sds.length / 2)])} points.${repeated.length > shown.length ? ` The best ${shown.length} of ${repeated.length}.` : ""}`
     : "Every configuration shown was run with one seed. A run with seed=0,1,2 shows here how much luck is in it.");
   const figure = qexp.model("seeds");
-  figure.y_range.factors = [...names].reverse();
+  qexp.factors(figure.y_range, [...names].reverse());
   figure.height = Math.max(180, 90 + 26 * names.length);
   qexp.span(figure.x_range, [...dots.map((dot) => dot.x), ...spread.flatMap((bar) => [bar.low, bar.high])]);
   figure.below[0].axis_label = `${qexp.metricName()} (%)`;

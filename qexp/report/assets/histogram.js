@@ -22,6 +22,12 @@ qexp.buildHistogram = (row, columns) => {
   qexp.chooseLayer(...(worst || stored[0]));
 };
 
+// The row of the plan that was clicked, in the table or in a figure.
+qexp.chooseRow = (i) => {
+  const stored = qexp.data.points[qexp.selected].layers;
+  qexp.chooseLayer(String(qexp.data.pool[stored.layer][i]), String(qexp.data.pool[stored.site][i]));
+};
+
 qexp.chooseLayer = (layer, site) => {
   for (const line of document.querySelectorAll("#plan tbody tr")) line.setAttribute("aria-selected", String(line.dataset.layer === `${layer} ${site}`));
   const row = qexp.rows[qexp.selected];
@@ -57,7 +63,7 @@ const drawHistogram = ([layer, site, at, low, high, stored]) => {
   qexp.put("histogram-bins", qexp.columns(["left", "right", "top", "count", "span"], bins));
   qexp.put("histogram-edges", { x: edges });
   qexp.put("histogram-levels", { x: levels, alpha: levels.map(() => (levels.length > 40 ? 0.18 : 0.6)) });
-  figure.below[0].axis_label = `value of ${layer}, ${site}`;
+  figure.below[0].axis_label = qexp.plain(`value of ${layer}, ${site}`);
   const zero = qexp.finite(zeros) && qexp.finite(count) && count > 0 ? ` ${qexp.percent((100 * zeros) / count)} are exact zeros, counted apart.` : "";
   const range = edges.length === 2 ? `Range ${qexp.number(low)} to ${qexp.number(high)} (orange)` : "No range recorded";
   qexp.fill("hint-histogram", `${range}${levels.length ? `, ${levels.length} levels (green)` : ""}; what lies outside saturates.${zero}`);

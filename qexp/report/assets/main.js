@@ -26,7 +26,7 @@ qexp.choose = (index, jump) => {
 qexp.tapped = (action, source, indices) => {
   const at = indices[0];
   source.selected.indices = [];
-  if (action === "layer") return qexp.chooseLayer(source.data.layer[at], source.data.site[at]);
+  if (action === "layer") return qexp.chooseRow(source.data.index[at]);
   const row = qexp.rows[source.data.row[at]];
   if (action === "tile") { qexp.view.width = row.width; qexp.drawMethods(); }
   return qexp.choose(row.index, false);

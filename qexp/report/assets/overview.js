@@ -111,7 +111,7 @@ const scale = (rows, lines) => {
     low = Math.max(low, Math.min(...lines.map((line) => line.y)) - 5);
     high = Math.max(...lines.map((line) => line.y)) + 0.6;
   }
-  const label = qexp.view.y === "delta" ? `${qexp.metricName()} minus float (points)` : `${qexp.metricName()} (%)`;
+  const label = qexp.plain(qexp.view.y === "delta" ? `${qexp.metricName()} minus float (points)` : `${qexp.metricName()} (%)`);
   for (const name of ["bits", "size", "time"]) {
     const figure = qexp.model(name);
     qexp.span(figure.y_range, [low, high], { least: 0.2, room: 0.07 });

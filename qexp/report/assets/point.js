@@ -64,7 +64,7 @@ const drawLayers = (columns) => {
     range: columns.low && columns.high && columns.low[i] !== null ? `${qexp.number(columns.low[i])} to ${qexp.number(columns.high[i])}` : "–",
   }));
   const fields = ["x", "y", "zero", "color", "marker", "index", "layer", "site", "bits", "value", "rule", "range"];
-  qexp.model("sqnr").y_range.factors = [...layers].reverse();
+  qexp.factors(qexp.model("sqnr").y_range, [...layers].reverse());
   for (const [name, unit] of [["sqnr", "dB"], ["saturation", "%"]]) {
     const values = columns[name] || [];
     const known = records.filter((record) => qexp.finite(values[record.index])).map((record) => ({ ...record, x: values[record.index], value: `${qexp.number(values[record.index])} ${unit}` }));
@@ -97,7 +97,7 @@ const drawPlan = (columns) => {
     return qexp.finite(value) ? qexp.number(value) : String(value);
   };
   const body = columns.layer.map((layer, i) => {
-    const open = () => { qexp.chooseLayer(String(layer), String(columns.site[i])); qexp.byId("box-histogram").scrollIntoView({ block: "nearest" }); };
+    const open = () => { qexp.chooseRow(i); qexp.byId("box-histogram").scrollIntoView({ block: "nearest" }); };
     return qexp.el("tr", { onclick: open, "data-layer": `${layer} ${columns.site[i]}` }, ...shown.map((name) => qexp.el("td", { class: WORDS.has(name) ? "text long" : "", title: WORDS.has(name) ? columns[name][i] : null }, cell(name, i))));
   });
   qexp.fill("plan", qexp.el("thead", {}, qexp.el("tr", {}, ...head)), qexp.el("tbody", {}, ...body));

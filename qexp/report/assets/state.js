@@ -76,7 +76,15 @@ qexp.visible = () => qexp.rows.filter(qexp.matches);
 qexp.visibleCells = () => qexp.cells.filter((cell) => qexp.passes(cell) && cell.rows.some((index) => qexp.matches(qexp.rows[index])));
 
 qexp.model = (name) => window.Bokeh.documents[0].get_model_by_name(name);
-qexp.put = (name, columns) => { qexp.model(name).data = columns; };
+qexp.put = (name, columns) => {
+  qexp.model(name).data = Object.fromEntries(Object.entries(columns).map(([key, values]) => [key, values.map(qexp.plain)]));
+};
+qexp.factors = (range, list) => { range.factors = list.map(qexp.plain); };
+// The plotting library sets $$...$$ and \(...\) as formulas, with a script from the network: names are no formulas.
+qexp.plain = (value) => {
+  if (Array.isArray(value)) return typeof value[0] === "string" ? value.map(qexp.plain) : value;
+  return typeof value === "string" ? value.replaceAll("$$", "$\u200b$").replace(/\\([[(])/g, "\\\u200b$1") : value;
+};
 qexp.columns = (names, records) => Object.fromEntries(names.map((name) => [name, records.map((record) => record[name])]));
 
 // Sets an axis to hold the values with some room; `log` multiplies the room, `least` keeps one value from filling it.

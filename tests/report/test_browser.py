@@ -1,0 +1,221 @@
+"""The page in a real browser: no console errors, plots drawn, clicks answered, names still text."""
+
+import html
+import json
+import re
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qexp.report.dashboard import write_dashboard
+
+pytestmark = pytest.mark.browser
+
+FLAGS = (
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
+    *("--disable-background-networking", "--disable-component-update", "--hide-scrollbars", "--window-size=1300,1000"),
+    *("--enable-logging=stderr", "--v=0", "--virtual-time-budget=20000", "--dump-dom"),
+    "--host-resolver-rules=MAP * ~NOTFOUND",  # whatever asks for the network fails, and says so in the console
+)
+# What every test may use: the drawn pixels of a figure, a click on a dot, all text in shadow roots too.
+HELPERS = """
+const view = (name) => [...Bokeh.index.roots].find((view) => view.model.name === name);
+const inked = (name) => {
+  const { canvas } = view(name).canvas.primary;
+  const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+  let n = 0;
+  for (let i = 3; i < data.length; i += 4) n += data[i] > 0;
+  return n;
+};
+const tap = (source, i) => { qexp.model(source).selected.indices = [i]; };
+const hover = (name, source, i) => {
+  const v = view(name), el = v.canvas.events_el, box = el.getBoundingClientRect();
+  const { x, y } = qexp.model(source).data;
+  const at = { clientX: box.left + v.frame.x_scale.compute(x[i]), clientY: box.top + v.frame.y_scale.compute(y[i]) };
+  const mouse = { bubbles: true, composed: true, pointerType: "mouse", pointerId: 1, isPrimary: true, ...at };
+  for (const type of ["pointerover", "pointerenter", "pointermove"]) el.dispatchEvent(new PointerEvent(type, mouse));
+};
+const words = (tip) => [...tip.shadowRoot.querySelectorAll("div")].map((line) => line.textContent).join(" ");
+const tooltip = () => [...document.querySelectorAll(".bk-Tooltip")].map(words).join(" ");
+const wait = (ms) => new Promise((done) => setTimeout(done, ms));
+const rowOf = (point) => qexp.rows.findIndex((row) => row.point === point);
+const text = (id) => document.getElementById(id).textContent;
+"""
+
+
+@pytest.fixture
+def visit(chromium: str, tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    """Returns a function that opens a page, runs a script in it once it is ready, and returns what that returned."""
+
+    def run(page: Path, script: str, *flags: str) -> dict[str, Any]:
+        probe = f"""<script>{HELPERS}
+        window.addEventListener("load", async () => {{
+          let report;
+          try {{
+            while (document.documentElement.dataset.ready !== "yes") await wait(50);
+            await wait(600);
+            report = await (async () => {{ {script} }})();
+          }} catch (error) {{ report = {{ thrown: String(error.stack) }}; }}
+          const out = document.createElement("pre");
+          out.id = "report";
+          out.textContent = JSON.stringify({{ problems: text("problems"), ...report }});
+          document.body.append(out);
+        }});</script></body>"""
+        opened = page.with_name("probe.html")
+        opened.write_text(page.read_text().replace("</body>", probe))
+        command = [chromium, *FLAGS, *flags, f"--user-data-dir={tmp_path / 'profile'}", opened.as_uri()]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+        found = re.search(r'<pre id="report">(.*?)</pre>', done.stdout, re.S)
+        assert found, f"the page was never ready:\n{done.stderr[-2000:]}"
+        console = [line for line in done.stderr.splitlines() if ":CONSOLE" in line]
+        said = [line for line in console if not re.search(r"setting log level|ResizeObserver loop", line)]
+        report = json.loads(html.unescape(found[1]))
+        assert not said, "\n".join(said)
+        assert report.get("thrown") is None, report["thrown"]
+        assert report["problems"] == ""
+        return report
+
+    return run
+
+
+def test_all_figures_are_drawn(study: Path, visit: Callable[..., dict[str, Any]]) -> None:
+    names = ["bits", "size", "time", "grid", "methods", "seeds", "sqnr", "saturation", "histogram", "loss", "score"]
+    script = f"""
+    qexp.choose(rowOf("lsq-w4a4-s0"), true);
+    await wait(800);
+    const counts = (name) => (qexp.model(name) ? Object.values(qexp.model(name).data)[0].length : null);
+    return {{
+      ink: Object.fromEntries({names}.map((name) => [name, inked(name)])),
+      dots: counts("bits-dots"), tiles: counts("grid-tiles"), seeds: counts("seeds-dots"),
+      rows: document.querySelectorAll("#board tbody tr").length, stats: text("stats"), hint: text("hint-board"),
+    }};"""
+    report = visit(write_dashboard(study), script)
+    assert all(pixels > 2000 for pixels in report["ink"].values()), report["ink"]
+    assert (report["dots"], report["rows"], report["tiles"], report["seeds"]) == (33, 34, 9, 9)
+    assert "91.73 %" in report["stats"]
+    assert "33 ok, 1 failed" in report["stats"]
+    assert "within noise of the best" in report["hint"]
+
+
+def test_a_click_on_a_dot_shows_its_layers(study: Path, visit: Callable[..., dict[str, Any]]) -> None:
+    script = """
+    const at = qexp.model("bits-dots").data.row.indexOf(rowOf("mse-w2a8-s0"));
+    tap("bits-dots", at);
+    await wait(500);
+    const marked = [...document.querySelectorAll('#board tr[aria-selected="true"]')].map((row) => Number(row.dataset.row));
+    const clicked = { title: text("h-point"), plan: document.querySelectorAll("#plan tbody tr").length, marked,
+      pill: text("pill"), ring: qexp.model("bits-ring").data.x.length, hash: location.hash,
+      dots: qexp.model("sqnr-dots").data.x.length, curves: document.getElementById("box-curves").hidden };
+    tap("sqnr-dots", 4);
+    await wait(300);
+    const line = document.querySelector('#plan tr[aria-selected="true"]');
+    return { ...clicked, row: rowOf("mse-w2a8-s0"), layer: line.dataset.layer, range: text("hint-histogram"),
+      bins: qexp.model("histogram-bins").data.top.length };"""
+    report = visit(write_dashboard(study), script)
+    assert report["title"] == "mse · ptq W2A8"
+    assert report["pill"].startswith("mse · ptq  W2A8")
+    assert (report["plan"], report["dots"], report["ring"]) == (44, 44, 1)
+    assert report["marked"] == [report["row"]]
+    assert report["hash"] == "#mse-w2a8-s0"
+    assert report["curves"] is True
+    assert report["layer"] == "layer1.0.conv2 weight"
+    assert ", 4 levels (green)" in report["range"]
+    assert report["bins"] > 20
+
+
+def test_rows_filters_and_sorting_work(study: Path, visit: Callable[..., dict[str, Any]]) -> None:
+    script = """
+    const order = () => [...document.querySelectorAll("#board tbody tr")].map((row) => qexp.rows[Number(row.dataset.row)]);
+    const press = (name) => [...document.querySelectorAll("#board th button")].find((b) => b.textContent.startsWith(name)).click();
+    press("below float");
+    const drops = order().map((row) => row.drop ?? null);
+    document.querySelectorAll("#board tbody tr")[3].click();
+    const chosen = [text("h-point"), order()[3].width];
+    [...document.querySelectorAll("#methods .chip")].find((chip) => chip.textContent.startsWith("lsq")).click();
+    const methods = [...new Set(order().map((row) => row.quant))];
+    const search = document.querySelector('#filters input');
+    search.value = "w4a8 mse";
+    search.dispatchEvent(new Event("input"));
+    return { drops, chosen, methods, found: order().map((row) => row.point), dots: qexp.model("size-dots").data.x.length };"""
+    report = visit(write_dashboard(study), script)
+    assert report["drops"][:-1] == sorted(report["drops"][:-1])
+    assert report["drops"][-1] is None  # the failed point, last whichever way
+    assert report["chosen"][1] in report["chosen"][0]
+    assert report["methods"] == ["mse", "minmax", "pact"]
+    assert (report["found"], report["dots"]) == (["mse-w4a8-s0"], 1)
+
+
+def test_a_failed_point_shows_its_error(study: Path, visit: Callable[..., dict[str, Any]]) -> None:
+    script = """qexp.choose(rowOf("pact-w2a2-s0"), true); await wait(300);
+    return { failure: text("failure"), title: text("h-point") };"""
+    report = visit(write_dashboard(study), script)
+    assert "scale is not finite (inf) in batch 3" in report["failure"]
+    assert report["title"] == "pact · qat W2A2failed"
+
+
+def test_hovering_names_the_point(study: Path, visit: Callable[..., dict[str, Any]]) -> None:
+    script = """view("bits").el.scrollIntoView(); await wait(200);
+    hover("bits", "bits-dots", qexp.model("bits-dots").data.row.indexOf(rowOf("minmax-w2a2-s0"))); await wait(500);
+    return { tip: tooltip() };"""
+    tip = visit(write_dashboard(study), script)["tip"]
+    assert "minmax · ptq W2A2" in re.sub(r"\s+", " ", tip)
+    assert "seed 0" in tip
+
+
+def test_the_pareto_front_keeps_what_nothing_beats(study: Path, visit: Callable[..., dict[str, Any]]) -> None:
+    script = "return { front: qexp.front([[3, 90], [1, 50], [2, 80], [2, 85], [4, 90], [5, 91]].map(([x, y]) => ({ x, y }))) };"
+    front = visit(write_dashboard(study), script)["front"]
+    assert [(dot["x"], dot["y"]) for dot in front] == [(1, 50), (2, 85), (3, 90), (5, 91)]
+
+
+def test_evil_names_stay_text(
+    tmp_path: Path, write_point: Callable[..., Path], visit: Callable[..., dict[str, Any]]
+) -> None:
+    evil = "<script>window.hit=1</script><img src=x onerror='window.hit=2'>"
+    tex = r"$$\frac{1}{2}$$ \(x\)"
+    folder = tmp_path / "s"
+    for seed in (0, 1):
+        point = write_point(
+            folder, "mse", 4, 4, seed, model=evil, quant=evil, dataset=tex, diagnosis=[evil], error=evil
+        )
+        table = (point / "layers.csv").read_text().replace("layer1.0.conv1", f'"{evil}"').replace("layer1.1.conv1", tex)
+        (point / "layers.csv").write_text(table)
+    write_point(folder, tex, 8, 8, model=tex, quant=tex)
+    script = """qexp.choose(rowOf("mse-w4a4-s0"), true); view("bits").el.scrollIntoView(); await wait(200);
+    hover("bits", "bits-dots", 1); await wait(500);
+    return { hit: window.hit ?? null, subtitle: text("subtitle"), images: document.images.length, tip: tooltip(),
+      title: text("h-point"), plan: text("plan") };"""
+    report = visit(write_dashboard(folder), script)
+    assert (report["hit"], report["images"]) == (None, 0)
+    assert evil in report["subtitle"]
+    assert evil in report["plan"]
+    assert "<img" in report["tip"] or "frac" in report["tip"]
+
+
+def test_a_study_of_failures_only(
+    tmp_path: Path, write_point: Callable[..., Path], visit: Callable[..., dict[str, Any]]
+) -> None:
+    nothing = dict.fromkeys(("value", "value_float", "drop", "ci_low", "ci_high", "metric", "mean_wbit", "bops"))
+    write_point(tmp_path / "s", "mse", 4, 4, plain=True, status="failed", error="no data folder", **nothing)
+    report = visit(write_dashboard(tmp_path / "s"), "return { failure: text('failure'), hint: text('hint-grid') };")
+    assert "no data folder" in report["failure"]
+    assert report["hint"] == "Nothing to show."
+
+
+def test_dark_and_light_colour_the_axes(study: Path, visit: Callable[..., dict[str, Any]]) -> None:
+    page = write_dashboard(study)
+    script = """return { axis: qexp.model("bits").below[0].major_label_text_color,
+      body: getComputedStyle(document.body).backgroundColor };"""
+    light = visit(page, script, "--blink-settings=preferredColorScheme=1")
+    dark = visit(page, script, "--blink-settings=preferredColorScheme=0")
+    assert light["body"] != dark["body"]
+    assert light["axis"] != dark["axis"]
+
+
+def test_a_phone_shows_everything_without_sideways_scrolling(study: Path, visit: Callable[..., dict[str, Any]]) -> None:
+    script = "return { page: document.documentElement.scrollWidth, window: innerWidth };"
+    report = visit(write_dashboard(study), script, "--window-size=500,900")
+    assert report["page"] <= report["window"] <= 500
