@@ -1,0 +1,92 @@
+"""Calibration statistics on disk, under a hash of what they depend on: weights, images and sites; never the method."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from qexp.calibration.stats import TensorStats
+from qexp.layers.quantized import QUANTIZED, float_class, quantizers
+from qexp.numerics.granularity import PerChannel, PerTensor
+
+if TYPE_CHECKING:
+    from qexp.calibration.calibrate import Calibration
+
+log = logging.getLogger(__name__)
+_VERSION = "1"  # of the file's meaning: a change of what is collected changes every hash
+
+
+def tensor_hash(tensors: dict[str, Tensor] | Sequence[Tensor]) -> str:
+    """Returns a SHA-256 over names, shapes, dtypes and bytes of tensors."""
+    digest = hashlib.sha256()
+    items = tensors.items() if isinstance(tensors, dict) else enumerate(tensors)
+    for name, tensor in items:
+        t = tensor.detach().cpu().contiguous()
+        digest.update(f"{name}{tuple(t.shape)}{t.dtype}".encode())
+        digest.update(t.reshape(-1).view(torch.uint8).numpy().data if t.numel() else b"")
+    return digest.hexdigest()
+
+
+def content_hash(model: nn.Module, batches: Sequence[Tensor], channel_histograms: bool) -> str:
+    """Returns the name under which statistics of this float model on these images are kept."""
+    own = {id(t) for _, _, q in quantizers(model) for t in [*q.parameters(), *q.buffers()]}
+    weights = {k: v for k, v in [*model.named_parameters(), *model.named_buffers()] if id(v) not in own}
+    sites = [(name, float_class(m).__name__) for name, m in model.named_modules() if float_class(m) in QUANTIZED]
+    text = json.dumps([_VERSION, sites, channel_histograms, tensor_hash(weights), tensor_hash(batches)])
+    return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+
+def save_stats(calibration: Calibration, path: Path) -> None:
+    """Writes all statistics to one safetensors file, whole or not at all."""
+    tensors, sites = {}, []
+    for i, (key, site) in enumerate(calibration.stats.items()):
+        sites.append(key)
+        for kind in ("tensor", "channel"):
+            tensors |= {f"{i}/{kind}/{k}": v.contiguous() for k, v in getattr(site, kind).state().items()}
+    aliases = [[*key, *target] for key, target in calibration.aliases.items()]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(f".{os.getpid()}.part")
+    try:
+        save_file(tensors, part, metadata={"sites": json.dumps(sites), "aliases": json.dumps(aliases)})
+        part.replace(path)
+    except OSError as error:  # a full or read-only disk costs the next run a calibration, not this one its result
+        log.warning("calibration statistics could not be kept in %s: %s", path, error)
+        part.unlink(missing_ok=True)
+
+
+def load_stats(path: Path) -> Calibration | None:
+    """Returns the statistics kept at `path`, None where there are none or the file is damaged."""
+    from qexp.calibration.calibrate import Calibration, SiteStats
+
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata()
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        log.warning("calibration statistics in %s are damaged (%s); calibrating again", path, error)
+        return None
+    parts: dict[int, dict[str, dict[str, Tensor]]] = {}
+    for name, tensor in tensors.items():
+        i, kind, key = name.split("/", 2)
+        parts.setdefault(int(i), {"tensor": {}, "channel": {}})[kind][key] = tensor
+    stats = {
+        tuple(key): SiteStats(
+            TensorStats.from_state(parts[i]["tensor"], PerTensor()),
+            TensorStats.from_state(parts[i]["channel"], PerChannel(1)),
+        )
+        for i, key in enumerate(json.loads(metadata["sites"]))
+    }
+    aliases = {(a, b): (c, d) for a, b, c, d in json.loads(metadata["aliases"])}
+    return Calibration(stats, aliases)

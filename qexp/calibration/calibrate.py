@@ -1,0 +1,207 @@
+"""The calibration phase: one pass of the float model over a few hundred images, from which every quantizer finds its range."""
+
+from __future__ import annotations
+
+import logging
+import weakref
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from qexp.calibration.cache import content_hash, load_stats, save_stats
+from qexp.calibration.stats import NonFinite, TensorStats, sample_extremes, sums, together
+from qexp.errors import QexpError
+from qexp.layers.quantized import QUANTIZED, float_class, quantizers, weight_of
+from qexp.layers.swap import quantizers_off
+from qexp.numerics.granularity import PerChannel, PerTensor
+
+log = logging.getLogger(__name__)
+CHANNEL_BINS = 512
+
+
+@dataclass
+class SiteStats:
+    """What was seen of one activation: of the whole tensor, with a histogram, and of each channel."""
+
+    tensor: TensorStats = field(default_factory=TensorStats)
+    channel: TensorStats = field(default_factory=lambda: TensorStats(PerChannel(1), 0))
+
+    @torch.no_grad()
+    def update(self, x: Tensor) -> None:
+        """Adds a batch `[N, C, ...]`; the sums of the whole tensor are those of its channels, taken once."""
+        x = x.detach().float()
+        if x.ndim < 2:
+            x = x.reshape(len(x) if x.ndim else 1, -1)
+        seen = sums(x, tuple(d for d in range(x.ndim) if d != 1))
+        self.tensor.add(together(seen), x.reshape(1, -1), sample_extremes(x, PerTensor()), tuple(x.shape))
+        self.channel.add(seen, x.movedim(1, 0), sample_extremes(x, PerChannel(1)), tuple(x.shape))
+
+
+class Calibration(Mapping[tuple[str, str], SiteStats]):
+    """Statistics by (layer, site); sites that carry the same tensor share one entry."""
+
+    def __init__(
+        self, stats: dict[tuple[str, str], SiteStats], aliases: dict[tuple[str, str], tuple[str, str]]
+    ) -> None:
+        self.stats, self.aliases = stats, aliases
+
+    def __getitem__(self, key: tuple[str, str]) -> SiteStats:
+        return self.stats[self.aliases.get(key, key)]
+
+    def __iter__(self):
+        return iter([*self.stats, *self.aliases])
+
+    def __len__(self) -> int:
+        return len(self.stats) + len(self.aliases)
+
+    def sync(self) -> None:
+        """Merges the statistics of all ranks."""
+        for site in self.stats.values():
+            site.tensor.sync()
+            site.channel.sync()
+
+
+@torch.no_grad()
+def collect(
+    model: nn.Module, batches: Sequence[Tensor], channel_histograms: bool = False, progress: bool = True
+) -> Calibration:
+    """Returns the statistics of every tensor that could carry a quantizer, from one pass of the float model over the batches.
+
+    Args:
+        model: Float or quantized (its quantizers are off meanwhile); set to evaluation mode meanwhile.
+        batches: Images `[N, C, H, W]`.
+        channel_histograms: Keep a histogram for each channel too, for rules that search per channel of activations.
+        progress: Show a progress bar.
+
+    Raises:
+        NonFinite: Layer, site and batch of the first NaN or infinity.
+    """
+    stats: dict[tuple[str, str], SiteStats] = {}
+    aliases: dict[tuple[str, str], tuple[str, str]] = {}
+    owner: dict[
+        int, tuple[weakref.ref, int, tuple[str, str]]
+    ] = {}  # of this batch: the tensor, its version, where it was seen first
+    number = 0
+
+    def see(key: tuple[str, str], x: Tensor) -> None:
+        if key in aliases or not isinstance(x, Tensor) or not x.is_floating_point():
+            return
+        if number == 0 and key not in stats:
+            known = owner.get(id(x))
+            if known and known[0]() is x and known[1] == x._version:
+                aliases[key] = known[2]
+                return
+            owner[id(x)] = (weakref.ref(x), x._version, key)
+            stats[key] = SiteStats(channel=TensorStats(PerChannel(1), CHANNEL_BINS if channel_histograms else 0))
+        if key not in stats:
+            raise QexpError(
+                f"{key[0]} ({key[1]}): ran in calibration batch {number} but not in the first; "
+                "the model must run the same layers for every input"
+            )
+        try:
+            stats[key].update(x)
+        except NonFinite as error:
+            raise NonFinite(
+                f"{key[0]} ({key[1]}), calibration batch {number}: {error}; check the weights and the preprocessing"
+            ) from None
+
+    def before(name: str):
+        def hook(_, args):
+            for i, x in enumerate(args):
+                see((name, "input" if len(args) == 1 else f"input.{i}"), x)
+
+        return hook
+
+    handles = []
+    for name, module in model.named_modules():
+        if float_class(module) in QUANTIZED:
+            handles.append(module.register_forward_pre_hook(before(name)))
+            handles.append(module.register_forward_hook(lambda _, __, y, name=name: see((name, "output"), y)))
+    training = model.training
+    model.eval()
+    try:
+        with quantizers_off(model):
+            for number, images in enumerate(
+                tqdm(batches, desc="calibrate", unit="batch", leave=False, disable=not progress)
+            ):
+                model(images)
+                owner.clear()
+    finally:
+        model.train(training)
+        for handle in handles:
+            handle.remove()
+    calibration = Calibration(stats, aliases)
+    calibration.sync()
+    return calibration
+
+
+def calibrate(
+    model: nn.Module,
+    batches: Sequence[Tensor],
+    *,
+    followed_by_relu: frozenset[str] = frozenset(),
+    cache_dir: Path | None = None,
+    progress: bool = True,
+) -> Calibration:
+    """Fits every quantizer of the model and returns what was seen.
+
+    Statistics are of the float model, so any method at any width finds its range from the same pass; with `cache_dir` they are kept under
+    a hash of weights, images and sites and found again by the next run.
+
+    Args:
+        model: Quantized model.
+        batches: Calibration images `[N, C, H, W]`, already preprocessed; never of the evaluation split.
+        followed_by_relu: Layers whose output goes straight into a ReLU.
+        cache_dir: Folder of kept statistics; None keeps none.
+        progress: Show a progress bar.
+    """
+    if not len(batches):
+        raise QexpError("calibration got no images; ask for at least one batch (n_calibrate)")
+    channelwise = any(
+        weight_of(model.get_submodule(name), site) is None
+        and q.granularity.axis is not None
+        and getattr(getattr(q, "range", None), "needs_histogram", True)
+        for name, site, q in quantizers(model)
+    )
+    path = cache_dir and Path(cache_dir) / f"{content_hash(model, batches, channelwise)}.safetensors"
+    calibration = load_stats(path) if path else None
+    if calibration is None:
+        calibration = collect(model, batches, channelwise, progress)
+        if path:
+            save_stats(calibration, path)
+    else:
+        log.info("calibration: statistics found in %s, no forward pass needed", path)
+    fit(model, calibration, followed_by_relu)
+    return calibration
+
+
+@torch.no_grad()
+def fit(model: nn.Module, calibration: Calibration, followed_by_relu: frozenset[str] = frozenset()) -> None:
+    """Fits every quantizer from statistics: weights from the weight itself, activations from what calibration saw."""
+    pooled: dict[int, TensorStats] = {}
+    for name, site, quantizer in quantizers(model):
+        layer = model.get_submodule(name)
+        weight = weight_of(layer, site)
+        if weight is not None:
+            try:
+                stats = TensorStats.of(weight, quantizer.granularity)
+            except NonFinite as error:
+                raise NonFinite(f"{name} ({site}): {error}") from None
+        else:
+            if (name, site) not in calibration:
+                raise QexpError(
+                    f"{name} ({site}): calibration never saw this tensor; the layer did not run on the calibration images"
+                )
+            seen = calibration[name, site]
+            stats = seen.tensor if quantizer.granularity.axis is None else seen.channel
+        if id(quantizer) in pooled:  # a quantizer that several sites share is fitted on all they saw
+            merged = TensorStats(stats.granularity, stats.bins)
+            merged.merge(pooled[id(quantizer)])
+            merged.merge(stats)
+            stats = merged
+        pooled[id(quantizer)] = stats
+        quantizer.fit(stats, followed_by_relu=site == "output" and name in followed_by_relu)

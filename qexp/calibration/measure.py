@@ -1,0 +1,67 @@
+"""What quantization did to each tensor: error measures and use of the levels, on one batch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from qexp.layers.quantized import quantizers, weight_of
+from qexp.quantizers.base import Quantizer
+
+
+@torch.no_grad()
+def measure(model: nn.Module, images: Tensor) -> dict[tuple[str, str], dict[str, float]]:
+    """Returns for each quantizer, by (layer, site): sqnr (dB), mse, cosine, norm1 (%), saturation (%), entropy (bits), levels_used.
+
+    Activations are those of the quantized network on `images` `[N, C, H, W]`, so each error is the tensor's own, not what came before.
+    """
+    out: dict[tuple[str, str], dict[str, float]] = {}
+    by_module: dict[int, list[tuple[str, str]]] = {}
+    handles = []
+    for name, site, quantizer in quantizers(model):
+        weight = weight_of(model.get_submodule(name), site)
+        if weight is not None:
+            out[name, site] = tensor_errors(quantizer, weight)
+            continue
+        if id(quantizer) not in by_module:
+            handles.append(quantizer.register_forward_hook(_hook(by_module, out)))
+        by_module.setdefault(id(quantizer), []).append((name, site))
+    training = model.training
+    model.eval()
+    try:
+        model(images)
+    finally:
+        model.train(training)
+        for handle in handles:
+            handle.remove()
+    return out
+
+
+def _hook(by_module: dict[int, list[tuple[str, str]]], out: dict):
+    def see(quantizer: Quantizer, args: tuple[Tensor, ...], y: Tensor) -> None:
+        for key in by_module[id(quantizer)]:
+            out[key] = tensor_errors(quantizer, args[0], y)
+
+    return see
+
+
+def tensor_errors(quantizer: Quantizer, x: Tensor, y: Tensor | None = None) -> dict[str, float]:
+    """Returns the error measures of one tensor; saturation counts values beyond the outermost levels by more than half a step."""
+    x = x.detach().float()
+    y = (quantizer(x) if y is None else y).detach().float()
+    codes = quantizer.codes(x).flatten()
+    error = (x - y).square().sum()
+    power = x.square().sum()
+    used, counts = torch.unique(codes, return_counts=True)
+    share = counts.double() / counts.sum()
+    scale = torch.as_tensor(quantizer.scale)
+    step = scale if scale.numel() == 1 or scale.ndim == x.ndim else scale.mean()
+    return {
+        "sqnr": float(10 * torch.log10(power / error)) if error > 0 and power > 0 else float("inf"),
+        "mse": float(error / x.numel()),
+        "cosine": float((x * y).sum() / (power.sqrt() * y.square().sum().sqrt()).clamp_min(1e-30)),
+        "norm1": float(100 * (x - y).abs().sum() / x.abs().sum().clamp_min(1e-30)),
+        "saturation": float(100 * ((x - y).abs() > 0.501 * step).double().mean()),
+        "entropy": float(-(share * share.log2()).sum()),
+        "levels_used": len(used),
+    }

@@ -1,0 +1,14 @@
+"""Range rules: pure functions from what was seen to the range `(low, high)` that a quantizer spends its levels on.
+
+A rule is called as `rule(stats, grid, context)` and returns two float64 tensors `[G]`. It never sees data, a layer or a
+configuration, so every method at every width comes from one calibration pass.
+"""
+
+from qexp.calibration.ranges.aciq import ACIQ
+from qexp.calibration.ranges.base import Context, RangeRule
+from qexp.calibration.ranges.kl import KL
+from qexp.calibration.ranges.minmax import Fixed, MinMax, MovingAverage
+from qexp.calibration.ranges.mse import MSE
+from qexp.calibration.ranges.percentile import Percentile
+
+__all__ = ["ACIQ", "KL", "MSE", "Context", "Fixed", "MinMax", "MovingAverage", "Percentile", "RangeRule"]

@@ -1,0 +1,29 @@
+"""Modules that keep a memory, told once after each optimizer step."""
+
+from __future__ import annotations
+
+from pytorch_lightning import Callback, LightningModule, Trainer
+
+
+class OptimizerSteps(Callback):
+    """Calls `after_optimizer_step()` of every module that has one, after each step of each optimizer.
+
+    The optimizer's own hook is used: it fires once a step whatever gradient accumulation does, and never in evaluation.
+    """
+
+    def __init__(self) -> None:
+        self.handles: list = []
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        owners = [m for m in pl_module.modules() if callable(getattr(m, "after_optimizer_step", None))]
+
+        def after(*_: object) -> None:
+            for module in owners:
+                module.after_optimizer_step()
+
+        self.handles = [optimizer.register_step_post_hook(after) for optimizer in trainer.optimizers]
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        for handle in self.handles:
+            handle.remove()
+        self.handles = []

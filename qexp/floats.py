@@ -1,0 +1,101 @@
+"""The float network a run starts from: built, given its weights (or trained and kept), and scored once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning import LightningDataModule
+from torch import Tensor, nn
+
+from qexp import training
+from qexp.calibration.cache import tensor_hash
+from qexp.weights import load_weights, save_weights, sha256
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The float network's score on the test images: shares, and which samples were right `[n]`."""
+
+    top1: float
+    top5: float
+    correct: Tensor
+
+
+def cache_dir(cfg: DictConfig) -> Path:
+    """Returns the folder of what runs share: float networks, their scores, calibration statistics."""
+    return Path(cfg.runs_dir) / ".cache"
+
+
+def build(cfg: DictConfig) -> nn.Module:
+    """Returns the network with fresh weights, seeded."""
+    training.seed(cfg.seed)
+    return instantiate(cfg.model.net)
+
+
+def weights_hash(cfg: DictConfig) -> str:
+    """Returns the content hash of the weights file a configuration names, or the name itself where it is no file at hand."""
+    if cfg.weights is not None and Path(cfg.weights).is_file():
+        return sha256(Path(cfg.weights))
+    return str(cfg.weights)
+
+
+def float_model(cfg: DictConfig, data: LightningDataModule) -> nn.Module:
+    """Returns the float network: with the weights named, or trained by the schedule's `pretrain` and kept for the next run."""
+    model = build(cfg)
+    if cfg.weights is not None:
+        record = load_weights(model, cfg.weights, dict(cfg.model.get("key_map") or {}), cache_dir(cfg) / "weights")
+        log.info("weights: %s (sha256 %s)", record.source, record.sha256[:12])
+        return model
+    folder = cache_dir(cfg) / "float" / _float_hash(cfg, data)
+    done = folder / "weights.safetensors"
+    if done.exists():
+        load_weights(model, done)
+        log.info("weights: the float network trained earlier (%s)", done)
+        return model
+    log.info("weights: none given, so the float network is trained first and kept in %s", folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    schedule = cfg.schedule.pretrain if "pretrain" in cfg.schedule else cfg.schedule
+    training.fit(training.task(model, cfg.dataset.num_classes, schedule), data, cfg, schedule, "float", folder)
+    save_weights(model, done)
+    return model
+
+
+def _float_hash(cfg: DictConfig, data: LightningDataModule) -> str:
+    schedule = cfg.schedule.pretrain if "pretrain" in cfg.schedule else cfg.schedule
+    limits = {k: cfg.trainer.get(k) for k in ("limit_train_batches", "precision", "max_steps")}
+    content = [OmegaConf.to_container(n, resolve=True) for n in (cfg.model.net, schedule)]
+    text = json.dumps(
+        [content, limits, cfg.seed, data.fingerprint(), cfg.dataset.data.batch_size], sort_keys=True, default=str
+    )
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def reference(cfg: DictConfig, model: nn.Module, data: LightningDataModule, folder: Path) -> Reference:
+    """Returns the float network's score, from the same evaluation the quantized one goes through; kept by weights and images."""
+    images = [data.fingerprint(), cfg.max_samples, cfg.trainer.get("limit_test_batches")]
+    name = hashlib.sha256(json.dumps([tensor_hash(model.state_dict()), images], default=str).encode()).hexdigest()[:16]
+    path = cache_dir(cfg) / "reference" / f"{name}.npz"
+    if path.exists():
+        try:
+            with np.load(path) as kept:
+                return Reference(float(kept["top1"]), float(kept["top5"]), torch.from_numpy(kept["correct"]))
+        except (OSError, ValueError, KeyError) as error:
+            log.warning("the kept float score in %s is damaged (%s); evaluating again", path, error)
+    metrics, correct, _ = training.evaluate(model, data, cfg, "float", folder)
+    found = Reference(metrics["test_top1"], metrics["test_top5"], correct)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(f".{os.getpid()}.part.npz")
+    np.savez(part, top1=found.top1, top5=found.top5, correct=correct.numpy())
+    part.replace(path)
+    return found

@@ -1,0 +1,200 @@
+"""Facts read off the model: what runs in which order, on which shapes, and what follows what.
+
+The order and the shapes come from running the model once; conv-BN pairs, layers followed by a ReLU and the sources of each layer's
+input come from a torch.fx trace of an eval-mode copy. The trace is only read. Where it fails (detectors, data-dependent control flow)
+the facts say so and hold what running alone tells.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import operator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, fx, nn
+
+from qexp.errors import QexpError
+from qexp.layers.quantized import QUANTIZED, WEIGHTED, float_class
+from qexp.layers.swap import quantizers_off
+from qexp.models.modules import Add, Concat
+
+log = logging.getLogger(__name__)
+
+RELUS = (nn.ReLU, nn.ReLU6)
+# what passes a tensor on without new values: a tensor quantized before these is still on its grid after them
+_SAME_VALUES = (nn.Identity, nn.Dropout, nn.Flatten, nn.MaxPool2d, nn.ReLU)
+_SAME_VALUES_FUNCTIONS = {
+    torch.flatten,
+    torch.reshape,
+    torch.nn.functional.relu,
+    torch.relu,
+    torch.nn.functional.dropout,
+}
+_SAME_VALUES_METHODS = {"flatten", "view", "reshape", "contiguous", "relu"}
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What `facts` found.
+
+    Attributes:
+        order: Layers that can carry quantizers, in order of execution, each once.
+        shapes: Of each layer's sites, `[N, ...]` with the batch of the example: `shapes["conv1"]["input"]`.
+        first, last: The first weighted layer and the last one, by execution.
+        bn_of: Batch norm that directly follows a convolution and has no other source.
+        followed_by_relu: Layers (and batch norms) whose result goes into a ReLU and nowhere else.
+        sources: For each layer, the layers whose results reach its inputs unchanged in value, one tuple an operand.
+        trace_error: Why the model could not be traced; empty if it was.
+    """
+
+    order: tuple[str, ...]
+    shapes: dict[str, dict[str, tuple[int, ...]]]
+    first: str
+    last: str
+    bn_of: dict[str, str] = field(default_factory=dict)
+    followed_by_relu: frozenset[str] = frozenset()
+    sources: dict[str, tuple[tuple[str, ...], ...]] = field(default_factory=dict)
+    trace_error: str = ""
+
+    def consumers(self, layer: str) -> list[str]:
+        """Returns the layers that take this layer's result as it is."""
+        return [name for name, operands in self.sources.items() if any(layer in operand for operand in operands)]
+
+
+def facts(model: nn.Module, example: Tensor) -> Facts:
+    """Returns what the model's structure says, for an example input `[N, C, H, W]`; the model is left as it was."""
+    order, shapes = _run(model, example)
+    weighted = [name for name in order if issubclass(float_class(model.get_submodule(name)), WEIGHTED)]
+    if not weighted:
+        raise QexpError(f"{type(model).__name__} runs no convolution or linear layer: there is nothing to quantize")
+    traced, error = _trace(model)
+    found = _read(traced, model) if traced is not None else {}
+    return Facts(tuple(order), shapes, weighted[0], weighted[-1], trace_error=error, **found)
+
+
+@torch.no_grad()
+def _run(model: nn.Module, example: Tensor) -> tuple[list[str], dict[str, dict[str, tuple[int, ...]]]]:
+    order: list[str] = []
+    shapes: dict[str, dict[str, tuple[int, ...]]] = {}
+
+    def hook(name: str):
+        def seen(module, args, output):
+            if name in shapes:
+                return
+            order.append(name)
+            sites = {}
+            for i, x in enumerate(args):
+                if isinstance(x, Tensor):
+                    sites["input" if len(args) == 1 else f"input.{i}"] = tuple(x.shape)
+            if isinstance(output, Tensor):
+                sites["output"] = tuple(output.shape)
+            for site in ("weight", "bias", "running_mean", "running_var"):
+                tensor = getattr(module, site, None)
+                if isinstance(tensor, Tensor):
+                    sites[site] = tuple(tensor.shape)
+            shapes[name] = sites
+
+        return seen
+
+    handles = [m.register_forward_hook(hook(n)) for n, m in model.named_modules() if float_class(m) in QUANTIZED]
+    training = model.training
+    model.eval()
+    try:
+        with quantizers_off(model):
+            model(example)
+    finally:
+        model.train(training)
+        for handle in handles:
+            handle.remove()
+    return order, shapes
+
+
+class _Tracer(fx.Tracer):
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        if float_class(m) in QUANTIZED or isinstance(m, Add | Concat):
+            return True
+        return m.__module__.startswith("torch.nn") and not isinstance(m, nn.Sequential)
+
+
+def _trace(model: nn.Module) -> tuple[fx.Graph | None, str]:
+    try:
+        return _Tracer().trace(copy.deepcopy(model).eval()), ""
+    except Exception as error:  # whatever a foreign model's forward raises while being traced
+        log.info(
+            "the model cannot be traced (%s): %s",
+            type(error).__name__,
+            str(error).splitlines()[0] if str(error) else "",
+        )
+        return None, f"{type(error).__name__}: {error}".splitlines()[0]
+
+
+def _read(graph: fx.Graph, model: nn.Module) -> dict:
+    def layer(node: fx.Node) -> nn.Module | None:
+        return model.get_submodule(node.target) if node.op == "call_module" else None
+
+    def kind(node: fx.Node) -> type:
+        module = layer(node)
+        return float_class(module) if module is not None else type(None)
+
+    def is_relu(node: fx.Node) -> bool:
+        return issubclass(kind(node), RELUS) or (
+            node.op == "call_function"
+            and node.target in (torch.relu, torch.nn.functional.relu, torch.nn.functional.relu6)
+        )
+
+    def reaches(node: fx.Node) -> tuple[str, ...]:
+        """Names of the modules, from the nearest back, whose result this node passes on unchanged."""
+        names: list[str] = []
+        while isinstance(node, fx.Node):
+            if node.op == "call_module":
+                names.append(node.target)
+                if not issubclass(kind(node), _SAME_VALUES):
+                    break
+            elif not (
+                (node.op == "call_function" and node.target in _SAME_VALUES_FUNCTIONS)
+                or (node.op == "call_method" and node.target in _SAME_VALUES_METHODS)
+            ):
+                break
+            node = node.args[0]
+        return tuple(names)
+
+    def users(node: fx.Node) -> list[fx.Node]:
+        """The nodes that use the result, looking through modules that do nothing."""
+        out: list[fx.Node] = []
+        for user in node.users:
+            out.extend(users(user) if issubclass(kind(user), nn.Identity) else [user])
+        return out
+
+    bn_of, relu_after, sources = {}, set(), {}
+    calls: dict[str, int] = {}
+    for node in graph.nodes:
+        if node.op == "call_module":
+            calls[node.target] = calls.get(node.target, 0) + 1
+    for node in graph.nodes:
+        if node.op != "call_module":
+            continue
+        after = users(node)
+        if after and all(is_relu(user) for user in after):
+            relu_after.add(node.target)
+        if (
+            issubclass(kind(node), nn.modules.conv._ConvNd)
+            and len(after) == 1
+            and issubclass(kind(after[0]), nn.modules.batchnorm._BatchNorm)
+        ):
+            if calls[node.target] == 1 and calls[after[0].target] == 1:
+                bn_of[node.target] = after[0].target
+        if kind(node) in QUANTIZED:
+            operands = tuple(reaches(arg) for arg in node.args if isinstance(arg, fx.Node))
+            sources.setdefault(node.target, operands)
+    return {"bn_of": bn_of, "followed_by_relu": frozenset(relu_after), "sources": sources}
+
+
+def functional_adds(model: nn.Module) -> int:
+    """Returns how many additions a model does outside modules, which therefore cannot carry quantizers."""
+    graph, _ = _trace(model)
+    if graph is None:
+        return 0
+    adds = {operator.add, operator.iadd, torch.add}
+    return sum(node.op == "call_function" and node.target in adds for node in graph.nodes)

@@ -1,0 +1,244 @@
+"""Layers that carry quantizers: each is its float layer with a quantizer (or `nn.Identity`) on every site.
+
+The pattern is input -> compute(input, weight, bias) -> output. A layer type is a two-line class here; a method that changes the
+arithmetic subclasses one of them and writes `compute` (or `forward`, where it needs codes or the raw input).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from qexp.models.modules import Add, Concat
+from qexp.quantizers.base import Quantizer
+
+
+def attribute(site: str) -> str:
+    """Returns the submodule that holds a site's quantizer: `input.0` -> `input_0_quantizer`."""
+    return site.replace(".", "_") + "_quantizer"
+
+
+class Quantized(nn.Module):
+    """A layer whose tensors pass through quantizers; never constructed, always made by `swap` from a float layer.
+
+    Attributes:
+        sites: Names of the tensors that can carry a quantizer.
+        float_class: The class the layer had, and gets back from `unswap` and `bake`.
+    """
+
+    sites: tuple[str, ...] = ("input", "weight", "bias", "output")
+    float_class: type[nn.Module]
+    enabled: bool = True  # False: the float layer (see `quantizers_off`)
+    baked_weight: Tensor | None = None  # the quantized weight, held while evaluating (see `baked_weights`)
+
+    def site(self, name: str) -> nn.Module:
+        """Returns the quantizer on a site, `nn.Identity` where the tensor stays float."""
+        return getattr(self, attribute(name))
+
+    def quantized_weight(self) -> Tensor:
+        """Returns the weight as the layer computes with it."""
+        return self.weight_quantizer(self.weight) if self.baked_weight is None else self.baked_weight
+
+    def quantized_bias(self) -> Tensor | None:
+        """Returns the bias as the layer computes with it, None where there is none."""
+        return None if self.bias is None else self.bias_quantizer(self.bias)
+
+    def compute(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Returns the layer's result for a quantized input, weight and bias: what a subclass writes."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.enabled:
+            return self.float_class.forward(self, x)
+        return self.output_quantizer(
+            self.compute(self.input_quantizer(x), self.quantized_weight(), self.quantized_bias())
+        )
+
+    def after_optimizer_step(self) -> None:
+        """Tells each quantizer that the optimizer has stepped, with the float tensor it quantizes (None for activations)."""
+        for site in self.sites:
+            quantizer = self.site(site)
+            if isinstance(quantizer, Quantizer):
+                quantizer.on_optimizer_step(getattr(self, site) if site in ("weight", "bias") else None)
+
+
+class QuantConv1d(Quantized, nn.Conv1d):
+    def compute(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return self._conv_forward(x, weight, bias)
+
+
+class QuantConv2d(Quantized, nn.Conv2d):
+    def compute(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return self._conv_forward(x, weight, bias)
+
+
+class QuantConv3d(Quantized, nn.Conv3d):
+    def compute(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return self._conv_forward(x, weight, bias)
+
+
+class QuantConvTranspose2d(Quantized, nn.ConvTranspose2d):
+    def compute(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return F.conv_transpose2d(
+            x, weight, bias, self.stride, self.padding, self.output_padding, self.groups, self.dilation
+        )
+
+
+class QuantLinear(Quantized, nn.Linear):
+    def compute(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return F.linear(x, weight, bias)
+
+
+class QuantBatchNorm2d(Quantized, nn.BatchNorm2d):
+    """Batch norm whose affine parameters and running statistics can be quantized too; in training the statistics of the batch rule."""
+
+    sites = ("input", "weight", "bias", "running_mean", "running_var", "output")
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.enabled:
+            return nn.BatchNorm2d.forward(self, x)
+        x = self.input_quantizer(x)
+        if self.training and self.track_running_stats:
+            y = F.batch_norm(
+                x,
+                self.running_mean,
+                self.running_var,
+                self.quantized_weight(),
+                self.quantized_bias(),
+                True,
+                *self._step(),
+            )
+        else:
+            mean, var = self.running_mean_quantizer(self.running_mean), self.running_var_quantizer(self.running_var)
+            y = F.batch_norm(x, mean, var, self.quantized_weight(), self.quantized_bias(), False, 0.0, self.eps)
+        return self.output_quantizer(y)
+
+    def _step(self) -> tuple[float, float]:
+        """Returns momentum and eps of a training step, counting it as nn.BatchNorm2d does."""
+        self.num_batches_tracked.add_(1)
+        momentum = self.momentum if self.momentum is not None else 1.0 / float(self.num_batches_tracked)
+        return momentum, self.eps
+
+
+class Unweighted(Quantized):
+    """A layer without weights: only what goes in and comes out can be quantized."""
+
+    sites = ("input", "output")
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.enabled:
+            return self.float_class.forward(self, x)
+        return self.output_quantizer(self.float_class.forward(self, self.input_quantizer(x)))
+
+
+class QuantAvgPool2d(Unweighted, nn.AvgPool2d): ...
+
+
+class QuantAdaptiveAvgPool2d(Unweighted, nn.AdaptiveAvgPool2d): ...
+
+
+class QuantMaxPool2d(Unweighted, nn.MaxPool2d): ...
+
+
+class QuantReLU(Unweighted, nn.ReLU): ...
+
+
+class QuantReLU6(Unweighted, nn.ReLU6): ...
+
+
+class QuantPReLU(Unweighted, nn.PReLU): ...
+
+
+class QuantSiLU(Unweighted, nn.SiLU): ...
+
+
+class QuantHardswish(Unweighted, nn.Hardswish): ...
+
+
+class QuantAdd(Quantized, Add):
+    """A residual add with a quantizer on each operand and on the sum."""
+
+    sites = ("input.0", "input.1", "output")
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        if not self.enabled:
+            return Add.forward(self, a, b)
+        return self.output_quantizer(Add.forward(self, self.input_0_quantizer(a), self.input_1_quantizer(b)))
+
+
+class QuantConcat(Quantized, Concat):
+    """A concatenation with a quantizer on the result (its operands then share one scale)."""
+
+    sites = ("output",)
+
+    def forward(self, *xs: Tensor) -> Tensor:
+        y = Concat.forward(self, *xs)
+        return self.output_quantizer(y) if self.enabled else y
+
+
+QUANTIZED: dict[type[nn.Module], type[Quantized]] = {
+    nn.Conv1d: QuantConv1d,
+    nn.Conv2d: QuantConv2d,
+    nn.Conv3d: QuantConv3d,
+    nn.ConvTranspose2d: QuantConvTranspose2d,
+    nn.Linear: QuantLinear,
+    nn.BatchNorm2d: QuantBatchNorm2d,
+    nn.AvgPool2d: QuantAvgPool2d,
+    nn.AdaptiveAvgPool2d: QuantAdaptiveAvgPool2d,
+    nn.MaxPool2d: QuantMaxPool2d,
+    nn.ReLU: QuantReLU,
+    nn.ReLU6: QuantReLU6,
+    nn.PReLU: QuantPReLU,
+    nn.SiLU: QuantSiLU,
+    nn.Hardswish: QuantHardswish,
+    Add: QuantAdd,
+    Concat: QuantConcat,
+}
+for _float, _quantized in QUANTIZED.items():
+    _quantized.float_class = _float
+
+WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.Linear)
+
+
+def float_class(layer: nn.Module) -> type[nn.Module]:
+    """Returns the class of a layer before any swap."""
+    return layer.float_class if isinstance(layer, Quantized) else type(layer)
+
+
+def channel_axis(layer: nn.Module, site: str) -> int:
+    """Returns where the channels of a site's tensor lie: weights of a transposed convolution 1, other weights 0, activations 1."""
+    if site == "weight":
+        return 1 if issubclass(float_class(layer), nn.ConvTranspose2d) else 0
+    return 0 if site in ("bias", "running_mean", "running_var") else 1
+
+
+def quantized_layers(model: nn.Module) -> Iterator[tuple[str, Quantized]]:
+    """Yields name and layer of every layer that carries quantizers, each once."""
+    for name, module in model.named_modules():
+        if isinstance(module, Quantized):
+            yield name, module
+
+
+def quantizers(model: nn.Module) -> Iterator[tuple[str, str, Quantizer]]:
+    """Yields layer name, site and quantizer for every site that has one."""
+    for name, layer in quantized_layers(model):
+        for site in layer.sites:
+            quantizer = layer.site(site)
+            if isinstance(quantizer, Quantizer):
+                yield name, site, quantizer
+
+
+def is_quantizer_parameter(model: nn.Module) -> set[int]:
+    """Returns the ids of all parameters that belong to quantizers (scales, clips), for parameter groups of their own."""
+    return {id(p) for _, _, q in quantizers(model) for p in q.parameters()}
+
+
+def weight_of(layer: nn.Module, site: str) -> Tensor | None:
+    """Returns the tensor of a site that the layer holds itself, None for an activation."""
+    if site in ("weight", "bias", "running_mean", "running_var"):
+        tensor = getattr(layer, site, None)
+        return tensor.detach() if isinstance(tensor, torch.Tensor) else None
+    return None

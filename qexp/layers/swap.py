@@ -1,0 +1,126 @@
+"""Surgery: a float layer becomes a quantized one by its class, in place, and back.
+
+Parameters, their names, hooks, tied modules and optimizers built earlier stay what they are; only the class changes and quantizers
+are added as submodules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from qexp.errors import QexpError
+from qexp.layers.quantized import QUANTIZED, WEIGHTED, Quantized, attribute, float_class, quantized_layers, quantizers
+from qexp.quantizers.base import Quantizer
+
+
+def swap(
+    layer: nn.Module, site_quantizers: Mapping[str, nn.Module], quantized_class: type[Quantized] | None = None
+) -> None:
+    """Makes a float layer quantized, in place; sites not named stay float.
+
+    Args:
+        layer: A layer of a known type.
+        site_quantizers: Quantizer of each site.
+        quantized_class: A layer that computes differently, in place of the ordinary one of this type.
+
+    Raises:
+        QexpError: Unknown layer type, a site the layer does not have, or a method that refuses the site.
+    """
+    kind = float_class(layer)
+    target = quantized_class or QUANTIZED.get(kind)
+    if target is None:
+        known = ", ".join(sorted(c.__name__ for c in QUANTIZED))
+        raise QexpError(
+            f"no quantized form of layer type {kind.__name__}; known are {known}. Add a class to qexp/layers/quantized.py"
+        )
+    for site, quantizer in site_quantizers.items():
+        if site not in target.sites:
+            raise QexpError(f"{kind.__name__} has no site {site!r}; its sites are {', '.join(target.sites)}")
+        if isinstance(quantizer, Quantizer) and site.split(".")[0] not in quantizer.sites | _like_weight(quantizer):
+            raise QexpError(
+                f"{type(quantizer).__name__} cannot sit on {site!r}; it is made for {', '.join(sorted(quantizer.sites))}"
+            )
+    layer.__class__ = target
+    device = next((t.device for t in layer.parameters()), None)
+    for site in target.sites:
+        quantizer = site_quantizers.get(site, nn.Identity())
+        setattr(layer, attribute(site), quantizer.to(device) if device else quantizer)
+
+
+def _like_weight(quantizer: Quantizer) -> frozenset[str]:
+    """Constants of a batch norm take whatever a weight or bias takes."""
+    return frozenset({"running_mean", "running_var"}) if {"weight", "bias"} & quantizer.sites else frozenset()
+
+
+def unswap(layer: Quantized) -> None:
+    """Makes the layer float again, in place; its float weights are as they were."""
+    for site in layer.sites:
+        delattr(layer, attribute(site))
+    for name in ("baked_weight", "enabled"):
+        layer.__dict__.pop(name, None)
+    layer.__class__ = layer.float_class
+
+
+def bake(layer: Quantized) -> None:
+    """Makes the layer a plain float layer that holds its quantized weight and bias, in place; activations are no longer quantized."""
+    with torch.no_grad():
+        for site in ("weight", "bias"):
+            tensor = getattr(layer, site, None)
+            if site in layer.sites and tensor is not None:
+                tensor.copy_(layer.site(site)(tensor))
+    unswap(layer)
+
+
+@contextmanager
+def quantizers_off(model: nn.Module) -> Iterator[None]:
+    """Inside, the model computes as the float model it was made from."""
+    layers = [layer for _, layer in quantized_layers(model)]
+    before = [layer.enabled for layer in layers]
+    for layer in layers:
+        layer.enabled = False
+    try:
+        yield
+    finally:
+        for layer, enabled in zip(layers, before):
+            layer.enabled = enabled
+
+
+@contextmanager
+def baked_weights(model: nn.Module) -> Iterator[None]:
+    """Inside, each weight is quantized once and held, so that evaluation does not repeat it every batch; no gradients reach weights."""
+    layers = [layer for _, layer in quantized_layers(model) if isinstance(layer, WEIGHTED)]
+    with torch.no_grad():
+        for layer in layers:
+            layer.baked_weight = layer.weight_quantizer(layer.weight)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.baked_weight = None
+
+
+@torch.no_grad()
+def check_all_ran(model: nn.Module, example: Tensor) -> None:
+    """Raises, by name, for quantizers that an example `[N, C, H, W]` does not pass through: their layer is bypassed or dead."""
+    ran: set[int] = set()
+    everyone = list(quantizers(model))
+    handles = [q.register_forward_pre_hook(lambda module, _: ran.add(id(module))) for _, _, q in everyone]
+    training = model.training
+    model.eval()
+    try:
+        model(example)
+    finally:
+        model.train(training)
+        for handle in handles:
+            handle.remove()
+    silent = [f"{name}.{site}" for name, site, q in everyone if id(q) not in ran]
+    if silent:
+        raise QexpError(
+            f"{len(silent)} of {len(everyone)} quantizers never ran: {', '.join(silent[:6])}{' ...' if len(silent) > 6 else ''}. "
+            "The model reads these tensors behind the layer's back (as attention modules do) or never calls the layer; "
+            "leave these layers in float with a rule, or choose another model"
+        )

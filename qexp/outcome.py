@@ -1,0 +1,255 @@
+"""What came out of a run: the row, the table of tensors, histograms; and in a line what to make of it."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from omegaconf import DictConfig
+from torch import Tensor, nn
+
+from qexp.calibration.calibrate import Calibration
+from qexp.calibration.measure import measure
+from qexp.calibration.stats import TensorStats
+from qexp.cost import cost, layer_costs, params
+from qexp.diagnosis import diagnose
+from qexp.floats import Reference
+from qexp.graph import Facts
+from qexp.layers.quantized import WEIGHTED, float_class, quantizers, weight_of
+from qexp.recipe import Plan
+from qexp.record import Record, asked, commit
+from qexp.report.statistics import wilson
+from qexp.training import device_name
+
+_HISTOGRAM_BINS = 128
+_MAX_LEVELS = 257
+
+
+def title(cfg: DictConfig) -> str:
+    """Returns the few words that name a point: `resnet20 minmax ptq W8A8`."""
+    row = asked(cfg)
+    return f"{row['model']} {row['quant']} {row['schedule']} W{row['layer_wbit']}A{row['layer_abit']}"
+
+
+def line(metrics: dict[str, Any]) -> str:
+    """Returns a point's result in one line."""
+    text = f"top-1 {metrics['value']:.2f} % [{metrics['ci_low']:.2f}, {metrics['ci_high']:.2f}]"
+    if metrics.get("drop") is not None:
+        text += f", {metrics['drop']:+.2f} points below float {metrics['value_float']:.2f} %"
+    return text
+
+
+def plan_summary(plan: Plan, facts: Facts) -> str:
+    """Returns the resolved plan as a table, one row a layer: what its weight and input carry, and who decided."""
+    frame = plan.frame()
+    rows = []
+    for layer, part in frame.groupby("layer", sort=False):
+        cells = {site: group.iloc[0] for site, group in part.groupby("site", sort=False)}
+        text = []
+        for site in cells:
+            c = cells[site]
+            what = "float" if c.quantizer == "float" else f"{c.quantizer}/{c.granularity} {c.range}".strip()
+            text.append(f"{site} {c.bits}b {what} <- {c.rule}")
+        rows.append(f"  {layer:<28} " + "; ".join(text))
+    head = f"plan: {sum(e.spec is not None for e in plan)} quantizers on {frame.layer.nunique()} layers"
+    return "\n".join([f"{head}; first layer {facts.first}, last {facts.last}", *rows])
+
+
+def metrics(
+    cfg: DictConfig,
+    model: nn.Module,
+    facts: Facts,
+    plan: Plan,
+    score: dict[str, float],
+    correct: Tensor,
+    reference: Reference | None,
+    seconds: dict[str, float],
+) -> dict[str, Any]:
+    """Returns the point's row of `results.csv`; shares in percent."""
+    layers = layer_costs(model, facts)
+    own = sum(p.numel() for _, _, q in quantizers(model) for p in q.parameters())
+    price = cost(layers, plan.bits("weight"), plan.bits("input"), params(model) - own)
+    low, high = wilson(int(correct.sum()), len(correct))
+    value = 100 * float(correct.double().mean()) if len(correct) else math.nan
+    top1_float = 100 * reference.top1 if reference else None
+    carried = {e.rule: e for e in plan}
+    first_input = next((e for e in plan if e.layer == facts.first and e.site == "input"), None)
+    weight = next((e for e in plan if e.site == "weight" and e.spec), None)
+    adds = [n for n in facts.order if float_class(model.get_submodule(n)).__name__ == "Add"]
+    quantized_adds = [e for e in plan if e.layer in adds and e.spec]
+    return {
+        "status": "ok",
+        "error": "",
+        **asked(cfg),
+        "mean_wbit": round(price.mean_wbit, 4),
+        "mean_abit": round(price.mean_abit, 4),
+        "metric": "top1",
+        "value": value,
+        "value_float": top1_float,
+        "drop": None if top1_float is None else top1_float - value,
+        "ci_low": low,
+        "ci_high": high,
+        "top5": 100 * score["test_top5"],
+        "top5_float": 100 * reference.top5 if reference else None,
+        "n_eval": len(correct),
+        "params": price.params,
+        "macs": price.macs,
+        "bops": price.bops,
+        "weight_bytes": price.weight_bytes,
+        "weight_bytes_float": price.weight_bytes_float,
+        "seconds_calibrate": round(seconds.get("calibrate", 0.0), 3),
+        "seconds_train": round(seconds.get("train", 0.0), 3),
+        "seconds_evaluate": round(seconds.get("evaluate", 0.0), 3),
+        "device": device_name(),
+        "torch": torch.__version__,
+        "commit": commit(),
+        "rounding": next((q.rounding for _, _, q in quantizers(model)), ""),
+        "granularity": str((weight.spec or {}).get("granularity", "tensor")) if weight else "",
+        "add": "quantized" if quantized_adds else "float",
+        "quantize_input": bool(first_input and first_input.spec),
+        "rules": sorted(carried),
+    }
+
+
+def write(
+    record: Record,
+    model: nn.Module,
+    plan: Plan,
+    facts: Facts,
+    seen: Calibration,
+    images: Tensor,
+    row: dict[str, Any],
+    correct: Tensor,
+) -> None:
+    """Writes `layers.csv`, `histograms.json`, `correct.npy` and, last, `metrics.json`; adds the diagnosis to the row."""
+    table = layer_table(model, plan, facts, images)
+    record.write("layers.csv", table.to_csv(index=False))
+    record.write("histograms.json", json.dumps(histograms(model, seen)))
+    np.save(record.folder / "correct.npy", correct.numpy())
+    row["diagnosis"] = diagnose(row, table)
+    row["quantized_layers"] = int(table[table.quantizer != "float"].layer.nunique())
+    row["left_float"] = left_float(model, plan, facts)
+    row["worst_sqnr"] = float(table.sqnr.min()) if table.sqnr.notna().any() else None
+    record.metrics(row)
+
+
+def layer_table(model: nn.Module, plan: Plan, facts: Facts, images: Tensor) -> pd.DataFrame:
+    """Returns the plan with what calibration chose and what quantization did, one row a (layer, site)."""
+    costs = layer_costs(model, facts)
+    measured = measure(model, images)
+    fitted = {(name, site): q for name, site, q in quantizers(model)}
+    rows = []
+    for base in plan.frame().to_dict("records"):
+        key = (base["layer"], base["site"])
+        row = dict(base)
+        if key in fitted:
+            q = fitted[key]
+            scale, zero = torch.as_tensor(q.scale).detach().flatten(), torch.as_tensor(q.zero_point).detach().flatten()
+            qmin, qmax = (float(torch.as_tensor(v).float().mean()) for v in q.limits)
+            row |= q.describe() | {"scale": _brief(scale), "zero_point": _brief(zero)}
+            row |= {"low": float(((qmin - zero) * scale).min()), "high": float(((qmax - zero) * scale).max())}
+            row |= measured.get(key, {})
+        if base["layer"] in costs:
+            c = costs[base["layer"]]
+            row |= {
+                "weights": c.weights if base["site"] == "weight" else "",
+                "macs": c.macs if base["site"] == "weight" else "",
+            }
+            if base["site"] == "weight":
+                row["bops"] = c.macs * base["bits"] * plan.bits("input").get(base["layer"], 32)
+        rows.append(row)
+    columns = [
+        "layer",
+        "site",
+        "quantizer",
+        "bits",
+        "granularity",
+        "signed",
+        "range",
+        "rule",
+        "scale",
+        "zero_point",
+        "levels",
+        "levels_used",
+        "sqnr",
+        "mse",
+        "cosine",
+        "norm1",
+        "saturation",
+        "entropy",
+        "weights",
+        "macs",
+        "bops",
+        "low",
+        "high",
+        "rounding",
+    ]
+    return pd.DataFrame(rows).reindex(columns=columns)
+
+
+def left_float(model: nn.Module, plan: Plan, facts: Facts) -> list[str]:
+    """Returns what computes in float: tensors of weighted layers, and adds, norms, pools that carry no quantizer."""
+    names = [f"{e.layer}.{e.site}" for e in plan if e.spec is None and not e.rule.startswith("quantized at")]
+    carried = {e.layer for e in plan if e.spec is not None}
+    skip = (*WEIGHTED, nn.ReLU, nn.ReLU6, nn.MaxPool2d)
+    names += [n for n in facts.order if n not in carried and not issubclass(float_class(model.get_submodule(n)), skip)]
+    return names
+
+
+def histograms(model: nn.Module, seen: Calibration) -> list[dict[str, Any]]:
+    """Returns each quantized tensor's histogram with its range and levels, for the page."""
+    out = []
+    for name, site, q in quantizers(model):
+        weight = weight_of(model.get_submodule(name), site)
+        stats = None
+        if weight is not None:
+            stats = TensorStats(bins=512)
+            stats.update(weight)
+        elif (name, site) in seen:
+            stats = seen[name, site].tensor
+        if stats is None or stats.histogram is None:
+            continue
+        low, high = float(stats.min[0]), float(stats.max[0])
+        values, counts = stats.density.points()
+        width = max((high - low) / _HISTOGRAM_BINS, 1e-12)
+        nonzero = values[0] != 0
+        folded, _ = np.histogram(
+            values[0][nonzero].numpy(),
+            bins=_HISTOGRAM_BINS,
+            range=(low, low + width * _HISTOGRAM_BINS),
+            weights=counts[0][nonzero].numpy(),
+        )
+        scale, zero = torch.as_tensor(q.scale).detach().flatten(), torch.as_tensor(q.zero_point).detach().flatten()
+        qmin, qmax = (
+            float(torch.as_tensor(v).float().max() if i else torch.as_tensor(v).float().min())
+            for i, v in enumerate(q.limits)
+        )
+        levels = None
+        if scale.numel() == 1 and qmax - qmin + 1 <= _MAX_LEVELS:
+            levels = [round(float((c - zero[0]) * scale[0]), 6) for c in np.arange(qmin, qmax + 1)]
+        out.append(
+            {
+                "layer": name,
+                "site": site,
+                "low_edge": low,
+                "bin_width": width,
+                "counts": [int(c) for c in folded],
+                "zeros": int(stats.zeros[0]),
+                "count": int(stats.count[0]),
+                "low": float(((qmin - zero) * scale).min()),
+                "high": float(((qmax - zero) * scale).max()),
+                "levels": levels,
+            }
+        )
+    return out
+
+
+def _brief(values: Tensor) -> float | str:
+    """Returns one number as it is, several as `least..greatest`."""
+    if values.numel() == 1 or bool((values == values[0]).all()):
+        return float(f"{float(values[0]):.9g}")
+    return f"{float(values.min()):.6g}..{float(values.max()):.6g}"

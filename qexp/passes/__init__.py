@@ -1,0 +1,1 @@
+"""Edits of the model before and after quantization."""

@@ -1,0 +1,45 @@
+"""Batch norm folded into the convolution before it."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from qexp.errors import QexpError
+from qexp.graph import Facts
+
+
+@torch.no_grad()
+def fold_bn(model: nn.Module, facts: Facts) -> list[str]:
+    """Folds every batch norm into its convolution, in place, and returns the convolutions; the float output does not change.
+
+    `W' = W gamma / sqrt(var + eps)` for each output channel, `b' = beta + (b - mean) gamma / sqrt(var + eps)`; the batch norm becomes
+    `nn.Identity`. Pairs come from the graph, so grouped, depthwise and transposed convolutions and any naming are handled.
+
+    Raises:
+        QexpError: The model could not be traced, so pairs are unknown.
+    """
+    if facts.trace_error:
+        raise QexpError(
+            f"bn=fold needs to know which convolution each batch norm follows, but {type(model).__name__} cannot be traced "
+            f"({facts.trace_error}); use bn=keep"
+        )
+    for conv_name, bn_name in facts.bn_of.items():
+        conv, bn = model.get_submodule(conv_name), model.get_submodule(bn_name)
+        gamma = bn.weight if bn.affine else torch.ones_like(bn.running_mean)
+        beta = bn.bias if bn.affine else torch.zeros_like(bn.running_mean)
+        factor = gamma.double() / torch.sqrt(bn.running_var.double() + bn.eps)
+        weight = conv.weight.double()
+        if isinstance(conv, nn.ConvTranspose2d):
+            grouped = weight.reshape(conv.groups, -1, *weight.shape[1:])
+            scaled = grouped * factor.reshape(conv.groups, 1, -1, *[1] * (weight.ndim - 2))
+            weight = scaled.reshape(weight.shape)
+        else:
+            weight = weight * factor.reshape(-1, *[1] * (weight.ndim - 1))
+        bias = conv.bias.double() if conv.bias is not None else 0.0
+        bias = beta.double() + (bias - bn.running_mean.double()) * factor
+        conv.weight.copy_(weight)
+        conv.bias = nn.Parameter(bias.to(conv.weight.dtype))
+        parent, _, leaf = bn_name.rpartition(".")
+        setattr(model.get_submodule(parent), leaf, nn.Identity())
+    return list(facts.bn_of)

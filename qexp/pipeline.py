@@ -1,0 +1,144 @@
+"""One experiment from configuration to record: the only place that orders the steps."""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning import LightningDataModule
+from torch import nn
+
+from qexp import floats, outcome, training
+from qexp.calibration.calibrate import Calibration, calibrate
+from qexp.callbacks.kernels import load_kernels
+from qexp.datasets import load_data
+from qexp.errors import QexpError
+from qexp.graph import Facts, facts
+from qexp.layers.swap import check_all_ran
+from qexp.passes.fold_bn import fold_bn
+from qexp.recipe import Plan, Recipe, apply, resolve
+from qexp.record import Record, point_hash
+
+log = logging.getLogger(__name__)
+CALIBRATION_BATCH = 32  # images a calibration batch, as the averaged and moving-average ranges see them
+
+
+def run(cfg: DictConfig) -> dict[str, Any]:
+    """Runs one point and returns its metrics; a finished one is not run again, a failed one is recorded and returned.
+
+    Args:
+        cfg: The composed configuration.
+
+    Returns:
+        The columns of `results.csv` for this point, `status` (`ok` or `failed`) among them.
+    """
+    record = None
+    try:
+        data = load_data(cfg.dataset.data)
+        contents = {"weights": floats.weights_hash(cfg), "data": data.fingerprint()}
+        record = Record(Path(cfg.runs_dir) / cfg.study / point_hash(cfg, contents))
+        finished = record.finished()
+        if finished is not None and not cfg.force:
+            log.info("%s: finished earlier, %s", outcome.title(cfg), record.folder)
+            return finished
+        record.open(cfg)
+        metrics = experiment(cfg, data, record)
+    except Exception as error:  # one point's failure is recorded; a sweep goes on
+        record = record or Record(Path(cfg.runs_dir) / cfg.study / point_hash(cfg, {}))
+        record.folder.mkdir(parents=True, exist_ok=True)
+        metrics = record.failed(cfg, error)
+        log.error("%s failed: %s", outcome.title(cfg), error, exc_info=None if isinstance(error, QexpError) else error)
+    finally:
+        if record is not None:
+            record.close()
+    return metrics
+
+
+def experiment(cfg: DictConfig, data: LightningDataModule, record: Record) -> dict[str, Any]:
+    """Returns the metrics of one point; its folder holds everything else."""
+    seconds: dict[str, float] = {}
+    kernels = load_kernels(cfg.kernels)
+    training.seed(cfg.seed)
+    log.info("%s -> %s", outcome.title(cfg), record.folder)
+
+    scratch = cfg.schedule.name == "qat_scratch"
+    model = floats.build(cfg) if scratch else floats.float_model(cfg, data)
+    float_score = None if scratch else floats.reference(cfg, model, data, record.folder)
+    structure, plan = attach(cfg, model, data.example())
+    images = data.calibration_batches(min(cfg.n_calibrate, data.calibration_size), CALIBRATION_BATCH, cfg.seed)
+    with _timed(seconds, "calibrate"):
+        seen = find_ranges(cfg, model, images, structure)
+    check_all_ran(model, data.example())
+
+    if cfg.schedule.epochs and cfg.schedule.name != "float":
+        module = training.task(model, cfg.dataset.num_classes, cfg.schedule, freeze_bn=cfg.bn == "freeze")
+        seconds["train"] = training.fit(module, data, cfg, cfg.schedule, outcome.title(cfg), record.folder)
+    score, correct, seconds["evaluate"] = training.evaluate(model, data, cfg, outcome.title(cfg), record.folder)
+
+    metrics = outcome.metrics(cfg, model, structure, plan, score, correct, float_score, seconds)
+    metrics |= {"kernels": kernels, "point": record.folder.name, "n_calibrate": sum(map(len, images))}
+    outcome.write(record, model, plan, structure, seen, images[0], metrics, correct)
+    log.info("%s: %s", outcome.title(cfg), outcome.line(metrics))
+    return metrics
+
+
+def attach(cfg: DictConfig, model: nn.Module, example: torch.Tensor) -> tuple[Facts, Plan]:
+    """Edits the float model as the recipe asks and attaches the quantizers, in place; returns the facts and the plan."""
+    structure = facts(model, example)
+    if cfg.bn == "fold" and structure.bn_of:
+        folded = fold_bn(model, structure)
+        log.info("batch norm folded into %d convolutions", len(folded))
+        structure = facts(model, example)
+    elif cfg.bn not in ("fold", "keep", "freeze"):
+        raise QexpError(f"bn={cfg.bn!r}; allowed are fold, keep, freeze")
+    plan = resolve(model, structure, recipe(cfg))
+    log.info("%s", outcome.plan_summary(plan, structure))
+    apply(model, plan, structure)
+    return structure, plan
+
+
+def recipe(cfg: DictConfig) -> Recipe:
+    """Returns the recipe a configuration asks for, as plain values."""
+    quant = OmegaConf.to_container(cfg.quant, resolve=True)
+
+    def plain(value: Any) -> Any:
+        return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+
+    return Recipe(
+        sites={site: quant.get(site) for site in ("input", "weight", "bias", "output")},
+        rules=quant.get("rules") or {},
+        wbit=plain(cfg.layer_wbit),
+        abit=plain(cfg.layer_abit),
+        groups=plain(cfg.model.get("groups")),
+        first=plain(cfg.model.get("first")),
+        last=plain(cfg.model.get("last")),
+        plan=Path(cfg.plan) if cfg.plan else None,
+    )
+
+
+def find_ranges(cfg: DictConfig, model: nn.Module, images: list[torch.Tensor], structure: Facts) -> Calibration:
+    """Fits every quantizer from the statistics of the calibration batches `[N, C, H, W]`; returns the statistics."""
+    return calibrate(
+        model,
+        images,
+        followed_by_relu=structure.followed_by_relu,
+        cache_dir=floats.cache_dir(cfg) / "calibration",
+        progress=cfg.trainer.enable_progress_bar,
+    )
+
+
+class _timed:
+    """Adds the seconds of a `with` block to a dictionary."""
+
+    def __init__(self, seconds: dict[str, float], name: str) -> None:
+        self.seconds, self.name = seconds, name
+
+    def __enter__(self) -> None:
+        self.start = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds[self.name] = self.seconds.get(self.name, 0.0) + time.perf_counter() - self.start

@@ -1,0 +1,233 @@
+"""The contract of a quantizer: it sits on one tensor of a layer and maps it to codes and back."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from qexp.calibration.ranges import Context, RangeRule
+from qexp.calibration.stats import TensorStats
+from qexp.errors import QexpError
+from qexp.numerics.granularity import Granularity, PerGroup, PerTensor
+from qexp.numerics.grid import UniformGrid
+
+ROUNDINGS = ("half_even", "half_up", "half_away", "floor", "trunc", "stochastic")
+
+
+class Quantizer(nn.Module):
+    """Maps a tensor to integer codes and back: `forward(x) == dequantize(codes(x))`, same shape and dtype as `x`.
+
+    A method is a subclass in a file of its own. It sets the class attributes below, makes its buffers and parameters in the
+    constructor (shapes are known there), derives them from statistics in `fit`, and writes `codes` and `dequantize`; `forward` only
+    where one fused operation does both.
+
+    Attributes:
+        properties: What the method promises and the contract tests check: `idempotent`, `monotone`, `half_step` (inside the range the
+            error is at most half a step), `needs_calibration` (forward raises before `fit` or a loaded checkpoint).
+        sites: Tensors it makes sense for.
+        bits_allowed: Least and greatest width.
+        scale: Real value of one code, in the shape that broadcasts against the tensor.
+        zero_point: The code of zero, same shape.
+        ready: Whether the quantizer knows its range; saved with it.
+        name: Layer and site, for messages; set when the quantizer is attached.
+
+    Args:
+        bits: Width; 32 and more never reach a quantizer (the tensor stays float).
+        shape: Shape of the tensor; for activations with any batch size.
+        granularity: Who shares a scale.
+        rounding: How ties and remainders are rounded.
+    """
+
+    properties: frozenset[str] = frozenset({"idempotent", "monotone", "half_step", "needs_calibration"})
+    sites: frozenset[str] = frozenset({"input", "weight", "bias", "output"})
+    bits_allowed: tuple[int, int] = (1, 16)
+
+    def __init__(
+        self,
+        bits: int,
+        shape: tuple[int, ...] = (1,),
+        *,
+        granularity: Granularity | None = None,
+        rounding: str = "half_even",
+    ) -> None:
+        super().__init__()
+        low, high = self.bits_allowed
+        if not (isinstance(bits, int) and low <= bits <= high):
+            raise QexpError(
+                f"{type(self).__name__}: bits={bits!r}; allowed are {low}..{high} (32 leaves the tensor in float)"
+            )
+        if rounding not in ROUNDINGS:
+            raise QexpError(f"{type(self).__name__}: rounding={rounding!r}; allowed are {', '.join(ROUNDINGS)}")
+        self.bits, self.shape, self.rounding = bits, tuple(shape), rounding
+        self.granularity = granularity or PerTensor()
+        self.name = type(self).__name__
+        self.register_buffer("ready", torch.tensor("needs_calibration" not in self.properties))
+        self._ready = bool(self.ready)  # the same, without asking the device in every forward
+
+    # -- what a method writes ------------------------------------------------------------------------------------------
+
+    def fit(self, stats: TensorStats, followed_by_relu: bool = False) -> None:
+        """Sets scale and zero point from what was seen of the tensor; a method without a range need not write it.
+
+        Args:
+            stats: Summary of the tensor, by this quantizer's granularity.
+            followed_by_relu: Whether the tensor goes straight into a ReLU.
+        """
+        self.mark_ready()
+
+    def codes(self, x: Tensor) -> Tensor:
+        """Returns the integer codes of `x`, as float32 or int32 of the same shape."""
+        raise NotImplementedError
+
+    def dequantize(self, codes: Tensor) -> Tensor:
+        """Returns the real values of integer codes, float32."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.require_ready()
+        return self.dequantize(self.codes(x)).to(x.dtype)
+
+    def on_optimizer_step(self, latent: Tensor) -> None:
+        """Advances a method's memory, once after each optimizer step, given the float tensor it quantizes."""
+
+    @property
+    def limits(self) -> tuple[Any, Any]:
+        """Least and greatest code."""
+        raise NotImplementedError
+
+    @property
+    def levels(self) -> int:
+        """The number of distinct values this quantizer can return (the most of any group)."""
+        qmin, qmax = self.limits
+        return int(torch.as_tensor(qmax - qmin).max()) + 1
+
+    def describe(self) -> dict[str, Any]:
+        """Returns what the plan says of this quantizer: signed, granularity, range rule."""
+        qmin, _ = self.limits
+        return {
+            "quantizer": type(self).__name__.lower(),
+            "bits": self.bits,
+            "signed": bool(torch.as_tensor(qmin).min() < 0),
+            "granularity": str(self.granularity),
+            "range": "",
+            "rounding": self.rounding,
+            "levels": self.levels,
+        }
+
+    # -- what every method shares --------------------------------------------------------------------------------------
+
+    def mark_ready(self) -> None:
+        """Declares the range known, after checking that no scale is zero, negative or non-finite."""
+        scale = getattr(self, "scale", None)
+        if scale is not None and not bool(torch.isfinite(scale).all() & (scale > 0).all()):
+            bad = int((~(torch.isfinite(scale) & (scale > 0))).sum())
+            raise QexpError(
+                f"{self.name}: {bad} of {scale.numel()} scales are zero, negative or not finite after calibration"
+            )
+        self.ready.fill_(True)
+        self._ready = True
+
+    def require_ready(self) -> None:
+        """Raises if the quantizer is used before it knows its range."""
+        if not self._ready:
+            raise QexpError(
+                f"{self.name}: used before calibration; call calibrate(model, batches) first, or load a checkpoint that holds its scale"
+            )
+
+    def rows(self, x: Tensor) -> tuple[Tensor, int | None]:
+        """Returns the tensor and the axis of its scales as the kernels want them (groups become rows of axis 0)."""
+        if isinstance(self.granularity, PerGroup):
+            return self.granularity.rows(x), 0
+        return x, self.granularity.axis
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        self._ready = bool(self.ready)
+
+    def extra_repr(self) -> str:
+        return f"bits={self.bits}, granularity={self.granularity}, ready={self._ready}"
+
+
+class AffineQuantizer(Quantizer):
+    """A quantizer on a uniform grid whose signedness may follow the data: shared by every method with integer codes.
+
+    Args:
+        bits, shape, granularity, rounding: As for every quantizer.
+        signed: True, False, or `auto`: signed where calibration saw negative values.
+        narrow: Leave out the least code of a signed grid, so that it is symmetric.
+    """
+
+    def __init__(
+        self,
+        bits: int,
+        shape: tuple[int, ...] = (1,),
+        *,
+        signed: bool | Literal["auto"] = "auto",
+        narrow: bool = False,
+        granularity: Granularity | None = None,
+        rounding: str = "half_even",
+    ) -> None:
+        super().__init__(bits, shape, granularity=granularity, rounding=rounding)
+        if signed not in (True, False, "auto"):
+            raise QexpError(f"{type(self).__name__}: signed={signed!r}; allowed are true, false, auto")
+        self.signed, self.narrow = signed, narrow
+        self.register_buffer("qmin", torch.zeros(1))
+        self.register_buffer("qmax", torch.zeros(1))
+        self.set_grid(UniformGrid(bits, bool(signed), narrow and bool(signed)))
+
+    def set_grid(self, grid: UniformGrid) -> None:
+        """Takes a grid's limits over into the saved buffers and their copy outside the device."""
+        self.grid = grid
+        shape = self.granularity.scale_shape(self.shape) if isinstance(grid.bits, Tensor) else (1,)
+        for name, value in (("qmin", grid.qmin), ("qmax", grid.qmax)):
+            setattr(
+                self, name, torch.as_tensor(value, dtype=torch.float32, device=self.qmin.device).reshape(shape).clone()
+            )
+        self._limits = (grid.qmin, grid.qmax)
+
+    def choose_sign(self, stats: TensorStats) -> None:
+        """Settles `signed: auto` by what was seen, and refuses an unsigned grid for a tensor that has negative values."""
+        negative = bool((stats.min < 0).any())
+        if self.signed == "auto":
+            self.set_grid(UniformGrid(self.grid.bits, negative, self.narrow and negative))
+        elif self.signed is False and negative:
+            self.refuse_negative(float(stats.min.min()))
+
+    def refuse_negative(self, least: float) -> None:
+        """Raises: an unsigned quantizer saw negative values."""
+        raise QexpError(
+            f"{self.name}: an unsigned quantizer saw negative values (least {least:.4g}) in calibration; "
+            "use signed: auto or true, or leave this tensor in float with a rule"
+        )
+
+    @property
+    def limits(self) -> tuple[Any, Any]:
+        return self._limits
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
+        for name in ("qmin", "qmax"):  # channels may have widths of their own in the checkpoint
+            saved = state_dict.get(prefix + name)
+            if saved is not None and saved.shape != getattr(self, name).shape:
+                setattr(self, name, torch.zeros_like(saved))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        qmin, qmax = self.qmin, self.qmax
+        self._limits = (int(qmin), int(qmax)) if qmin.numel() == 1 else (qmin, qmax)
+        signed = bool((qmin < 0).any())
+        bits = (
+            self.bits
+            if qmin.numel() == 1
+            else torch.log2(qmax - qmin + 1 + float(self.narrow and signed)).round().int()
+        )
+        self.grid = UniformGrid(bits, signed, self.narrow and signed)
+
+
+def fit_range(
+    quantizer: AffineQuantizer, rule: RangeRule, stats: TensorStats, context: Context
+) -> tuple[Tensor, Tensor]:
+    """Returns a rule's range `(low, high)`, float64 `[G]`, with an error that names the layer where it is not finite."""
+    low, high = rule(stats, quantizer.grid, context)
+    if not bool((torch.isfinite(low) & torch.isfinite(high)).all()):
+        raise QexpError(f"{quantizer.name}: the range rule {type(rule).__name__} gave a range that is not finite")
+    return low, high

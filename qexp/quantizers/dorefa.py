@@ -1,0 +1,208 @@
+"""DoReFa: tanh-normalised weights and activations clipped to [0, 1]."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from qexp.calibration.ranges import Context, RangeRule
+from qexp.calibration.stats import TensorStats
+from qexp.errors import QexpError
+from qexp.numerics.granularity import Granularity
+from qexp.numerics.grid import UniformGrid
+from qexp.numerics.ops import dorefa_weight, fake_quantize, quantize, round_to
+from qexp.quantizers.base import AffineQuantizer, Quantizer, fit_range
+
+
+class DoReFaWeight(Quantizer):
+    """`t = tanh(w) / max|tanh(w)|`, then `2 round((t/2 + 1/2) n)/n - 1` (original) or `round(t m)/m` (symmetric).
+
+    Levels: original 2^bits in [-1, 1], none of them zero (n = 2^bits - 1; w = 0 takes the smallest positive level); symmetric
+    2^bits - 1, zero among them (m = 2^(bits-1) - 1), ternary at 2 bits. At 1 bit both are `sign(w) * E|w|`, with sign(0) = +1.
+    Gradient: through tanh and the maximum, straight through the rounding; at 1 bit straight to w. Not idempotent: tanh bends its own
+    result. The magnitude of the layer is lost, so a batch norm must follow, unless `rescale: max`. Saved: nothing but that scale.
+
+    Args:
+        bits, shape, granularity, rounding: See `Quantizer`; one maximum for the tensor, half to even.
+        variant: `original` or `symmetric`.
+        rescale: `none`, or `max`: multiply the result by `max|tanh(w)|`, which restores the magnitude.
+
+    Source: Zhou et al. 2016 (arXiv 1606.06160), equations 7-9; the symmetric form as PACT-Quantization uses it.
+    Differs from the paper: symmetric is ternary at 2 bits (PACT-Quantization falls into a sign function there, and into NaN at 1).
+
+    >>> q = DoReFaWeight(4, (4,))
+    >>> [round(v, 4) for v in q(torch.tensor([-1.5, -0.2, 0.0, 0.9])).tolist()]
+    [-1.0, -0.2, 0.0667, 0.7333]
+    """
+
+    properties = frozenset({"monotone"})
+    sites = frozenset({"weight"})
+    bits_allowed = (1, 8)
+
+    def __init__(
+        self,
+        bits: int,
+        shape: tuple[int, ...] = (1,),
+        *,
+        granularity: Granularity | None = None,
+        rounding: str = "half_even",
+        variant: Literal["original", "symmetric"] = "original",
+        rescale: Literal["none", "max"] = "none",
+    ) -> None:
+        super().__init__(bits, shape, granularity=granularity, rounding=rounding)
+        if variant not in ("original", "symmetric") or rescale not in ("none", "max"):
+            raise QexpError(
+                f"DoReFaWeight(variant={variant!r}, rescale={rescale!r}): allowed are original|symmetric and none|max"
+            )
+        if str(self.granularity) != "tensor" or rounding != "half_even":
+            raise QexpError("DoReFaWeight: one maximum for the whole tensor, rounding half_even (granularity: tensor)")
+        self.variant, self.rescale = variant, rescale
+        self.register_buffer("magnitude", torch.ones(()))  # what one unit of the normalised weight is worth
+
+    @property
+    def _symmetric(self) -> bool:
+        return self.variant == "symmetric" and self.bits > 1
+
+    @property
+    def _steps(self) -> int:
+        return 2 ** (self.bits - 1) - 1 if self._symmetric else 2**self.bits - 1
+
+    @property
+    def limits(self) -> tuple[int, int]:
+        return (-self._steps, self._steps) if self._symmetric else (0, self._steps)
+
+    @property
+    def scale(self) -> Tensor:
+        return self.magnitude * (1 if self._symmetric else 2) / self._steps
+
+    @property
+    def zero_point(self) -> Tensor:
+        """The code that would be zero; a half for the original form, which has no zero."""
+        return torch.full_like(self.magnitude, 0.0 if self._symmetric else self._steps / 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self._measure(x)
+        if self.bits == 1:
+            w = x.float()
+            binary = torch.where(w >= 0, self.magnitude, -self.magnitude)
+            return (w + (binary - w).detach()).to(x.dtype) if w.requires_grad else binary.to(x.dtype)
+        y = dorefa_weight(x, self._steps, symmetric=self._symmetric)
+        return y if self.rescale == "none" else y * self.magnitude
+
+    def codes(self, x: Tensor) -> Tensor:
+        self._measure(x)
+        w = x.detach().float()
+        if self.bits == 1:
+            return (w >= 0).int()
+        t = torch.tanh(w)
+        t = t / t.abs().max().clamp_min(torch.finfo(torch.float32).tiny)
+        return round_to(t * self._steps if self._symmetric else (t / 2 + 0.5) * self._steps, "half_even").int()
+
+    def dequantize(self, codes: Tensor) -> Tensor:
+        codes = codes.float()
+        y = codes / self._steps if self._symmetric else 2 * (codes / self._steps) - 1
+        return y if self.bits > 1 and self.rescale == "none" else y * self.magnitude
+
+    @torch.no_grad()
+    def _measure(self, w: Tensor) -> None:
+        w = w.float()
+        if w.numel() == 0:
+            return
+        if self.bits == 1:
+            self.magnitude.copy_(w.abs().mean())
+        elif self.rescale == "max":
+            self.magnitude.copy_(torch.tanh(w).abs().max())
+
+    def describe(self) -> dict[str, Any]:
+        return super().describe() | {"signed": True, "range": "tanh"}
+
+
+class DoReFaInput(AffineQuantizer):
+    """`round(clip(k x, 0, 1) n) / n`: the activation scaled by k, clipped to the unit interval.
+
+    Levels: 2^bits. Gradient: k inside the clip, 0 outside (1 inside with `unscale`). Saved: k, the grid's limits.
+
+    Args:
+        bits, shape, granularity, rounding: See `AffineQuantizer`; one k a tensor.
+        k: The scale; 1 in the paper, 0.1 in PACT-Quantization; or a range rule, then k = 1 / (upper end of its range).
+        unscale: Divide by k afterwards, so that the tensor keeps its magnitude.
+        signed: False as published; True or `auto` (where negatives were seen) clips to [-1, 1] with `2^(bits-1) - 1` steps a side.
+
+    Source: Zhou et al. 2016 (arXiv 1606.06160), equation 11.
+    Differs from the paper: `unscale`, and the two-sided form for tensors that no ReLU precedes, which the paper does not treat.
+
+    >>> q = DoReFaInput(4, (3,), k=1.0, unscale=False)
+    >>> q.fit(TensorStats.of(torch.tensor([0.0, 1.7])))
+    >>> [round(v, 4) for v in q(torch.tensor([0.4, 0.65, 1.7])).tolist()]
+    [0.4, 0.6667, 1.0]
+    """
+
+    sites = frozenset({"input", "output"})
+
+    def __init__(
+        self,
+        bits: int,
+        shape: tuple[int, ...] = (1,),
+        *,
+        signed: bool | Literal["auto"] = "auto",
+        granularity: Granularity | None = None,
+        rounding: str = "half_even",
+        k: float | RangeRule = 1.0,
+        unscale: bool = True,
+    ) -> None:
+        super().__init__(bits, shape, signed=signed, narrow=True, granularity=granularity, rounding=rounding)
+        if isinstance(k, float | int) and not k > 0:
+            raise QexpError(f"DoReFaInput: k={k}; allowed is a positive number or a range rule")
+        if str(self.granularity) != "tensor":
+            raise QexpError(
+                f"DoReFaInput: granularity={self.granularity}; it has one k for the whole tensor (granularity: tensor)"
+            )
+        self.rule, self.unscale = k, unscale
+        self.properties = self.properties if unscale else self.properties - {"idempotent", "half_step"}
+        self.register_buffer("k", torch.tensor(float(k) if isinstance(k, float | int) else 1.0))
+
+    def fit(self, stats: TensorStats, followed_by_relu: bool = False) -> None:
+        if self.signed == "auto":
+            negative = bool((stats.min < 0).any())
+            self.set_grid(UniformGrid(self.bits, negative, negative))
+        if not isinstance(self.rule, float | int):
+            _, high = fit_range(self, self.rule, stats, Context(True, followed_by_relu, self._parameters_of))
+            self.k.fill_(1.0 / max(float(high.max()), 1e-6))
+        self.mark_ready()
+
+    def _parameters_of(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+        scale = high / self.limits[1]
+        return torch.where(scale > 0, scale, torch.ones_like(scale)), torch.zeros_like(scale)
+
+    @property
+    def scale(self) -> Tensor:
+        """Real value of one code of the quantizer's result, `[]`."""
+        return self._step / self.k if self.unscale else self._step
+
+    @property
+    def zero_point(self) -> Tensor:
+        return torch.zeros_like(self.k)
+
+    @property
+    def _step(self) -> Tensor:
+        return torch.ones_like(self.k) / self.limits[1]
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.require_ready()
+        zero = torch.zeros_like(self.k)
+        y = fake_quantize(x if self.unscale else x * self.k, self.scale, zero, *self.limits, rounding=self.rounding)
+        return y
+
+    def codes(self, x: Tensor) -> Tensor:
+        self.require_ready()
+        zero = torch.zeros_like(self.k)
+        return quantize(x if self.unscale else x * self.k, self.scale, zero, *self.limits, rounding=self.rounding)
+
+    def dequantize(self, codes: Tensor) -> Tensor:
+        return codes.float() * self.scale
+
+    def describe(self) -> dict[str, Any]:
+        rule = self.rule if isinstance(self.rule, float | int) else type(self.rule).__name__.lower()
+        return super().describe() | {"range": f"k from {rule}"}

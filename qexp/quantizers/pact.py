@@ -1,0 +1,116 @@
+"""PACT and mPACT: the clip of an activation is a parameter, one-sided or two-sided."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from qexp.calibration.ranges import Context, RangeRule
+from qexp.calibration.stats import TensorStats
+from qexp.errors import QexpError
+from qexp.numerics.granularity import Granularity
+from qexp.numerics.grid import UniformGrid
+from qexp.numerics.ops import mpact, pact, round_to
+from qexp.quantizers.base import AffineQuantizer, fit_range
+
+_LEAST_ALPHA = 1e-3
+
+
+class PACT(AffineQuantizer):
+    """`x^ = round(clip(x, 0, alpha) * n / alpha) * alpha / n`; two-sided (mPACT) `clip(x, -alpha, alpha)` with `m` for `n`.
+
+    Levels: one-sided 2^bits (n = 2^bits - 1); two-sided 2^bits - 1 (m = 2^(bits-1) - 1). Gradients: to x, 1 where `0 <= x <= alpha`
+    (`|x| <= alpha`); to alpha, 1 where `x >= alpha` (less 1 where `x <= -alpha`); at equality both. alpha is one scalar, on the device,
+    kept at 1e-3 or more after each optimizer step. Saved: alpha, the grid's limits.
+
+    Args:
+        bits, shape, granularity, rounding: See `AffineQuantizer`; one alpha a tensor.
+        signed: False is PACT, True mPACT, `auto` mPACT where calibration saw negatives: a one-sided clip there would remove them.
+        alpha_init: A number, or a range rule whose upper end is the first alpha.
+        learned: Whether alpha learns; else it keeps its first value.
+
+    Source: Choi et al. 2018 (arXiv 1805.06085), equations 1-3; mPACT as PACT-Quantization defines it.
+    Differs from the paper: `auto`; alpha's decay is one number of its own parameter group, not counted twice.
+
+    >>> q = PACT(4, (8,), signed=False, alpha_init=6.0)
+    >>> q.fit(TensorStats.of(torch.tensor([0.0, 9.0])))
+    >>> q(torch.tensor([-12, -3.2, -0.2, 0.4, 0.65, 1.7, 5.1, 9])).tolist()  # doctest: +ELLIPSIS
+    [0.0, 0.0, 0.0, 0.4..., 0.8..., 1.6..., 5.2..., 6.0]
+    """
+
+    sites = frozenset({"input", "output"})
+
+    def __init__(
+        self,
+        bits: int,
+        shape: tuple[int, ...] = (1,),
+        *,
+        signed: bool | Literal["auto"] = "auto",
+        granularity: Granularity | None = None,
+        rounding: str = "half_even",
+        alpha_init: float | RangeRule = 10.0,
+        learned: bool = True,
+    ) -> None:
+        super().__init__(bits, shape, signed=signed, narrow=True, granularity=granularity, rounding=rounding)
+        if self.granularity.groups(self.shape) != 1 and str(self.granularity) != "tensor":
+            raise QexpError(
+                f"PACT: granularity={self.granularity}; PACT has one alpha for the whole tensor (granularity: tensor)"
+            )
+        if rounding != "half_even":
+            raise QexpError(f"PACT: rounding={rounding!r}; its gradients are defined for half_even alone")
+        self.alpha_init = alpha_init
+        self.alpha = nn.Parameter(
+            torch.tensor(10.0 if not isinstance(alpha_init, float | int) else float(alpha_init)), requires_grad=learned
+        )
+
+    def fit(self, stats: TensorStats, followed_by_relu: bool = False) -> None:
+        if self.signed == "auto":
+            self.choose_sign(stats)
+        alpha = self.alpha_init
+        if not isinstance(alpha, float | int):
+            _, high = fit_range(self, alpha, stats, Context(True, followed_by_relu, self._parameters_of))
+            alpha = float(high.max())
+        with torch.no_grad():
+            self.alpha.fill_(max(float(alpha), _LEAST_ALPHA))
+        self.mark_ready()
+
+    def choose_sign(self, stats: TensorStats) -> None:
+        negative = bool((stats.min < 0).any())
+        self.set_grid(UniformGrid(self.bits, negative, negative))
+
+    def _parameters_of(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+        scale = high / self.limits[1]
+        return torch.where(scale > 0, scale, torch.ones_like(scale)), torch.zeros_like(scale)
+
+    @property
+    def scale(self) -> Tensor:
+        """Real value of one code, `[]`."""
+        return self.alpha.detach() / self.limits[1]
+
+    @property
+    def zero_point(self) -> Tensor:
+        return torch.zeros_like(self.alpha)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.require_ready()
+        qmin, qmax = self.limits
+        return mpact(x, self.alpha, qmax) if qmin < 0 else pact(x, self.alpha, qmax)
+
+    def codes(self, x: Tensor) -> Tensor:
+        self.require_ready()
+        qmin, qmax = self.limits
+        alpha = self.alpha.detach().float()
+        clipped = x.detach().float().clamp(-alpha if qmin < 0 else torch.zeros_like(alpha), alpha)
+        return round_to(clipped * (qmax / alpha), "half_even").int()
+
+    def dequantize(self, codes: Tensor) -> Tensor:
+        return codes.float() * (self.alpha.detach().float() / self.limits[1])
+
+    def on_optimizer_step(self, latent: Tensor) -> None:
+        self.alpha.data.clamp_min_(_LEAST_ALPHA)
+
+    def describe(self) -> dict[str, Any]:
+        start = self.alpha_init if isinstance(self.alpha_init, float | int) else type(self.alpha_init).__name__.lower()
+        return super().describe() | {"range": f"{'learned' if self.alpha.requires_grad else 'fixed'} from {start}"}

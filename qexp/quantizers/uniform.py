@@ -1,0 +1,112 @@
+"""Uniform affine quantization: evenly spaced levels over a range that a rule picks."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from qexp.calibration.ranges import Context, MinMax, RangeRule
+from qexp.calibration.stats import TensorStats
+from qexp.numerics.granularity import Granularity
+from qexp.numerics.ops import dequantize, fake_quantize, quantize
+from qexp.quantizers.base import AffineQuantizer, fit_range
+
+
+class Uniform(AffineQuantizer):
+    """`codes = round(clip(x / scale + zero_point, qmin, qmax))`, `x^ = (codes - zero_point) * scale`.
+
+    Levels: 2^bits; 2^bits - 1 where signed and narrow. Symmetric: zero point 0, scale = max(|low|, |high|) / qmax. Affine: unsigned
+    codes, the range extended to hold zero, an integer zero point inside the grid. Zero is always a level. Gradient: 1 where the clip
+    lets through (limits included), else 0. Saved: scale, zero_point, the grid's limits. A range without width (a constant tensor) gets
+    the scale at which its value is the last level, so that constants pass unchanged.
+
+    Args:
+        bits, shape, granularity, rounding, signed, narrow: See `AffineQuantizer`.
+        symmetric: Zero point 0; otherwise affine.
+        range: Rule that picks the range.
+        pow2_scale: Round the scale up to a power of two.
+
+    Source: Jacob et al. 2018 (arXiv 1712.05877); symmetric weights as in Krishnamoorthi 2018 (arXiv 1806.08342).
+
+    >>> q = Uniform(4, (6,), symmetric=False)
+    >>> x = torch.tensor([-1, -0.4, 0, 0.25, 0.55, 2])
+    >>> q.fit(TensorStats.of(x))
+    >>> q.codes(x).int().tolist()
+    [0, 3, 5, 6, 8, 15]
+    """
+
+    def __init__(
+        self,
+        bits: int,
+        shape: tuple[int, ...] = (1,),
+        *,
+        signed: bool | Literal["auto"] = "auto",
+        narrow: bool = False,
+        symmetric: bool = True,
+        granularity: Granularity | None = None,
+        rounding: str = "half_even",
+        range: RangeRule | None = None,
+        pow2_scale: bool = False,
+    ) -> None:
+        super().__init__(
+            bits,
+            shape,
+            signed=signed if symmetric else False,
+            narrow=narrow,
+            granularity=granularity,
+            rounding=rounding,
+        )
+        self.symmetric, self.range, self.pow2_scale = symmetric, range or MinMax(), pow2_scale
+        scale_shape = self.granularity.scale_shape(self.shape)
+        self.register_buffer("scale", torch.ones(scale_shape))
+        self.register_buffer("zero_point", torch.zeros(scale_shape))
+
+    def fit(self, stats: TensorStats, followed_by_relu: bool = False) -> None:
+        if self.symmetric:
+            self.choose_sign(stats)
+        context = Context(self.symmetric, followed_by_relu, self.parameters_of)
+        low, high = fit_range(self, self.range, stats, context)
+        scale, zero_point = self.parameters_of(low, high)
+        self.scale.copy_(scale.reshape(self.scale.shape))
+        self.zero_point.copy_(zero_point.reshape(self.scale.shape))
+        self.mark_ready()
+
+    def parameters_of(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns scale and zero point, float32 `[G]`, of a range `(low, high)` `[G]`."""
+        qmin, qmax = (torch.as_tensor(q, dtype=torch.float64).flatten() for q in self.limits)
+        low, high = low.clamp_max(0), high.clamp_min(0)
+        if self.symmetric:
+            span, steps = torch.maximum(-low, high), qmax
+        else:
+            span, steps = high - low, qmax - qmin
+        scale = torch.where((span > 0) & (steps > 0), span / steps.clamp_min(1), torch.ones_like(span))
+        scale = scale.clamp_min(torch.finfo(torch.float32).tiny)
+        if self.pow2_scale:
+            scale = torch.exp2(torch.ceil(torch.log2(scale)))
+        scale = scale.float()
+        if self.symmetric:
+            return scale, torch.zeros_like(scale)
+        zero_point = torch.round(qmin - low / scale.double())
+        return scale, torch.maximum(torch.minimum(zero_point, qmax), qmin).float()
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.require_ready()
+        rows, axis = self.rows(x)
+        y = fake_quantize(rows, self.scale, self.zero_point, *self.limits, axis=axis, rounding=self.rounding)
+        return y.reshape(x.shape)
+
+    def codes(self, x: Tensor) -> Tensor:
+        self.require_ready()
+        rows, axis = self.rows(x)
+        return quantize(rows, self.scale, self.zero_point, *self.limits, axis=axis, rounding=self.rounding).reshape(
+            x.shape
+        )
+
+    def dequantize(self, codes: Tensor) -> Tensor:
+        rows, _ = self.rows(codes)
+        return dequantize(rows, self.scale, self.zero_point).reshape(codes.shape)
+
+    def describe(self) -> dict[str, Any]:
+        return super().describe() | {"range": type(self.range).__name__.lower()}

@@ -1,0 +1,89 @@
+"""Bit widths as a user types them: one number, a list with one entry a group of the model, or a mapping of patterns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from qexp.errors import QexpError
+from qexp.recipe.patterns import match
+
+FLOAT = 32
+Group = str | Sequence[str]
+
+
+@dataclass(frozen=True)
+class Bits:
+    """Widths of one kind of tensor: `default` for every layer, and what names a layer: its bits and who said so."""
+
+    default: int | None = None
+    named: dict[str, tuple[int, str]] = field(default_factory=dict)
+
+
+def parse(
+    value: Any, key: str, groups: Sequence[Group] | None, layers: Sequence[str], places: dict[str, Sequence[str]]
+) -> Bits:
+    """Returns the widths that `layer_wbit` or `layer_abit` gives.
+
+    Args:
+        value: A number; a list, one entry a group, whose last entry `...` repeats the one before it; or `{pattern: bits}`. 32 is float.
+        key: `layer_wbit` or `layer_abit`, for messages.
+        groups: The model's groups, each a module name or several.
+        layers: Names of all layers that can carry quantizers.
+        places: What `@first`, `@last`, `@ends` stand for.
+
+    Raises:
+        QexpError: Not a width, a list of the wrong length, a pattern without a layer.
+    """
+    if value is None:
+        return Bits(FLOAT)
+    if isinstance(value, Mapping):
+        named: dict[str, tuple[int, str]] = {}
+        for pattern, bits in value.items():
+            for layer in match(str(pattern), layers, key, places):
+                named[layer] = (_width(bits, f"{key}[{pattern}]"), f"{key}[{pattern}]")
+        return Bits(None, named)
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return Bits(None, _from_list(list(value), key, groups, layers))
+    return Bits(_width(value, key))
+
+
+def _from_list(
+    entries: list[Any], key: str, groups: Sequence[Group] | None, layers: Sequence[str]
+) -> dict[str, tuple[int, str]]:
+    if not groups:
+        raise QexpError(
+            f"{key} is a list, but this model names no groups (model.groups); give one number or a mapping {{pattern: bits}}"
+        )
+    names = [" + ".join(_prefixes(g)) for g in groups]
+    if entries and entries[-1] == "...":
+        if len(entries) < 2 or len(entries) - 1 > len(groups):
+            raise QexpError(
+                f"{key}: '...' repeats the entry before it up to {len(groups)} groups, got {len(entries) - 1} entries before it"
+            )
+        entries = entries[:-1] + [entries[-2]] * (len(groups) - len(entries) + 1)
+    if len(entries) != len(groups):
+        raise QexpError(
+            f"{key} has {len(entries)} entries, but the model has {len(groups)} groups: {', '.join(names)} (a last entry '...' repeats the one before it)"
+        )
+    named = {}
+    for i, (bits, group) in enumerate(zip(entries, groups)):
+        hits = [layer for layer in layers if any(layer == p or layer.startswith(p + ".") for p in _prefixes(group))]
+        if not hits:
+            raise QexpError(f"model.groups[{i}] = {names[i]!r} holds no layer of the model")
+        for layer in hits:
+            named[layer] = (_width(bits, f"{key}[{i}]"), f"{key}[{i}]")
+    return named
+
+
+def _prefixes(group: Group) -> list[str]:
+    return [group] if isinstance(group, str) else list(group)
+
+
+def _width(bits: Any, where: str) -> int:
+    if bits is None:
+        return FLOAT
+    if isinstance(bits, bool) or not isinstance(bits, int) or not 0 < bits <= FLOAT:
+        raise QexpError(f"{where}: got {bits!r}; allowed are whole numbers of bits 1..16, or {FLOAT} for float")
+    return bits

@@ -1,0 +1,39 @@
+"""Names and patterns of layers: `fnmatch` on module names, plus the few words that name layers by their place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+
+from qexp.errors import QexpError, near
+
+
+def match(
+    patterns: str | Sequence[str], layers: Sequence[str], where: str, places: dict[str, Sequence[str]]
+) -> list[str]:
+    """Returns the layers that any of the patterns names, in model order.
+
+    Args:
+        patterns: `fnmatch` patterns on module names, or a place: `@first`, `@last`, `@ends`.
+        layers: Names of all layers that can carry quantizers.
+        where: Who asks, for the message.
+        places: Layers each place stands for.
+
+    Raises:
+        QexpError: A pattern names no layer.
+    """
+    found: set[str] = set()
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        if pattern.startswith("@"):
+            if pattern not in places:
+                raise QexpError(f"{where}: {pattern!r} is no place; allowed are {', '.join(places)}")
+            hits = set(places[pattern]) & set(layers)
+        else:
+            hits = {name for name in layers if fnmatchcase(name, pattern)}
+        if not hits:
+            raise QexpError(
+                f"{where}: the pattern {pattern!r} matches no layer{near(pattern, list(layers))}; "
+                f"the model has {len(layers)} layers, such as {', '.join(layers[:4])}"
+            )
+        found |= hits
+    return [name for name in layers if name in found]

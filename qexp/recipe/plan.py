@@ -1,0 +1,166 @@
+"""The plan: a table with one row a tensor, which says what quantizer it carries, and which rule decided."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from torch import nn
+
+from qexp.errors import QexpError, near
+from qexp.graph import Facts
+from qexp.layers.quantized import channel_axis
+from qexp.layers.swap import swap
+from qexp.numerics.granularity import granularity
+from qexp.quantizers.base import Quantizer
+from qexp.recipe.bits import FLOAT
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tensor of one layer.
+
+    Attributes:
+        layer, site: Which tensor.
+        spec: What makes its quantizer (`_target_` and arguments); None leaves it in float.
+        bits: Its width; 32 is float.
+        rule: Who decided.
+    """
+
+    layer: str
+    site: str
+    spec: dict[str, Any] | None
+    bits: int
+    rule: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All entries, in order of execution."""
+
+    entries: tuple[Entry, ...]
+
+    def __iter__(self) -> Iterator[Entry]:
+        return iter(self.entries)
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __getitem__(self, key: tuple[str, str]) -> Entry:
+        for entry in self.entries:
+            if (entry.layer, entry.site) == key:
+                return entry
+        raise KeyError(key)
+
+    def bits(self, site: str) -> dict[str, int]:
+        """Returns the width of one site for each layer that has it."""
+        return {e.layer: e.bits for e in self.entries if e.site == site}
+
+    def frame(self) -> pd.DataFrame:
+        """Returns the plan as a table: layer, site, quantizer, bits, granularity, signed, range, rule."""
+        rows = []
+        for e in self.entries:
+            spec = e.spec or {}
+            target = str(spec.get("_target_", "float")).rsplit(".", 1)[-1]
+            rule = spec.get("range") or spec.get("init") or spec.get("alpha_init") or spec.get("k") or ""
+            rule = str(rule["_target_"]).rsplit(".", 1)[-1] if isinstance(rule, dict) else rule
+            rows.append(
+                {
+                    "layer": e.layer,
+                    "site": e.site,
+                    "quantizer": target.lower(),
+                    "bits": e.bits,
+                    "granularity": spec.get("granularity", "tensor") if e.spec else "",
+                    "signed": spec.get("signed", "auto") if e.spec else "",
+                    "range": str(rule).lower() if e.spec else "",
+                    "rule": e.rule,
+                }
+            )
+        return pd.DataFrame(rows)
+
+
+def read_bits(path: Path, layers: list[str]) -> dict[tuple[str, str], int]:
+    """Returns the width of each (layer, site) that a `layers.csv` names.
+
+    Raises:
+        QexpError: No such file, missing columns, an unknown layer, a width that is none.
+    """
+    try:
+        table = pd.read_csv(path, keep_default_na=False)
+    except (OSError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+        raise QexpError(f"plan={path}: cannot be read ({error})") from None
+    missing = {"layer", "site", "bits"} - set(table.columns)
+    if missing:
+        raise QexpError(
+            f"plan={path}: columns {', '.join(sorted(missing))} are missing; a plan is the layers.csv of a run"
+        )
+    out = {}
+    for row in table.itertuples():
+        if row.layer not in layers:
+            raise QexpError(f"plan={path}: the model has no layer {row.layer!r}{near(row.layer, layers)}")
+        text = str(row.bits).strip()
+        bits = int(float(text)) if text.replace(".", "", 1).isdigit() else FLOAT if text in ("", "nan") else 0
+        if not 0 < bits <= FLOAT:
+            raise QexpError(f"plan={path}: {row.layer} ({row.site}): bits={text!r}; allowed are 1..16, or 32 for float")
+        out[row.layer, row.site] = bits
+    return out
+
+
+def apply(model: nn.Module, plan: Plan, facts: Facts) -> None:
+    """Attaches the plan's quantizers to the model, in place; sites with the same `share` name get one quantizer.
+
+    Raises:
+        QexpError: A quantizer that refuses its bits, granularity or site, named by layer and site.
+    """
+    shared: dict[str, Quantizer] = {}
+    by_layer: dict[str, dict[str, nn.Module]] = {}
+    for entry in plan:
+        by_layer.setdefault(entry.layer, {})
+        if entry.spec is not None:
+            by_layer[entry.layer][entry.site] = build(model, entry, facts, shared)
+    for name, sites in by_layer.items():
+        if not sites:
+            continue
+        try:
+            swap(model.get_submodule(name), sites)
+        except QexpError as error:
+            raise QexpError(f"{name}: {error}") from None
+
+
+def build(model: nn.Module, entry: Entry, facts: Facts, shared: dict[str, Quantizer]) -> Quantizer:
+    """Returns the quantizer an entry asks for, its buffers shaped for the tensor."""
+    spec = dict(entry.spec or {})
+    share = spec.pop("share", None)
+    if share in shared:
+        return shared[share]
+    spec.pop("bits", None)
+    layer = model.get_submodule(entry.layer)
+    shape = facts.shapes[entry.layer].get(entry.site)
+    where = f"{entry.layer} ({entry.site})"
+    if shape is None:
+        raise QexpError(f"{where}: the layer has no such tensor; it has {', '.join(facts.shapes[entry.layer])}")
+    axis = channel_axis(layer, entry.site)
+    shape = (1, *shape[1:]) if axis == 1 and entry.site not in ("weight",) else shape
+    try:
+        shared_scale = granularity(spec.pop("granularity", "tensor"), axis)
+        make = instantiate(spec, _convert_="all", _partial_=True)  # what is nested (range rules) is made here
+        quantizer = make(bits=entry.bits, shape=shape, granularity=shared_scale)
+    except InstantiationException as error:
+        cause = error.__cause__ if error.__cause__ is not None else error
+        raise QexpError(f"{where}: {cause}") from None
+    except QexpError as error:
+        raise QexpError(f"{where}: {error}") from None
+    quantizer.name = where
+    if share:
+        shared[share] = quantizer
+    return quantizer
+
+
+def with_bits(entry: Entry, bits: int, rule: str) -> Entry:
+    """Returns the entry with another width; 32 leaves the tensor in float."""
+    return replace(entry, bits=bits, rule=rule, spec=None if bits >= FLOAT else entry.spec)

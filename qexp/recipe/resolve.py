@@ -1,0 +1,245 @@
+"""The recipe resolved: defaults, then one width for all, then named rules in order, then what names layers; later wins."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from qexp.errors import QexpError, near
+from qexp.graph import Facts
+from qexp.layers.quantized import QUANTIZED, WEIGHTED, float_class
+from qexp.recipe import bits as bit_widths
+from qexp.recipe.bits import FLOAT, Bits, Group
+from qexp.recipe.patterns import match
+from qexp.recipe.plan import Entry, Plan, read_bits
+
+SITES = ("input", "weight", "bias", "output", "running_mean", "running_var")
+_RULE_KEYS = {"layers", "types", *SITES, *(f"input.{i}" for i in range(8))}
+ENDS = "ends"  # the rule every recipe has; a list or plan that names the ends too may silence it
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a user asks for, before it is known which layers there are.
+
+    Attributes:
+        sites: Default quantizer of each site of a weighted layer (`_target_` and arguments), None for float.
+        rules: Named edits, in order: `{layers: patterns, types: [class names], <site>: {changes} or None}`.
+        wbit, abit: Widths of weights and of inputs: a number, a list per group, or `{pattern: bits}`.
+        groups: The model's groups, which lists address.
+        first, last: Names of the first and last layer; None takes what the graph says.
+        plan: A `layers.csv` that names widths for layers.
+    """
+
+    sites: Mapping[str, Mapping[str, Any] | None]
+    rules: Mapping[str, Mapping[str, Any] | None] = field(default_factory=dict)
+    wbit: Any = 8
+    abit: Any = 8
+    groups: Sequence[Group] | None = None
+    first: str | Sequence[str] | None = None
+    last: str | Sequence[str] | None = None
+    plan: Path | None = None
+
+
+def resolve(model: nn.Module, facts: Facts, recipe: Recipe) -> Plan:
+    """Returns the plan: for each tensor of each layer its quantizer, its width and the rule that decided. Changes nothing.
+
+    Raises:
+        QexpError: A pattern that matches nothing, a rule that changes nothing, an unknown key, a list of the wrong length.
+    """
+    layers = list(facts.order)
+    places = _places(facts, recipe)
+    weighted = [n for n in layers if issubclass(float_class(model.get_submodule(n)), WEIGHTED)]
+    wbits = bit_widths.parse(recipe.wbit, "layer_wbit", recipe.groups, layers, places)
+    abits = bit_widths.parse(recipe.abit, "layer_abit", recipe.groups, layers, places)
+
+    table: dict[tuple[str, str], Entry] = {}
+    for name in layers:
+        for site in _sites(model, name, facts):
+            spec = _default(recipe.sites, site) if name in weighted else None
+            table[name, site] = _fresh(name, site, spec, wbits, abits)
+
+    changed_by: dict[str, list[tuple[str, str]]] = {}
+    for rule_name, rule in recipe.rules.items():
+        if rule is not None:
+            changed_by[rule_name] = _apply_rule(rule_name, rule, table, layers, model, recipe, places, (wbits, abits))
+    _name_widths(table, wbits, abits, facts, weighted)
+    if recipe.plan is not None:
+        _take_plan(table, recipe.plan, layers, recipe.sites)
+    _reject_idle_rules(table, changed_by)
+    _quantize_once(table, facts)
+    return Plan(
+        tuple(
+            e for e in table.values() if e.spec is not None or (e.site in ("input", "weight") and e.layer in weighted)
+        )
+    )
+
+
+def _places(facts: Facts, recipe: Recipe) -> dict[str, list[str]]:
+    def names(given: str | Sequence[str] | None, found: str, what: str) -> list[str]:
+        chosen = [found] if given is None else [given] if isinstance(given, str) else list(given)
+        for name in chosen:
+            if name not in facts.order:
+                raise QexpError(f"model.{what} = {name!r} is no layer of the model{near(name, list(facts.order))}")
+        return chosen
+
+    first, last = names(recipe.first, facts.first, "first"), names(recipe.last, facts.last, "last")
+    return {"@first": first, "@last": last, "@ends": first + last}
+
+
+def _sites(model: nn.Module, name: str, facts: Facts) -> list[str]:
+    """Returns the sites of a layer that exist: a layer without bias has no bias site."""
+    return [s for s in QUANTIZED[float_class(model.get_submodule(name))].sites if s in facts.shapes[name]]
+
+
+def _default(sites: Mapping[str, Mapping[str, Any] | None], site: str) -> dict[str, Any] | None:
+    spec = sites.get(site)
+    return copy.deepcopy(dict(spec)) if spec is not None else None
+
+
+def _scalar(site: str, wbits: Bits, abits: Bits) -> tuple[int | None, str]:
+    if site == "weight":
+        return wbits.default, "layer_wbit"
+    if site == "output" or site.startswith("input"):
+        return abits.default, "layer_abit"
+    return None, "quant"
+
+
+def _fresh(layer: str, site: str, spec: dict[str, Any] | None, wbits: Bits, abits: Bits) -> Entry:
+    """Returns a tensor's entry before any rule: its default quantizer at the one width for all."""
+    width, source = _scalar(site, wbits, abits)
+    if spec is None:
+        return Entry(layer, site, None, FLOAT, "quant")
+    if width is None:
+        width, source = spec.get("bits", FLOAT), "quant"
+    return Entry(layer, site, spec if width < FLOAT else None, width, source)
+
+
+def _apply_rule(name, rule, table, layers, model, recipe, places, widths) -> list[tuple[str, str]]:
+    where = f"quant.rules.{name}"
+    unknown = [key for key in rule if key not in _RULE_KEYS]
+    if unknown:
+        raise QexpError(
+            f"{where}: unknown key {unknown[0]!r}{near(unknown[0], sorted(_RULE_KEYS))}; allowed are {', '.join(sorted(_RULE_KEYS))}"
+        )
+    hits = match(rule["layers"], layers, where, places) if rule.get("layers") is not None else list(layers)
+    if rule.get("types") is not None:
+        types = [rule["types"]] if isinstance(rule["types"], str) else list(rule["types"])
+        kinds = {float_class(model.get_submodule(n)).__name__ for n in layers}
+        known = {cls.__name__ for cls in QUANTIZED}
+        for kind in types:
+            if kind not in known:
+                raise QexpError(
+                    f"{where}: {kind!r} is no layer type that can carry quantizers{near(kind, sorted(known))}"
+                )
+        hits = [n for n in hits if float_class(model.get_submodule(n)).__name__ in types]
+        if not hits:
+            raise QexpError(f"{where}: no layer has a type of {types}; the model has {', '.join(sorted(kinds))}")
+    elif rule.get("layers") is None:
+        raise QexpError(f"{where}: says neither `layers` nor `types`, so it names no layer")
+    edits = {key: value for key, value in rule.items() if key in SITES or key.startswith("input.")}
+    touched = []
+    for layer in hits:
+        for key, edit in edits.items():
+            for site in [s for (n, s) in table if n == layer and (s == key or s.startswith(key + "."))]:
+                before = table[layer, site]
+                after = _edit(before, edit, where, recipe, widths)
+                if after is not before:
+                    table[layer, site] = after
+                    touched.append((layer, site))
+    return touched
+
+
+def _edit(entry: Entry, edit: Any, where: str, recipe: Recipe, widths: tuple[Bits, Bits]) -> Entry:
+    """Returns the entry after a rule's edit of its site; the same object where the rule asks for nothing (bits: null)."""
+    if edit is None:
+        return Entry(entry.layer, entry.site, None, FLOAT, where)
+    if not isinstance(edit, Mapping):
+        raise QexpError(
+            f"{where}.{entry.site}: got {edit!r}; allowed are null (float) or a mapping such as {{bits: 8}}"
+        )
+    edit = {k: v for k, v in edit.items() if not (k == "bits" and v is None)}
+    if not edit:
+        return entry
+    site = entry.site.split(".")[0]
+    base = entry.spec if entry.spec is not None else _default(recipe.sites, site) or {}
+    if "_target_" in edit and edit["_target_"] != base.get("_target_"):
+        base = {}  # another method: arguments of the one before mean nothing to it
+    if "_target_" not in edit and "_target_" not in base:
+        raise QexpError(f"{where}.{entry.site}: {entry.layer} has no quantizer there to edit; name one with _target_")
+    spec = {**base, **edit}
+    width = edit.get("bits")
+    if width is None:
+        width = entry.bits if entry.bits < FLOAT else (_scalar(entry.site, *widths)[0] or FLOAT)
+    else:
+        width = bit_widths._width(width, f"{where}.{entry.site}.bits")
+    return Entry(entry.layer, entry.site, spec if width < FLOAT else None, width, where)
+
+
+def _name_widths(table: dict, wbits: Bits, abits: Bits, facts: Facts, weighted: list[str]) -> None:
+    """Lets lists and mappings have their word: inputs and weights of the layers they name, and the adds that feed those."""
+    for (layer, site), entry in list(table.items()):
+        if site == "weight":
+            width, source = wbits.named.get(layer, (None, ""))
+        elif site.startswith("input"):
+            width, source = abits.named.get(layer, (None, ""))
+        elif site == "output" and entry.spec is not None and layer not in weighted:
+            fed = [abits.named[c] for c in facts.consumers(layer) if c in abits.named and c in weighted]
+            width, source = min(fed) if fed else (None, "")
+        else:
+            continue
+        if width is None or (entry.spec is None and layer not in weighted):
+            continue
+        if entry.spec is None and width < FLOAT:
+            raise QexpError(
+                f"{source}={width}: {layer} has no quantizer on its {site} (a rule or the recipe leaves it in float: {entry.rule})"
+            )
+        table[layer, site] = Entry(layer, site, entry.spec if width < FLOAT else None, width, source)
+
+
+def _take_plan(table: dict, path: Path, layers: list[str], sites: Mapping[str, Any]) -> None:
+    for key, width in read_bits(Path(path), layers).items():
+        if key not in table:
+            if width < FLOAT:
+                raise QexpError(f"plan={path}: {key[0]} has no site {key[1]!r}")
+            continue
+        spec = table[key].spec if table[key].spec is not None else _default(sites, key[1].split(".")[0])
+        if spec is None and width < FLOAT:
+            raise QexpError(
+                f"plan={path}: {key[0]} ({key[1]}) has {width} bits, but the recipe has no quantizer for it"
+            )
+        table[key] = Entry(*key, spec if width < FLOAT else None, width, "plan")
+
+
+def _reject_idle_rules(table: dict, changed_by: dict[str, list[tuple[str, str]]]) -> None:
+    """Raises for a rule whose every edit was overruled; `ends` may be overruled, and is empty when ends_bit is null."""
+    for name, touched in changed_by.items():
+        decided = any(table[key].rule == f"quant.rules.{name}" for key in touched)
+        if not decided and name != ENDS:
+            by = sorted({table[key].rule for key in touched})
+            reason = (
+                f"all it names was decided by {', '.join(by)}"
+                if touched
+                else "it edits no tensor of the layers it names"
+            )
+            raise QexpError(f"quant.rules.{name} changes nothing: {reason}; remove the rule or what overrules it")
+
+
+def _quantize_once(table: dict, facts: Facts) -> None:
+    """Takes input quantizers off tensors that arrive quantized: one grid a tensor."""
+    for (layer, site), entry in list(table.items()):
+        if entry.spec is None or not site.startswith("input"):
+            continue
+        operands = facts.sources.get(layer, ())
+        operand = int(site.split(".")[1]) if "." in site else 0
+        names = operands[operand] if operand < len(operands) else ()
+        source = next((n for n in names if (n, "output") in table and table[n, "output"].spec is not None), None)
+        if source is not None:
+            table[layer, site] = Entry(
+                layer, site, None, table[source, "output"].bits, f"quantized at {source} (output)"
+            )

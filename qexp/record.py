@@ -1,0 +1,167 @@
+"""The folder of one point: what was asked, what came out, whole files or none."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import os
+import platform
+import subprocess
+import traceback
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+log = logging.getLogger(__name__)
+
+# what does not change a result: where it runs and is kept, what happens on the side
+_NOT_CONTENT = ("runs_dir", "study", "kernels", "callbacks", "force")
+_NOT_CONTENT_TRAINER = ("accelerator", "devices", "strategy", "num_nodes", "enable_progress_bar")
+
+
+def point_hash(cfg: DictConfig, contents: dict[str, str]) -> str:
+    """Returns the name of a point: a hash of the resolved configuration and of the contents it refers to (weights, data)."""
+    content = OmegaConf.to_container(cfg, resolve=True)
+    for key in _NOT_CONTENT:
+        content.pop(key, None)
+    for key in _NOT_CONTENT_TRAINER:
+        content.get("trainer", {}).pop(key, None)
+    text = json.dumps([content, contents], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+class Record:
+    """Writes one point's folder.
+
+    Args:
+        folder: `<runs_dir>/<study>/<point>`.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._log: logging.Handler | None = None
+
+    @property
+    def metrics_path(self) -> Path:
+        return self.folder / "metrics.json"
+
+    def finished(self) -> dict[str, Any] | None:
+        """Returns the metrics of a point that was run to its end, None where it was not (or its file is damaged)."""
+        try:
+            metrics = json.loads(self.metrics_path.read_text())
+        except (OSError, ValueError):
+            return None
+        return metrics if isinstance(metrics, dict) and metrics.get("status") == "ok" else None
+
+    def open(self, cfg: DictConfig) -> None:
+        """Makes the folder, writes the resolved configuration and the environment, and starts the log."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.write("config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
+        self.write("environment.json", json.dumps(environment(), indent=1))
+        self._log = logging.FileHandler(self.folder / "log.txt", mode="w")
+        self._log.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        logging.getLogger().addHandler(self._log)
+
+    def close(self) -> None:
+        """Ends the log."""
+        if self._log is not None:
+            logging.getLogger().removeHandler(self._log)
+            self._log.close()
+            self._log = None
+
+    def write(self, name: str, text: str) -> None:
+        """Writes a file whole or not at all."""
+        part = self.folder / f".{name}.{os.getpid()}.part"
+        part.write_text(text)
+        part.replace(self.folder / name)
+
+    def metrics(self, metrics: dict[str, Any]) -> None:
+        """Writes `metrics.json`: the last file of a point, whose presence says that it is finished."""
+        self.write("metrics.json", json.dumps(_plain(metrics), indent=1))
+
+    def failed(self, cfg: DictConfig, error: BaseException) -> dict[str, Any]:
+        """Writes and returns the metrics of a point that failed, with its error; the traceback goes into `log.txt`."""
+        log.debug("%s", "".join(traceback.format_exception(error)))
+        metrics = {
+            "status": "failed",
+            "error": f"{type(error).__name__}: {error}",
+            **asked(cfg),
+            "point": self.folder.name,
+        }
+        self.metrics(metrics)
+        return metrics
+
+
+def asked(cfg: DictConfig) -> dict[str, Any]:
+    """Returns the columns that say what was asked for."""
+
+    def short(value: Any) -> Any:
+        plain = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+        return plain if isinstance(plain, int | float | str | None) else json.dumps(plain).replace('"', "")
+
+    return {
+        "study": cfg.study,
+        "model": cfg.model.name,
+        "dataset": cfg.dataset.name,
+        "quant": cfg.quant.name,
+        "schedule": cfg.schedule.name,
+        "layer_wbit": short(cfg.layer_wbit),
+        "layer_abit": short(cfg.layer_abit),
+        "ends_bit": cfg.ends_bit,
+        "bn": cfg.bn,
+        "seed": cfg.seed,
+    }
+
+
+def environment() -> dict[str, Any]:
+    """Returns the versions and the machine a result came from."""
+    packages = ("torch", "torchvision", "pytorch-lightning", "hydra-core", "numpy", "qexp")
+    return {
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in packages},
+        "platform": platform.platform(),
+        "processor": platform.machine(),
+        "cpus": os.cpu_count(),
+        "commit": commit(),
+    }
+
+
+def commit() -> str:
+    """Returns the git commit of the code, with a `+` where it was changed since; empty outside a checkout."""
+    here = Path(__file__).parent
+    try:
+        head = subprocess.run(
+            ["git", "rev-parse", "--short=12", "HEAD"], cwd=here, capture_output=True, text=True, timeout=5
+        )
+        if head.returncode:
+            return ""
+        changed = subprocess.run(
+            ["git", "status", "--porcelain", "-uno"], cwd=here, capture_output=True, text=True, timeout=5
+        )
+        return head.stdout.strip() + ("+" if changed.stdout.strip() else "")
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except ModuleNotFoundError:  # importlib's PackageNotFoundError
+        return ""
+
+
+def _plain(value: Any) -> Any:
+    """Returns the value as JSON holds it: no NaN, no infinity, no numpy or torch scalar."""
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if hasattr(value, "item"):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -1,0 +1,146 @@
+"""Training and evaluation of one network through Lightning, from plain configuration nodes."""
+
+from __future__ import annotations
+
+import logging
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from pytorch_lightning import Callback, LightningDataModule, Trainer
+from pytorch_lightning.callbacks import ModelCheckpoint
+from torch import Tensor, nn
+
+from qexp.callbacks.curves import Curves
+from qexp.callbacks.progress import Progress
+from qexp.layers.quantized import is_quantizer_parameter
+from qexp.layers.swap import baked_weights
+from qexp.tasks.classification import Classification
+
+log = logging.getLogger(__name__)
+for _name in ("pytorch_lightning", "pytorch_lightning.utilities.rank_zero"):  # which devices there are, and advertisements
+    logging.getLogger(_name).setLevel(logging.WARNING)
+# Lightning advises more workers for any loader; ours hands out ready-made tensors
+warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+warnings.filterwarnings("ignore", message=".*number of training batches.*is smaller than the logging interval.*")
+warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
+warnings.filterwarnings("ignore", message=".*GPU available but not used.*")
+warnings.filterwarnings("ignore", category=FutureWarning, message=".*LeafSpec.*")
+
+
+def parameter_groups(schedule: DictConfig):
+    """Returns a function that splits a network's parameters: weights, then scales and clips with options of their own."""
+    own = dict(schedule.get("quantizer") or {})
+
+    def split(model: nn.Module) -> list[dict[str, Any]]:
+        quantizer = is_quantizer_parameter(model)
+        trained = [p for p in model.parameters() if p.requires_grad]
+        groups = [{"params": [p for p in trained if id(p) not in quantizer]}]
+        learned = [p for p in trained if id(p) in quantizer]
+        return [*groups, {"params": learned, **own}] if learned else groups
+
+    return split
+
+
+def task(
+    model: nn.Module, num_classes: int, schedule: DictConfig | None = None, freeze_bn: bool = False
+) -> Classification:
+    """Returns the LightningModule that trains (with a schedule) or only scores (without) the network."""
+    if schedule is None:
+        return Classification(model, num_classes)
+    return Classification(
+        model,
+        num_classes,
+        optimizer=instantiate(schedule.optimizer),
+        scheduler=instantiate(schedule.scheduler) if schedule.get("scheduler") else None,
+        groups=parameter_groups(schedule),
+        label_smoothing=schedule.label_smoothing,
+        freeze_bn=freeze_bn,
+    )
+
+
+def make_trainer(
+    cfg: DictConfig, phase: str, folder: Path, callbacks: list[Callback] | None = None, **options: Any
+) -> Trainer:
+    """Returns a Trainer for one phase: the configured callbacks, curves and progress bound to this run's folder and name."""
+    chosen = [*(instantiate(node) for node in cfg.callbacks.values() if node), *(callbacks or [])]
+    for callback in chosen:
+        if isinstance(callback, Curves):
+            callback.path = folder / "curves.csv"
+        if isinstance(callback, Progress):
+            callback.phase = phase
+    if not cfg.trainer.get("enable_progress_bar", True):
+        chosen = [c for c in chosen if not isinstance(c, Progress)]
+    return instantiate(
+        cfg.trainer,
+        callbacks=chosen,
+        logger=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        default_root_dir=str(folder),
+        **options,
+    )
+
+
+def fit(
+    module: Classification, data: LightningDataModule, cfg: DictConfig, schedule: DictConfig, phase: str, folder: Path
+) -> float:
+    """Trains, resuming from `checkpoints/last.ckpt` where an interrupted run left one; returns the seconds it took.
+
+    `checkpoints/last.ckpt` is written after every epoch, `best.ckpt` where the validation accuracy rises. The network ends at its last state.
+    """
+    checkpoints = folder / "checkpoints"
+    saver = ModelCheckpoint(
+        dirpath=checkpoints,
+        filename="best",
+        monitor="val_top1",
+        mode="max",
+        save_last=True,
+        enable_version_counter=False,
+    )
+    trainer = make_trainer(
+        cfg,
+        phase,
+        folder,
+        [saver],
+        enable_checkpointing=True,
+        max_epochs=schedule.epochs,
+        max_steps=schedule.max_steps,
+        gradient_clip_val=schedule.get("gradient_clip"),
+    )
+    last = checkpoints / "last.ckpt"
+    if last.exists():
+        log.info("%s: resuming from %s", phase, last)
+    start = time.perf_counter()
+    trainer.fit(module, datamodule=data, ckpt_path=str(last) if last.exists() else None, weights_only=True)
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+    return time.perf_counter() - start
+
+
+def evaluate(
+    model: nn.Module, data: LightningDataModule, cfg: DictConfig, phase: str, folder: Path
+) -> tuple[dict[str, float], Tensor, float]:
+    """Returns test metrics (shares, not percent), which samples were right `[n]`, and the seconds it took."""
+    module = task(model, cfg.dataset.num_classes)
+    trainer = make_trainer(cfg, phase, folder, enable_checkpointing=False)
+    start = time.perf_counter()
+    with baked_weights(model):
+        (metrics,) = trainer.test(module, datamodule=data, verbose=False)
+    return metrics, module.correct, time.perf_counter() - start
+
+
+def seed(value: int) -> None:
+    """Seeds Python, NumPy and torch."""
+    from pytorch_lightning import seed_everything
+
+    seed_everything(value, workers=True, verbose=False)
+
+
+def device_name() -> str:
+    """Returns the accelerator's name, or `cpu`."""
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
