@@ -10,6 +10,7 @@ import pandas as pd
 from qexp.errors import QexpError
 from qexp.report.dashboard import write_page
 from qexp.report.results import collect, write_results
+from qexp.report.runfolder import worst_layer
 from qexp.report.table import closing_table
 
 EXAMPLES = """examples:
@@ -50,7 +51,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         page = write_page(args.studies, out)
         if not args.quiet:
             frames = [collect(study) for study in args.studies]
-            print(closing_table(pd.concat(frames, ignore_index=True) if several else frames[0]), end="\n\n")
+            worst = {
+                point: worst_layer(study / point)
+                for study, frame in zip(args.studies, frames)
+                for point in frame.loc[frame["status"] == "ok", "point"]
+            }
+            print(closing_table(pd.concat(frames, ignore_index=True) if several else frames[0], worst), end="\n\n")
     except (QexpError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -37,10 +37,10 @@ def _histogram() -> figure:
     fig = card_figure("histogram", "value of the tensor", "count (log scale)", 360, **options)
     for name in ("cut-low", "cut-high"):
         fig.add_layout(BoxAnnotation(name=name, fill_color=ALARM, fill_alpha=0.1, line_color=None, visible=False))
-    levels = empty("histogram-levels", "x", "alpha")
-    fig.vspan("x", line_width=1, line_color="#009E73", line_alpha="alpha", source=levels)
     bins = empty("histogram-bins", "left", "right", "top", "count", "span")
     bars = fig.quad("left", "right", "top", 0.5, source=bins, fill_color="#0072B2", fill_alpha=0.75, line_color=None)
+    levels = empty("histogram-levels", "x", "alpha")
+    fig.vspan("x", line_width=1, line_color="#009E73", line_alpha="alpha", source=levels)
     edges = empty("histogram-edges", "x")
     fig.vspan("x", line_width=2.2, line_color=ALARM, source=edges)
     hover(fig, bars, [("values", "@span"), ("count", "@count")])

@@ -15,6 +15,13 @@ def read_layers(point_dir: Path) -> pd.DataFrame:
     return _csv(point_dir / "layers.csv", required={"layer", "site"})
 
 
+def worst_layer(point_dir: Path) -> str:
+    """Returns the tensor with the lowest SQNR as in `layer3.0.conv1 9.1 dB`, or an empty string."""
+    layers = read_layers(point_dir)
+    sqnr = pd.to_numeric(layers["sqnr"], errors="coerce").dropna() if "sqnr" in layers else pd.Series(dtype=float)
+    return f"{layers.at[sqnr.idxmin(), 'layer']} {sqnr.min():.1f} dB" if len(sqnr) else ""
+
+
 def read_curves(point_dir: Path) -> pd.DataFrame:
     """Returns `curves.csv` (`step, epoch, name, value`); an empty frame where there is none or it cannot be read."""
     return _csv(point_dir / "curves.csv", required={"step", "name", "value"})

@@ -9,7 +9,8 @@ from qexp.report import wording
 from qexp.report.statistics import aggregate_seeds, wilson
 
 WIDTH = 100
-VARIED = ("granularity", "rounding", "ends_bit", "bn", "add", "quantize_input", "n_calibrate")
+VARIED = ("study", "schedule", "granularity", "rounding", "ends_bit", "bn", "add", "quantize_input", "n_calibrate")
+WORDS = ("study", "schedule")  # their values say what they are
 NAMES = {"top1": "top-1", "map_voc07": "mAP", "lfw_accuracy": "LFW"}
 
 
@@ -27,11 +28,14 @@ def closing_table(df: pd.DataFrame, worst: Mapping[str, str] | None = None, limi
         return "no results yet"
     blocks = []
     for (model, dataset, metric), group in df.groupby(["model", "dataset", "metric"], dropna=False, sort=False):
-        rows = _lines(group, worst or {}, limit)
-        if rows:
-            name = NAMES.get(metric, str(metric))
-            head = ["method", "bits", f"{name} %", "95 % interval", "drop", *(["worst layer"] if worst else []), "time"]
-            blocks.append(f"{_text(model)} on {_text(dataset)}\n{_align([head, *rows])}")
+        name = NAMES.get(metric, str(metric))
+        for extra in (worst, {}) if worst else ({},):  # without the extra column where it leaves no room for names
+            head = ["method", "bits", f"{name} %", "95 % interval", "drop", *(["worst layer"] if extra else []), "time"]
+            rows = [head, *_lines(group, extra, limit)]
+            if _room(rows) >= 0:
+                break
+        if len(rows) > 1:
+            blocks.append(f"{_text(model)} on {_text(dataset)}\n{_align(rows)}")
     failed = [_failure(row) for row in df[df["status"] != "ok"].to_dict("records")]
     if failed:
         blocks.append("\n".join([f"{len(failed)} of {len(df)} points failed:", *failed[:limit]]))
@@ -43,23 +47,24 @@ def _lines(group: pd.DataFrame, worst: Mapping[str, str], limit: int) -> list[li
     cells = aggregate_seeds(group)
     if cells.empty:
         return []
-    varied = [name for name in ("schedule", *VARIED) if name in cells and cells[name].nunique(dropna=False) > 1]
+    varied = [name for name in VARIED if name in cells and cells[name].nunique(dropna=False) > 1]
     lines = [_float_line(group, bool(worst))]
     shown = cells.loc[cells["mean"].nlargest(limit).index] if len(cells) > limit else cells
     for cell in shown.to_dict("records"):
         points = group.loc[cell["rows"]]
-        method = " ".join(_text(cell[name]) for name in ("quant", *varied))
+        words = [_text(cell[name]) if name in WORDS else f"{name}={_text(cell[name])}" for name in varied]
+        method = " ".join([_text(cell["quant"]), *words])
         spread = f" ± {cell['sd']:.2f}" if cell["n"] > 1 else ""
         drop = points["drop"].mean()
         line = [
-            _cut(method, 30),
+            method,
             wording.width(cell),
             f"{cell['mean']:.2f}{spread}",
             f"{cell['ci_low']:.2f} - {cell['ci_high']:.2f}",
             f"{drop:.2f}" if drop == drop else "-",
         ]
         if worst:
-            line.append(_cut(worst.get(points["point"].iloc[0], "-"), 22))
+            line.append(_cut(worst.get(points["point"].iloc[0]) or "-", 30))
         lines.append([*line, wording.seconds(_seconds(points))])
     return lines if shown is cells else [*lines, [f"the {limit} most accurate of {len(cells)}; all are in results.csv"]]
 
@@ -87,12 +92,25 @@ def _failure(row: dict[str, Any]) -> str:
     return _cut(f"  {_text(row['quant'])} {wording.width(row)} ({row['point']}): {_text(row['error'])}", WIDTH)
 
 
+def _widths(lines: list[list[str]]) -> list[int]:
+    """Returns the width each column asks for."""
+    full = [line for line in lines if len(line) == len(lines[0])]
+    return [max(len(line[i]) for line in full) for i in range(len(lines[0]))]
+
+
+def _room(lines: list[list[str]]) -> int:
+    """Returns how many columns of the screen are left over, negative where some are missing."""
+    widths = _widths(lines)
+    return WIDTH - sum(widths) - 2 * (len(widths) - 1)
+
+
 def _align(lines: list[list[str]]) -> str:
     """Returns the lines as text, the first column to the left, numbers to the right, a rule under the head."""
-    full = [line for line in lines if len(line) == len(lines[0])]
-    widths = [max(len(line[i]) for line in full) for i in range(len(lines[0]))]
+    widths = _widths(lines)
+    widths[0] = max(8, widths[0] + min(0, _room(lines)))  # only names can be cut
     out = []
     for line in lines:
+        line = [_cut(line[0], widths[0]), *line[1:]] if len(line) > 1 else line
         cells = [cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths))]
         out.append(_cut("  ".join(cells).rstrip() if len(line) > 1 else line[0], WIDTH))
     out.insert(1, "  ".join("─" * w for w in widths))

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from qexp.report.results import collect
+from qexp.report.runfolder import worst_layer
 from qexp.report.table import closing_table
 from qexp.report.wording import bits, number, seconds
 
@@ -54,7 +55,7 @@ def test_each_network_has_its_float(tmp_path: Path, write_point: Callable[..., P
 def test_what_differs_beside_the_method_is_shown(tmp_path: Path, write_point: Callable[..., Path]) -> None:
     for ends in (8, 4):
         write_point(tmp_path / "s", "mse", 4, 4, plain=True, ends_bit=ends, point=f"p{ends}")
-    assert {line.split("  ")[0] for line in lines_of(tmp_path / "s")[4:]} == {"mse 4", "mse 8"}
+    assert {line.split("  ")[0] for line in lines_of(tmp_path / "s")[4:]} == {"mse ends_bit=4", "mse ends_bit=8"}
 
 
 def test_long_sweeps_show_the_best(study: Path) -> None:
@@ -64,9 +65,19 @@ def test_long_sweeps_show_the_best(study: Path) -> None:
 
 
 def test_worst_layers_have_a_column(study: Path) -> None:
-    text = closing_table(collect(study), worst={"mse-w4a4-s0": "layer3.0.conv1 9 dB"})
-    assert "worst layer" in text
-    assert "layer3.0.conv1 9 dB" in text
+    df = collect(study)
+    worst = {point: worst_layer(study / point) for point in df["point"]}
+    lines = closing_table(df, worst).splitlines()
+    layers = pd.read_csv(study / "mse-w4a4-s0" / "layers.csv")
+    low = layers.loc[layers["sqnr"].idxmin()]
+    assert worst["mse-w4a4-s0"] == f"{low['layer']} {low['sqnr']:.1f} dB"
+    assert "worst layer" in lines[1]
+    assert any(worst["mse-w4a4-s0"] in line for line in lines)
+    assert max(map(len, lines)) <= 100
+    assert all(line.endswith((" s", "in", " h")) for line in lines[4:10])
+    named = closing_table(df.assign(quant="a_method_with_a_name_nobody_would_want_to_type_twice"), worst)
+    assert "worst layer" not in named
+    assert "to_type_twice" in named
 
 
 def test_nothing_yet() -> None:

@@ -70,9 +70,10 @@ qexp.drawBoard = () => {
     return qexp.el("tr", { "data-row": row.index, tabindex: 0, "aria-selected": String(row.index === qexp.selected), onclick: open, onkeydown: key }, ...cells);
   });
   qexp.fill("board", qexp.el("thead", {}, qexp.el("tr", {}, ...head)), qexp.el("tbody", {}, ...body));
+  const networks = new Set(qexp.rows.map((row) => `${row.model}|${row.dataset}`)).size;
   const near = rows.filter(qexp.nearBest).length;
   const noise = near > 1 ? ` ${near} points are within noise of the best.` : "";
-  qexp.fill("hint-board", `${rows.length} of ${qexp.rows.length} points. A rank such as 1–4 means that the 95 % intervals do not decide between these places.${noise} Click a row to see its layers.`);
+  qexp.fill("hint-board", `${rows.length} of ${qexp.rows.length} points. A rank such as 1–4 means that the 95 % intervals do not decide between these places${networks > 1 ? " of the same network and data set" : ""}.${noise} Click a row to see its layers.`);
 };
 
 qexp.markBoard = () => {

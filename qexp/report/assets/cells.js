@@ -9,7 +9,7 @@ const cellTip = (cell) => ({
   seeds: cell.n > 1 ? `${cell.n}, standard deviation ${qexp.points(cell.sd)}` : "1",
   verdict: "–",
 });
-const network = (cell) => `${cell.study}|${cell.model}|${cell.dataset}|${cell.metric}`;
+const network = (cell) => `${cell.model}|${cell.dataset}|${cell.metric}`;
 const bitsOf = (spec) => (qexp.finite(Number(spec)) && spec !== "" && spec !== null ? Number(spec) : null);
 
 qexp.buildCells = () => {
@@ -62,7 +62,8 @@ qexp.drawMethods = () => {
   const here = cells.filter((cell) => cell.width === qexp.view.width).sort((a, b) => b.mean - a.mean).slice(0, 24);
   const top = new Map();
   for (const cell of here) if (!top.has(network(cell))) top.set(network(cell), cell);
-  const names = unique(here.map((cell) => [cell.series, cell.network, cell.extra].filter(Boolean).join("  ")));
+  const apart = ["study", "model", "dataset"].filter((name) => qexp.distinct(name, here).length > 1);
+  const names = unique(here.map((cell) => [cell.series, ...apart.map((name) => cell[name]), cell.extra].filter(Boolean).join("  ")));
   const dots = here.map((cell, i) => {
     const best = top.get(network(cell));
     const near = cell !== best && cell.ci_high >= best.ci_low;
@@ -82,7 +83,7 @@ qexp.drawMethods = () => {
 const unique = (names) => {
   const seen = new Map();
   return names.map((name) => {
-    const short = name.length > 34 ? `${name.slice(0, 33)}…` : name;
+    const short = name.length > 30 ? `${name.slice(0, 29)}…` : name;
     seen.set(short, (seen.get(short) || 0) + 1);
     return seen.get(short) > 1 ? `${short} #${seen.get(short)}` : short;
   });
@@ -90,7 +91,7 @@ const unique = (names) => {
 
 qexp.drawSeeds = () => {
   const repeated = qexp.visibleCells().filter((cell) => cell.n > 1);
-  const shown = [...repeated].sort((a, b) => b.mean - a.mean).slice(0, 24);
+  const shown = [...repeated].sort((a, b) => b.mean - a.mean).slice(0, 12);
   const names = unique(shown.map((cell) => qexp.title(cell)));
   const spread = shown.map((cell, i) => ({ y: names[i], low: cell.mean - cell.sd, high: cell.mean + cell.sd, mean: cell.mean, color: qexp.color(cell) }));
   const dots = shown.flatMap((cell, i) => cell.rows.map((index) => {

@@ -10,15 +10,17 @@ qexp.buildFilters = () => {
       qexp.refresh();
     };
     const marker = qexp.networks.length > 1 ? "circle" : qexp.marker(sample);
-    const chip = qexp.el("button", { type: "button", class: "chip", "aria-pressed": "true", onclick: press }, qexp.symbol(qexp.color(sample), marker), name);
+    const chip = qexp.el("button", { type: "button", class: "chip", "aria-pressed": String(!qexp.filter.off.has(name)), onclick: press }, qexp.symbol(qexp.color(sample), marker), name);
     return chip;
   });
-  qexp.fill("methods", ...chips);
+  const networks = qexp.networks.length > 1 ? qexp.networks : [];
+  const shapes = networks.map((name) => qexp.el("span", { class: "shape" }, qexp.symbol("currentColor", qexp.marker({ network: name })), name));
+  qexp.fill("methods", ...chips, ...shapes);
   const selects = ["study", "model", "dataset", "schedule", "status"].filter((name) => qexp.distinct(name).length > 1).map((name) => {
     const options = [["", `any ${name}`], ...qexp.distinct(name).map((value) => [String(value), String(value)])];
-    return qexp.select(name, options, "", (value) => { qexp.filter[name] = value; qexp.refresh(); });
+    return qexp.select(name, options, qexp.filter[name], (value) => { qexp.filter[name] = value; qexp.refresh(); });
   });
-  const search = qexp.el("input", { type: "search", placeholder: "Search …", "aria-label": "search", oninput: () => { qexp.filter.text = search.value.trim(); qexp.refresh(); } });
+  const search = qexp.el("input", { type: "search", value: qexp.filter.text, placeholder: "Search …", "aria-label": "search", oninput: () => { qexp.filter.text = search.value.trim(); qexp.refresh(); } });
   qexp.fill("filters", ...selects, search);
 };
 
@@ -59,5 +61,6 @@ qexp.buildHead = () => {
 qexp.references = (rows) => {
   const seen = new Map();
   for (const row of rows) if (qexp.finite(row.value_float)) seen.set(`${row.model}|${row.dataset}|${row.metric}|${row.value_float}`, row);
-  return [...seen.values()].map((row) => ({ value: row.value_float, network: row.network, model: row.model }));
+  const apart = ["model", "dataset"].filter((name) => qexp.distinct(name, rows).length > 1);
+  return [...seen.values()].map((row) => ({ value: row.value_float, names: apart.map((name) => row[name]) }));
 };

@@ -19,7 +19,7 @@ qexp.scaled = (x, base, units) => {
 qexp.bytes = (x) => qexp.scaled(x, 1000, [" B", " kB", " MB", " GB", " TB"]);
 qexp.count = (x) => qexp.scaled(x, 1000, ["", " k", " M", " G", " T", " P"]);
 qexp.percent = (x) => (qexp.finite(x) ? `${x.toFixed(2)} %` : "–");
-qexp.points = (x) => (qexp.finite(x) ? (Math.abs(x) < 0.005 ? "0.00" : x.toFixed(2)) : "–");
+qexp.points = (x) => (qexp.finite(x) ? (Math.abs(x) < 0.005 ? "0.00" : x.toFixed(2).replace("-", "−")) : "–");
 
 qexp.seconds = (x) => {
   if (!qexp.finite(x)) return "–";

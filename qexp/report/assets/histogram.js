@@ -64,7 +64,7 @@ const drawHistogram = ([layer, site, at, low, high, stored]) => {
   qexp.put("histogram-edges", { x: edges });
   qexp.put("histogram-levels", { x: levels, alpha: levels.map(() => (levels.length > 40 ? 0.18 : 0.6)) });
   figure.below[0].axis_label = qexp.plain(`value of ${layer}, ${site}`);
-  const zero = qexp.finite(zeros) && qexp.finite(count) && count > 0 ? ` ${qexp.percent((100 * zeros) / count)} are exact zeros, counted apart.` : "";
+  const zero = zeros > 0 && qexp.finite(count) && count > 0 ? ` ${qexp.percent((100 * zeros) / count)} are exact zeros, counted apart.` : "";
   const range = edges.length === 2 ? `Range ${qexp.number(low)} to ${qexp.number(high)} (orange)` : "No range recorded";
   qexp.fill("hint-histogram", `${range}${levels.length ? `, ${levels.length} levels (green)` : ""}; what lies outside saturates.${zero}`);
 };

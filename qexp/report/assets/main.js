@@ -40,7 +40,12 @@ qexp.start = () => {
   qexp.buildBoard();
   qexp.theme();
   qexp.refresh();
-  qexp.dark.addEventListener("change", qexp.theme);
+  qexp.dark.addEventListener("change", () => {
+    qexp.theme();
+    qexp.buildFilters();
+    qexp.refresh();
+    qexp.drawPoint();
+  });
   const pill = qexp.byId("pill");
   pill.addEventListener("click", () => { pill.hidden = true; qexp.byId("point").scrollIntoView(); });
   const wanted = decodeURIComponent(location.hash.slice(1));

@@ -62,7 +62,7 @@ qexp.drawOverview = () => {
   drawLines(rows);
   drawFront();
   const references = qexp.references(rows);
-  const label = (f) => `float${references.length > 1 && f.network ? ` ${f.network}` : ""} ${f.value.toFixed(2)} %`;
+  const label = (f) => ["float", ...(references.length > 1 ? f.names : []), `${f.value.toFixed(2)} %`].join(" ");
   const lines = qexp.view.y === "delta" ? (rows.length ? [{ y: 0, text: "float" }] : []) : references.slice(0, 12).map((f) => ({ y: f.value, text: label(f) }));
   qexp.put("float-lines", qexp.columns(["y", "text"], lines));
   scale(rows, lines);
@@ -97,10 +97,17 @@ const drawLines = (rows) => {
 };
 
 const drawFront = () => {
-  const networks = new Set(qexp.dots.size.map((dot) => { const row = qexp.rows[dot.row]; return `${row.model}|${row.dataset}|${row.metric}`; }));
-  const front = networks.size === 1 || qexp.view.y === "delta" ? qexp.front(qexp.dots.size) : [];
-  if (front.length) front.push({ x: Math.max(...qexp.dots.size.map((dot) => dot.x)), y: front[front.length - 1].y });
-  qexp.put("size-front", qexp.columns(["x", "y"], front));
+  const networks = new Map();
+  for (const dot of qexp.dots.size) {
+    const { model, dataset, metric } = qexp.rows[dot.row];
+    const key = `${model}|${dataset}|${metric}`;
+    networks.set(key, [...(networks.get(key) || []), dot]);
+  }
+  const steps = [...networks.values()].flatMap((dots) => {
+    const front = qexp.front(dots);
+    return [...front, { x: Math.max(...dots.map((dot) => dot.x)), y: front[front.length - 1].y }, { x: NaN, y: NaN }];
+  });
+  qexp.put("size-front", qexp.columns(["x", "y"], steps));
 };
 
 const scale = (rows, lines) => {

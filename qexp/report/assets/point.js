@@ -5,7 +5,7 @@ const plan = (row) => {
   return stored ? Object.fromEntries(Object.entries(stored).map(([name, at]) => [name, qexp.data.pool[at]])) : null;
 };
 const names = (columns) => columns.layer.map((layer) => String(layer));
-const siteColor = (site) => (String(site).startsWith("weight") ? qexp.about.sites.weight : String(site).startsWith("input") ? qexp.about.sites.input : "#009E73");
+const siteColor = (site) => (String(site).startsWith("weight") ? qexp.shade(qexp.about.sites.weight) : String(site).startsWith("input") ? qexp.about.sites.input : "#009E73");
 const siteMarker = (site) => (String(site).startsWith("weight") ? "circle" : String(site).startsWith("input") ? "square" : "triangle");
 
 qexp.drawPoint = () => {
@@ -110,7 +110,7 @@ const drawCurves = (row) => {
   const lines = { loss: [], score: [], rate: [] };
   for (const [name, [x, y]] of Object.entries(stored)) {
     const mine = lines[family(name)];
-    mine.push({ name, xs: qexp.data.pool[x], ys: qexp.data.pool[y], color: qexp.about.palette[mine.length % qexp.about.palette.length], dash: "solid" });
+    mine.push({ name, xs: qexp.data.pool[x], ys: qexp.data.pool[y], color: qexp.paint(mine.length), dash: "solid" });
   }
   qexp.byId("box-curves").hidden = !Object.keys(stored).length;
   for (const [name, mine] of Object.entries(lines)) {

@@ -42,7 +42,11 @@ qexp.rows.forEach((row, index) => { row.index = index; });
 qexp.series = [...new Set(qexp.rows.map((row) => row.series))].sort((a, b) => a.localeCompare(b));
 qexp.networks = [...new Set(qexp.rows.map((row) => row.network))];
 
-qexp.color = (row) => qexp.about.palette[qexp.series.indexOf(row.series) % qexp.about.palette.length];
+// The palette's blue is too dark for a dark card.
+qexp.dark = window.matchMedia("(prefers-color-scheme: dark)");
+qexp.shade = (color) => (qexp.dark.matches && color === "#0072B2" ? "#3391d4" : color);
+qexp.paint = (index) => qexp.shade(qexp.about.palette[index % qexp.about.palette.length]);
+qexp.color = (row) => qexp.paint(qexp.series.indexOf(row.series));
 qexp.marker = (row) => {
   const key = qexp.networks.length > 1 ? qexp.networks.indexOf(row.network) : qexp.series.indexOf(row.series);
   return qexp.about.markers[key % qexp.about.markers.length];

@@ -1,6 +1,4 @@
 // Figures take their text, axis and grid colours from the style sheet, so they follow light and dark.
-qexp.dark = window.matchMedia("(prefers-color-scheme: dark)");
-
 const standIns = new Map();  // glyph -> the colour it was made with
 
 qexp.theme = () => {
@@ -15,6 +13,8 @@ qexp.theme = () => {
         if (model.grid_line_color !== null) model.setv({ grid_line_color: line });
       } else if (model.type === "Legend") {
         model.setv({ background_fill_color: card, background_fill_alpha: 0.8, border_line_color: null, label_text_color: ink });
+      } else if (model.type === "Quad") {
+        model.fill_color = { value: qexp.shade("#0072B2") };
       } else if (model.type === "Scatter") {
         if (!standIns.has(model)) standIns.set(model, model.line_color.value);
         const color = { white: card, black: ink }[standIns.get(model)];
