@@ -8,6 +8,8 @@ from collections.abc import Callable
 
 import torch
 
+from .errors import KernelError
+
 LIBRARY = torch.library.Library("qexp", "FRAGMENT")
 REFERENCES: dict[str, Callable] = {}
 
@@ -25,6 +27,28 @@ def define(schema: str, reference: Callable, fake: Callable) -> None:
     LIBRARY.impl(name, reference, "CompositeExplicitAutograd")
     torch.library.register_fake(f"qexp::{name}", fake, lib=LIBRARY)
     REFERENCES[name] = reference
+
+
+def constant(name: str) -> None:
+    """Declares that the results of `qexp::<name>` depend on nothing that gradients flow to."""
+
+    def setup_context(ctx, inputs, output) -> None:
+        ctx.count = len(inputs)
+        ctx.mark_non_differentiable(*(output if isinstance(output, tuple) else (output,)))
+
+    def backward(ctx, *grads):
+        return (None,) * ctx.count
+
+    differentiable(name, setup_context, backward)
+
+
+def first_order_only(name: str) -> None:
+    """Declares that `qexp::<name>`, itself a gradient, cannot be differentiated again: an error, not a wrong number."""
+
+    def backward(ctx, *grads):
+        raise KernelError(f"{name}: second derivatives of a quantizer are not defined; use create_graph=False")
+
+    differentiable(name, lambda ctx, inputs, output: None, backward)
 
 
 def differentiable(name: str, setup_context: Callable, backward: Callable) -> None:

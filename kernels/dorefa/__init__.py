@@ -5,7 +5,7 @@ from torch import Tensor
 
 from .. import check
 from ..errors import KernelError
-from ..library import define, differentiable
+from ..library import define, differentiable, first_order_only
 from . import reference
 
 define(
@@ -29,6 +29,7 @@ def _backward(ctx, grad):
 
 
 differentiable("dorefa_weight", _save, _backward)
+first_order_only("dorefa_weight_backward")
 
 
 def dorefa_weight(w: Tensor, levels: int, symmetric: bool = False, *, rounding: str = "half_even") -> Tensor:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from .. import check
-from ..library import define, differentiable
+from ..library import constant, define, differentiable, first_order_only
 from . import reference
 
 _GRID = "Tensor scale, Tensor zero_point, float qmin, float qmax, Tensor? limits, int? axis"
@@ -38,6 +38,8 @@ def _backward(ctx, grad):
 
 
 differentiable("fake_quantize", _save, _backward)
+first_order_only("fake_quantize_backward")
+constant("quantize")
 
 
 def _arguments(x, scale, zero_point, qmin, qmax, axis, rounding, generator) -> tuple:

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from .. import check
 from ..errors import KernelError
-from ..library import define, differentiable
+from ..library import define, differentiable, first_order_only
 from . import reference
 
 _GRID = (
@@ -36,6 +36,7 @@ def _backward(ctx, grad):
 
 
 differentiable("gemmlowp", _save, _backward)
+first_order_only("gemmlowp_backward")
 
 
 def gemmlowp(

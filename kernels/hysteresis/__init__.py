@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .. import check
 from ..errors import KernelError
-from ..library import define
+from ..library import constant, define
 from . import reference
 
 define(
@@ -15,6 +15,7 @@ define(
     reference.forward,
     lambda latent, state, tau: (torch.empty_like(state), latent.new_empty((), dtype=torch.float32)),
 )
+constant("hysteresis")
 
 
 def hysteresis(latent: Tensor, state: Tensor, tau: float) -> tuple[Tensor, Tensor]:

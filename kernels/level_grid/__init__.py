@@ -5,7 +5,7 @@ from torch import Tensor
 
 from .. import check
 from ..errors import KernelError
-from ..library import define, differentiable
+from ..library import define, differentiable, first_order_only
 from . import reference
 
 _GRID = "Tensor levels, Tensor scale, int? axis, bool clip_gradient"
@@ -29,6 +29,7 @@ def _backward(ctx, grad):
 
 
 differentiable("level_grid", _save, _backward)
+first_order_only("level_grid_backward")
 
 
 def level_grid(

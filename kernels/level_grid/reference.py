@@ -19,7 +19,7 @@ def thresholds(levels: Tensor) -> Tensor:
 def _nearest(x: Tensor, levels: Tensor, scale: Tensor, axis: int | None) -> tuple[Tensor, Tensor, Tensor]:
     s = along(valid(scale), x, axis)
     v = wide(x) / s
-    index = torch.bucketize(v.detach(), thresholds(levels.to(v.dtype)), right=False).clamp_(max=levels.numel() - 1)
+    index = torch.bucketize(v.detach().contiguous(), thresholds(levels.to(v.dtype)), right=False)
     return torch.where(v.isnan(), v, levels[index]), v, s
 
 

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from .. import check
 from ..errors import KernelError
-from ..library import define, differentiable
+from ..library import define, differentiable, first_order_only
 from . import reference
 
 _GRID = (
@@ -39,6 +39,7 @@ def _backward(ctx, grad):
 
 
 differentiable("lsq", _save, _backward)
+first_order_only("lsq_backward")
 
 
 def lsq(

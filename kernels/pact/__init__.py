@@ -5,7 +5,7 @@ from torch import Tensor
 
 from .. import check
 from ..errors import KernelError
-from ..library import define, differentiable
+from ..library import define, differentiable, first_order_only
 from . import reference
 
 define(
@@ -31,6 +31,7 @@ def _backward(ctx, grad):
 
 
 differentiable("pact", _save, _backward)
+first_order_only("pact_backward")
 
 
 def _call(x, alpha, levels, two_sided, axis, rounding) -> Tensor:

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from .. import check
 from ..errors import KernelError
-from ..library import define, differentiable
+from ..library import define, differentiable, first_order_only
 from . import reference
 
 _GRID = "Tensor scale, Tensor zero_point, float qmin, float qmax, Tensor? limits, int? axis"
@@ -34,6 +34,7 @@ def _backward(ctx, grad):
 
 
 differentiable("relu_quantize", _save, _backward)
+first_order_only("relu_quantize_backward")
 
 
 def relu_quantize(

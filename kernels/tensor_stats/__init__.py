@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .. import check
 from ..errors import KernelError
-from ..library import define
+from ..library import constant, define
 from . import reference
 
 
@@ -35,6 +35,7 @@ define(
     reference.forward,
     _fake,
 )
+constant("tensor_stats")
 
 
 def tensor_stats(

@@ -1,0 +1,247 @@
+// Convolution with every product rounded and saturated, in registers; see reference.py.
+//
+// A product is rounded by one fused multiply-add: `fma(w 2^f, x, 1.5 * 2^23)` has a unit in the last place of one, so
+// the hardware rounds the exact product to an integer, half to even, and the low bits of the result are that integer.
+// Saturation is a minimum and a maximum, and sums of codes are sums of bit patterns. What this does not cover (other
+// roundings, partial sums that saturate, wide formats, values that are not finite) takes the float64 path.
+#include <ATen/Parallel.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <vector>
+
+#include "../common/numbers.h"
+#include "../common/rounding.h"
+#include "lanes.h"
+
+namespace qexp {
+namespace {
+
+using at::Tensor;
+
+constexpr int kVectors = 2;                            // vectors of lanes a tile
+constexpr int kWidth = Lanes::kLanes * kVectors;       // what a tile holds on its vector side ...
+constexpr int kDepth = 4;                              // ... and on its broadcast side
+constexpr int64_t kPixels = 64;                        // output pixels unfolded at a time
+constexpr float kMagic = 12582912.0f;                  // 1.5 * 2^23
+constexpr uint32_t kMagicBits = 0x4B400000u;
+
+struct Format {
+  double low, high, one;  // codes, and the value of 1.0 in codes
+  bool per_add, fast;
+  Rounding rounding;
+};
+
+// sums[p][l] = sum over k of the rounded products a[k][l] b[k][p], l < kWidth, p < P; a and b are in output steps.
+template <int P>
+void fast_tile(const float* a, const float* b, int64_t terms, const Format& format, double* sums) {
+  const auto magic = Lanes::set(kMagic);
+  const auto low = Lanes::set(kMagic + static_cast<float>(format.low));
+  const auto high = Lanes::set(kMagic + static_cast<float>(format.high));
+  Lanes::Int total[P][kVectors];
+  for (auto& row : total)
+    for (auto& t : row) t = Lanes::zero();
+  for (int64_t k = 0; k < terms; ++k) {
+    Lanes::Float v[kVectors];
+    for (int i = 0; i < kVectors; ++i) v[i] = Lanes::load(a + k * kWidth + i * Lanes::kLanes);
+    for (int p = 0; p < P; ++p) {
+      const auto scalar = Lanes::set(b[k * P + p]);
+      for (int i = 0; i < kVectors; ++i)
+        total[p][i] = Lanes::add_bits(total[p][i], Lanes::clamp(Lanes::fma(v[i], scalar, magic), low, high));
+    }
+  }
+  const uint32_t bias = static_cast<uint32_t>(terms) * kMagicBits;
+  alignas(64) int32_t raw[kWidth];
+  for (int p = 0; p < P; ++p) {
+    for (int i = 0; i < kVectors; ++i) Lanes::store(raw + i * Lanes::kLanes, total[p][i]);
+    for (int l = 0; l < kWidth; ++l)
+      sums[p * kWidth + l] = static_cast<int32_t>(static_cast<uint32_t>(raw[l]) - bias);
+  }
+}
+
+template <int P, Rounding R, bool A>
+void exact_tile(const float* a, const float* b, int64_t terms, const Format& format, double* sums) {
+  std::fill_n(sums, P * kWidth, 0.0);
+  for (int64_t k = 0; k < terms; ++k)
+    for (int p = 0; p < P; ++p) {
+      const double scalar = static_cast<double>(b[k * P + p]) * format.one;
+      for (int l = 0; l < kWidth; ++l) {
+        const double product = clamp(round_to<R>(a[k * kWidth + l] * scalar, 0.0), format.low, format.high);
+        const double sum = sums[p * kWidth + l] + product;
+        sums[p * kWidth + l] = A ? clamp(round_to<R>(sum, 0.0), format.low, format.high) : sum;
+      }
+    }
+}
+
+using Tile = void (*)(const float*, const float*, int64_t, const Format&, double*);
+
+template <int P>
+Tile pick(const Format& format) {
+  if (format.fast) return fast_tile<P>;
+  return with_rounding(format.rounding, [&](auto r) -> Tile {
+    constexpr Rounding R = decltype(r)::value;
+    return format.per_add ? exact_tile<P, R, true> : exact_tile<P, R, false>;
+  });
+}
+
+struct Shape {
+  int64_t n, channels, height, width;              // input channels of one group
+  int64_t outputs, rows, columns, pixels;          // output channels of one group
+  int64_t kernel_height, kernel_width, terms, groups;
+  at::IntArrayRef stride, padding, dilation;
+};
+
+// One side of the products: `count` columns [terms] packed as panels [terms][wide].
+void pack(const float* columns, int64_t count, int64_t terms, int64_t wide, float* panels) {
+  for (int64_t first = 0; first < count; first += wide)
+    for (int64_t k = 0; k < terms; ++k)
+      for (int64_t i = 0; i < wide; ++i)
+        *panels++ = first + i < count ? columns[(first + i) * terms + k] : 0.0f;
+}
+
+// The inputs of `count` output pixels of one image and group, [count][terms] (channel, row, column).
+void unfold(const float* image, at::IntArrayRef strides, const Shape& s, int64_t first, int64_t count, float* to) {
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t top = (first + i) / s.columns * s.stride[0] - s.padding[0];
+    const int64_t left = (first + i) % s.columns * s.stride[1] - s.padding[1];
+    for (int64_t c = 0; c < s.channels; ++c)
+      for (int64_t r = 0; r < s.kernel_height; ++r) {
+        const int64_t y = top + r * s.dilation[0];
+        const float* line = image + c * strides[1] + y * strides[2];
+        for (int64_t q = 0; q < s.kernel_width; ++q) {
+          const int64_t x = left + q * s.dilation[1];
+          *to++ = y >= 0 && y < s.height && x >= 0 && x < s.width ? line[x * strides[3]] : 0.0f;
+        }
+      }
+  }
+}
+
+bool all_finite(const Tensor& t) {
+  const float* p = t.const_data_ptr<float>();
+  bool finite = true;
+  for (int64_t i = 0; i < t.numel(); ++i) finite &= std::fabs(p[i]) < INFINITY;
+  return finite;
+}
+
+// Whether the weights survive scaling by 2^f in float32, to the last bit.
+bool scales_exactly(const Tensor& weight, double one) {
+  const float* p = weight.const_data_ptr<float>();
+  for (int64_t i = 0; i < weight.numel(); ++i)
+    if (static_cast<double>(static_cast<float>(p[i] * one)) != p[i] * one) return false;
+  return true;
+}
+
+// Computes the outputs of one group for `count` pixels; one side of the products lies in vector panels, the other in
+// broadcast panels, whichever suits: `swapped` = pixels are the vector side (few output channels, as in depthwise).
+class Group {
+ public:
+  Group(const Shape& s, const Format& format, const float* weight, const double* bias, bool swapped)
+      : s_(s), f_(format), bias_(bias), swapped_(swapped), four_(pick<kDepth>(format)), single_(pick<1>(format)) {
+    const int64_t wide = swapped ? (s.outputs < kDepth ? 1 : kDepth) : kWidth;
+    weights_.resize((s.outputs + wide - 1) / wide * wide * s.terms);
+    pack(weight, s.outputs, s.terms, wide, weights_.data());
+  }
+
+  template <class Write>
+  void run(const float* columns, int64_t count, std::vector<float>& scratch, Write&& write) const {
+    const int64_t vectors = swapped_ ? count : s_.outputs, scalars = swapped_ ? s_.outputs : count;
+    const int64_t depth = scalars < kDepth ? 1 : kDepth, wide = swapped_ ? kWidth : depth;
+    scratch.resize((count + wide - 1) / wide * wide * s_.terms);
+    pack(columns, count, s_.terms, wide, scratch.data());
+    const float *a = swapped_ ? scratch.data() : weights_.data(), *b = swapped_ ? weights_.data() : scratch.data();
+    alignas(64) double sums[kDepth * kWidth];
+    for (int64_t v = 0; v < vectors; v += kWidth)
+      for (int64_t p = 0; p < scalars; p += depth) {
+        (depth == 1 ? single_ : four_)(a + v * s_.terms, b + p * s_.terms, s_.terms, f_, sums);
+        for (int64_t i = 0; i < std::min(depth, scalars - p); ++i)
+          for (int64_t l = 0; l < std::min<int64_t>(kWidth, vectors - v); ++l) {
+            const int64_t channel = swapped_ ? p + i : v + l, pixel = swapped_ ? v + l : p + i;
+            write(channel, pixel, finish(sums[i * kWidth + l], channel));
+          }
+      }
+  }
+
+ private:
+  double finish(double sum, int64_t channel) const {
+    double q = clamp(sum, f_.low, f_.high);
+    if (bias_) q = clamp(rounded(q + bias_[channel]), f_.low, f_.high);
+    return q / f_.one;
+  }
+  double rounded(double v) const {
+    if (f_.rounding == Rounding::half_even) return round_to<Rounding::half_even>(v, 0.0);
+    return with_rounding(f_.rounding, [&](auto r) { return round_to<decltype(r)::value>(v, 0.0); });
+  }
+
+  const Shape& s_;
+  const Format& f_;
+  const double* bias_;
+  bool swapped_;
+  Tile four_, single_;
+  std::vector<float> weights_;
+};
+
+Tensor conv2d(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, at::IntArrayRef stride,
+              at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups, int64_t bits, int64_t fraction_bits,
+              std::string_view accumulate, std::string_view rounding) {
+  TORCH_CHECK_VALUE(x.dim() == 4 && weight.dim() == 4 && x.size(1) == weight.size(1) * groups, "weight: does not fit x");
+  auto extent = [&](int d) {
+    return (x.size(d + 2) + 2 * padding[d] - dilation[d] * (weight.size(d + 2) - 1) - 1) / stride[d] + 1;
+  };
+  Shape s{x.size(0), weight.size(1), x.size(2), x.size(3), weight.size(0) / groups, extent(0), extent(1), 0,
+          weight.size(2), weight.size(3), 0, groups, stride, padding, dilation};
+  s.pixels = s.rows * s.columns;
+  s.terms = s.channels * s.kernel_height * s.kernel_width;
+  const bool last = x.is_contiguous(at::MemoryFormat::ChannelsLast) && !x.is_contiguous();
+  Tensor out = at::empty({s.n, weight.size(0), s.rows, s.columns}, x.options(),
+                         last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous);
+  if (out.numel() == 0) return out;
+
+  Format f{-std::ldexp(1.0, bits - 1), std::ldexp(1.0, bits - 1) - 1, std::ldexp(1.0, fraction_bits),
+           accumulate == "per_add", false, parse_rounding(rounding)};
+  const Tensor input = x.to(at::kFloat), plain = weight.to(at::kFloat).contiguous();
+  f.fast = !f.per_add && f.rounding == Rounding::half_even && bits <= 22 && s.terms < (int64_t{1} << (32 - bits)) &&
+           all_finite(input.is_non_overlapping_and_dense() ? input : input.contiguous()) && all_finite(plain) &&
+           scales_exactly(plain, f.one);
+  std::vector<float> weights(plain.const_data_ptr<float>(), plain.const_data_ptr<float>() + plain.numel());
+  if (f.fast)
+    for (auto& w : weights) w = static_cast<float>(w * f.one);
+  std::vector<double> biases;
+  if (bias) {
+    const Tensor b = bias->to(at::kFloat).contiguous();
+    for (int64_t i = 0; i < b.numel(); ++i) biases.push_back(b.const_data_ptr<float>()[i] * f.one);
+  }
+  std::vector<Group> parts;
+  for (int64_t g = 0; g < groups; ++g)
+    parts.emplace_back(s, f, weights.data() + g * s.outputs * s.terms, bias ? biases.data() + g * s.outputs : nullptr,
+                       s.outputs < kWidth / 2 && s.pixels > s.outputs);
+
+  with_type(x, [&](auto tag) {
+    using T = decltype(tag);
+    T* to = out.mutable_data_ptr<T>();
+    const float* from = input.const_data_ptr<float>();
+    const auto in = input.strides(), to_stride = out.strides();
+    const int64_t tiles = (s.pixels + kPixels - 1) / kPixels;
+    at::parallel_for(0, s.n * groups * tiles, 1, [&](int64_t begin, int64_t end) {
+      std::vector<float> columns(kPixels * s.terms), scratch;
+      for (int64_t task = begin; task < end; ++task) {
+        const int64_t first = task % tiles * kPixels, g = task / tiles % groups, n = task / tiles / groups;
+        const int64_t count = std::min(kPixels, s.pixels - first);
+        unfold(from + n * in[0] + g * s.channels * in[1], in, s, first, count, columns.data());
+        T* image = to + n * to_stride[0] + g * s.outputs * to_stride[1];
+        parts[g].run(columns.data(), count, scratch, [&](int64_t channel, int64_t pixel, double value) {
+          const int64_t p = first + pixel;
+          image[channel * to_stride[1] + p / s.columns * to_stride[2] + p % s.columns * to_stride[3]] =
+              static_cast<T>(static_cast<Compute<T>>(value));
+        });
+      }
+    });
+  });
+  return out;
+}
+
+TORCH_LIBRARY_IMPL(qexp, CPU, m) { m.impl("fixed_point_conv2d", &conv2d); }
+
+}  // namespace
+}  // namespace qexp

@@ -1,0 +1,63 @@
+"""Compiled = reference, for every operator, memory layout and dtype: bitwise, and sums to their rounding."""
+
+import qexp_kernels as kernels
+import torch
+
+
+def test_forward_and_gradient_of_x_are_bitwise_those_of_the_reference(case, x, compiled, evaluate):
+    y, (dx, *parameters) = evaluate(case, x)
+    kernels.load("reference")
+    reference_y, (reference_dx, *reference_parameters) = evaluate(case, x)
+    assert torch.equal(y, reference_y)
+    assert y.dtype == x.dtype and y.stride() == reference_y.stride() == torch.empty_like(x).stride()
+    if dx.dtype != torch.float16 or dx.isfinite().all():
+        torch.testing.assert_close(dx, reference_dx, rtol=1e-5, atol=1e-6)
+    for got, want in zip(parameters, reference_parameters, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-5, atol=2e-4)
+
+
+def test_codes_are_those_of_the_reference(x, compiled):
+    scale = torch.linspace(0.1, 0.9, 6, device=x.device)
+    zero_point = torch.arange(6.0, device=x.device)
+
+    def codes():
+        return kernels.quantize(x, scale, zero_point, -8, 7, axis=1)
+
+    got = codes()
+    kernels.load("reference")
+    assert torch.equal(got, codes()) and got.dtype == torch.int32
+
+
+def test_statistics_are_those_of_the_reference(x, compiled):
+    channels = {"center": 0.1, "low": -1.5, "width": 0.13}
+    for axis, count in ((None, 1), (1, 6), (3, x.shape[3])):
+        given = {k: torch.linspace(v, v * 1.1, count, device=x.device) for k, v in channels.items()}
+        kernels.load(compiled)
+        got = kernels.tensor_stats(x, axis=axis, bins=19, **given)
+        kernels.load("reference")
+        want = kernels.tensor_stats(x, axis=axis, bins=19, **given)
+        for name in ("count", "zeros", "nonfinite", "minimum", "maximum", "histogram"):
+            assert torch.equal(getattr(got, name), getattr(want, name)), (name, axis)
+        for name in ("sum", "sum_squares", "sum_deviation"):
+            torch.testing.assert_close(getattr(got, name), getattr(want, name), rtol=1e-12, atol=1e-9)
+
+
+def test_result_does_not_depend_on_the_number_of_threads(compiled):
+    x = torch.randn(300_000, generator=torch.Generator().manual_seed(0))
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            scale = torch.tensor(0.3, requires_grad=True)
+            kernels.lsq(x, scale, -8, 7).square().sum().backward()
+            results.append((scale.grad, *kernels.tensor_stats(x)[:8]))
+    finally:
+        torch.set_num_threads(before)
+    for one, two in zip(*results, strict=True):
+        assert torch.equal(one, two)
+
+
+def test_a_large_tensor_is_covered_to_its_end(compiled, device):
+    x = torch.linspace(-3, 3, 1_000_003, device=device)
+    one = torch.ones(1, device=device)
+    assert torch.equal(kernels.fake_quantize(x, one, one * 0, -2, 2), x.clamp(-2, 2).round())
