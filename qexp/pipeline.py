@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning import LightningDataModule
 from torch import nn
@@ -19,6 +20,7 @@ from qexp.datasets import load_data
 from qexp.errors import QexpError
 from qexp.graph import Facts, facts
 from qexp.layers.swap import check_all_ran
+from qexp.passes.base import Moment, Pass
 from qexp.passes.fold_bn import fold_bn
 from qexp.recipe import Plan, Recipe, apply, resolve
 from qexp.record import Record, point_hash
@@ -68,11 +70,17 @@ def experiment(cfg: DictConfig, data: LightningDataModule, record: Record) -> di
     scratch = cfg.schedule.name == "qat_scratch"
     model = floats.build(cfg) if scratch else floats.float_model(cfg, data)
     float_score = None if scratch else floats.reference(cfg, model, data, record.folder)
-    structure, plan = attach(cfg, model, data.example())
     images = data.calibration_batches(min(cfg.n_calibrate, data.calibration_size), CALIBRATION_BATCH, cfg.seed)
+    structure = fold(cfg, model, data.example())
+    passes, moment = load_passes(cfg), Moment(structure, images, {})
+    for edit in passes:
+        edit.on_float(model, moment)
+    plan = attach(cfg, model, structure)
     with _timed(seconds, "calibrate"):
-        seen = find_ranges(cfg, model, images, structure)
-    check_all_ran(model, data.example())
+        seen = find_ranges(cfg, model, moment, passes)
+        check_all_ran(model, data.example())
+        for edit in passes:
+            edit.on_fitted(model, moment)
 
     if cfg.schedule.epochs and cfg.schedule.name != "float":
         module = training.task(model, cfg.dataset.num_classes, cfg.schedule, freeze_bn=cfg.bn == "freeze")
@@ -80,25 +88,39 @@ def experiment(cfg: DictConfig, data: LightningDataModule, record: Record) -> di
     score, correct, seconds["evaluate"] = training.evaluate(model, data, cfg, outcome.title(cfg), record.folder)
 
     metrics = outcome.metrics(cfg, model, structure, plan, score, correct, float_score, seconds)
-    metrics |= {"kernels": kernels, "point": record.folder.name, "n_calibrate": sum(map(len, images))}
+    metrics |= {
+        "kernels": kernels,
+        "point": record.folder.name,
+        "n_calibrate": sum(map(len, images)),
+        **moment.findings,
+    }
     outcome.write(record, model, plan, structure, seen, images[0], metrics, correct)
     log.info("%s: %s", outcome.title(cfg), outcome.line(metrics))
     return metrics
 
 
-def attach(cfg: DictConfig, model: nn.Module, example: torch.Tensor) -> tuple[Facts, Plan]:
-    """Edits the float model as the recipe asks and attaches the quantizers, in place; returns the facts and the plan."""
-    structure = facts(model, example)
-    if cfg.bn == "fold" and structure.bn_of:
-        folded = fold_bn(model, structure)
-        log.info("batch norm folded into %d convolutions", len(folded))
-        structure = facts(model, example)
-    elif cfg.bn not in ("fold", "keep", "freeze"):
+def fold(cfg: DictConfig, model: nn.Module, example: torch.Tensor) -> Facts:
+    """Folds batch norms where the run asks for it, in place, and returns the facts of the network that is left."""
+    if cfg.bn not in ("fold", "keep", "freeze"):
         raise QexpError(f"bn={cfg.bn!r}; allowed are fold, keep, freeze")
+    structure = facts(model, example)
+    if cfg.bn != "fold" or not (structure.bn_of or structure.trace_error):
+        return structure
+    log.info("batch norm folded into %d convolutions", len(fold_bn(model, structure)))
+    return facts(model, example)
+
+
+def load_passes(cfg: DictConfig) -> list[Pass]:
+    """Returns the recipe's passes, in order."""
+    return [instantiate(node, _convert_="all") for node in (cfg.quant.get("passes") or {}).values() if node]
+
+
+def attach(cfg: DictConfig, model: nn.Module, structure: Facts) -> Plan:
+    """Attaches the quantizers the recipe asks for, in place; returns the plan, which it prints."""
     plan = resolve(model, structure, recipe(cfg))
     log.info("%s", outcome.plan_summary(plan, structure))
     apply(model, plan, structure)
-    return structure, plan
+    return plan
 
 
 def recipe(cfg: DictConfig) -> Recipe:
@@ -109,7 +131,7 @@ def recipe(cfg: DictConfig) -> Recipe:
         return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
 
     return Recipe(
-        sites={site: quant.get(site) for site in ("input", "weight", "bias", "output")},
+        sites={site: quant.get(site) for site in ("input", "weight", "bias", "output", "grad_output", "compute")},
         rules=quant.get("rules") or {},
         wbit=plain(cfg.layer_wbit),
         abit=plain(cfg.layer_abit),
@@ -120,14 +142,21 @@ def recipe(cfg: DictConfig) -> Recipe:
     )
 
 
-def find_ranges(cfg: DictConfig, model: nn.Module, images: list[torch.Tensor], structure: Facts) -> Calibration:
-    """Fits every quantizer from the statistics of the calibration batches `[N, C, H, W]`; returns the statistics."""
+def find_ranges(cfg: DictConfig, model: nn.Module, moment: Moment, passes: list[Pass]) -> Calibration:
+    """Fits every quantizer from the statistics of the calibration images; returns the statistics."""
+
+    def before_fit(seen: Calibration) -> None:
+        moment.calibration = seen
+        for edit in passes:
+            edit.on_statistics(model, moment)
+
     return calibrate(
         model,
-        images,
-        followed_by_relu=structure.followed_by_relu,
+        moment.images,
+        followed_by_relu=moment.facts.followed_by_relu,
         cache_dir=floats.cache_dir(cfg) / "calibration",
         progress=cfg.trainer.enable_progress_bar,
+        before_fit=before_fit,
     )
 
 

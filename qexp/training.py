@@ -22,7 +22,10 @@ from qexp.layers.swap import baked_weights
 from qexp.tasks.classification import Classification
 
 log = logging.getLogger(__name__)
-for _name in ("pytorch_lightning", "pytorch_lightning.utilities.rank_zero"):  # which devices there are, and advertisements
+for _name in (
+    "pytorch_lightning",
+    "pytorch_lightning.utilities.rank_zero",
+):  # which devices there are, and advertisements
     logging.getLogger(_name).setLevel(logging.WARNING)
 # Lightning advises more workers for any loader; ours hands out ready-made tensors
 warnings.filterwarnings("ignore", message=".*does not have many workers.*")

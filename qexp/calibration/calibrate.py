@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -146,6 +146,7 @@ def calibrate(
     followed_by_relu: frozenset[str] = frozenset(),
     cache_dir: Path | None = None,
     progress: bool = True,
+    before_fit: Callable[[Calibration], None] | None = None,
 ) -> Calibration:
     """Fits every quantizer of the model and returns what was seen.
 
@@ -158,6 +159,7 @@ def calibrate(
         followed_by_relu: Layers whose output goes straight into a ReLU.
         cache_dir: Folder of kept statistics; None keeps none.
         progress: Show a progress bar.
+        before_fit: Called with the statistics before quantizers take their ranges from them.
     """
     if not len(batches):
         raise QexpError("calibration got no images; ask for at least one batch (n_calibrate)")
@@ -175,6 +177,8 @@ def calibrate(
             save_stats(calibration, path)
     else:
         log.info("calibration: statistics found in %s, no forward pass needed", path)
+    if before_fit is not None:
+        before_fit(calibration)
     fit(model, calibration, followed_by_relu)
     return calibration
 

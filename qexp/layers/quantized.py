@@ -7,11 +7,13 @@ arithmetic subclasses one of them and writes `compute` (or `forward`, where it n
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from qexp.errors import QexpError
 from qexp.models.modules import Add, Concat
 from qexp.quantizers.base import Quantizer
 
@@ -33,6 +35,11 @@ class Quantized(nn.Module):
     float_class: type[nn.Module]
     enabled: bool = True  # False: the float layer (see `quantizers_off`)
     baked_weight: Tensor | None = None  # the quantized weight, held while evaluating (see `baked_weights`)
+
+    def configure(self, **options: Any) -> None:
+        """Takes the options of the layer's way to compute, once, after the swap; the ordinary way has none."""
+        if options:
+            raise QexpError(f"{type(self).__name__} takes no options, got {', '.join(options)}")
 
     def site(self, name: str) -> nn.Module:
         """Returns the quantizer on a site, `nn.Identity` where the tensor stays float."""

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pydoc import locate
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,26 +19,20 @@ from qexp.layers.quantized import QUANTIZED, WEIGHTED, Quantized, attribute, flo
 from qexp.quantizers.base import Quantizer
 
 
-def swap(
-    layer: nn.Module, site_quantizers: Mapping[str, nn.Module], quantized_class: type[Quantized] | None = None
-) -> None:
+def swap(layer: nn.Module, site_quantizers: Mapping[str, nn.Module], compute: Mapping[str, Any] | None = None) -> None:
     """Makes a float layer quantized, in place; sites not named stay float.
 
     Args:
         layer: A layer of a known type.
         site_quantizers: Quantizer of each site.
-        quantized_class: A layer that computes differently, in place of the ordinary one of this type.
+        compute: How the layer computes, where not in the ordinary way: `_target_` names a family, a mapping from float class to the
+            `Quantized` class that computes so; what else it holds are that class's options, given to its `configure`.
 
     Raises:
         QexpError: Unknown layer type, a site the layer does not have, or a method that refuses the site.
     """
     kind = float_class(layer)
-    target = quantized_class or QUANTIZED.get(kind)
-    if target is None:
-        known = ", ".join(sorted(c.__name__ for c in QUANTIZED))
-        raise QexpError(
-            f"no quantized form of layer type {kind.__name__}; known are {known}. Add a class to qexp/layers/quantized.py"
-        )
+    target, options = _target(kind, compute)
     for site, quantizer in site_quantizers.items():
         if site not in target.sites:
             raise QexpError(f"{kind.__name__} has no site {site!r}; its sites are {', '.join(target.sites)}")
@@ -49,6 +45,26 @@ def swap(
     for site in target.sites:
         quantizer = site_quantizers.get(site, nn.Identity())
         setattr(layer, attribute(site), quantizer.to(device) if device else quantizer)
+    layer.configure(**options)
+
+
+def _target(kind: type[nn.Module], compute: Mapping[str, Any] | None) -> tuple[type[Quantized], dict[str, Any]]:
+    """Returns the class a float class becomes, and the options of its way to compute."""
+    if compute:
+        options = {k: v for k, v in compute.items() if k != "_target_"}
+        family = locate(str(compute["_target_"])) if isinstance(compute["_target_"], str) else compute["_target_"]
+        if not isinstance(family, Mapping):
+            raise QexpError(
+                f"compute: {compute['_target_']} is no family of layers (a mapping from float class to Quantized class)"
+            )
+        if kind in family:
+            return family[kind], options
+    if kind not in QUANTIZED:
+        known = ", ".join(sorted(c.__name__ for c in QUANTIZED))
+        raise QexpError(
+            f"no quantized form of layer type {kind.__name__}; known are {known}. Add a class to qexp/layers/quantized.py"
+        )
+    return QUANTIZED[kind], {}
 
 
 def _like_weight(quantizer: Quantizer) -> frozenset[str]:

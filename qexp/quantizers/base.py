@@ -54,7 +54,7 @@ class Quantizer(nn.Module):
     ) -> None:
         super().__init__()
         low, high = self.bits_allowed
-        if not (isinstance(bits, int) and low <= bits <= high):
+        if isinstance(bits, bool) or not (isinstance(bits, int) and low <= bits <= high):
             raise QexpError(
                 f"{type(self).__name__}: bits={bits!r}; allowed are {low}..{high} (32 leaves the tensor in float)"
             )
@@ -172,10 +172,10 @@ class AffineQuantizer(Quantizer):
         super().__init__(bits, shape, granularity=granularity, rounding=rounding)
         if signed not in (True, False, "auto"):
             raise QexpError(f"{type(self).__name__}: signed={signed!r}; allowed are true, false, auto")
-        self.signed, self.narrow = signed, narrow
+        self.signed, self.narrow, self.grid = signed, narrow, UniformGrid(bits, signed=False)
         self.register_buffer("qmin", torch.zeros(1))
         self.register_buffer("qmax", torch.zeros(1))
-        self.set_grid(UniformGrid(bits, bool(signed), narrow and bool(signed)))
+        self.take_sign(signed is True)
 
     def set_grid(self, grid: UniformGrid) -> None:
         """Takes a grid's limits over into the saved buffers and their copy outside the device."""
@@ -191,9 +191,18 @@ class AffineQuantizer(Quantizer):
         """Settles `signed: auto` by what was seen, and refuses an unsigned grid for a tensor that has negative values."""
         negative = bool((stats.min < 0).any())
         if self.signed == "auto":
-            self.set_grid(UniformGrid(self.grid.bits, negative, self.narrow and negative))
+            self.take_sign(negative)
         elif self.signed is False and negative:
             self.refuse_negative(float(stats.min.min()))
+
+    def take_sign(self, signed: bool) -> None:
+        """Takes over the signed or the unsigned grid of this width; the error names the layer where there is none."""
+        if signed and isinstance(self.grid.bits, int) and self.grid.bits == 1:
+            raise QexpError(
+                f"{self.name}: bits=1 leaves a signed tensor no positive level; allowed are 2..{self.bits_allowed[1]} bits there, "
+                "or a binary method such as quant=dorefa for weights"
+            )
+        self.set_grid(UniformGrid(self.grid.bits, signed, self.narrow and signed))
 
     def refuse_negative(self, least: float) -> None:
         """Raises: an unsigned quantizer saw negative values."""

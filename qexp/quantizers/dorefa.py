@@ -11,7 +11,6 @@ from qexp.calibration.ranges import Context, RangeRule
 from qexp.calibration.stats import TensorStats
 from qexp.errors import QexpError
 from qexp.numerics.granularity import Granularity
-from qexp.numerics.grid import UniformGrid
 from qexp.numerics.ops import dorefa_weight, fake_quantize, quantize, round_to
 from qexp.quantizers.base import AffineQuantizer, Quantizer, fit_range
 
@@ -22,7 +21,7 @@ class DoReFaWeight(Quantizer):
     Levels: original 2^bits in [-1, 1], none of them zero (n = 2^bits - 1; w = 0 takes the smallest positive level); symmetric
     2^bits - 1, zero among them (m = 2^(bits-1) - 1), ternary at 2 bits. At 1 bit both are `sign(w) * E|w|`, with sign(0) = +1.
     Gradient: through tanh and the maximum, straight through the rounding; at 1 bit straight to w. Not idempotent: tanh bends its own
-    result. The magnitude of the layer is lost, so a batch norm must follow, unless `rescale: max`. Saved: nothing but that scale.
+    result, so that the error is not bounded by half a step either. No calibration: the maximum is the tensor's own. The magnitude of the layer is lost, so a batch norm must follow, unless `rescale: max`. Saved: nothing but that scale.
 
     Args:
         bits, shape, granularity, rounding: See `Quantizer`; one maximum for the tensor, half to even.
@@ -88,8 +87,8 @@ class DoReFaWeight(Quantizer):
             w = x.float()
             binary = torch.where(w >= 0, self.magnitude, -self.magnitude)
             return (w + (binary - w).detach()).to(x.dtype) if w.requires_grad else binary.to(x.dtype)
-        y = dorefa_weight(x, self._steps, symmetric=self._symmetric)
-        return y if self.rescale == "none" else y * self.magnitude
+        y = dorefa_weight(x.float(), self._steps, symmetric=self._symmetric)
+        return (y if self.rescale == "none" else y * self.magnitude).to(x.dtype)
 
     def codes(self, x: Tensor) -> Tensor:
         self._measure(x)
@@ -97,7 +96,8 @@ class DoReFaWeight(Quantizer):
         if self.bits == 1:
             return (w >= 0).int()
         t = torch.tanh(w)
-        t = t / t.abs().max().clamp_min(torch.finfo(torch.float32).tiny)
+        peak = t.abs().max() if t.numel() else self.magnitude
+        t = t / torch.where(peak == 0, 1.0, peak)
         return round_to(t * self._steps if self._symmetric else (t / 2 + 0.5) * self._steps, "half_even").int()
 
     def dequantize(self, codes: Tensor) -> Tensor:
@@ -165,8 +165,7 @@ class DoReFaInput(AffineQuantizer):
 
     def fit(self, stats: TensorStats, followed_by_relu: bool = False) -> None:
         if self.signed == "auto":
-            negative = bool((stats.min < 0).any())
-            self.set_grid(UniformGrid(self.bits, negative, negative))
+            self.take_sign(bool((stats.min < 0).any()))
         if not isinstance(self.rule, float | int):
             _, high = fit_range(self, self.rule, stats, Context(True, followed_by_relu, self._parameters_of))
             self.k.fill_(1.0 / max(float(high.max()), 1e-6))

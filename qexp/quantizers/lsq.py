@@ -91,6 +91,10 @@ class LSQ(AffineQuantizer):
         return stats.features / self.scale.numel()
 
     @property
+    def zero_point(self) -> Tensor:
+        return torch.zeros_like(self.scale.detach())
+
+    @property
     def grad_scale(self) -> float:
         """The factor on the step's gradient, `1 / sqrt(N * QP)`."""
         return 1.0 / math.sqrt(self._numel * float(self.limits[1]))

@@ -11,8 +11,7 @@ from qexp.calibration.ranges import Context, RangeRule
 from qexp.calibration.stats import TensorStats
 from qexp.errors import QexpError
 from qexp.numerics.granularity import Granularity
-from qexp.numerics.grid import UniformGrid
-from qexp.numerics.ops import mpact, pact, round_to
+from qexp.numerics.ops import mpact, pact, quantize
 from qexp.quantizers.base import AffineQuantizer, fit_range
 
 _LEAST_ALPHA = 1e-3
@@ -77,8 +76,7 @@ class PACT(AffineQuantizer):
         self.mark_ready()
 
     def choose_sign(self, stats: TensorStats) -> None:
-        negative = bool((stats.min < 0).any())
-        self.set_grid(UniformGrid(self.bits, negative, negative))
+        self.take_sign(bool((stats.min < 0).any()))
 
     def _parameters_of(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
         scale = high / self.limits[1]
@@ -91,7 +89,7 @@ class PACT(AffineQuantizer):
 
     @property
     def zero_point(self) -> Tensor:
-        return torch.zeros_like(self.alpha)
+        return torch.zeros_like(self.alpha.detach())
 
     def forward(self, x: Tensor) -> Tensor:
         self.require_ready()
@@ -100,13 +98,10 @@ class PACT(AffineQuantizer):
 
     def codes(self, x: Tensor) -> Tensor:
         self.require_ready()
-        qmin, qmax = self.limits
-        alpha = self.alpha.detach().float()
-        clipped = x.detach().float().clamp(-alpha if qmin < 0 else torch.zeros_like(alpha), alpha)
-        return round_to(clipped * (qmax / alpha), "half_even").int()
+        return quantize(x.detach(), self.scale, self.zero_point, *self.limits)
 
     def dequantize(self, codes: Tensor) -> Tensor:
-        return codes.float() * (self.alpha.detach().float() / self.limits[1])
+        return codes.float() * self.scale
 
     def on_optimizer_step(self, latent: Tensor) -> None:
         self.alpha.data.clamp_min_(_LEAST_ALPHA)

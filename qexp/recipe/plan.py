@@ -119,15 +119,18 @@ def apply(model: nn.Module, plan: Plan, facts: Facts) -> None:
     """
     shared: dict[str, Quantizer] = {}
     by_layer: dict[str, dict[str, nn.Module]] = {}
+    computes: dict[str, dict[str, Any]] = {}
     for entry in plan:
         by_layer.setdefault(entry.layer, {})
-        if entry.spec is not None:
+        if entry.site == "compute":
+            computes[entry.layer] = dict(entry.spec or {})
+        elif entry.spec is not None:
             by_layer[entry.layer][entry.site] = build(model, entry, facts, shared)
     for name, sites in by_layer.items():
-        if not sites:
+        if not sites and name not in computes:
             continue
         try:
-            swap(model.get_submodule(name), sites)
+            swap(model.get_submodule(name), sites, computes.get(name))
         except QexpError as error:
             raise QexpError(f"{name}: {error}") from None
 

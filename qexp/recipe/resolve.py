@@ -18,7 +18,8 @@ from qexp.recipe.bits import FLOAT, Bits, Group
 from qexp.recipe.patterns import match
 from qexp.recipe.plan import Entry, Plan, read_bits
 
-SITES = ("input", "weight", "bias", "output", "running_mean", "running_var")
+COMPUTE = "compute"  # not a tensor: how the layer computes (a class of qexp/layers, with its options)
+SITES = ("input", "weight", "bias", "output", "running_mean", "running_var", "grad_output", COMPUTE)
 _RULE_KEYS = {"layers", "types", *SITES, *(f"input.{i}" for i in range(8))}
 ENDS = "ends"  # the rule every recipe has; a list or plan that names the ends too may silence it
 
@@ -93,8 +94,8 @@ def _places(facts: Facts, recipe: Recipe) -> dict[str, list[str]]:
 
 
 def _sites(model: nn.Module, name: str, facts: Facts) -> list[str]:
-    """Returns the sites of a layer that exist: a layer without bias has no bias site."""
-    return [s for s in QUANTIZED[float_class(model.get_submodule(name))].sites if s in facts.shapes[name]]
+    """Returns the sites of a layer that exist (a layer without bias has no bias site), and its way to compute."""
+    return [s for s in QUANTIZED[float_class(model.get_submodule(name))].sites if s in facts.shapes[name]] + [COMPUTE]
 
 
 def _default(sites: Mapping[str, Mapping[str, Any] | None], site: str) -> dict[str, Any] | None:
@@ -115,6 +116,8 @@ def _fresh(layer: str, site: str, spec: dict[str, Any] | None, wbits: Bits, abit
     width, source = _scalar(site, wbits, abits)
     if spec is None:
         return Entry(layer, site, None, FLOAT, "quant")
+    if site == COMPUTE:
+        return Entry(layer, site, spec, FLOAT, "quant")
     if width is None:
         width, source = spec.get("bits", FLOAT), "quant"
     return Entry(layer, site, spec if width < FLOAT else None, width, source)
@@ -173,6 +176,8 @@ def _edit(entry: Entry, edit: Any, where: str, recipe: Recipe, widths: tuple[Bit
     if "_target_" not in edit and "_target_" not in base:
         raise QexpError(f"{where}.{entry.site}: {entry.layer} has no quantizer there to edit; name one with _target_")
     spec = {**base, **edit}
+    if entry.site == COMPUTE:
+        return Entry(entry.layer, entry.site, spec, FLOAT, where)
     width = edit.get("bits")
     if width is None:
         width = entry.bits if entry.bits < FLOAT else (_scalar(entry.site, *widths)[0] or FLOAT)

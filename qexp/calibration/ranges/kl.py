@@ -54,7 +54,7 @@ class KL:
                 for g in range(len(limit))
             ]
         )
-        return -alpha, alpha
+        return torch.where(stats.min >= 0, 0.0, -alpha), alpha
 
     def _threshold(self, density: Density, group: int, limit: float, positive: bool, bits: int) -> Tensor:
         if limit == 0:

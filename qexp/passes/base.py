@@ -1,0 +1,44 @@
+"""What a pass is: an edit of the model at one of three moments of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from qexp.graph import Facts
+
+
+@dataclass
+class Moment:
+    """What a pass may look at besides the model.
+
+    Attributes:
+        facts: What the graph says.
+        images: Calibration batches `[N, C, H, W]`.
+        calibration: Statistics by (layer, site) of the float model; None before calibration.
+        findings: What passes report, by name; goes into the record.
+    """
+
+    facts: Facts
+    images: Sequence[Tensor]
+    findings: dict[str, Any]
+    calibration: Any = None
+
+
+class Pass:
+    """An edit of the model, in place; a subclass writes the moments it needs, the others do nothing.
+
+    A recipe lists passes by name under `passes:`; they run in that order.
+    """
+
+    def on_float(self, model: nn.Module, moment: Moment) -> None:
+        """Edits the float weights, after batch norm is folded (where it is) and before quantizers are attached."""
+
+    def on_statistics(self, model: nn.Module, moment: Moment) -> None:
+        """Edits quantizers that know what was seen but not yet their range: bits for each channel, say."""
+
+    def on_fitted(self, model: nn.Module, moment: Moment) -> None:
+        """Edits the calibrated model: corrects biases, re-estimates batch norms, learns roundings."""
