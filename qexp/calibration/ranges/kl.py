@@ -139,6 +139,8 @@ def one_sided_index(counts: np.ndarray, quantized_bins: int) -> int:
     before = np.concatenate([[0.0], counts.cumsum()])
     for i in range(quantized_bins, bins + 1):
         own = counts[:i]
+        if i < bins and np.count_nonzero(own) < 2:  # a single bin matches itself whatever lies beyond: it says nothing
+            continue
         p = own.copy()
         p[-1] += before[-1] - before[i]
         group = np.arange(i) * quantized_bins // i
