@@ -21,7 +21,8 @@ class DoReFaWeight(Quantizer):
     Levels: original 2^bits in [-1, 1], none of them zero (n = 2^bits - 1; w = 0 takes the smallest positive level); symmetric
     2^bits - 1, zero among them (m = 2^(bits-1) - 1), ternary at 2 bits. At 1 bit both are `sign(w) * E|w|`, with sign(0) = +1.
     Gradient: through tanh and the maximum, straight through the rounding; at 1 bit straight to w. Not idempotent: tanh bends its own
-    result, so that the error is not bounded by half a step either. No calibration: the maximum is the tensor's own. The magnitude of the layer is lost, so a batch norm must follow, unless `rescale: max`. Saved: nothing but that scale.
+    result, so that the error is not bounded by half a step either. No calibration: the maximum is the tensor's own. The magnitude of
+    the layer is lost, so a batch norm must follow, unless `rescale: max`. Saved: nothing but that scale.
 
     Args:
         bits, shape, granularity, rounding: See `Quantizer`; one maximum for the tensor, half to even.
