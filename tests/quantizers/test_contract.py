@@ -1,0 +1,236 @@
+"""What every quantizer of `conf/quant` must keep, on whatever tensor it meets; a new YAML file is found by itself."""
+
+from __future__ import annotations
+
+import copy
+import io
+import json
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+
+from qexp.calibration.stats import NonFinite
+from qexp.errors import QexpError
+from qexp.quantizers.base import Quantizer
+from tests.strategies import KINDS, tensors, values
+
+CONF = Path(__file__).parents[2] / "conf"
+SITES = ("input", "weight", "bias", "output")
+PROPERTIES = ("idempotent", "monotone", "half_step", "needs_calibration")
+WORDS = {"idempotent": "idempotent", "monotone": "monoton", "half_step": "half a step", "needs_calibration": "calibrat"}
+
+
+def recipes() -> dict[str, tuple[str, dict]]:
+    """Every distinct (site, spec) that a file of `conf/quant` names, for its sites and in its rules."""
+    found: dict[str, tuple[str, dict]] = {}
+    seen: set[str] = set()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        for file in sorted((CONF / "quant").glob("[!_]*.yaml")):
+            quant = OmegaConf.to_container(compose(f"quant/{file.stem}").quant, resolve=False)
+            parts = {"": quant} | {f"{name}.": rule or {} for name, rule in (quant.get("rules") or {}).items()}
+            for prefix, part in parts.items():
+                for site in SITES:
+                    spec = dict(part.get(site) or {})
+                    spec.pop("bits", None)
+                    key = json.dumps([site, spec], sort_keys=True)
+                    if "_target_" in spec and key not in seen:
+                        seen.add(key)
+                        found[f"{file.stem}-{prefix}{site}"] = (site, spec)
+    return found
+
+
+RECIPES = recipes()
+every = pytest.mark.parametrize(("site", "spec"), RECIPES.values(), ids=RECIPES)
+few = settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def test_every_file_of_conf_quant_is_tried():
+    names = {key.split("-")[0] for key in RECIPES}
+    files = {file.stem for file in (CONF / "quant").glob("[!_]*.yaml")}
+    assert names <= files and len(names) > 5  # files that repeat another's tensors are covered by it
+
+
+def make(fitted, spec: dict, bits: int, x: torch.Tensor, site: str, **changes) -> Quantizer | None:
+    """Returns the fitted quantizer, None where the method refuses this width and says which are allowed."""
+    try:
+        return fitted(spec, bits, x, site, **changes)
+    except QexpError as error:
+        assert bits < 2 and "bits" in str(error) and "allowed" in str(error), error
+        return None
+
+
+def rows(quantizer: Quantizer, x: torch.Tensor) -> torch.Tensor:
+    return quantizer.granularity.rows(x.detach())
+
+
+def per_row(value, n: int) -> torch.Tensor:
+    value = torch.as_tensor(value, dtype=torch.float64).detach().flatten()
+    return (value if value.numel() == n else value.expand(n))[:, None]
+
+
+@every
+@few
+@given(data=st.data())
+def test_shape_dtype_codes_and_levels(site, spec, fitted, data):
+    x = data.draw(tensors(site))
+    bits = data.draw(st.integers(1, 8))
+    q = make(fitted, spec, bits, x, site)
+    if q is None:
+        return
+    before, state = x.clone(), copy.deepcopy(q.state_dict())
+    y, codes = q(x), q.codes(x)
+    assert y.shape == x.shape and y.dtype == x.dtype and torch.isfinite(y).all()
+    assert torch.equal(x, before), "the tensor was changed in place"
+    assert torch.equal(codes.float(), codes.float().round()), "codes are integers"
+    qmin, qmax = (per_row(limit, len(rows(q, x))) for limit in q.limits)
+    assert ((rows(q, codes) >= qmin) & (rows(q, codes) <= qmax)).all()
+    assert torch.equal(q.dequantize(codes).to(y.dtype), y)
+    assert all(len(row.unique()) <= q.levels for row in rows(q, y))
+    assert torch.equal(q(x), y), "the second call creeps"
+    after = q.state_dict()
+    assert all(torch.equal(after[k], v) for k, v in state.items()) or "needs_calibration" not in q.properties
+
+
+@every
+@few
+@given(data=st.data())
+def test_declared_properties_hold(site, spec, fitted, data):
+    x = data.draw(tensors(site))
+    q = make(fitted, spec, data.draw(st.integers(2, 8)), x, site)
+    y = q(x)
+    if "idempotent" in q.properties:
+        assert torch.equal(q(y), y)
+    xr, yr = rows(q, x).double(), rows(q, y).double()
+    if "monotone" in q.properties:
+        order = xr.argsort(dim=1)
+        assert (yr.gather(1, order).diff(dim=1) >= 0).all()
+    if "half_step" in q.properties:
+        scale, zero = per_row(q.scale, len(xr)), per_row(q.zero_point, len(xr))
+        low, high = ((per_row(limit, len(xr)) - zero) * scale for limit in q.limits)
+        inside = (xr >= low) & (xr <= high)
+        assert ((xr - yr).abs() <= 0.5002 * scale)[inside].all()
+
+
+@every
+def test_undeclared_properties_are_explained(site, spec, fitted):
+    q = fitted(spec, 4, values("normal", (2, 3, 4, 4) if site != "bias" else (6,), 0), site)
+    text = " ".join(type(q).__doc__.split()).lower()
+    for name in PROPERTIES:
+        assert name in q.properties or WORDS[name] in text, (
+            f"{type(q).__name__} does not promise {name} and says not why"
+        )
+
+
+@every
+@pytest.mark.parametrize("bits", [1, 2, 3, 4, 8])
+@pytest.mark.parametrize("low", [-1.0, 0.0])
+def test_a_dense_ramp_reaches_all_documented_levels(site, spec, bits, low, fitted):
+    n = 100 * 2**bits + 1
+
+    def ramp(first: float, last: float) -> torch.Tensor:
+        line = torch.linspace(first, last, n)
+        return line if site == "bias" else line.repeat(2).reshape((2, n, 1, 1) if site == "weight" else (1, 2, n, 1))
+
+    q = make(fitted, spec, bits, ramp(low, 1.0), site)
+    if q is None:
+        return
+    ends = (torch.tensor(q.limits) - q.zero_point.max()) * q.scale.detach().max()
+    reach = 1.1 * max(1.0, float(ends.abs().max()))
+    assert {len(row.unique()) for row in rows(q, q(ramp(-reach, reach)))} == {q.levels}
+    assert q.describe()["levels"] == q.levels and q.levels in (2**bits, 2**bits - 1)
+
+
+@every
+@few
+@given(data=st.data())
+def test_state_copies_and_pickles_are_exact_and_independent(site, spec, build, fitted, data):
+    x = data.draw(tensors(site))
+    bits = data.draw(st.integers(2, 8))
+    q = fitted(spec, bits, x, site)
+    y = q(x)
+    buffer = io.BytesIO()
+    torch.save(q.state_dict(), buffer)
+    buffer.seek(0)
+    fresh = build(spec, bits, x, site)
+    fresh.load_state_dict(torch.load(buffer, weights_only=True), strict=True)
+    twin, pickled = copy.deepcopy(q), pickle.loads(pickle.dumps(q))
+    with torch.no_grad():
+        for t in [*q.parameters(), *q.buffers()]:
+            if t.is_floating_point():
+                t.mul_(3)
+    for other in (fresh, twin, pickled):
+        assert torch.equal(other(x), y)
+        assert other.limits == twin.limits and other.describe() == twin.describe()
+
+
+@every
+def test_low_precision_and_layouts_give_the_same_codes(site, spec, fitted):
+    if site == "bias":
+        pytest.skip("a bias has one dimension")
+    x = values("laplace", (4, 6, 5, 5), 3)
+    q = fitted(spec, 4, x, site)
+    y, codes = q(x), q.codes(x)
+    for same in (x.contiguous(memory_format=torch.channels_last), x.transpose(2, 3).contiguous().transpose(2, 3)):
+        assert torch.equal(q(same), y) and torch.equal(q.codes(same), codes)
+    for dtype in (torch.bfloat16, torch.float16):
+        low = x.to(dtype)
+        assert q(low).dtype == dtype
+        assert torch.equal(q.codes(low), q.codes(low.float())), "codes are computed in float32"
+        assert torch.equal(q(low), q.dequantize(q.codes(low)).to(dtype))
+
+
+@every
+@few
+@given(data=st.data())
+def test_gradients_are_finite(site, spec, fitted, data):
+    x = data.draw(tensors(site)).requires_grad_()
+    q = fitted(spec, data.draw(st.integers(2, 8)), x.detach(), site)
+    weight = torch.linspace(-1, 1, x.numel()).reshape(x.shape)
+    (q(x) * weight).sum().backward()
+    assert x.grad is not None and torch.isfinite(x.grad).all()
+    for name, parameter in q.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), name
+
+
+@every
+def test_use_before_calibration_is_refused(site, spec, build):
+    x = values("normal", (2, 3, 4, 4) if site != "bias" else (6,), 0)
+    q = build(spec, 4, x, site)
+    if "needs_calibration" not in q.properties:
+        q(x)
+        return
+    q.name = "layer1.conv (input)"
+    for use in (q, q.codes):
+        with pytest.raises(QexpError, match=r"layer1.conv \(input\): used before calibration"):
+            use(x)
+
+
+@every
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_nan_in_the_statistics_is_refused(site, spec, fitted, bad):
+    x = values("normal", (2, 3, 4, 4) if site != "bias" else (6,), 0)
+    x.view(-1)[1] = bad
+    with pytest.raises(NonFinite, match="NaN or infinite"):
+        fitted(spec, 4, x, site)
+
+
+@every
+def test_widths_outside_the_range_are_refused(site, spec, build):
+    x = values("normal", (2, 3, 4, 4) if site != "bias" else (6,), 0)
+    for bits in (0, 17, 2.5, True):
+        with pytest.raises(QexpError, match=r"bits=.*allowed are"):
+            build(spec, bits, x, site)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_strategies_make_what_they_say(kind):
+    x = values(kind, (2, 3, 4, 4), 1)
+    assert x.dtype == torch.float32 and torch.isfinite(x).all()
+    assert torch.equal(x, values(kind, (2, 3, 4, 4), 1))
