@@ -68,7 +68,7 @@ def stamp(kind: str) -> str:
     text.append(_processor() if kind == "cpp" else _architectures())
     digest = hashlib.sha256("\0".join(text).encode())
     for path in sorted({*sources(kind), *HERE.glob("*/*.h")}):
-        digest.update(path.relative_to(HERE).as_posix().encode())
+        digest.update(f"{path.parent.name}/{path.name}".encode())
         digest.update(path.read_bytes())
     return digest.hexdigest()[:20]
 

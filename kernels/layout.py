@@ -29,7 +29,9 @@ def sum_like(values: Tensor, parameter: Tensor, axis: int | None) -> Tensor:
     """Returns the sum of `values` over everything the elements of `parameter` are shared by, in its shape."""
     if parameter.numel() == 1:
         return values.sum().reshape(parameter.shape).to(parameter.dtype)
-    return values.sum([d for d in range(values.dim()) if d != axis]).reshape(parameter.shape).to(parameter.dtype)
+    others = [d for d in range(values.dim()) if d != axis]
+    summed = values.sum(others) if others else values  # torch takes an empty list for all dimensions
+    return summed.reshape(parameter.shape).to(parameter.dtype)
 
 
 def valid(scale: Tensor) -> Tensor:

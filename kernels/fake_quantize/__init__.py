@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from .. import check
+from ..errors import KernelError
 from ..library import constant, define, differentiable, first_order_only
 from . import reference
 
@@ -100,4 +101,7 @@ def quantize(
 
     Args and errors are those of `fake_quantize`; there is no gradient.
     """
+    for name, limit in (("qmin", qmin), ("qmax", qmax)):
+        if not isinstance(limit, Tensor) and abs(limit) >= 2**31:
+            raise KernelError(f"{name}: got {limit}, expected a code that int32 can hold")
     return torch.ops.qexp.quantize(*_arguments(x, scale, zero_point, qmin, qmax, axis, rounding, generator))

@@ -45,13 +45,13 @@ def test_products_and_sums_saturate_before_the_bias(implementation, device):
 
 
 SHAPES = {
-    "plain": dict(x=(2, 3, 9, 7), w=(5, 3, 3, 3)),
-    "wide": dict(x=(2, 20, 9, 7), w=(40, 20, 3, 3), padding=1),
-    "strided": dict(x=(1, 4, 11, 9), w=(33, 4, 3, 5), stride=2, padding=2),
-    "dilated": dict(x=(2, 4, 11, 12), w=(3, 4, 3, 3), dilation=2, padding=1),
-    "grouped": dict(x=(2, 6, 8, 8), w=(9, 2, 3, 3), groups=3, padding=1),
-    "depthwise": dict(x=(2, 7, 12, 11), w=(7, 1, 3, 3), groups=7, padding=1),
-    "pointwise": dict(x=(2, 17, 5, 5), w=(19, 17, 1, 1)),
+    "plain": {"x": (2, 3, 9, 7), "w": (5, 3, 3, 3)},
+    "wide": {"x": (2, 20, 9, 7), "w": (40, 20, 3, 3), "padding": 1},
+    "strided": {"x": (1, 4, 11, 9), "w": (33, 4, 3, 5), "stride": 2, "padding": 2},
+    "dilated": {"x": (2, 4, 11, 12), "w": (3, 4, 3, 3), "dilation": 2, "padding": 1},
+    "grouped": {"x": (2, 6, 8, 8), "w": (9, 2, 3, 3), "groups": 3, "padding": 1},
+    "depthwise": {"x": (2, 7, 12, 11), "w": (7, 1, 3, 3), "groups": 7, "padding": 1},
+    "pointwise": {"x": (2, 17, 5, 5), "w": (19, 17, 1, 1)},
 }
 
 
@@ -64,6 +64,8 @@ SHAPES = {
 def test_equals_the_materialised_products(
     implementation, device, shape, channels_last, bits, fraction_bits, accumulate
 ):
+    if accumulate == "per_add" and shape == "wide":
+        pytest.skip("a sum a term: slow, and the other shapes show it")
     options = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1, **SHAPES[shape]}
     g = torch.Generator().manual_seed(bits)
     x = torch.randn(options.pop("x"), generator=g).mul(8).round().div(8)  # many products are ties
