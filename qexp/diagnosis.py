@@ -30,17 +30,20 @@ def diagnose(row: dict[str, Any], layers: pd.DataFrame) -> list[str]:
     poor = table[table.sqnr < _POOR_SQNR].sort_values("sqnr")
     if len(poor):
         findings.append(
-            f"error nearly as large as the signal (SQNR below {_POOR_SQNR:.0f} dB) in {len(poor)} tensors: {_list(poor, 'sqnr', ' dB')}; try more bits there, quant=mse, or QAT"
+            f"error nearly as large as the signal (SQNR below {_POOR_SQNR:.0f} dB) in {len(poor)} tensors: "
+            f"{_list(poor, 'sqnr', ' dB')}; try more bits there, quant=mse, or QAT"
         )
     clipped = table[table.saturation > _MUCH_SATURATION].sort_values("saturation", ascending=False)
     if len(clipped):
         findings.append(
-            f"many values beyond the range in {len(clipped)} tensors: {_list(clipped, 'saturation', ' %')}; try quant=minmax or a higher percentile"
+            f"many values beyond the range in {len(clipped)} tensors: {_list(clipped, 'saturation', ' %')}; "
+            "try quant=minmax or a higher percentile"
         )
     dead = table[(table.levels_used < 0.5 * table.levels) & (table.levels <= 256)].sort_values("levels_used")
     if len(dead):
         findings.append(
-            f"fewer than half of the levels are used in {len(dead)} tensors: {_list(dead, 'levels_used', ' levels')}; outliers set the range: try quant=mse or percentile"
+            f"fewer than half of the levels are used in {len(dead)} tensors: {_list(dead, 'levels_used', ' levels')}; "
+            "outliers set the range: try quant=mse or percentile"
         )
     return findings
 

@@ -182,9 +182,9 @@ def _read(graph: fx.Graph, model: nn.Module) -> dict:
             issubclass(kind(node), nn.modules.conv._ConvNd)
             and len(after) == 1
             and issubclass(kind(after[0]), nn.modules.batchnorm._BatchNorm)
+            and calls[node.target] == calls[after[0].target] == 1
         ):
-            if calls[node.target] == 1 and calls[after[0].target] == 1:
-                bn_of[node.target] = after[0].target
+            bn_of[node.target] = after[0].target
         if kind(node) in QUANTIZED:
             operands = tuple(reaches(arg) for arg in node.args if isinstance(arg, fx.Node))
             sources.setdefault(node.target, operands)

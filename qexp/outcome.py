@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from typing import Any
 
@@ -25,6 +26,7 @@ from qexp.record import Record, asked, commit
 from qexp.report.statistics import wilson
 from qexp.training import device_name
 
+log = logging.getLogger(__name__)
 _HISTOGRAM_BINS = 128
 _MAX_LEVELS = 257
 
@@ -131,6 +133,8 @@ def write(
     record.write("histograms.json", json.dumps(histograms(model, seen)))
     np.save(record.folder / "correct.npy", correct.numpy())
     row["diagnosis"] = diagnose(row, table)
+    if row["diagnosis"]:
+        log.warning("collapsed: %s", "; ".join(row["diagnosis"]))
     row["quantized_layers"] = int(table[table.quantizer != "float"].layer.nunique())
     row["left_float"] = left_float(model, plan, facts)
     row["worst_sqnr"] = float(table.sqnr.min()) if table.sqnr.notna().any() else None

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning import LightningDataModule
@@ -65,6 +67,7 @@ def experiment(cfg: DictConfig, data: LightningDataModule, record: Record) -> di
     seconds: dict[str, float] = {}
     kernels = load_kernels(cfg.kernels)
     training.seed(cfg.seed)
+    check_input(cfg, data.example())
     log.info("%s -> %s", outcome.title(cfg), record.folder)
 
     scratch = cfg.schedule.name == "qat_scratch"
@@ -118,7 +121,10 @@ def load_passes(cfg: DictConfig) -> list[Pass]:
 def attach(cfg: DictConfig, model: nn.Module, structure: Facts) -> Plan:
     """Attaches the quantizers the recipe asks for, in place; returns the plan, which it prints."""
     plan = resolve(model, structure, recipe(cfg))
-    log.info("%s", outcome.plan_summary(plan, structure))
+    summary = outcome.plan_summary(plan, structure)
+    log.info(
+        "%s", summary.splitlines()[0] if _is_sweep() else summary
+    )  # a sweep's plans are in each point's layers.csv
     apply(model, plan, structure)
     return plan
 
@@ -158,6 +164,20 @@ def find_ranges(cfg: DictConfig, model: nn.Module, moment: Moment, passes: list[
         progress=cfg.trainer.enable_progress_bar,
         before_fit=before_fit,
     )
+
+
+def _is_sweep() -> bool:
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+
+
+def check_input(cfg: DictConfig, example: torch.Tensor) -> None:
+    """Raises if the data set's images are not what the network takes."""
+    takes = cfg.model.get("input_size")
+    if takes is not None and list(example.shape[1:]) != list(takes):
+        raise QexpError(
+            f"model={cfg.model.name} takes images {list(takes)}, dataset={cfg.dataset.name} has {list(example.shape[1:])}; "
+            "choose another dataset or model (channels, height, width must agree)"
+        )
 
 
 class _timed:

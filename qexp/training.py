@@ -94,7 +94,8 @@ def fit(
 ) -> float:
     """Trains, resuming from `checkpoints/last.ckpt` where an interrupted run left one; returns the seconds it took.
 
-    `checkpoints/last.ckpt` is written after every epoch, `best.ckpt` where the validation accuracy rises. The network ends at its last state.
+    `checkpoints/last.ckpt` is written after every epoch, `best.ckpt` where the validation accuracy rises. The network
+    ends at its last state.
     """
     checkpoints = folder / "checkpoints"
     saver = ModelCheckpoint(

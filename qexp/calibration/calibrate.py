@@ -125,9 +125,8 @@ def collect(
     model.eval()
     try:
         with quantizers_off(model):
-            for number, images in enumerate(
-                tqdm(batches, desc="calibrate", unit="batch", leave=False, disable=not progress)
-            ):
+            bar = tqdm(batches, desc="calibrate", unit="batch", leave=False, disable=not progress)
+            for number, images in enumerate(bar):  # noqa: B007 - `see` reads the number
                 model(images)
                 owner.clear()
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import torch
@@ -150,7 +151,7 @@ class TensorStats:
         if not other.shape:
             return
         if not self.shape:
-            self.__dict__.update({k: v for k, v in other.__dict__.items()})
+            self.__dict__.update(copy.deepcopy(other.__dict__))
             return
         for name in _SUMS:
             setattr(self, name, getattr(self, name) + getattr(other, name))

@@ -65,7 +65,8 @@ def _from_list(
         entries = entries[:-1] + [entries[-2]] * (len(groups) - len(entries) + 1)
     if len(entries) != len(groups):
         raise QexpError(
-            f"{key} has {len(entries)} entries, but the model has {len(groups)} groups: {', '.join(names)} (a last entry '...' repeats the one before it)"
+            f"{key} has {len(entries)} entries, but the model has {len(groups)} groups: {', '.join(names)} "
+            "(a last entry '...' repeats the one before it)"
         )
     named = {}
     for i, (bits, group) in enumerate(zip(entries, groups)):

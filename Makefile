@@ -1,0 +1,47 @@
+# qexp: `make demo` shows it, `make test` checks it, `make help` lists the rest
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-all check bench kernels golden clean
+
+help:  ## list what can be made
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+setup: $(READY)  ## make the .venv (about 5 GB: torch comes with its CUDA libraries)
+
+$(READY): pyproject.toml setup.py
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV) (torch is large: a few minutes the first time)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check torch torchvision
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"
+	@touch $@
+
+demo: $(READY)  ## quantize a small CNN on real handwritten digits: a table and a page, in under three minutes
+	$(BIN)/python run.py -m experiment=demo quant=minmax,mse bits=w8a8,w4a4,w3a3,w2a2
+	$(BIN)/python run.py -m experiment=demo quant=lsq schedule=qat bits=w4a4,w2a2
+
+test: $(READY)  ## the tests that take a few minutes
+	$(PYTEST) -m "not slow"
+
+test-all: $(READY)  ## all tests; with QEXP_DATA_DIR those on real data too, with Chromium those of the page
+	$(PYTEST)
+
+check: $(READY)  ## lint and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+kernels: $(READY)  ## build the kernels ahead of their first use
+	$(BIN)/python -c "import qexp_kernels; print(*qexp_kernels.load('auto'), sep=': ')"
+
+bench: $(READY)  ## what quantization costs in time, as ratios to floating point
+	$(BIN)/python -m experiments.overhead.measure
+
+golden: $(READY)  ## write the golden numbers anew (say why in the changelog, under Numerics)
+	QEXP_GOLDEN=write $(BIN)/python -m pytest -q tests/golden
+
+clean:  ## remove the .venv and caches, never results
+	rm -rf $(VENV) build .pytest_cache .ruff_cache .hypothesis
