@@ -14,6 +14,11 @@ from qexp.numerics.granularity import Granularity, PerGroup, PerTensor
 from qexp.numerics.grid import UniformGrid
 
 ROUNDINGS = ("half_even", "half_up", "half_away", "floor", "trunc", "stochastic")
+_LOST_BY_ROUNDING = {  # a level an ulp short of its code falls to the next one, and errors reach a whole step
+    "floor": frozenset({"half_step", "idempotent"}),
+    "trunc": frozenset({"half_step", "idempotent"}),
+    "stochastic": frozenset({"half_step", "idempotent", "monotone"}),
+}
 
 
 class Quantizer(nn.Module):
@@ -61,6 +66,7 @@ class Quantizer(nn.Module):
         if rounding not in ROUNDINGS:
             raise QexpError(f"{type(self).__name__}: rounding={rounding!r}; allowed are {', '.join(ROUNDINGS)}")
         self.bits, self.shape, self.rounding = bits, tuple(shape), rounding
+        self.properties = self.properties - _LOST_BY_ROUNDING.get(rounding, frozenset())
         self.granularity = granularity or PerTensor()
         self.name = type(self).__name__
         self.register_buffer("ready", torch.tensor("needs_calibration" not in self.properties))
@@ -185,7 +191,7 @@ class AffineQuantizer(Quantizer):
             setattr(
                 self, name, torch.as_tensor(value, dtype=torch.float32, device=self.qmin.device).reshape(shape).clone()
             )
-        self._limits = (grid.qmin, grid.qmax)
+        self._limits = (grid.qmin, grid.qmax) if self.qmin.numel() == 1 else None
 
     def choose_sign(self, stats: TensorStats) -> None:
         """Settles `signed: auto` by what was seen, and refuses an unsigned grid for a tensor that has negative values."""
@@ -213,7 +219,7 @@ class AffineQuantizer(Quantizer):
 
     @property
     def limits(self) -> tuple[Any, Any]:
-        return self._limits
+        return self._limits if self._limits is not None else (self.qmin, self.qmax)  # buffers, which follow the device
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
         for name in ("qmin", "qmax"):  # channels may have widths of their own in the checkpoint
@@ -222,7 +228,7 @@ class AffineQuantizer(Quantizer):
                 setattr(self, name, torch.zeros_like(saved))
         super()._load_from_state_dict(state_dict, prefix, *args)
         qmin, qmax = self.qmin, self.qmax
-        self._limits = (int(qmin), int(qmax)) if qmin.numel() == 1 else (qmin, qmax)
+        self._limits = (int(qmin), int(qmax)) if qmin.numel() == 1 else None
         signed = bool((qmin < 0).any())
         bits = (
             self.bits

@@ -192,13 +192,15 @@ class DoReFaInput(AffineQuantizer):
     def forward(self, x: Tensor) -> Tensor:
         self.require_ready()
         zero = torch.zeros_like(self.k)
-        y = fake_quantize(x if self.unscale else x * self.k, self.scale, zero, *self.limits, rounding=self.rounding)
-        return y
+        scaled = x if self.unscale else x.float() * self.k
+        return fake_quantize(scaled, self.scale, zero, *self.limits, rounding=self.rounding).to(x.dtype)
 
     def codes(self, x: Tensor) -> Tensor:
         self.require_ready()
         zero = torch.zeros_like(self.k)
-        return quantize(x if self.unscale else x * self.k, self.scale, zero, *self.limits, rounding=self.rounding)
+        return quantize(
+            x if self.unscale else x.float() * self.k, self.scale, zero, *self.limits, rounding=self.rounding
+        )
 
     def dequantize(self, codes: Tensor) -> Tensor:
         return codes.float() * self.scale

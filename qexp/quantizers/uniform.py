@@ -75,7 +75,7 @@ class Uniform(AffineQuantizer):
 
     def parameters_of(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
         """Returns scale and zero point, float32 `[G]`, of a range `(low, high)` `[G]`."""
-        qmin, qmax = (torch.as_tensor(q, dtype=torch.float64).flatten() for q in self.limits)
+        qmin, qmax = (torch.as_tensor(q, dtype=torch.float64, device="cpu").flatten() for q in self.limits)
         low, high = low.clamp_max(0), high.clamp_min(0)
         if self.symmetric:
             span, steps = torch.maximum(-low, high), qmax
