@@ -138,7 +138,9 @@ def test_the_half_range_takes_one_bit_more_and_channels_their_own():
         stats = TensorStats.of(torch.randn(3, 500, generator=torch.Generator().manual_seed(0)), _per_channel())
         _, high = rule(stats, UniformGrid(bits, True), Context(symmetric=True))
         scale = stats.b if prior == "laplace" else stats.std
-        expected = [analytic_alpha(prior, int(b)) * float(s) + abs(float(m)) for b, s, m in zip(bits, scale, stats.mean)]
+        expected = [
+            analytic_alpha(prior, int(b)) * float(s) + abs(float(m)) for b, s, m in zip(bits, scale, stats.mean)
+        ]
         assert high.tolist() == pytest.approx(expected)
 
 
