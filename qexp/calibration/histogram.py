@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 _EMPTY = -(2**30)  # exponent of a row that has seen nothing
+_LEAST = -126  # float32 scales exactly by powers of two down to here; denormals share a bin
 
 
 class Histogram:
@@ -42,7 +43,7 @@ class Histogram:
         if rows.numel() == 0:
             return
         self._make_room(low.double().cpu(), high.double().cpu())
-        scale = torch.exp2(-self.exponent.clamp(-126, 126).double()).float().to(rows.device)
+        scale = torch.exp2(-self.exponent.clamp(_LEAST, 126).double()).float().to(rows.device)
         # scaling by a power of two is exact in float32, so a value always falls into the bin its edges say
         index = torch.floor(rows * scale[:, None]) - self.start.to(rows.device, torch.float32)[:, None]
         index = index.clamp_(0, self.bins - 1).int()
@@ -81,7 +82,7 @@ class Histogram:
         span = torch.maximum(new_high - new_low, torch.maximum(new_low.abs(), new_high.abs()) * 2.0**-20).clamp_min(
             1e-300
         )
-        exponent = torch.ceil(torch.log2(span / (self.bins - 1))).clamp_min(-1000).long()
+        exponent = torch.ceil(torch.log2(span / (self.bins - 1))).clamp_min(_LEAST).long()
         if least is not None:
             exponent = torch.maximum(exponent, torch.where(asked, least, exponent))
         exponent = torch.where(seen, torch.maximum(exponent, self.exponent), exponent)
@@ -89,7 +90,7 @@ class Histogram:
             width = torch.exp2(exponent.double())
             exponent += (torch.floor(new_high / width) - torch.floor(new_low / width) >= self.bins).long()
         exponent = torch.where(seen | asked, exponent, torch.full_like(exponent, _EMPTY))
-        start = torch.floor(torch.nan_to_num(new_low) / torch.exp2(exponent.clamp_min(-1000).double())).long()
+        start = torch.floor(torch.nan_to_num(new_low) / torch.exp2(exponent.clamp_min(_LEAST).double())).long()
         start = torch.where(seen | asked, start, torch.zeros_like(start))
         self.counts = self._moved(exponent, start)
         self.exponent, self.start = exponent, start

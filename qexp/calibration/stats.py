@@ -157,8 +157,22 @@ class TensorStats:
             setattr(self, name, getattr(self, name) + getattr(other, name))
         for name in _BATCHES:
             setattr(self, name, torch.cat([getattr(self, name), getattr(other, name)]))
-        if self.histogram is not None and other.histogram is not None:
-            self.histogram.merge(other.histogram)
+        if self._values is not None and other._values is not None:
+            self._values = torch.cat([self._values, other._values], dim=1)
+            return
+        bins = self.bins or other.bins
+        mine, theirs = self._counted(bins), other._counted(bins)
+        if mine is not None and theirs is not None:
+            mine.merge(theirs)
+        self.histogram, self.bins, self._values = mine, bins, None
+
+    def _counted(self, bins: int) -> Histogram | None:
+        """Returns the histogram, made of the values where those are at hand instead."""
+        if self.histogram is not None or self._values is None or not bins:
+            return self.histogram
+        histogram = Histogram(len(self._values), bins)
+        histogram.update(self._values.float(), self.min, self.max)
+        return histogram
 
     # -- what rules read -----------------------------------------------------------------------------------------------
 
