@@ -41,7 +41,8 @@ def line(metrics: dict[str, Any]) -> str:
     """Returns a point's result in one line."""
     text = f"top-1 {metrics['value']:.2f} % [{metrics['ci_low']:.2f}, {metrics['ci_high']:.2f}]"
     if metrics.get("drop") is not None:
-        text += f", {metrics['drop']:+.2f} points below float {metrics['value_float']:.2f} %"
+        drop = round(metrics["drop"], 2)
+        text += f", {abs(drop):.2f} points {'below' if drop >= 0 else 'above'} float {metrics['value_float']:.2f} %"
     return text
 
 
@@ -77,7 +78,7 @@ def metrics(
     price = cost(layers, plan.bits("weight"), plan.bits("input"), params(model) - own)
     low, high = wilson(int(correct.sum()), len(correct))
     value = 100 * float(correct.double().mean()) if len(correct) else math.nan
-    top1_float = 100 * reference.top1 if reference else None
+    top1_float = 100 * float(reference.correct.double().mean()) if reference else None
     carried = {e.rule: e for e in plan}
     first_input = next((e for e in plan if e.layer == facts.first and e.site == "input"), None)
     weight = next((e for e in plan if e.site == "weight" and e.spec), None)

@@ -1,7 +1,8 @@
 """Layers that carry quantizers: each is its float layer with a quantizer (or `nn.Identity`) on every site.
 
 The pattern is input -> compute(input, weight, bias) -> output. A layer type is a two-line class here; a method that changes the
-arithmetic subclasses one of them and writes `compute` (or `forward`, where it needs codes or the raw input).
+arithmetic subclasses one of them and writes `compute` (or `forward`, where it needs codes or the raw input; it then computes as the
+float layer while `enabled` is False).
 """
 
 from __future__ import annotations
