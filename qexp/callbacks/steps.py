@@ -8,6 +8,8 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 class OptimizerSteps(Callback):
     """Calls `after_optimizer_step()` of every module that has one, after each step of each optimizer.
 
+    Before the first it calls `before_training(total_steps)` of every module that has one, state restored if training resumes.
+
     The optimizer's own hook is used: it fires once a step whatever gradient accumulation does, and never in evaluation.
     """
 
@@ -16,6 +18,11 @@ class OptimizerSteps(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         owners = [m for m in pl_module.modules() if callable(getattr(m, "after_optimizer_step", None))]
+
+        total = int(trainer.estimated_stepping_batches)
+        for module in pl_module.modules():
+            if callable(getattr(module, "before_training", None)):
+                module.before_training(total)
 
         def after(*_: object) -> None:
             for module in owners:

@@ -65,12 +65,29 @@ class Quantized(nn.Module):
             self.compute(self.input_quantizer(x), self.quantized_weight(), self.quantized_bias())
         )
 
+    def before_training(self, total_steps: int) -> None:
+        """Tells each quantizer how many optimizer steps training will take, with the float tensor it quantizes."""
+        for site in self.sites:
+            quantizer = self.site(site)
+            if isinstance(quantizer, Quantizer):
+                quantizer.on_training_start(getattr(self, site) if site in ("weight", "bias") else None, total_steps)
+
+    def before_training(self, total_steps: int) -> None:
+        """Tells each quantizer that training starts, with the float tensor it quantizes (None for activations)."""
+        for site in self.sites:
+            quantizer = self.site(site)
+            if isinstance(quantizer, Quantizer):
+                quantizer.on_training_start(self._latent(site), total_steps)
+
     def after_optimizer_step(self) -> None:
         """Tells each quantizer that the optimizer has stepped, with the float tensor it quantizes (None for activations)."""
         for site in self.sites:
             quantizer = self.site(site)
             if isinstance(quantizer, Quantizer):
-                quantizer.on_optimizer_step(getattr(self, site) if site in ("weight", "bias") else None)
+                quantizer.on_optimizer_step(self._latent(site))
+
+    def _latent(self, site: str) -> Tensor | None:
+        return getattr(self, site) if site in ("weight", "bias") else None
 
 
 class QuantConv1d(Quantized, nn.Conv1d):

@@ -33,9 +33,12 @@ class Quantizer(nn.Module):
             error is at most half a step), `needs_calibration` (forward raises before `fit` or a loaded checkpoint).
         sites: Tensors it makes sense for.
         bits_allowed: Least and greatest width.
+        correctable: Whether `forward` and `dequantize` apply the gain and offset of a corrected weight.
         scale: Real value of one code, in the shape that broadcasts against the tensor.
         zero_point: The code of zero, same shape.
+        latent_decay: Weight decay of the float weight behind the quantizer while it trains; None takes the schedule's.
         ready: Whether the quantizer knows its range; saved with it.
+        gain, offset: Of a corrected weight, one a channel: the values are `gain * x^ + offset`, off the integer grid; None otherwise.
         name: Layer and site, for messages; set when the quantizer is attached.
 
     Args:
@@ -48,6 +51,8 @@ class Quantizer(nn.Module):
     properties: frozenset[str] = frozenset({"idempotent", "monotone", "half_step", "needs_calibration"})
     sites: frozenset[str] = frozenset({"input", "weight", "bias", "output"})
     bits_allowed: tuple[int, int] = (1, 16)
+    latent_decay: float | None = None
+    correctable: bool = False
 
     def __init__(
         self,
@@ -71,6 +76,8 @@ class Quantizer(nn.Module):
         self.name = type(self).__name__
         self.register_buffer("ready", torch.tensor("needs_calibration" not in self.properties))
         self._ready = bool(self.ready)  # the same, without asking the device in every forward
+        self.register_buffer("gain", None)
+        self.register_buffer("offset", None)
 
     # -- what a method writes ------------------------------------------------------------------------------------------
 
@@ -95,8 +102,14 @@ class Quantizer(nn.Module):
         self.require_ready()
         return self.dequantize(self.codes(x)).to(x.dtype)
 
-    def on_optimizer_step(self, latent: Tensor) -> None:
-        """Advances a method's memory, once after each optimizer step, given the float tensor it quantizes."""
+    def on_training_start(self, latent: Tensor | None, total_steps: int) -> None:
+        """Prepares a method whose memory follows a schedule; called again when training resumes, with its state restored."""
+
+    def on_training_start(self, latent: Tensor | None, total_steps: int) -> None:
+        """Prepares a method's memory or schedule, given the float tensor it quantizes and the optimizer steps of the whole training."""
+
+    def on_optimizer_step(self, latent: Tensor | None) -> None:
+        """Advances a method's memory, once after each optimizer step, given the float tensor it quantizes (None for activations)."""
 
     @property
     def limits(self) -> tuple[Any, Any]:
@@ -125,13 +138,14 @@ class Quantizer(nn.Module):
     # -- what every method shares --------------------------------------------------------------------------------------
 
     def mark_ready(self) -> None:
-        """Declares the range known, after checking that no scale is zero, negative or non-finite."""
+        """Declares the range known, after checking that no scale is zero, negative or non-finite; drops a correction made for another."""
         scale = getattr(self, "scale", None)
         if scale is not None and not bool(torch.isfinite(scale).all() & (scale > 0).all()):
             bad = int((~(torch.isfinite(scale) & (scale > 0))).sum())
             raise QexpError(
                 f"{self.name}: {bad} of {scale.numel()} scales are zero, negative or not finite after calibration"
             )
+        self.gain = self.offset = None
         self.ready.fill_(True)
         self._ready = True
 
@@ -142,6 +156,21 @@ class Quantizer(nn.Module):
                 f"{self.name}: used before calibration; call calibrate(model, batches) first, or load a checkpoint that holds its scale"
             )
 
+    def correct(self, gain: Tensor, offset: Tensor) -> None:
+        """Makes the values `gain * x^ + offset` from now on, the codes staying as they are.
+
+        Args:
+            gain: Factor, in a shape that broadcasts against the tensor, such as `[O, 1, 1, 1]`.
+            offset: Real value added, likewise.
+        """
+        if not self.correctable:
+            raise QexpError(f"{self.name}: {type(self).__name__} cannot carry a correction of its values")
+        self.gain, self.offset = gain.detach().float().clone(), offset.detach().float().clone()
+
+    def corrected(self, values: Tensor) -> Tensor:
+        """Returns dequantized values after the correction, if there is one."""
+        return values if self.gain is None else values * self.gain + self.offset
+
     def rows(self, x: Tensor) -> tuple[Tensor, int | None]:
         """Returns the tensor and the axis of its scales as the kernels want them (groups become rows of axis 0)."""
         if isinstance(self.granularity, PerGroup):
@@ -149,6 +178,9 @@ class Quantizer(nn.Module):
         return x, self.granularity.axis
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
+        for name in ("gain", "offset"):  # a corrected weight's checkpoint brings them along
+            saved = state_dict.get(prefix + name)
+            setattr(self, name, None if saved is None else torch.zeros_like(saved, device=self.ready.device))
         super()._load_from_state_dict(state_dict, prefix, *args)
         self._ready = bool(self.ready)
 

@@ -9,7 +9,11 @@ from qexp.errors import QexpError, near
 
 
 def match(
-    patterns: str | Sequence[str], layers: Sequence[str], where: str, places: dict[str, Sequence[str]]
+    patterns: str | Sequence[str],
+    layers: Sequence[str],
+    where: str,
+    places: dict[str, Sequence[str]],
+    optional: bool = False,
 ) -> list[str]:
     """Returns the layers that any of the patterns names, in model order.
 
@@ -18,6 +22,7 @@ def match(
         layers: Names of all layers that can carry quantizers.
         where: Who asks, for the message.
         places: Layers each place stands for.
+        optional: Whether a pattern may name no layer.
 
     Raises:
         QexpError: A pattern names no layer.
@@ -30,7 +35,7 @@ def match(
             hits = set(places[pattern]) & set(layers)
         else:
             hits = {name for name in layers if fnmatchcase(name, pattern)}
-        if not hits:
+        if not hits and not optional:
             raise QexpError(
                 f"{where}: the pattern {pattern!r} matches no layer{near(pattern, list(layers))}; "
                 f"the model has {len(layers)} layers, such as {', '.join(layers[:4])}"

@@ -20,7 +20,7 @@ from qexp.recipe.plan import Entry, Plan, read_bits
 
 COMPUTE = "compute"  # not a tensor: how the layer computes (a class of qexp/layers, with its options)
 SITES = ("input", "weight", "bias", "output", "running_mean", "running_var", "grad_output", COMPUTE)
-_RULE_KEYS = {"layers", "types", *SITES, *(f"input.{i}" for i in range(8))}
+_RULE_KEYS = {"layers", "types", "optional", *SITES, *(f"input.{i}" for i in range(8))}
 ENDS = "ends"  # the rule every recipe has; a list or plan that names the ends too may silence it
 
 
@@ -30,7 +30,8 @@ class Recipe:
 
     Attributes:
         sites: Default quantizer of each site of a weighted layer (`_target_` and arguments), None for float.
-        rules: Named edits, in order: `{layers: patterns, types: [class names], <site>: {changes} or None}`.
+        rules: Named edits, in order: `{layers: patterns, types: [class names], <site>: {changes} or None}`. With `optional: true` a rule
+            may find nothing to edit: a recipe that is made for any network names types which this one may lack.
         wbit, abit: Widths of weights and of inputs: a number, a list per group, or `{pattern: bits}`.
         groups: The model's groups, which lists address.
         first, last: Names of the first and last layer; None takes what the graph says.
@@ -68,7 +69,9 @@ def resolve(model: nn.Module, facts: Facts, recipe: Recipe) -> Plan:
     changed_by: dict[str, list[tuple[str, str]]] = {}
     for rule_name, rule in recipe.rules.items():
         if rule is not None:
-            changed_by[rule_name] = _apply_rule(rule_name, rule, table, layers, model, recipe, places, (wbits, abits))
+            touched = _apply_rule(rule_name, rule, table, layers, model, recipe, places, (wbits, abits))
+            if not rule.get("optional"):
+                changed_by[rule_name] = touched
     _name_widths(table, wbits, abits, facts, weighted)
     if recipe.plan is not None:
         _take_plan(table, recipe.plan, layers, recipe.sites)
@@ -119,7 +122,7 @@ def _fresh(layer: str, site: str, spec: dict[str, Any] | None, wbits: Bits, abit
     if site == COMPUTE:
         return Entry(layer, site, spec, FLOAT, "quant")
     if width is None:
-        width, source = spec.get("bits", FLOAT), "quant"
+        width, source = bit_widths._width(spec.get("bits", FLOAT), f"quant.{site}.bits"), "quant"
     return Entry(layer, site, spec if width < FLOAT else None, width, source)
 
 
@@ -130,7 +133,10 @@ def _apply_rule(name, rule, table, layers, model, recipe, places, widths) -> lis
         raise QexpError(
             f"{where}: unknown key {unknown[0]!r}{near(unknown[0], sorted(_RULE_KEYS))}; allowed are {', '.join(sorted(_RULE_KEYS))}"
         )
-    hits = match(rule["layers"], layers, where, places) if rule.get("layers") is not None else list(layers)
+    optional = bool(rule.get("optional"))
+    hits = list(layers)
+    if rule.get("layers") is not None:
+        hits = match(rule["layers"], layers, where, places, optional)
     if rule.get("types") is not None:
         types = [rule["types"]] if isinstance(rule["types"], str) else list(rule["types"])
         kinds = {float_class(model.get_submodule(n)).__name__ for n in layers}
@@ -141,7 +147,7 @@ def _apply_rule(name, rule, table, layers, model, recipe, places, widths) -> lis
                     f"{where}: {kind!r} is no layer type that can carry quantizers{near(kind, sorted(known))}"
                 )
         hits = [n for n in hits if float_class(model.get_submodule(n)).__name__ in types]
-        if not hits:
+        if not hits and not optional:
             raise QexpError(f"{where}: no layer has a type of {types}; the model has {', '.join(sorted(kinds))}")
     elif rule.get("layers") is None:
         raise QexpError(f"{where}: says neither `layers` nor `types`, so it names no layer")
@@ -193,12 +199,14 @@ def _name_widths(table: dict, wbits: Bits, abits: Bits, facts: Facts, weighted: 
             width, source = wbits.named.get(layer, (None, ""))
         elif site.startswith("input"):
             width, source = abits.named.get(layer, (None, ""))
-        elif site == "output" and entry.spec is not None and layer not in weighted:
+        elif site == "output" and entry.spec is not None:
             fed = [abits.named[c] for c in facts.consumers(layer) if c in abits.named and c in weighted]
             width, source = min(fed) if fed else (None, "")
         else:
             continue
         if width is None or (entry.spec is None and layer not in weighted):
+            continue
+        if entry.spec is None and site != "weight" and _arrives_quantized(table, facts, layer, site):
             continue
         if entry.spec is None and width < FLOAT:
             raise QexpError(
@@ -235,15 +243,18 @@ def _reject_idle_rules(table: dict, changed_by: dict[str, list[tuple[str, str]]]
             raise QexpError(f"quant.rules.{name} changes nothing: {reason}; remove the rule or what overrules it")
 
 
+def _arrives_quantized(table: dict, facts: Facts, layer: str, site: str) -> str | None:
+    """Returns the layer whose quantized output an input is, None where it comes as a float."""
+    operands = facts.sources.get(layer, ())
+    operand = int(site.split(".")[1]) if "." in site else 0
+    names = operands[operand] if operand < len(operands) else ()
+    return next((n for n in names if (n, "output") in table and table[n, "output"].spec is not None), None)
+
+
 def _quantize_once(table: dict, facts: Facts) -> None:
-    """Takes input quantizers off tensors that arrive quantized: one grid a tensor."""
-    for (layer, site), entry in list(table.items()):
-        if entry.spec is None or not site.startswith("input"):
-            continue
-        operands = facts.sources.get(layer, ())
-        operand = int(site.split(".")[1]) if "." in site else 0
-        names = operands[operand] if operand < len(operands) else ()
-        source = next((n for n in names if (n, "output") in table and table[n, "output"].spec is not None), None)
+    """Takes input quantizers off tensors that arrive quantized: one grid a tensor, whose width is then the input's."""
+    for layer, site in list(table):
+        source = _arrives_quantized(table, facts, layer, site) if site.startswith("input") else None
         if source is not None:
             table[layer, site] = Entry(
                 layer, site, None, table[source, "output"].bits, f"quantized at {source} (output)"
