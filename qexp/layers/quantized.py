@@ -66,13 +66,6 @@ class Quantized(nn.Module):
         )
 
     def before_training(self, total_steps: int) -> None:
-        """Tells each quantizer how many optimizer steps training will take, with the float tensor it quantizes."""
-        for site in self.sites:
-            quantizer = self.site(site)
-            if isinstance(quantizer, Quantizer):
-                quantizer.on_training_start(getattr(self, site) if site in ("weight", "bias") else None, total_steps)
-
-    def before_training(self, total_steps: int) -> None:
         """Tells each quantizer that training starts, with the float tensor it quantizes (None for activations)."""
         for site in self.sites:
             quantizer = self.site(site)

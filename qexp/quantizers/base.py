@@ -103,10 +103,10 @@ class Quantizer(nn.Module):
         return self.dequantize(self.codes(x)).to(x.dtype)
 
     def on_training_start(self, latent: Tensor | None, total_steps: int) -> None:
-        """Prepares a method whose memory follows a schedule; called again when training resumes, with its state restored."""
+        """Prepares a method's memory or schedule, given the float tensor it quantizes and the optimizer steps of the whole training.
 
-    def on_training_start(self, latent: Tensor | None, total_steps: int) -> None:
-        """Prepares a method's memory or schedule, given the float tensor it quantizes and the optimizer steps of the whole training."""
+        Called again when training resumes, with the state restored.
+        """
 
     def on_optimizer_step(self, latent: Tensor | None) -> None:
         """Advances a method's memory, once after each optimizer step, given the float tensor it quantizes (None for activations)."""
