@@ -98,19 +98,14 @@ def fit(
     ends at its last state.
     """
     checkpoints = folder / "checkpoints"
-    saver = ModelCheckpoint(
-        dirpath=checkpoints,
-        filename="best",
-        monitor="val_top1",
-        mode="max",
-        save_last=True,
-        enable_version_counter=False,
-    )
+    # two, since one alone writes `last` only where it also writes a new `best`
+    best = ModelCheckpoint(checkpoints, "best", monitor="val_top1", mode="max", enable_version_counter=False)
+    newest = ModelCheckpoint(checkpoints, "last", save_on_train_epoch_end=True, enable_version_counter=False)
     trainer = make_trainer(
         cfg,
         phase,
         folder,
-        [saver],
+        [best, newest],
         enable_checkpointing=True,
         max_epochs=schedule.epochs,
         max_steps=schedule.max_steps,
