@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from qexp.callbacks.curves import Curves
 from qexp.callbacks.progress import Progress
-from qexp.layers.quantized import is_quantizer_parameter
+from qexp.layers.quantized import is_quantizer_parameter, latent_decays
 from qexp.layers.swap import baked_weights
 from qexp.tasks.classification import Classification
 
@@ -36,13 +36,18 @@ warnings.filterwarnings("ignore", category=FutureWarning, message=".*LeafSpec.*"
 
 
 def parameter_groups(schedule: DictConfig):
-    """Returns a function that splits a network's parameters: weights, then scales and clips with options of their own."""
+    """Returns a function that splits a network's parameters, each group with its options.
+
+    Weights; weights whose quantizer asks for a decay of its own; scales and clips, with the schedule's `quantizer` options.
+    """
     own = dict(schedule.get("quantizer") or {})
 
     def split(model: nn.Module) -> list[dict[str, Any]]:
-        quantizer = is_quantizer_parameter(model)
+        quantizer, decays = is_quantizer_parameter(model), latent_decays(model)
         trained = [p for p in model.parameters() if p.requires_grad]
-        groups = [{"params": [p for p in trained if id(p) not in quantizer]}]
+        groups = [{"params": [p for p in trained if id(p) not in quantizer and id(p) not in decays]}]
+        for decay in sorted(set(decays.values())):
+            groups.append({"params": [p for p in trained if decays.get(id(p)) == decay], "weight_decay": decay})
         learned = [p for p in trained if id(p) in quantizer]
         return [*groups, {"params": learned, **own}] if learned else groups
 

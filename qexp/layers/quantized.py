@@ -254,6 +254,15 @@ def is_quantizer_parameter(model: nn.Module) -> set[int]:
     return {id(p) for _, _, q in quantizers(model) for p in q.parameters()}
 
 
+def latent_decays(model: nn.Module) -> dict[int, float]:
+    """Returns, by id, the float weights whose quantizer asks for a weight decay of their own."""
+    return {
+        id(model.get_submodule(name).weight): q.latent_decay
+        for name, site, q in quantizers(model)
+        if site == "weight" and q.latent_decay is not None
+    }
+
+
 def weight_of(layer: nn.Module, site: str) -> Tensor | None:
     """Returns the tensor of a site that the layer holds itself, None for an activation."""
     if site in ("weight", "bias", "running_mean", "running_var"):
