@@ -7,6 +7,7 @@ import json
 import logging
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,14 +17,15 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from qexp.calibration.stats import TensorStats
-from qexp.layers.quantized import QUANTIZED, float_class, quantizers
+from qexp.layers.quantized import float_class, quantized_layers, quantizers
 from qexp.numerics.granularity import PerChannel, PerTensor
 
 if TYPE_CHECKING:
     from qexp.calibration.calibrate import Calibration
 
 log = logging.getLogger(__name__)
-_VERSION = "1"  # of the file's meaning: a change of what is collected changes every hash
+_VERSION = "2"  # of the file's meaning: a change of what is collected changes every hash
+_PASSING = {"training", "enabled", "baked_weight"}  # attributes of a module that leave what it computes in calibration
 
 
 def tensor_hash(tensors: dict[str, Tensor] | Sequence[Tensor]) -> str:
@@ -41,9 +43,19 @@ def content_hash(model: nn.Module, batches: Sequence[Tensor], channel_histograms
     """Returns the name under which statistics of this float model on these images are kept."""
     own = {id(t) for _, _, q in quantizers(model) for t in [*q.parameters(), *q.buffers()]}
     weights = {k: v for k, v in [*model.named_parameters(), *model.named_buffers()] if id(v) not in own}
-    sites = [(name, float_class(m).__name__) for name, m in model.named_modules() if float_class(m) in QUANTIZED]
-    text = json.dumps([_VERSION, sites, channel_histograms, tensor_hash(weights), tensor_hash(batches)])
+    carried = {id(layer.site(site)) for _, layer in quantized_layers(model) for site in layer.sites}
+    modules = [(name, *_behaviour(m)) for name, m in model.named_modules() if id(m) not in carried]
+    text = json.dumps([_VERSION, modules, channel_histograms, tensor_hash(weights), tensor_hash(batches)])
     return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+
+def _behaviour(module: nn.Module) -> tuple[str, dict[str, str]]:
+    """Returns a module's float class and its plain settings (stride, a switch of its forward): what weights do not tell."""
+    kind = float_class(module)
+    plain = (bool, int, float, str, tuple, type(None))
+    settings = {k: repr(v) for k, v in vars(module).items() if isinstance(v, plain) and k[0] != "_"}
+    settings = {k: v for k, v in sorted(settings.items()) if k not in _PASSING}
+    return f"{kind.__module__}.{kind.__qualname__}", settings
 
 
 def save_stats(calibration: Calibration, path: Path) -> None:
@@ -54,29 +66,32 @@ def save_stats(calibration: Calibration, path: Path) -> None:
         for kind in ("tensor", "channel"):
             tensors |= {f"{i}/{kind}/{k}": v.contiguous() for k, v in getattr(site, kind).state().items()}
     aliases = [[*key, *target] for key, target in calibration.aliases.items()]
-    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(f".{os.getpid()}.part")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         save_file(tensors, part, metadata={"sites": json.dumps(sites), "aliases": json.dumps(aliases)})
         part.replace(path)
     except OSError as error:  # a full or read-only disk costs the next run a calibration, not this one its result
         log.warning("calibration statistics could not be kept in %s: %s", path, error)
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
 
 
 def load_stats(path: Path) -> Calibration | None:
     """Returns the statistics kept at `path`, None where there are none or the file is damaged."""
-    from qexp.calibration.calibrate import Calibration, SiteStats
-
     if not path.exists():
         return None
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata()
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
+            return _read(file.metadata(), {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
         log.warning("calibration statistics in %s are damaged (%s); calibrating again", path, error)
         return None
+
+
+def _read(metadata: dict[str, str], tensors: dict[str, Tensor]) -> Calibration:
+    from qexp.calibration.calibrate import Calibration, SiteStats
+
     parts: dict[int, dict[str, dict[str, Tensor]]] = {}
     for name, tensor in tensors.items():
         i, kind, key = name.split("/", 2)
