@@ -1,5 +1,7 @@
 """Counts in bins of powers of two: nothing is lost, order does not matter."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -23,7 +25,7 @@ def check_counts(hist: Histogram, rows: torch.Tensor) -> None:
     for g, row in enumerate(rows.double().numpy()):
         edges = hist.edges(g).numpy()
         nonzero = row[row != 0]
-        expected = [((nonzero >= a) & (nonzero < b)).sum() for a, b in zip(edges, edges[1:])]
+        expected = [((nonzero >= a) & (nonzero < b)).sum() for a, b in pairwise(edges)]
         assert hist.counts[g].tolist() == expected
         assert hist.counts[g].sum() == len(nonzero)
 
