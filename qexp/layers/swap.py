@@ -15,7 +15,16 @@ import torch
 from torch import Tensor, nn
 
 from qexp.errors import QexpError
-from qexp.layers.quantized import QUANTIZED, WEIGHTED, Quantized, attribute, float_class, quantized_layers, quantizers
+from qexp.layers.quantized import (
+    QUANTIZED,
+    WEIGHTED,
+    Quantized,
+    attribute,
+    float_class,
+    quantized_layers,
+    quantizers,
+    weight_of,
+)
 from qexp.quantizers.base import Quantizer
 
 
@@ -82,11 +91,11 @@ def unswap(layer: Quantized) -> None:
 
 
 def bake(layer: Quantized) -> None:
-    """Makes the layer a plain float layer that holds its quantized weight and bias, in place; activations are no longer quantized."""
+    """Makes the layer a plain float layer that holds its quantized constants, in place; activations are no longer quantized."""
     with torch.no_grad():
-        for site in ("weight", "bias"):
-            tensor = getattr(layer, site, None)
-            if site in layer.sites and tensor is not None:
+        for site in layer.sites:
+            tensor = weight_of(layer, site)
+            if tensor is not None:
                 tensor.copy_(layer.site(site)(tensor))
     unswap(layer)
 
@@ -111,7 +120,7 @@ def baked_weights(model: nn.Module) -> Iterator[None]:
     layers = [layer for _, layer in quantized_layers(model) if isinstance(layer, WEIGHTED)]
     with torch.no_grad():
         for layer in layers:
-            layer.baked_weight = layer.weight_quantizer(layer.weight)
+            layer.baked_weight = layer.weight_quantizer(layer.weight).detach()  # never a second parameter
     try:
         yield
     finally:
