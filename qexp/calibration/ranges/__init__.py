@@ -10,5 +10,6 @@ from qexp.calibration.ranges.kl import KL
 from qexp.calibration.ranges.minmax import Fixed, MinMax, MovingAverage
 from qexp.calibration.ranges.mse import MSE
 from qexp.calibration.ranges.percentile import Percentile
+from qexp.calibration.ranges.power_of_two import PowerOfTwo
 
-__all__ = ["ACIQ", "KL", "MSE", "Context", "Fixed", "MinMax", "MovingAverage", "Percentile", "RangeRule"]
+__all__ = ["ACIQ", "KL", "MSE", "Context", "Fixed", "MinMax", "MovingAverage", "Percentile", "PowerOfTwo", "RangeRule"]

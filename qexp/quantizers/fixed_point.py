@@ -1,0 +1,135 @@
+"""Two's complement fixed point: the scale is a power of two, one a tensor."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qexp.calibration.ranges import Context, PowerOfTwo, RangeRule
+from qexp.calibration.stats import TensorStats
+from qexp.errors import QexpError
+from qexp.numerics.granularity import Granularity
+from qexp.numerics.grid import UniformGrid
+from qexp.numerics.ops import dequantize, fake_quantize, quantize
+from qexp.quantizers.base import Quantizer
+
+
+class FixedPoint(Quantizer):
+    """`x^ = clip(round(x * 2^f), -2^(bits-1), 2^(bits-1) - 1) * 2^-f` with `f = bits - 1 - sf` bits after the point.
+
+    `sf` are the bits before the point, without the sign, that the range rule asks for; f may be negative, or above `bits`.
+    Levels: 2^bits. One bit is a sign: the values -2^sf and 2^sf, zero counting as positive. Ties: as `rounding` says, half to even by
+    default. Gradient: 1 where the clip lets through (limits included), else 0. Saved: the scale 2^-f.
+
+    Args:
+        bits, shape, granularity, rounding: As for every quantizer.
+        range: Rule whose range ends at a power of two.
+
+    Source: the arithmetic of imagenet-cnn-quantization; its parent, pytorch-playground, names `f` directly and rounds half up.
+    Differs from the source: one bit is a sign there with the values -2, -1, 0 steps; the tensor is never changed in place.
+
+    >>> q = FixedPoint(8, (7,))
+    >>> x = torch.tensor([0.1, -0.7, 1, 1.3, -1.3, 2.5, -2.5])
+    >>> q.fit(TensorStats.of(x))
+    >>> q.integer_bits, q.codes(x).int().tolist()
+    (2, [3, -22, 32, 42, -42, 80, -80])
+    """
+
+    def __init__(
+        self,
+        bits: int,
+        shape: tuple[int, ...] = (1,),
+        *,
+        granularity: Granularity | None = None,
+        rounding: str = "half_even",
+        range: RangeRule | None = None,
+    ) -> None:
+        super().__init__(bits, shape, granularity=granularity, rounding=rounding)
+        self.range = range or PowerOfTwo()
+        scale_shape = self.granularity.scale_shape(self.shape)
+        self.register_buffer("scale", torch.ones(scale_shape))
+        self.register_buffer("zero_point", torch.full(scale_shape, 0.5 if bits == 1 else 0.0))
+        self._fraction_bits = 0
+
+    def fit(self, stats: TensorStats, followed_by_relu: bool = False) -> None:
+        _, high = self.range(stats, UniformGrid(max(self.bits, 2)), Context(True, followed_by_relu))
+        mantissa, _ = torch.frexp(high)
+        if not bool((torch.isfinite(high) & (mantissa == 0.5)).all()):
+            raise QexpError(
+                f"{self.name}: the range rule {type(self.range).__name__} does not end at a power of two, which fixed point needs; "
+                "use PowerOfTwo"
+            )
+        self.scale.copy_((high / 2.0 ** (self.bits - 1)).clamp_min(2.0**-126).reshape(self.scale.shape))
+        if self.bits == 1:
+            self.scale.mul_(2)  # codes 0 and 1 stand for -2^sf and 2^sf
+        self._read_scale()
+        self.mark_ready()
+
+    @property
+    def fraction_bits(self) -> int:
+        """Bits after the point (per tensor only); known without asking the device."""
+        return self._fraction_bits
+
+    @property
+    def integer_bits(self) -> int:
+        """Bits before the point, without the sign (per tensor only)."""
+        return self.bits - 1 - self._fraction_bits
+
+    def _read_scale(self) -> None:
+        if self.scale.numel() == 1:
+            self._fraction_bits = -round(math.log2(float(self.scale))) + int(self.bits == 1)
+
+    @property
+    def limits(self) -> tuple[int, int]:
+        return (0, 1) if self.bits == 1 else (-(2 ** (self.bits - 1)), 2 ** (self.bits - 1) - 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.require_ready()
+        rows, axis = self.rows(x)
+        if self.bits == 1:
+            return _Sign.apply(rows, self._reach(rows, axis)).reshape(x.shape)
+        y = fake_quantize(rows, self.scale, self.zero_point, *self.limits, axis=axis, rounding=self.rounding)
+        return y.reshape(x.shape)
+
+    def codes(self, x: Tensor) -> Tensor:
+        self.require_ready()
+        if self.bits == 1:
+            return (x >= 0).int()
+        rows, axis = self.rows(x)
+        codes = quantize(rows, self.scale, self.zero_point, *self.limits, axis=axis, rounding=self.rounding)
+        return codes.reshape(x.shape)
+
+    def dequantize(self, codes: Tensor) -> Tensor:
+        rows, _ = self.rows(codes)
+        return dequantize(rows, self.scale, self.zero_point).reshape(codes.shape)
+
+    def _reach(self, x: Tensor, axis: int | None) -> Tensor:
+        """Returns `2^sf` of one bit, in a shape that broadcasts against `x`."""
+        if axis is None:
+            return self.scale / 2
+        return (self.scale / 2).reshape([-1 if d == axis % x.ndim else 1 for d in range(x.ndim)])
+
+    def describe(self) -> dict[str, Any]:
+        return super().describe() | {"signed": True, "range": type(self.range).__name__.lower()}
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        super()._load_from_state_dict(*args)
+        self._read_scale()
+
+
+class _Sign(torch.autograd.Function):
+    """`reach` where `x >= 0`, else `-reach`; the gradient passes where `|x| <= reach`."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, reach: Tensor) -> Tensor:
+        wide = x.float()
+        ctx.save_for_backward(wide.abs() <= reach)
+        return torch.where(wide.isnan(), wide, torch.where(wide >= 0, reach, -reach)).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (inside,) = ctx.saved_tensors
+        return grad * inside, None
