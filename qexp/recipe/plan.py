@@ -104,7 +104,8 @@ def read_bits(path: Path, layers: list[str]) -> dict[tuple[str, str], int]:
         if row.layer not in layers:
             raise QexpError(f"plan={path}: the model has no layer {row.layer!r}{near(row.layer, layers)}")
         text = str(row.bits).strip()
-        bits = int(float(text)) if text.replace(".", "", 1).isdigit() else FLOAT if text in ("", "nan") else 0
+        whole = text.removesuffix(".0")
+        bits = int(whole) if whole.isdigit() else FLOAT if text in ("", "nan") else 0
         if not 0 < bits <= FLOAT:
             raise QexpError(f"plan={path}: {row.layer} ({row.site}): bits={text!r}; allowed are 1..16, or 32 for float")
         out[row.layer, row.site] = bits
@@ -156,7 +157,7 @@ def build(model: nn.Module, entry: Entry, facts: Facts, shared: dict[str, Quanti
     except InstantiationException as error:
         cause = error.__cause__ if error.__cause__ is not None else error
         raise QexpError(f"{where}: {cause}") from None
-    except QexpError as error:
+    except (QexpError, TypeError) as error:  # an argument the method does not know
         raise QexpError(f"{where}: {error}") from None
     quantizer.name = where
     if share:

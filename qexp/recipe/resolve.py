@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -69,19 +69,23 @@ def resolve(model: nn.Module, facts: Facts, recipe: Recipe) -> Plan:
     changed_by: dict[str, list[tuple[str, str]]] = {}
     for rule_name, rule in recipe.rules.items():
         if rule is not None:
-            touched = _apply_rule(rule_name, rule, table, layers, model, recipe, places, (wbits, abits))
+            touched = _apply_rule(rule_name, rule, table, layers, model, recipe, places, (wbits, abits), weighted)
             if not rule.get("optional"):
                 changed_by[rule_name] = touched
     _name_widths(table, wbits, abits, facts, weighted)
     if recipe.plan is not None:
         _take_plan(table, recipe.plan, layers, recipe.sites)
-    _reject_idle_rules(table, changed_by)
+    _reject_idle_rules(table, changed_by, recipe.rules)
     _quantize_once(table, facts)
+    settled = [e if _carries(e) else replace(e, spec=None) for e in table.values()]
     return Plan(
-        tuple(
-            e for e in table.values() if e.spec is not None or (e.site in ("input", "weight") and e.layer in weighted)
-        )
+        tuple(e for e in settled if e.spec is not None or (e.site in ("input", "weight") and e.layer in weighted))
     )
+
+
+def _carries(entry: Entry) -> bool:
+    """Whether the tensor is quantized; one that only lacks a width keeps its spec until everybody has spoken."""
+    return entry.spec is not None and (entry.bits < FLOAT or entry.site == COMPUTE)
 
 
 def _places(facts: Facts, recipe: Recipe) -> dict[str, list[str]]:
@@ -123,10 +127,10 @@ def _fresh(layer: str, site: str, spec: dict[str, Any] | None, wbits: Bits, abit
         return Entry(layer, site, spec, FLOAT, "quant")
     if width is None:
         width, source = bit_widths._width(spec.get("bits", FLOAT), f"quant.{site}.bits"), "quant"
-    return Entry(layer, site, spec if width < FLOAT else None, width, source)
+    return Entry(layer, site, spec, width, source)
 
 
-def _apply_rule(name, rule, table, layers, model, recipe, places, widths) -> list[tuple[str, str]]:
+def _apply_rule(name, rule, table, layers, model, recipe, places, widths, weighted) -> list[tuple[str, str]]:
     where = f"quant.rules.{name}"
     unknown = [key for key in rule if key not in _RULE_KEYS]
     if unknown:
@@ -152,16 +156,26 @@ def _apply_rule(name, rule, table, layers, model, recipe, places, widths) -> lis
     elif rule.get("layers") is None:
         raise QexpError(f"{where}: says neither `layers` nor `types`, so it names no layer")
     edits = {key: value for key, value in rule.items() if key in SITES or key.startswith("input.")}
+    mixed = any(
+        layer in weighted for layer in hits
+    )  # then a width for "*" puts no quantizers on batch norms and activations
     touched = []
     for layer in hits:
         for key, edit in edits.items():
             for site in [s for (n, s) in table if n == layer and (s == key or s.startswith(key + "."))]:
                 before = table[layer, site]
+                if mixed and layer not in weighted and before.spec is None and _only_edits(edit):
+                    continue
                 after = _edit(before, edit, where, recipe, widths)
                 if after is not before:
                     table[layer, site] = after
                     touched.append((layer, site))
     return touched
+
+
+def _only_edits(edit: Any) -> bool:
+    """Whether a rule's word on a site changes a quantizer that is there, and neither names one nor takes it away."""
+    return isinstance(edit, Mapping) and "_target_" not in edit
 
 
 def _edit(entry: Entry, edit: Any, where: str, recipe: Recipe, widths: tuple[Bits, Bits]) -> Entry:
@@ -189,7 +203,7 @@ def _edit(entry: Entry, edit: Any, where: str, recipe: Recipe, widths: tuple[Bit
         width = entry.bits if entry.bits < FLOAT else (_scalar(entry.site, *widths)[0] or FLOAT)
     else:
         width = bit_widths._width(width, f"{where}.{entry.site}.bits")
-    return Entry(entry.layer, entry.site, spec if width < FLOAT else None, width, where)
+    return Entry(entry.layer, entry.site, spec, width, where)
 
 
 def _name_widths(table: dict, wbits: Bits, abits: Bits, facts: Facts, weighted: list[str]) -> None:
@@ -212,7 +226,7 @@ def _name_widths(table: dict, wbits: Bits, abits: Bits, facts: Facts, weighted: 
             raise QexpError(
                 f"{source}={width}: {layer} has no quantizer on its {site} (a rule or the recipe leaves it in float: {entry.rule})"
             )
-        table[layer, site] = Entry(layer, site, entry.spec if width < FLOAT else None, width, source)
+        table[layer, site] = Entry(layer, site, entry.spec, width, source)
 
 
 def _take_plan(table: dict, path: Path, layers: list[str], sites: Mapping[str, Any]) -> None:
@@ -226,21 +240,28 @@ def _take_plan(table: dict, path: Path, layers: list[str], sites: Mapping[str, A
             raise QexpError(
                 f"plan={path}: {key[0]} ({key[1]}) has {width} bits, but the recipe has no quantizer for it"
             )
-        table[key] = Entry(*key, spec if width < FLOAT else None, width, "plan")
+        table[key] = Entry(*key, spec, width, "plan")
 
 
-def _reject_idle_rules(table: dict, changed_by: dict[str, list[tuple[str, str]]]) -> None:
+def _reject_idle_rules(table: dict, changed_by: dict[str, list[tuple[str, str]]], rules: Mapping[str, Any]) -> None:
     """Raises for a rule whose every edit was overruled; `ends` may be overruled, and is empty when ends_bit is null."""
     for name, touched in changed_by.items():
-        decided = any(table[key].rule == f"quant.rules.{name}" for key in touched)
+        decided = any(table[key].rule == f"quant.rules.{name}" or _in_force(table[key], rules[name]) for key in touched)
         if not decided and name != ENDS:
             by = sorted({table[key].rule for key in touched})
             reason = (
                 f"all it names was decided by {', '.join(by)}"
                 if touched
-                else "it edits no tensor of the layers it names"
+                else "it edits no tensor that has a quantizer (name one with _target_)"
             )
             raise QexpError(f"quant.rules.{name} changes nothing: {reason}; remove the rule or what overrules it")
+
+
+def _in_force(entry: Entry, rule: Mapping[str, Any]) -> bool:
+    """Whether a tensor is quantized the way a rule says, though somebody else said how wide."""
+    edit = rule.get(entry.site, rule.get(entry.site.split(".")[0]))
+    said = {k: v for k, v in edit.items() if k != "bits"} if isinstance(edit, Mapping) else {}
+    return bool(said) and _carries(entry) and all((entry.spec or {}).get(k) == v for k, v in said.items())
 
 
 def _arrives_quantized(table: dict, facts: Facts, layer: str, site: str) -> str | None:
@@ -248,7 +269,7 @@ def _arrives_quantized(table: dict, facts: Facts, layer: str, site: str) -> str 
     operands = facts.sources.get(layer, ())
     operand = int(site.split(".")[1]) if "." in site else 0
     names = operands[operand] if operand < len(operands) else ()
-    return next((n for n in names if (n, "output") in table and table[n, "output"].spec is not None), None)
+    return next((n for n in names if (n, "output") in table and _carries(table[n, "output"])), None)
 
 
 def _quantize_once(table: dict, facts: Facts) -> None:
