@@ -39,13 +39,15 @@ def tensor_hash(tensors: dict[str, Tensor] | Sequence[Tensor]) -> str:
     return digest.hexdigest()
 
 
-def content_hash(model: nn.Module, batches: Sequence[Tensor], channel_histograms: bool) -> str:
+def content_hash(
+    model: nn.Module, batches: Sequence[Tensor], channel_histograms: bool, collectors: Sequence[str] = ()
+) -> str:
     """Returns the name under which statistics of this float model on these images are kept."""
     own = {id(t) for _, _, q in quantizers(model) for t in [*q.parameters(), *q.buffers()]}
     weights = {k: v for k, v in [*model.named_parameters(), *model.named_buffers()] if id(v) not in own}
     carried = {id(layer.site(site)) for _, layer in quantized_layers(model) for site in layer.sites}
     modules = [(name, *_behaviour(m)) for name, m in model.named_modules() if id(m) not in carried]
-    text = json.dumps([_VERSION, modules, channel_histograms, tensor_hash(weights), tensor_hash(batches)])
+    text = json.dumps([_VERSION, modules, channel_histograms, *collectors, tensor_hash(weights), tensor_hash(batches)])
     return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
@@ -65,6 +67,7 @@ def save_stats(calibration: Calibration, path: Path) -> None:
         sites.append(key)
         for kind in ("tensor", "channel"):
             tensors |= {f"{i}/{kind}/{k}": v.contiguous() for k, v in getattr(site, kind).state().items()}
+        tensors |= {f"{i}/extra/{k}": v.contiguous() for k, v in site.extra.items()}
     aliases = [[*key, *target] for key, target in calibration.aliases.items()]
     part = path.with_suffix(f".{os.getpid()}.part")
     try:
@@ -95,11 +98,12 @@ def _read(metadata: dict[str, str], tensors: dict[str, Tensor]) -> Calibration:
     parts: dict[int, dict[str, dict[str, Tensor]]] = {}
     for name, tensor in tensors.items():
         i, kind, key = name.split("/", 2)
-        parts.setdefault(int(i), {"tensor": {}, "channel": {}})[kind][key] = tensor
+        parts.setdefault(int(i), {"tensor": {}, "channel": {}, "extra": {}})[kind][key] = tensor
     stats = {
         tuple(key): SiteStats(
             TensorStats.from_state(parts[i]["tensor"], PerTensor()),
             TensorStats.from_state(parts[i]["channel"], PerChannel(1)),
+            parts[i]["extra"],
         )
         for i, key in enumerate(json.loads(metadata["sites"]))
     }

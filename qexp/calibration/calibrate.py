@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from qexp.calibration.cache import content_hash, load_stats, save_stats
+from qexp.calibration.collectors import Collector, merged, synced
 from qexp.calibration.stats import NonFinite, TensorStats, sample_extremes, sums, together
 from qexp.errors import QexpError
 from qexp.layers.quantized import QUANTIZED, float_class, quantizers, weight_of
@@ -25,13 +26,14 @@ CHANNEL_BINS = 2048  # fewer cost a range search at 8 bits more than 1 % in erro
 
 @dataclass
 class SiteStats:
-    """What was seen of one activation: of the whole tensor, with a histogram, and of each channel."""
+    """What was seen of one activation: of the whole tensor, with a histogram, of each channel, and what collectors hold, by their names."""
 
     tensor: TensorStats = field(default_factory=TensorStats)
     channel: TensorStats = field(default_factory=lambda: TensorStats(PerChannel(1), 0))
+    extra: dict[str, Tensor] = field(default_factory=dict)
 
     @torch.no_grad()
-    def update(self, x: Tensor) -> None:
+    def update(self, x: Tensor, collectors: Sequence[Collector] = ()) -> None:
         """Adds a batch `[N, C, ...]`; the sums of the whole tensor are those of its channels, taken once."""
         x = x.detach().float()
         if x.ndim < 2:
@@ -39,6 +41,8 @@ class SiteStats:
         seen = sums(x, tuple(d for d in range(x.ndim) if d != 1))
         self.tensor.add(together(seen), x.reshape(1, -1), sample_extremes(x, PerTensor()), tuple(x.shape))
         self.channel.add(seen, x.movedim(1, 0), sample_extremes(x, PerChannel(1)), tuple(x.shape))
+        for c in collectors:
+            self.extra[c.name] = merged(c, self.extra.get(c.name), c.first(x))
 
 
 class Calibration(Mapping[tuple[str, str], SiteStats]):
@@ -58,16 +62,22 @@ class Calibration(Mapping[tuple[str, str], SiteStats]):
     def __len__(self) -> int:
         return len(self.stats) + len(self.aliases)
 
-    def sync(self) -> None:
+    def sync(self, collectors: Sequence[Collector] = ()) -> None:
         """Merges the statistics of all ranks."""
         for site in self.stats.values():
             site.tensor.sync()
             site.channel.sync()
+            for c in collectors:
+                site.extra[c.name] = synced(c, site.extra[c.name])
 
 
 @torch.no_grad()
 def collect(
-    model: nn.Module, batches: Sequence[Tensor], channel_histograms: bool = False, progress: bool = True
+    model: nn.Module,
+    batches: Sequence[Tensor],
+    channel_histograms: bool = False,
+    progress: bool = True,
+    collectors: Sequence[Collector] = (),
 ) -> Calibration:
     """Returns the statistics of every tensor that could carry a quantizer, from one pass of the float model over the batches.
 
@@ -76,6 +86,7 @@ def collect(
         batches: Images `[N, C, H, W]`.
         channel_histograms: Keep a histogram for each channel too, for rules that search per channel of activations.
         progress: Show a progress bar.
+        collectors: What to collect of every tensor besides.
 
     Raises:
         NonFinite: Layer, site and batch of the first NaN or infinity.
@@ -102,7 +113,7 @@ def collect(
                 "the model must run the same layers for every input"
             )
         try:
-            stats[key].update(x)
+            stats[key].update(x, collectors)
         except NonFinite as error:
             raise NonFinite(
                 f"{key[0]} ({key[1]}), calibration batch {number}: {error}; check the weights and the preprocessing"
@@ -136,7 +147,7 @@ def collect(
         for handle in handles:
             handle.remove()
     calibration = Calibration(stats, aliases)
-    calibration.sync()
+    calibration.sync(collectors)
     return calibration
 
 
@@ -175,13 +186,15 @@ def calibrate(
     channelwise = any(
         weight_of(model.get_submodule(name), site) is None
         and q.granularity.axis is not None
-        and getattr(getattr(q, "range", None), "needs_histogram", True)
+        and getattr(q, "needs_histogram", getattr(getattr(q, "range", None), "needs_histogram", True))
         for name, site, q in quantizers(model)
     )
-    path = cache_dir and Path(cache_dir) / f"{content_hash(model, batches, channelwise)}.safetensors"
+    asked = sorted({c for _, _, q in quantizers(model) for c in q.collectors}, key=lambda c: c.name)
+    names = [c.name for c in asked]
+    path = cache_dir and Path(cache_dir) / f"{content_hash(model, batches, channelwise, names)}.safetensors"
     calibration = load_stats(path) if path else None
     if calibration is None:
-        calibration = collect(model, batches, channelwise, progress)
+        calibration = collect(model, batches, channelwise, progress, asked)
         if path:
             save_stats(calibration, path)
     else:
@@ -204,6 +217,7 @@ def fit(model: nn.Module, calibration: Calibration, followed_by_relu: frozenset[
                 stats = TensorStats.of(weight, quantizer.granularity)
             except NonFinite as error:
                 raise NonFinite(f"{name} ({site}): {error}") from None
+            stats.extra = {c.name: merged(c, None, c.first(weight)) for c in quantizer.collectors}
         else:
             if (name, site) not in calibration:
                 raise QexpError(
@@ -215,10 +229,12 @@ def fit(model: nn.Module, calibration: Calibration, followed_by_relu: frozenset[
                 )
             seen = calibration[name, site]
             stats = seen.tensor if quantizer.granularity.axis is None else seen.channel
+            stats.extra = seen.extra
         if id(quantizer) in pooled:  # a quantizer that several sites share is fitted on all they saw
-            merged = TensorStats(stats.granularity, stats.bins)
-            merged.merge(pooled[id(quantizer)])
-            merged.merge(stats)
-            stats = merged
+            one, other = pooled[id(quantizer)], stats
+            stats = TensorStats(one.granularity, one.bins)
+            stats.merge(one)
+            stats.merge(other)
+            stats.extra = {c.name: c.merge(one.extra[c.name], other.extra[c.name]) for c in quantizer.collectors}
         pooled[id(quantizer)] = stats
         quantizer.fit(stats, followed_by_relu=site == "output" and name in followed_by_relu)

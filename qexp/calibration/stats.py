@@ -96,6 +96,7 @@ class TensorStats:
         self.bins = bins
         self.histogram: Histogram | None = None
         self.shape: tuple[int, ...] = ()
+        self.extra: dict[str, Tensor] = {}  # what collectors hold of the same tensor, by their names
         self._values: Tensor | None = None  # [G, n]: the tensor itself, where it was at hand and small
 
     @classmethod

@@ -23,7 +23,7 @@ class PerProduct(Quantized):
     Source: the arithmetic of imagenet-cnn-quantization (`per_op`).
     """
 
-    accum = "per_op"
+    _accum = "per_op"
 
     def configure(self, accum: str = "per_op") -> None:
         """Takes the rounding points: `exact`, `per_op` or `per_add`."""
@@ -39,7 +39,7 @@ class PerProduct(Quantized):
             raise QexpError(
                 f"compute.accum={accum}: products cannot be rounded stochastically; choose another rounding"
             )
-        self.accum = accum
+        self._accum = accum
 
     @property
     def format(self) -> dict[str, int | str]:
@@ -49,21 +49,21 @@ class PerProduct(Quantized):
         return {
             "bits": q.bits,
             "fraction_bits": q.fraction_bits,
-            "accumulate": self.accum,
+            "accumulate": self._accum,
             "rounding": q.rounding,
         }
 
 
 class PerProductLinear(PerProduct, QuantLinear):
     def compute(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if self.accum == "exact":
+        if self._accum == "exact":
             return QuantLinear.compute(self, x, weight, bias)
         return fixed_point_linear(x, weight, bias, **self.format)
 
 
 class PerProductConv2d(PerProduct, QuantConv2d):
     def compute(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if self.accum == "exact":
+        if self._accum == "exact":
             return QuantConv2d.compute(self, x, weight, bias)
         x, padding = padded(self, x)
         return fixed_point_conv2d(
@@ -80,7 +80,7 @@ class PerProductConv2d(PerProduct, QuantConv2d):
 
 class PerProductConv1d(PerProduct, QuantConv1d):
     def compute(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if self.accum == "exact":
+        if self._accum == "exact":
             return QuantConv1d.compute(self, x, weight, bias)
         x, padding = padded(self, x)
         y = fixed_point_conv2d(

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from qexp.calibration.collectors import Collector
 from qexp.calibration.ranges import Context, RangeRule
 from qexp.calibration.stats import TensorStats
 from qexp.errors import QexpError
@@ -33,6 +34,7 @@ class Quantizer(nn.Module):
             error is at most half a step), `needs_calibration` (forward raises before `fit` or a loaded checkpoint).
         sites: Tensors it makes sense for.
         bits_allowed: Least and greatest width.
+        collectors: What calibration shall collect for it beside the summary every tensor gets; found in `stats.extra`.
         correctable: Whether `forward` and `dequantize` apply the gain and offset of a corrected weight.
         scale: Real value of one code, in the shape that broadcasts against the tensor.
         zero_point: The code of zero, same shape.
@@ -51,6 +53,7 @@ class Quantizer(nn.Module):
     properties: frozenset[str] = frozenset({"idempotent", "monotone", "half_step", "needs_calibration"})
     sites: frozenset[str] = frozenset({"input", "weight", "bias", "output"})
     bits_allowed: tuple[int, int] = (1, 16)
+    collectors: tuple[Collector, ...] = ()
     latent_decay: float | None = None
     correctable: bool = False
 
