@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from qexp.errors import QexpError
-from qexp.layers.quantized import QUANTIZED, WEIGHTED, float_class
+from qexp.layers.quantized import GRADIENT, QUANTIZED, WEIGHTED, float_class
 from qexp.layers.swap import quantizers_off
 from qexp.models.modules import Add, Concat
 
@@ -90,6 +90,8 @@ def _run(model: nn.Module, example: Tensor) -> tuple[list[str], dict[str, dict[s
                     sites["input" if len(args) == 1 else f"input.{i}"] = tuple(x.shape)
             if isinstance(output, Tensor):
                 sites["output"] = tuple(output.shape)
+                if issubclass(float_class(module), WEIGHTED):
+                    sites[GRADIENT] = tuple(output.shape)
             for site in ("weight", "bias", "running_mean", "running_var"):
                 tensor = getattr(module, site, None)
                 if isinstance(tensor, Tensor):

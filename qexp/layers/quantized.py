@@ -18,6 +18,8 @@ from qexp.errors import QexpError
 from qexp.models.modules import Add, Concat
 from qexp.quantizers.base import Quantizer
 
+GRADIENT = "grad_output"  # the gradient with respect to a layer's result, before the layer uses it
+
 
 def attribute(site: str) -> str:
     """Returns the submodule that holds a site's quantizer: `input.0` -> `input_0_quantizer`."""
@@ -32,7 +34,7 @@ class Quantized(nn.Module):
         float_class: The class the layer had, and gets back from `unswap` and `bake`.
     """
 
-    sites: tuple[str, ...] = ("input", "weight", "bias", "output")
+    sites: tuple[str, ...] = ("input", "weight", "bias", "output", GRADIENT)
     float_class: type[nn.Module]
     enabled: bool = True  # False: the float layer (see `quantizers_off`)
     baked_weight: Tensor | None = None  # the quantized weight, held while evaluating (see `baked_weights`)
@@ -61,9 +63,13 @@ class Quantized(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not self.enabled:
             return self.float_class.forward(self, x)
-        return self.output_quantizer(
-            self.compute(self.input_quantizer(x), self.quantized_weight(), self.quantized_bias())
-        )
+        return self.finish(self.compute(self.input_quantizer(x), self.quantized_weight(), self.quantized_bias()))
+
+    def finish(self, y: Tensor) -> Tensor:
+        """Returns the layer's result from what it computed: its gradient will be quantized on the way back, its values are now."""
+        if y.requires_grad and isinstance(self.grad_output_quantizer, Quantizer):
+            y.register_hook(self.grad_output_quantizer)
+        return self.output_quantizer(y)
 
     def before_training(self, total_steps: int) -> None:
         """Tells each quantizer that training starts, with the float tensor it quantizes (None for activations)."""
@@ -241,11 +247,11 @@ def quantized_layers(model: nn.Module) -> Iterator[tuple[str, Quantized]]:
 
 
 def quantizers(model: nn.Module) -> Iterator[tuple[str, str, Quantizer]]:
-    """Yields layer name, site and quantizer for every site that has one."""
+    """Yields layer name, site and quantizer for every tensor of the forward pass that has one (gradients are not calibrated)."""
     for name, layer in quantized_layers(model):
         for site in layer.sites:
             quantizer = layer.site(site)
-            if isinstance(quantizer, Quantizer):
+            if isinstance(quantizer, Quantizer) and site != GRADIENT:
                 yield name, site, quantizer
 
 

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from qexp.calibration.stats import NonFinite
+from qexp.config import register
 from qexp.errors import QexpError
 from qexp.quantizers.base import Quantizer
 from tests.strategies import KINDS, tensors, values
@@ -31,9 +32,10 @@ def recipes() -> dict[str, tuple[str, dict]]:
     """Every distinct (site, spec) that a file of `conf/quant` names, for its sites and in its rules."""
     found: dict[str, tuple[str, dict]] = {}
     seen: set[str] = set()
+    register()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         for file in sorted((CONF / "quant").glob("[!_]*.yaml")):
-            quant = OmegaConf.to_container(compose(f"quant/{file.stem}").quant, resolve=False)
+            quant = OmegaConf.to_container(compose("config", overrides=[f"quant={file.stem}"]).quant, resolve=False)
             parts = {"": quant} | {f"{name}.": rule or {} for name, rule in (quant.get("rules") or {}).items()}
             for prefix, part in parts.items():
                 for site in SITES:

@@ -1,0 +1,83 @@
+"""Activations on the integers: a step of one, nothing to learn and nothing to choose."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from qexp.calibration.stats import TensorStats
+from qexp.numerics.granularity import Granularity
+from qexp.numerics.ops import round_to
+from qexp.quantizers.base import AffineQuantizer
+
+
+class _Steps(torch.autograd.Function):
+    """`clip(round(x), qmin, qmax)`; the gradient passes strictly inside the limits."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, qmin: float, qmax: float, rounding: str) -> Tensor:
+        ctx.save_for_backward((x > qmin) & (x < qmax))
+        return round_to(x.float(), rounding).clamp(qmin, qmax).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (inside,) = ctx.saved_tensors
+        return grad * inside, None, None, None
+
+
+class FixedStep(AffineQuantizer):
+    """`clip(round(x), 0, 2^bits - 1)`: the codes are the values.
+
+    Levels: 2^bits, one apart, whatever the data. Ties as `rounding` says, half to even by default. Gradient: 1 strictly inside,
+    `0 < x < 2^bits - 1`, else 0. Nothing to initialise: calibration settles the sign of an `auto` grid alone. Saved: the grid's limits.
+    Made for tensors whose spread the network itself brings to a few units, as a batch norm does.
+
+    Args:
+        bits, shape, rounding: See `AffineQuantizer`.
+        granularity: Has no meaning for a fixed step.
+        signed: False clips at zero, as published; True takes `-2^(bits-1) .. 2^(bits-1) - 1`, `auto` where negatives were seen.
+
+    Source: Quantized_ResNet, "2-bit feature maps".
+    Differs from the source: the signed grid, for tensors that no ReLU precedes.
+
+    >>> q = FixedStep(2, (1,), signed=False)
+    >>> q.fit(TensorStats.of(torch.tensor([0.0, 3.7])))
+    >>> q(torch.tensor([-1, 0.5, 1.5, 2.51, 3.7])).tolist()
+    [0.0, 0.0, 2.0, 3.0, 3.0]
+    """
+
+    sites = frozenset({"input", "output"})
+
+    def __init__(
+        self,
+        bits: int,
+        shape: tuple[int, ...] = (1,),
+        *,
+        granularity: Granularity | None = None,
+        rounding: str = "half_even",
+        signed: bool | Literal["auto"] = "auto",
+    ) -> None:
+        super().__init__(bits, shape, signed=signed, granularity=granularity, rounding=rounding)
+        self.register_buffer("scale", torch.ones(1), persistent=False)
+        self.register_buffer("zero_point", torch.zeros(1), persistent=False)
+
+    def fit(self, stats: TensorStats, followed_by_relu: bool = False) -> None:
+        if self.signed == "auto":
+            self.take_sign(bool((stats.min < 0).any()) and not followed_by_relu)
+        self.mark_ready()
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.require_ready()
+        return _Steps.apply(x, *map(float, self.limits), self.rounding)
+
+    def codes(self, x: Tensor) -> Tensor:
+        self.require_ready()
+        return round_to(x.detach().float(), self.rounding).clamp(*map(float, self.limits))
+
+    def dequantize(self, codes: Tensor) -> Tensor:
+        return codes.float()
+
+    def describe(self) -> dict[str, Any]:
+        return super().describe() | {"range": "step 1"}

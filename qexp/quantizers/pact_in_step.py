@@ -1,0 +1,106 @@
+"""PACT as Quantized_ResNet has it: the clip moves with every training step, by a rule that is plain gradient descent."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from qexp.calibration.ranges import RangeRule
+from qexp.calibration.stats import TensorStats
+from qexp.numerics.granularity import Granularity
+from qexp.quantizers.pact import PACT
+
+_GUARD = 1e-6  # the source's, against a clip of zero; it turns ties downwards
+
+
+def _steps(x: Tensor, clip: Tensor, qmin: float, qmax: float) -> Tensor:
+    """Returns the codes of `x`, in the wider of float32 and its own precision."""
+    wide = x if x.dtype == torch.float64 else x.float()
+    return torch.round(wide * qmax / (clip.to(wide.dtype) + _GUARD)).clamp(qmin, qmax)
+
+
+class _ClippedSteps(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, clip: Tensor, qmin: float, qmax: float) -> Tensor:
+        ctx.save_for_backward(x, clip)
+        ctx.two_sided = qmin < 0
+        return (_steps(x, clip, qmin, qmax) * (clip / qmax)).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, clip = ctx.saved_tensors
+        inside = (x > (-clip if ctx.two_sided else 0)) & (x < clip)
+        beyond = (x > clip).to(grad.dtype)
+        if ctx.two_sided:
+            beyond = beyond - (x < -clip).to(grad.dtype)
+        return grad * inside, (grad * beyond).sum().to(clip.dtype), None, None
+
+
+class PACTInStep(PACT):
+    """`clip(round(x n / (T + 1e-6)), 0, n) T / n` with a clip T that starts at n, so that the first step is one.
+
+    Levels: one-sided 2^bits (n = 2^bits - 1); two-sided, `[-T, T]`, 2^bits - 1. Half to even, but a tie falls to the lower level: the
+    1e-6 sees to it. Gradients: to x, 1 strictly inside `0 < x < T` (`|x| < T`); to T, 1 where `x > T` (less 1 where `x < -T`). The
+    source's update `T <- T - 0.01 (sum of those + 2e-4 T)` is what SGD does to T in a parameter group of rate 0.01, no momentum
+    and weight decay 2e-4, which its recipe asks for. Saved: T (as `alpha`), the grid's limits. T is kept at 1e-3 or more.
+
+    Args:
+        bits, shape, granularity, rounding, signed, learned: See `PACT`.
+        alpha_init: The first T: `levels` is n; or a number, or a range rule.
+
+    Source: Quantized_ResNet, after Choi et al. 2018 (arXiv 1805.06085).
+    Differs from the source: T is a saved parameter, shared between processes, moved by the optimizer instead of in the backward pass;
+    with a schedule its rate falls as the others do.
+
+    >>> q = PACTInStep(2, (6,), signed=False)
+    >>> q.fit(TensorStats.of(torch.tensor([0.0, 4.0])))
+    >>> q(torch.tensor([-1, 0.5, 1.2, 2.9, 3.1, 4])).tolist()
+    [0.0, 0.0, 1.0, 3.0, 3.0, 3.0]
+    """
+
+    def __init__(
+        self,
+        bits: int,
+        shape: tuple[int, ...] = (1,),
+        *,
+        signed: bool | Literal["auto"] = "auto",
+        granularity: Granularity | None = None,
+        rounding: str = "half_even",
+        alpha_init: float | RangeRule | Literal["levels"] = "levels",
+        learned: bool = True,
+    ) -> None:
+        start = float(2**bits - 1) if alpha_init == "levels" and isinstance(bits, int) else alpha_init
+        super().__init__(
+            bits,
+            shape,
+            signed=signed,
+            granularity=granularity,
+            rounding=rounding,
+            alpha_init=start,
+            learned=learned,
+        )
+        self.alpha_init = alpha_init
+
+    def fit(self, stats: TensorStats, followed_by_relu: bool = False) -> None:
+        if self.alpha_init != "levels":
+            super().fit(stats, followed_by_relu)
+            return
+        if self.signed == "auto":
+            self.choose_sign(stats)
+        with torch.no_grad():
+            self.alpha.fill_(float(self.limits[1]))
+        self.mark_ready()
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.require_ready()
+        return _ClippedSteps.apply(x, self.alpha, *map(float, self.limits))
+
+    def codes(self, x: Tensor) -> Tensor:
+        self.require_ready()
+        return _steps(x.detach(), self.alpha.detach(), *map(float, self.limits)).float()
+
+    def describe(self) -> dict[str, Any]:
+        row = super().describe()
+        return row | {"range": row["range"].replace("from str", "from the number of steps")}
