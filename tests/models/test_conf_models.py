@@ -10,6 +10,8 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from qexp.config import register
+
 CONF = Path(__file__).parents[2] / "conf"
 MODELS = sorted(p.stem for p in (CONF / "model").glob("*.yaml"))
 DATASETS = sorted(p.stem for p in (CONF / "dataset").glob("*.yaml"))
@@ -19,8 +21,10 @@ IMAGENET = {"num_classes": 1000}
 @cache
 def group(choice: str) -> dict:
     """A file of conf/, with its defaults, under the name of its group; interpolations unresolved."""
+    name, _, file = choice.partition("/")
+    register()
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return OmegaConf.to_container(compose(choice))
+        return {name: OmegaConf.to_container(compose("config", [f"{name}={file}"]))[name]}
 
 
 def config(model: str, dataset: str | dict) -> DictConfig:
