@@ -19,6 +19,7 @@ from qexp.errors import QexpError
 from qexp.layers.quantized import GRADIENT, QUANTIZED, WEIGHTED, float_class
 from qexp.layers.swap import quantizers_off
 from qexp.models.modules import Add, Concat
+from qexp.strays import stray_weights
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +47,7 @@ class Facts:
         bn_of: Batch norm that directly follows a convolution and has no other source.
         followed_by_relu: Layers (and batch norms) whose result goes into a ReLU and nowhere else.
         sources: For each layer, the layers whose results reach its inputs unchanged in value, one tuple an operand.
+        strays: Who computes with weights that cannot carry quantizers, by name and type.
         trace_error: Why the model could not be traced; empty if it was.
     """
 
@@ -56,6 +58,7 @@ class Facts:
     bn_of: dict[str, str] = field(default_factory=dict)
     followed_by_relu: frozenset[str] = frozenset()
     sources: dict[str, tuple[tuple[str, ...], ...]] = field(default_factory=dict)
+    strays: tuple[str, ...] = ()
     trace_error: str = ""
 
     def consumers(self, layer: str) -> list[str]:
@@ -71,7 +74,8 @@ def facts(model: nn.Module, example: Tensor) -> Facts:
         raise QexpError(f"{type(model).__name__} runs no convolution or linear layer: there is nothing to quantize")
     traced, error = _trace(model)
     found = _read(traced, model) if traced is not None else {}
-    return Facts(tuple(order), shapes, weighted[0], weighted[-1], trace_error=error, **found)
+    strays = stray_weights(model, example)
+    return Facts(tuple(order), shapes, weighted[0], weighted[-1], strays=strays, trace_error=error, **found)
 
 
 @torch.no_grad()

@@ -54,6 +54,12 @@ def resolve(model: nn.Module, facts: Facts, recipe: Recipe) -> Plan:
     Raises:
         QexpError: A pattern that matches nothing, a rule that changes nothing, an unknown key, a list of the wrong length.
     """
+    if facts.strays:
+        known = ", ".join(sorted(kind.__name__ for kind in QUANTIZED))
+        raise QexpError(
+            f"{_few(facts.strays)} compute with weights that cannot carry quantizers; the layer types known are {known}. "
+            "Choose another model, or add a class to qexp/layers/quantized.py"
+        )
     layers = list(facts.order)
     places = _places(facts, recipe)
     weighted = [n for n in layers if issubclass(float_class(model.get_submodule(n)), WEIGHTED)]
@@ -81,6 +87,10 @@ def resolve(model: nn.Module, facts: Facts, recipe: Recipe) -> Plan:
     return Plan(
         tuple(e for e in settled if e.spec is not None or (e.site in ("input", "weight") and e.layer in weighted))
     )
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
 def _carries(entry: Entry) -> bool:
