@@ -19,7 +19,7 @@ LEVELS = (  # from the bottom; a part imports only from parts on lower levels
     ("quantizers",),
     ("models",),
     ("layers",),
-    ("graph", "cost", "calibration.cache", "calibration.calibrate", "calibration.measure"),
+    ("strays", "graph", "cost", "calibration.cache", "calibration.calibrate", "calibration.measure"),
     ("passes",),
     ("recipe",),
     ("integer", "search"),
