@@ -37,6 +37,8 @@ class Uniform(AffineQuantizer):
     [0, 3, 5, 6, 8, 15]
     """
 
+    correctable = True
+
     def __init__(
         self,
         bits: int,
@@ -93,9 +95,9 @@ class Uniform(AffineQuantizer):
 
     def forward(self, x: Tensor) -> Tensor:
         self.require_ready()
-        rows, axis = self.rows(x)
+        rows, axis = self.rows(x if self.gain is None else x.float())
         y = fake_quantize(rows, self.scale, self.zero_point, *self.limits, axis=axis, rounding=self.rounding)
-        return y.reshape(x.shape)
+        return self.corrected(y.reshape(x.shape)).to(x.dtype)
 
     def codes(self, x: Tensor) -> Tensor:
         self.require_ready()
@@ -106,7 +108,7 @@ class Uniform(AffineQuantizer):
 
     def dequantize(self, codes: Tensor) -> Tensor:
         rows, _ = self.rows(codes)
-        return dequantize(rows, self.scale, self.zero_point).reshape(codes.shape)
+        return self.corrected(dequantize(rows, self.scale, self.zero_point).reshape(codes.shape))
 
     def describe(self) -> dict[str, Any]:
         return super().describe() | {"range": type(self.range).__name__.lower()}
