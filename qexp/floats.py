@@ -43,11 +43,17 @@ def build(cfg: DictConfig) -> nn.Module:
     return instantiate(cfg.model.net)
 
 
-def weights_hash(cfg: DictConfig) -> str:
-    """Returns the content hash of the weights file a configuration names, or the name itself where it is no file at hand."""
-    if cfg.weights is not None and Path(cfg.weights).is_file():
-        return sha256(Path(cfg.weights))
-    return str(cfg.weights)
+def contents(cfg: DictConfig) -> dict[str, str]:
+    """Returns the content hashes of the files a configuration names: weights (or a run's last checkpoint) and plan."""
+    return {"weights": _content(cfg.weights), "plan": _content(cfg.plan)}
+
+
+def _content(source: str | None) -> str:
+    """Returns a file's hash, or the name itself where no file is at hand (a torchvision name, a URL with its own hash)."""
+    path = Path(str(source))
+    if path.is_dir():
+        path = path / "checkpoints" / "last.ckpt"
+    return sha256(path) if source is not None and path.is_file() else str(source)
 
 
 def float_model(cfg: DictConfig, data: LightningDataModule) -> nn.Module:

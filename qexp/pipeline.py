@@ -43,13 +43,15 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     record = None
     try:
         data = load_data(cfg.dataset.data)
-        contents = {"weights": floats.weights_hash(cfg), "data": data.fingerprint()}
+        contents = {**floats.contents(cfg), "data": data.fingerprint()}
         record = Record(Path(cfg.runs_dir) / cfg.study / point_hash(cfg, contents))
         finished = record.finished()
         if finished is not None and not cfg.force:
             log.info("%s: finished earlier, %s", outcome.title(cfg), record.folder)
             return finished
         record.open(cfg)
+        if cfg.force:
+            record.start_over()
         metrics = experiment(cfg, data, record)
     except Exception as error:  # one point's failure is recorded; a sweep goes on
         record = record or Record(Path(cfg.runs_dir) / cfg.study / point_hash(cfg, {}))

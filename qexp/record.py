@@ -8,6 +8,7 @@ import logging
 import math
 import os
 import platform
+import shutil
 import subprocess
 import traceback
 from importlib.metadata import version
@@ -65,6 +66,10 @@ class Record:
         self._log = logging.FileHandler(self.folder / "log.txt", mode="w")
         self._log.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         logging.getLogger().addHandler(self._log)
+
+    def start_over(self) -> None:
+        """Removes the checkpoints an earlier run of this point left, so that training does not resume from its end."""
+        shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
 
     def close(self) -> None:
         """Ends the log."""
