@@ -52,7 +52,7 @@ def compose(conf_dir: Path) -> Callable[..., DictConfig]:
 
 @pytest.fixture(scope="session")
 def digits_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Weights of a small digits network after two epochs in float: good enough for quantization to be seen."""
+    """Weights of a small digits network after four epochs in float: good enough for quantization to be seen."""
     from torch.nn.functional import cross_entropy
 
     from qexp.data.digits import Digits
@@ -62,7 +62,7 @@ def digits_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     model, data = DigitsCNN(width=8), Digits()
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
-    for epoch in range(2):
+    for epoch in range(4):
         loader = data.train_dataloader()
         loader.set_epoch(epoch)
         for images, labels in loader:
