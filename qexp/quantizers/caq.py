@@ -1,0 +1,224 @@
+"""CAQ: int8 activations, a power of two (shift) or a linear factor (simple) for each channel."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qexp.calibration.collectors import MaxMap
+from qexp.calibration.stats import TensorStats
+from qexp.errors import QexpError
+from qexp.numerics.granularity import Granularity, PerChannel
+from qexp.numerics.ops import dequantize, fake_quantize, quantize
+from qexp.quantizers.base import Quantizer
+
+log = logging.getLogger(__name__)
+FORMULAS = ("floor127", "round128")
+MEANS = ("cap", "pull", "activation_mean", "none")
+_FAR = 126  # exponents beyond it have no float32 scale
+
+
+def channel_exponents(magnitude: Tensor, bits: int = 8, formula: str = "floor127") -> Tensor:
+    """Returns the exponents Q of channels with maxima `magnitude` `[G]`: codes are `round(a * 2^Q)`.
+
+    `floor127`: `floor(log2((2^(bits-1) - 1) / m))`, nothing saturates; `round128`: `round(log2(2^(bits-1) / m))`, half to even, up to
+    half the range saturates. A channel that is all zero gets 0.
+
+    >>> channel_exponents(torch.tensor([0, 0.5, 1, 2, 16, 90, 128, 300])).tolist()
+    [0.0, 7.0, 6.0, 5.0, 2.0, 0.0, -1.0, -2.0]
+    """
+    magnitude = magnitude.double()
+    top = 2.0 ** (bits - 1) - (formula == "floor127")
+    exponent = torch.log2(top / magnitude.clamp_min(1e-300))
+    exponent = exponent.floor() if formula == "floor127" else exponent.round()
+    return torch.where(magnitude > 0, exponent.clamp(-_FAR, _FAR), 0.0)
+
+
+def limit_exponents(exponents: Tensor, rule: str) -> Tensor:
+    """Returns a layer's exponents `[G]` drawn to their mean: `cap` from above, `pull` from the far side of zero, `none` not.
+
+    >>> limit_exponents(torch.tensor([-2.0, -1, -3]), "pull").tolist()
+    [-2.0, -1.0, -2.0]
+    """
+    mean = exponents.mean()
+    if rule == "cap":
+        return torch.minimum(exponents, mean.floor())
+    if rule == "pull":
+        high = (exponents > 0) & (exponents > mean)
+        low = (exponents < 0) & (exponents < mean)
+        return torch.where(high, mean.floor(), torch.where(low, mean.ceil(), exponents))
+    return exponents
+
+
+class CAQShift(Quantizer):
+    """`codes = clip(round(a * 2^Q_c), -2^(bits-1), 2^(bits-1) - 1)` with an integer exponent for each channel, `a^ = codes * 2^-Q_c`.
+
+    Levels: 2^bits; with `activation_mean` fewer, as the clip asks. Ties: half to even. Gradient: 1 where the clip lets through (limits
+    included), else 0. The exponents come from the channel maxima seen, limited by their mean over the layer. Saved: the scales 2^-Q_c
+    (and the clip).
+
+    Args:
+        bits: 2..16.
+        shape, granularity, rounding: As for every quantizer; `channel` is the method's own.
+        exponent_formula: `floor127` or `round128`, see `channel_exponents`.
+        exponent_mean: `cap`, `pull` or `none`, see `limit_exponents`; `pull` raises exponents of wide channels, which then saturate. Or
+            `activation_mean`: each channel is clipped to the mean of its map of maxima, from which its exponent comes.
+
+    Source: TF2-Engine's CNN Activation Quantization (no paper); `cap` as in its manual, `pull` as in its code, `activation_mean` as one
+    sentence of its description says.
+    Differs from the source: any width; the all-zero channel takes part in the mean with exponent 0, as there.
+
+    >>> q = CAQShift(8, (1, 2), granularity=PerChannel(1), exponent_mean="none")
+    >>> q.fit(TensorStats.of(torch.tensor([[3.0, 0.5]]), PerChannel(1)))
+    >>> q.exponents.tolist(), q.codes(torch.tensor([[2.0, -0.1]])).tolist()
+    ([5, 7], [[64, -13]])
+    """
+
+    sites = frozenset({"input", "output"})
+    bits_allowed = (2, 16)
+    needs_histogram = False
+
+    def __init__(
+        self,
+        bits: int,
+        shape: tuple[int, ...] = (1,),
+        *,
+        granularity: Granularity | None = None,
+        rounding: str = "half_even",
+        exponent_formula: str = "floor127",
+        exponent_mean: str = "cap",
+    ) -> None:
+        super().__init__(bits, shape, granularity=granularity, rounding=rounding)
+        if exponent_formula not in FORMULAS:
+            raise QexpError(f"CAQShift: exponent_formula={exponent_formula!r}; allowed are {', '.join(FORMULAS)}")
+        if exponent_mean not in MEANS:
+            raise QexpError(f"CAQShift: exponent_mean={exponent_mean!r}; allowed are {', '.join(MEANS)}")
+        self.exponent_formula, self.exponent_mean = exponent_formula, exponent_mean
+        if exponent_mean == "activation_mean":
+            self.collectors = (MaxMap(),)
+        scale_shape = self.granularity.scale_shape(self.shape)
+        self.register_buffer("scale", torch.ones(scale_shape))
+        self.register_buffer("zero_point", torch.zeros(scale_shape))
+        clip = torch.full(scale_shape, 2.0 ** (bits - 1) - 1) if exponent_mean == "activation_mean" else None
+        self.register_buffer("clip", clip)
+
+    def fit(self, stats: TensorStats, followed_by_relu: bool = False) -> None:
+        if self.exponent_mean == "activation_mean":
+            magnitude = self._mean_maxima(stats)
+        else:
+            magnitude = torch.maximum(stats.min.abs(), stats.max.abs())
+        exponents = channel_exponents(magnitude, self.bits, self.exponent_formula)
+        self.set_exponents(limit_exponents(exponents, self.exponent_mean))
+        if self.clip is not None:
+            clip = torch.round(magnitude.float().reshape(self.scale.shape) / self.scale.cpu())
+            self.clip.copy_(clip.clamp_max(2.0 ** (self.bits - 1) - 1))
+        self.mark_ready()
+
+    def _mean_maxima(self, stats: TensorStats) -> Tensor:
+        """Returns the mean of the map of maxima, of each channel or of all, `[G]`."""
+        maxima = stats.extra["max_map"].double()
+        return maxima.flatten(1).mean(1) if self.granularity.axis is not None else maxima.mean().reshape(1)
+
+    @property
+    def exponents(self) -> Tensor:
+        """The exponents Q, int32 `[G]`."""
+        return -torch.frexp(self.scale.flatten()).exponent + 1
+
+    def set_exponents(self, exponents: Tensor) -> None:
+        """Takes other exponents `[G]`, integers, from now on."""
+        scale = torch.exp2(-exponents.double().clamp(-_FAR, _FAR)).float()
+        self.scale.copy_(scale.reshape(self.scale.shape))
+
+    @property
+    def limits(self) -> tuple[Any, Any]:
+        if self.clip is not None:
+            return -self.clip, self.clip
+        return -(2 ** (self.bits - 1)), 2 ** (self.bits - 1) - 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.require_ready()
+        axis = self.granularity.axis
+        return fake_quantize(x, self.scale, self.zero_point, *self.limits, axis=axis, rounding=self.rounding)
+
+    def codes(self, x: Tensor) -> Tensor:
+        self.require_ready()
+        axis = self.granularity.axis
+        return quantize(x, self.scale, self.zero_point, *self.limits, axis=axis, rounding=self.rounding)
+
+    def dequantize(self, codes: Tensor) -> Tensor:
+        return dequantize(codes, self.scale, self.zero_point)
+
+    def describe(self) -> dict[str, Any]:
+        return super().describe() | {"signed": True, "range": f"{self.exponent_formula} {self.exponent_mean}"}
+
+
+class CAQSimple(Quantizer):
+    """`codes = clip(round(a * S_c), -2^(bits-1), 2^(bits-1) - 1)` with `S_c = (2^(bits-1) - 1) / max|a_c|`, `a^ = codes / S_c`.
+
+    Levels: 2^bits. Ties: half to even. Gradient: 1 where the clip lets through (limits included), else 0. An all-zero channel gets S = 1.
+    Per tensor it is what the Winograd layers take; per channel no integer hardware can sum it over input channels. Saved: the scales 1/S_c.
+
+    Args:
+        bits: 2..16.
+        shape, granularity, rounding: As for every quantizer.
+        integer_scale: Round S_c to an integer, at least 1; coarse where maxima are above about 10.
+
+    Source: the `simple` style of TF2-Engine's CNN Activation Quantization.
+    Differs from the source: real factors by default; a rounded factor is at least 1, which there is 0 for maxima above 254.
+
+    >>> q = CAQSimple(8, (3,), integer_scale=True, granularity=PerChannel(0))
+    >>> q.fit(TensorStats.of(torch.tensor([0.5, 3.3, -20.0]), PerChannel(0)))
+    >>> q.factors.tolist()
+    [254.0, 38.0, 6.0]
+    """
+
+    sites = frozenset({"input", "output"})
+    bits_allowed = (2, 16)
+    needs_histogram = False
+
+    def __init__(
+        self,
+        bits: int,
+        shape: tuple[int, ...] = (1,),
+        *,
+        granularity: Granularity | None = None,
+        rounding: str = "half_even",
+        integer_scale: bool = False,
+    ) -> None:
+        super().__init__(bits, shape, granularity=granularity, rounding=rounding)
+        self.integer_scale = integer_scale
+        scale_shape = self.granularity.scale_shape(self.shape)
+        self.register_buffer("scale", torch.ones(scale_shape))
+        self.register_buffer("zero_point", torch.zeros(scale_shape))
+
+    def fit(self, stats: TensorStats, followed_by_relu: bool = False) -> None:
+        greatest, top = torch.maximum(stats.min.abs(), stats.max.abs()), float(self.limits[1])
+        if self.integer_scale:
+            factor = torch.where(greatest > 0, torch.round(top / greatest.clamp_min(1e-300)), 1.0)
+            if bool((factor < 1).any()):
+                log.warning("%s: %d factors round to 0 and are taken as 1", self.name, int((factor < 1).sum()))
+            scale = 1 / factor.clamp_min(1)
+        else:
+            scale = torch.where(greatest > 0, greatest / top, 1.0).clamp_min(torch.finfo(torch.float32).tiny)
+        self.scale.copy_(scale.reshape(self.scale.shape))
+        self.mark_ready()
+
+    @property
+    def factors(self) -> Tensor:
+        """The factors S, float32 `[G]`."""
+        factors = 1 / self.scale.flatten()
+        return factors.round() if self.integer_scale else factors
+
+    @property
+    def limits(self) -> tuple[int, int]:
+        return -(2 ** (self.bits - 1)), 2 ** (self.bits - 1) - 1
+
+    forward = CAQShift.forward
+    codes = CAQShift.codes
+    dequantize = CAQShift.dequantize
+
+    def describe(self) -> dict[str, Any]:
+        return super().describe() | {"signed": True, "range": "integer factor" if self.integer_scale else "minmax"}

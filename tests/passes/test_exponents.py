@@ -1,0 +1,113 @@
+"""Passes over exponents: residual groups share a vector, refinement lowers what errs most and keeps the best."""
+
+import pytest
+import torch
+
+from qexp.calibration.calibrate import calibrate
+from qexp.errors import QexpError
+from qexp.graph import facts
+from qexp.models.cifar_resnet import CifarResNet
+from qexp.passes.arriving import arriving
+from qexp.passes.base import Moment
+from qexp.passes.fold_bn import fold_bn
+from qexp.passes.refine_exponents import RefineExponents
+from qexp.passes.shared_exponents import SharedExponents, residual_groups
+from qexp.recipe import Recipe, apply, resolve
+
+SPEC = {"_target_": "qexp.quantizers.caq.CAQShift", "granularity": "channel"}
+
+
+def quantized(model, images, bits=8):
+    """Returns the model with exponents on every result and on what is added, and its facts; batch norm folded."""
+    model.eval()
+    fold_bn(model, facts(model, images[:1]))
+    structure = facts(model, images[:1])
+    spec = SPEC | {"bits": bits}
+    rules = {"adds": {"types": ["Add"], "input": spec, "output": spec}}
+    recipe = Recipe({"input": SPEC, "weight": None, "output": SPEC}, rules, abit=bits)
+    apply(model, resolve(model, structure, recipe), structure)
+    calibrate(model, [images], progress=False)
+    return model, structure
+
+
+@pytest.fixture
+def images():
+    return torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def resnet():
+    torch.manual_seed(0)
+    return CifarResNet(depth=14)
+
+
+def test_each_stage_of_a_residual_network_is_one_group(resnet, images):
+    model, structure = quantized(resnet, images)
+    groups = residual_groups(model, structure)
+    assert [g[0].scale.numel() for g in groups] == [16, 32, 64]
+    names = [{q.name for q in g} for g in groups]
+    assert names[0] == {"conv1 (output)"} | {f"layer1.{i}.{n} (output)" for i in (0, 1) for n in ("conv2", "add")}
+    assert "layer2.0.add (input.1)" in names[1], (
+        "the padded shortcut arrives on another grid and gets its own quantizer"
+    )
+    assert {id(q) for g in groups for q in g}.isdisjoint({id(model.linear.output_quantizer)})
+
+
+@pytest.mark.parametrize("take", ["min", "last"])
+def test_groups_share_one_vector(resnet, images, take):
+    model, structure = quantized(resnet, images)
+    before = [[q.exponents for q in g] for g in residual_groups(model, structure)]
+    moment = Moment(structure, [images], {})
+    SharedExponents(take).on_fitted(model, moment)
+    for group, old in zip(residual_groups(model, structure), before):
+        wanted = torch.stack(old).amin(0) if take == "min" else old[-1]
+        assert all(torch.equal(q.exponents, wanted) for q in group)
+    assert moment.findings["shared_exponents"] == 3
+
+
+def test_an_add_of_shared_exponents_is_an_integer_add(resnet, images):
+    model, structure = quantized(resnet, images)
+    SharedExponents().on_fitted(model, Moment(structure, [images], {}))
+    add, seen = model.layer1[0].add, {}
+    add.register_forward_hook(lambda _, args, y: seen.update(a=args[0], b=args[1], y=y))
+    model(images)
+    q = add.output_quantizer
+    a, b = (t / q.scale for t in (seen["a"], seen["b"]))
+    assert torch.equal(a, a.round()) and torch.equal(b, b.round())
+    assert torch.equal(seen["y"] / q.scale, (a + b).clamp(*q.limits))
+
+
+def test_where_a_tensor_was_quantized(resnet, images):
+    model, structure = quantized(resnet, images)
+    assert arriving(model, structure, "conv1").name == "conv1 (input)"
+    assert arriving(model, structure, "layer1.0.conv2").name == "layer1.0.conv1 (output)"
+    assert arriving(model, structure, "layer1.1.conv1").name == "layer1.0.add (output)"
+    assert arriving(model, structure, "layer1.0.add", 1).name == "conv1 (output)"
+
+
+def test_refinement_lowers_the_worst_and_keeps_the_best(residual, images):
+    model, structure = quantized(residual, images, bits=3)
+    for q in (model.conv.output_quantizer, model.depthwise.output_quantizer):
+        q.set_exponents(q.exponents + 4)  # most values saturate
+    moment = Moment(structure, [images], {})
+    RefineExponents(tolerance=0.0, max_iters=12).on_fitted(model, moment)
+    first = Moment(structure, [images], {})
+    RefineExponents(max_iters=0).on_fitted(model, first)
+    assert first.findings["refine_agreement"] == moment.findings["refine_agreement"], "the state it ends in is the best"
+    assert 0 < moment.findings["refine_rounds"] <= 12
+
+
+def test_refinement_stops_at_once_where_nothing_is_missing(residual, images):
+    model, structure = quantized(residual, images, bits=16)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    moment = Moment(structure, [images], {})
+    RefineExponents().on_fitted(model, moment)
+    assert moment.findings["refine_rounds"] == 0 and moment.findings["refine_agreement"] >= 99
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def test_bad_options_are_refused():
+    with pytest.raises(QexpError, match="allowed are"):
+        SharedExponents(take="max")
+    with pytest.raises(QexpError, match="allowed are"):
+        RefineExponents(layers_per_iter=0)
