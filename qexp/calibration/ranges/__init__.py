@@ -6,10 +6,23 @@ configuration, so every method at every width comes from one calibration pass.
 
 from qexp.calibration.ranges.aciq import ACIQ
 from qexp.calibration.ranges.base import Context, RangeRule
+from qexp.calibration.ranges.clip import Clip
 from qexp.calibration.ranges.kl import KL
 from qexp.calibration.ranges.minmax import Fixed, MinMax, MovingAverage
 from qexp.calibration.ranges.mse import MSE
 from qexp.calibration.ranges.percentile import Percentile
 from qexp.calibration.ranges.power_of_two import PowerOfTwo
 
-__all__ = ["ACIQ", "KL", "MSE", "Context", "Fixed", "MinMax", "MovingAverage", "Percentile", "PowerOfTwo", "RangeRule"]
+__all__ = [
+    "ACIQ",
+    "KL",
+    "MSE",
+    "Clip",
+    "Context",
+    "Fixed",
+    "MinMax",
+    "MovingAverage",
+    "Percentile",
+    "PowerOfTwo",
+    "RangeRule",
+]

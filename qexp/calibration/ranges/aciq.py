@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cache
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from scipy.optimize import brentq, minimize_scalar
 from scipy.special import erf, lambertw
 from torch import Tensor
 
+from qexp.calibration.ranges.alpha import alpha_range, takes_half
 from qexp.calibration.ranges.base import Context
 from qexp.calibration.stats import TensorStats
 from qexp.errors import QexpError
@@ -44,6 +45,7 @@ class ACIQ:
     alpha: Literal["analytic", "exact"] = "analytic"
     half: Literal["auto"] | bool = "auto"
     clip_to_observed: bool = False
+    needs_histogram: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if self.prior not in _PRIORS:
@@ -52,27 +54,26 @@ class ACIQ:
             raise QexpError(f"ACIQ(alpha={self.alpha!r}): allowed are analytic, exact")
 
     def __call__(self, stats: TensorStats, grid: UniformGrid, context: Context) -> tuple[Tensor, Tensor]:
-        half = context.followed_by_relu or (stats.min >= 0).all().item() if self.half == "auto" else self.half
-        scale, mean = (stats.b if self.prior == "laplace" else stats.std), stats.mean
-        bits = grid.bits.flatten().tolist() if isinstance(grid.bits, Tensor) else [grid.bits] * len(mean)
-        alpha = torch.tensor([self.constant(int(b), half) for b in bits], dtype=torch.float64) * scale
-        if half:
-            low, high = torch.zeros_like(alpha), mean.clamp_min(0) + alpha
-            return low, torch.minimum(high, stats.max.clamp_min(0)) if self.clip_to_observed else high
-        if context.symmetric:
-            high = mean.abs() + alpha
+        half = takes_half(self.half, stats, context)
+        alpha = self.clip(stats, grid, half)
+        if context.symmetric and not half:
+            high = stats.mean.abs() + alpha
             if self.clip_to_observed:
                 high = torch.minimum(high, torch.maximum(stats.min.abs(), stats.max.abs()))
             return -high, high
-        low = torch.maximum(stats.min, mean - alpha)
-        width = torch.minimum(2 * alpha, stats.max - stats.min) if self.clip_to_observed else 2 * alpha
-        return low, low + width
+        return alpha_range(alpha, stats, half, (stats.min, stats.max), self.clip_to_observed)
+
+    def clip(self, stats: TensorStats, grid: UniformGrid, half: bool) -> Tensor:
+        """Returns alpha `[G]`, each channel's with the constant of its own width."""
+        scale = stats.b if self.prior == "laplace" else stats.std
+        bits = grid.bits.flatten().tolist() if isinstance(grid.bits, Tensor) else [grid.bits] * len(scale)
+        return torch.tensor([self.constant(int(b), half) for b in bits], dtype=torch.float64) * scale
 
     def constant(self, bits: int, half: bool) -> float:
         """Returns alpha over the scale of the prior for a width."""
         return (
             exact_alpha(self.prior, bits, half)
-            if self.alpha == "exact"
+            if self.alpha == "exact" and bits > 0  # a channel of 0 bits is a constant, whatever its range
             else analytic_alpha(self.prior, bits + int(half))
         )
 

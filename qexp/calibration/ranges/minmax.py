@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -26,6 +26,7 @@ class MinMax:
     """
 
     over: Literal["all", "batches", "samples"] = "all"
+    needs_histogram: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if self.over not in ("all", "batches", "samples"):
@@ -51,6 +52,7 @@ class MovingAverage:
     """
 
     momentum: float = 0.1
+    needs_histogram: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if not 0 < self.momentum <= 1:
@@ -75,6 +77,7 @@ class Fixed:
 
     low: float
     high: float
+    needs_histogram: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if not self.low < self.high:

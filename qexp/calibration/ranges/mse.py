@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from qexp.calibration.density import Density
 from qexp.calibration.ranges.base import Context
 from qexp.calibration.stats import TensorStats
 from qexp.errors import QexpError
@@ -59,15 +60,26 @@ class MSE:
             share = torch.where(better, torch.full_like(share, ratio), share)
         return low * share, high * share
 
-    def _error(self, density, scale: Tensor, zero_point: Tensor, grid: UniformGrid) -> Tensor:
-        qmin, qmax = (torch.as_tensor(q, dtype=torch.float64).flatten() for q in (grid.qmin, grid.qmax))
+    def _error(self, density: Density, scale: Tensor, zero_point: Tensor, grid: UniformGrid) -> Tensor:
         if self.p == 2:
-            codes = torch.arange(float(qmin.min()), float(qmax.max()) + 1, dtype=torch.float64)[None]
-            codes = torch.maximum(
-                torch.minimum(codes, qmax[:, None]), qmin[:, None]
-            )  # channels with fewer bits repeat their end levels
-            return density.squared_error((codes - zero_point[:, None]) * scale[:, None])
+            return grid_error(density, scale, zero_point, grid)
+        qmin, qmax = _limits(grid)
         values, _ = density.points()
         codes = (values / scale[:, None] + zero_point[:, None]).round()
         codes = torch.maximum(torch.minimum(codes, qmax[:, None]), qmin[:, None])
         return density.lp_error((codes - zero_point[:, None]) * scale[:, None], self.p)
+
+
+def grid_error(density: Density, scale: Tensor, zero_point: Tensor, grid: UniformGrid) -> Tensor:
+    """Returns the summed squared error `[G]` of quantizing everything seen to `(codes - zero_point) * scale`, both `[G]` float64."""
+    qmin, qmax = _limits(grid)
+    codes = torch.arange(float(qmin.min()), float(qmax.max()) + 1, dtype=torch.float64)[None]
+    codes = torch.maximum(
+        torch.minimum(codes, qmax[:, None]), qmin[:, None]
+    )  # narrower channels repeat their end levels
+    return density.squared_error((codes - zero_point[:, None]) * scale[:, None])
+
+
+def _limits(grid: UniformGrid) -> tuple[Tensor, Tensor]:
+    qmin, qmax = (torch.as_tensor(q, dtype=torch.float64).flatten() for q in (grid.qmin, grid.qmax))
+    return qmin, qmax

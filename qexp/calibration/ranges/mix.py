@@ -1,0 +1,38 @@
+"""The best of several ranges, by the error each one gave on the calibration images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from qexp.calibration.ranges.base import Context
+from qexp.calibration.ranges.mse import grid_error
+from qexp.calibration.stats import TensorStats
+from qexp.errors import QexpError
+from qexp.numerics.grid import UniformGrid
+
+
+def least_error(
+    candidates: Sequence[tuple[Tensor, Tensor]], stats: TensorStats, grid: UniformGrid, context: Context
+) -> tuple[Tensor, Tensor]:
+    """Returns for each group the candidate `(low, high)` `[G]` of least squared error; the first one on a tie.
+
+    What a ReLU cuts off adds the same error to every half range, so it changes no choice.
+
+    Raises:
+        QexpError: The errors cannot be measured: calibration kept no histogram, or the quantizer does not say what a range means.
+    """
+    if context.parameters is None:
+        raise QexpError(
+            "clip kind mix compares measured errors, so it needs a quantizer that says how a range becomes a scale"
+        )
+    density = stats.density
+    errors = []
+    for low, high in candidates:
+        scale, zero_point = context.parameters(low, high)
+        errors.append(grid_error(density, scale.double(), zero_point.double(), grid))
+    best = torch.stack(errors).argmin(0)[None]
+    low, high = (torch.stack(ends).gather(0, best)[0] for ends in zip(*candidates))
+    return low, high

@@ -1,0 +1,190 @@
+"""GEMMLOWP: the affine quantizer of the ACIQ experiments."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from qexp.calibration.ranges import Context, MinMax, RangeRule
+from qexp.calibration.stats import TensorStats
+from qexp.errors import QexpError
+from qexp.numerics.granularity import Granularity
+from qexp.numerics.ops import dequantize, fake_quantize, quantize, round_to
+from qexp.quantizers.base import AffineQuantizer, fit_range
+
+log = logging.getLogger(__name__)
+_CHOICES = {
+    "zero_point": ("clamped", "unclamped"),
+    "preserve_zero": (True, False, "inside"),
+    "noise": ("none", "uniform"),
+    "ranges": ("static", "dynamic"),
+    "zero_bit": ("mean", "offset"),
+}
+
+
+class GEMMLOWP(AffineQuantizer):
+    """`codes = round(clip(x / s + z, 0, n))`, `x^ = (codes - z) s`, with `s = (high - low) / n`, `z = round(-low / s)`, `n = 2^bits - 1`.
+
+    Zero not preserved: `codes = round(clip((x - low) / s, 0, n))`, `x^ = codes s + low`. Levels: 2^bits. The clip comes before the
+    rounding and z is added before it, so under half-to-even a tie falls by the parity of z. Gradient: 1 where the clip lets through
+    (limits included), else 0. Where a ReLU follows, a range that starts at zero does the ReLU. A constant channel (a range without
+    width) passes unchanged and is logged; a channel of 0 bits becomes a constant. Saved: scale, zero_point, the real shift of channels
+    whose zero is not a code, the grid's limits (each channel's own after bit allocation). Integers alone cannot carry `unclamped`, a
+    zero that is not preserved, noise or dynamic ranges. With noise nothing is idempotent, monotone or within half a step; with
+    dynamic ranges nothing is idempotent.
+
+    Args:
+        bits, shape, granularity, rounding: See `AffineQuantizer`.
+        range: Rule that picks the range.
+        zero_point: `clamped` extends the range to hold zero, so that z is itself a code; `unclamped` leaves both as they come.
+        preserve_zero: Whether zero gets a code; `inside` only where it lies strictly inside the range.
+        pow2_scale: Round s up to a power of two.
+        noise: `uniform` adds U(-1/2, 1/2) before the clip; drawn from torch's seeded generator.
+        ranges: `static` from calibration, or `dynamic` from each batch anew.
+        zero_bit: What a channel of 0 bits becomes: its `mean` (after the ReLU, where one follows), or the range's `offset`.
+
+    Source: Banner, Nahshan, Soudry 2019 (arXiv 1810.05723), their code; Jacob et al. 2018 (arXiv 1712.05877).
+    Differs from the source: z is clamped unless told otherwise; a constant channel passes in the per-channel path too (the source
+    floors its scale at 1e-8); one rounding and one rule for zero in both paths. The source's whole-tensor path is
+    `zero_point: unclamped, preserve_zero: inside, rounding: half_away`.
+
+    >>> q = GEMMLOWP(4, (6,))
+    >>> x = torch.tensor([-1, -0.4, 0, 0.25, 0.55, 2])
+    >>> q.fit(TensorStats.of(x))
+    >>> q.codes(x).tolist(), [round(v, 4) for v in q(x).tolist()]
+    ([0, 3, 5, 6, 8, 15], [-1.0, -0.4, 0.0, 0.2, 0.6, 2.0])
+    """
+
+    correctable = True
+
+    def __init__(
+        self,
+        bits: int,
+        shape: tuple[int, ...] = (1,),
+        *,
+        granularity: Granularity | None = None,
+        rounding: str = "half_even",
+        range: RangeRule | None = None,
+        zero_point: Literal["clamped", "unclamped"] = "clamped",
+        preserve_zero: Literal["inside"] | bool = True,
+        pow2_scale: bool = False,
+        noise: Literal["none", "uniform"] = "none",
+        ranges: Literal["static", "dynamic"] = "static",
+        zero_bit: Literal["mean", "offset"] = "mean",
+    ) -> None:
+        super().__init__(bits, shape, signed=False, granularity=granularity, rounding=rounding)
+        given = {"zero_point": zero_point, "preserve_zero": preserve_zero, "noise": noise, "ranges": ranges}
+        for name, value in (given | {"zero_bit": zero_bit}).items():
+            if value not in _CHOICES[name]:
+                allowed = ", ".join(str(v).lower() for v in _CHOICES[name])
+                raise QexpError(f"GEMMLOWP({name}={value!r}): allowed are {allowed}")
+        if noise == "uniform" and rounding == "stochastic":
+            raise QexpError("GEMMLOWP: noise=uniform and rounding=stochastic add noise twice; choose one")
+        self.range, self.clamped, self.preserve_zero = range or MinMax(), zero_point == "clamped", preserve_zero
+        self.pow2_scale, self.noise, self.dynamic, self.zero_bit = pow2_scale, noise, ranges == "dynamic", zero_bit
+        if noise == "uniform":
+            self.properties = self.properties - {"idempotent", "monotone", "half_step"}
+        if self.dynamic:
+            self.properties = self.properties - {"idempotent"}
+        scale_shape = self.granularity.scale_shape(self.shape)
+        self.register_buffer("scale", torch.ones(scale_shape))
+        self.register_buffer("zero_point", torch.zeros(scale_shape))
+        self.register_buffer("shift", torch.zeros(scale_shape))
+        self.register_buffer("before_relu", torch.tensor(False))
+        self._shifted = self._before_relu = False
+
+    def fit(self, stats: TensorStats, followed_by_relu: bool = False) -> None:
+        self.before_relu.fill_(followed_by_relu)
+        self._before_relu = followed_by_relu
+        degenerate = self._take_range(stats)
+        if degenerate:
+            log.info("%s: degenerate_range: %d of %d channels are constant and pass unchanged", self.name, *degenerate)
+        self.mark_ready()
+
+    def _take_range(self, stats: TensorStats) -> tuple[int, int] | None:
+        """Sets scale, zero point and shift from statistics; returns how many groups were constant, of how many, None for none."""
+        low, high = fit_range(self, self.range, stats, Context(False, self._before_relu, self.parameters_of))
+        scale, zero_point = self.parameters_of(low, high)
+        constant, empty = high <= low, (self._steps() == 0).expand_as(low)
+        outside = ~self._preserved(low, high)
+        value = self._constant(stats, low)
+        shift = torch.where(empty, value, torch.where(constant | outside, low, torch.zeros_like(low))).float()
+        scale = torch.where(constant | empty, torch.ones_like(scale), scale)
+        zero_point = torch.where(constant | empty | outside, torch.zeros_like(zero_point), zero_point)
+        for name, found in (("scale", scale), ("zero_point", zero_point), ("shift", shift)):
+            getattr(self, name).copy_(found.reshape(self.scale.shape))
+        self._shifted = bool((shift != 0).any())
+        constant = constant & ~empty
+        return (int(constant.sum()), len(low)) if bool(constant.any()) else None
+
+    def parameters_of(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns scale and zero point, float32 `[G]`, of a range `(low, high)` `[G]`; the point is no integer where zero is no code."""
+        steps, kept = self._steps(), self._preserved(low, high)
+        if self.clamped:
+            low, high = torch.where(kept, low.clamp_max(0), low), torch.where(kept, high.clamp_min(0), high)
+        span = high - low
+        scale = torch.where((span > 0) & (steps > 0), span / steps.clamp_min(1), torch.ones_like(span))
+        scale = scale.clamp_min(torch.finfo(torch.float32).tiny)
+        if self.pow2_scale:
+            mantissa, exponent = torch.frexp(scale)
+            scale = torch.ldexp(torch.ones_like(scale), exponent - (mantissa == 0.5).to(exponent.dtype))
+        scale = scale.float()
+        exact = -low / scale.double()
+        zero_point = round_to(exact, "half_even" if self.rounding == "stochastic" else self.rounding)
+        if self.clamped:
+            zero_point = torch.minimum(zero_point, steps).clamp_min(0)
+        return scale, torch.where(kept, zero_point, exact).float()
+
+    def _steps(self) -> Tensor:
+        return torch.as_tensor(self.limits[1], dtype=torch.float64, device="cpu").flatten()
+
+    def _preserved(self, low: Tensor, high: Tensor) -> Tensor:
+        if self.preserve_zero == "inside":
+            return (low < 0) & (high > 0)
+        return torch.full_like(low, self.preserve_zero, dtype=torch.bool)
+
+    def _constant(self, stats: TensorStats, low: Tensor) -> Tensor:
+        """Returns what a channel of 0 bits becomes, `[G]`."""
+        if self.zero_bit == "offset":
+            return low
+        return stats.positive_total / stats.count if self._before_relu else stats.mean
+
+    def _ready_rows(self, x: Tensor) -> tuple[Tensor, int | None]:
+        """Returns what the kernels take: the tensor's rows less the shift, with the noise, and the axis of the scales."""
+        self.require_ready()
+        if self.dynamic and x.numel():
+            with torch.no_grad():
+                self._take_range(TensorStats.of(x, self.granularity))
+        plain = self.gain is None and not self._shifted and self.noise == "none"
+        rows, axis = self.rows(x if plain else x.float())
+        if self._shifted:
+            rows = rows - self.shift
+        if self.noise == "uniform":
+            rows = rows + (torch.rand_like(rows) - 0.5) * self.scale
+        return rows, axis
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows, axis = self._ready_rows(x)
+        y = fake_quantize(rows, self.scale, self.zero_point, *self.limits, axis=axis, rounding=self.rounding)
+        return self.corrected((y + self.shift if self._shifted else y).reshape(x.shape)).to(x.dtype)
+
+    def codes(self, x: Tensor) -> Tensor:
+        rows, axis = self._ready_rows(x)
+        codes = quantize(rows, self.scale, self.zero_point, *self.limits, axis=axis, rounding=self.rounding)
+        return codes.reshape(x.shape)
+
+    def dequantize(self, codes: Tensor) -> Tensor:
+        rows, _ = self.rows(codes)
+        values = dequantize(rows, self.scale, self.zero_point)
+        return self.corrected((values + self.shift if self._shifted else values).reshape(codes.shape))
+
+    def describe(self) -> dict[str, Any]:
+        kind = getattr(self.range, "kind", type(self.range).__name__.lower())
+        return super().describe() | {"range": f"{kind}, dynamic" if self.dynamic else kind}
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        super()._load_from_state_dict(*args)
+        self._shifted, self._before_relu = bool((self.shift != 0).any()), bool(self.before_relu)
