@@ -133,9 +133,9 @@ def fit_keys(
 ) -> dict[str, Tensor]:
     """`state` under the names of `own`: wrapper prefixes stripped, `key_map` applied, BN counters filled in.
 
-    A prefix is stripped where every key has it and no key of `own` does. Old files lack `num_batches_tracked`.
+    A quantized run's scales and clips are left out: what is read are the float weights beneath. A prefix is stripped where every key has it and no key of `own` does. Old files lack `num_batches_tracked`.
     """
-    out = {key.replace("._orig_mod.", "."): value for key, value in state.items()}
+    out = {key.replace("._orig_mod.", "."): value for key, value in state.items() if "_quantizer." not in key}
     stripping = True
     while stripping:
         stripping = False
@@ -182,9 +182,12 @@ def _check(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
         f"{len(unexpected)} unexpected: {_list(unexpected)}" if unexpected else "",
         f"{len(shapes)} of another shape: {_list(shapes)}" if shapes else "",
     ]
+    quantized = (
+        "It holds quantizers: weights= takes a float network's. " if any("_quantizer." in k for k in state) else ""
+    )
     raise QexpError(
         f"{source} does not fit {type(model).__name__}. {'; '.join(filter(None, faults))}. "
-        f"Check model= and its arguments (num_classes, shortcut, ...); where only names differ, give model.key_map"
+        f"{quantized}Check model= and its arguments (num_classes, shortcut, ...); where only names differ, give model.key_map"
     )
 
 
