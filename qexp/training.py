@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from qexp.callbacks.curves import Curves
 from qexp.callbacks.progress import Progress
+from qexp.errors import QexpError
 from qexp.layers.quantized import is_quantizer_parameter, latent_decays
 from qexp.layers.swap import baked_weights
 from qexp.tasks.classification import Classification
@@ -118,12 +119,30 @@ def fit(
     )
     last = checkpoints / "last.ckpt"
     if last.exists():
+        check_recipe(module, last)
         log.info("%s: resuming from %s", phase, last)
     start = time.perf_counter()
     trainer.fit(module, datamodule=data, ckpt_path=str(last) if last.exists() else None, weights_only=True)
     if trainer.interrupted:
         raise KeyboardInterrupt
     return time.perf_counter() - start
+
+
+def check_recipe(module: nn.Module, checkpoint: Path) -> None:
+    """Raises if a checkpoint was made with another network or recipe: other tensors, shapes or code limits."""
+    saved = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
+    own = module.state_dict()
+    differ = [
+        key for key in {**own, **saved} if key not in own or key not in saved or own[key].shape != saved[key].shape
+    ]
+    limits = [key for key in own if key.endswith((".qmin", ".qmax")) and key not in differ]
+    differ += [key for key in limits if not torch.equal(own[key].cpu(), saved[key])]
+    if differ:
+        names = ", ".join(key.removeprefix("model.") for key in differ[:4])
+        raise QexpError(
+            f"{checkpoint}: the recipe differs from the checkpoint's in {len(differ)} tensors: {names}"
+            f"{' ...' if len(differ) > 4 else ''}; run the recipe it was made with, or force=true to start anew"
+        )
 
 
 def evaluate(
