@@ -1,0 +1,173 @@
+"""Every mistake a user can make is answered with where it is, what was got, what is allowed and what to do."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from qexp import pipeline
+from qexp.weights import save_weights
+from tests.networks import Residual
+
+ROOT = Path(__file__).parents[1]
+
+MISTAKES = {
+    "a pattern that matches nothing": (
+        ["layer_wbit={cnov2: 4}"],
+        ["layer_wbit", "'cnov2'", "matches no layer", "did you mean 'conv2'", "the model has"],
+    ),
+    "a rule's pattern that matches nothing": (
+        ["+quant.rules.stem={layers: stem, weight: {bits: 4}}"],
+        ["quant.rules.stem", "'stem'", "matches no layer", "such as conv1"],
+    ),
+    "bits outside the method's range": (
+        ["layer_wbit=20"],
+        ["conv2 (weight)", "bits=20", "allowed are 1..16", "32 leaves the tensor in float"],
+    ),
+    "one bit for a signed uniform weight": (
+        ["layer_wbit=1"],
+        ["conv2 (weight)", "bits=1", "no positive level", "allowed are 2..16", "quant=dorefa"],
+    ),
+    "bits that are none": (["layer_abit=x"], ["layer_abit", "got 'x'", "allowed are whole numbers", "32 for float"]),
+    "a list of the wrong length": (
+        ["layer_abit=[32,8]"],
+        ["layer_abit has 2 entries", "4 groups", "conv1, conv2 + conv3, conv4, fc", "'...' repeats"],
+    ),
+    "an unsigned quantizer that saw negatives": (
+        ["quant.input.symmetric=true", "+quant.input.signed=false"],
+        [
+            "conv1 (input)",
+            "unsigned quantizer saw negative values (least -",
+            "use signed: auto or true",
+            "leave this tensor in float",
+        ],
+    ),
+    "a rule that changes nothing": (
+        ["layer_wbit=[8,4,4,8]", "+quant.rules.mid={layers: conv2, weight: {bits: 3}}"],
+        ["quant.rules.mid changes nothing", "decided by layer_wbit[1]", "remove the rule or what overrules it"],
+    ),
+    "an argument no method knows": (["+quant.weight.roundign=floor"], ["conv1 (weight)", "roundign"]),
+    "an unknown granularity": (
+        ["quant.weight.granularity=row"],
+        ["conv1 (weight)", "granularity: got 'row'", "allowed are tensor, channel, group:N"],
+    ),
+    "an unknown batch norm policy": (["bn=drop"], ["bn='drop'", "allowed are fold, keep, freeze"]),
+    "a missing weights file": (
+        ["weights=nowhere/net.pth"],
+        ["weights=nowhere/net.pth", "no such file", "Allowed: a file, a run folder"],
+    ),
+    "a missing plan": (["plan=nowhere/layers.csv"], ["plan=nowhere/layers.csv", "cannot be read"]),
+    "kernels that are not there": (["kernels=fast"], ["kernels=fast"]),
+    "no calibration images": (["n_calibrate=0"], ["0 calibration images asked for", "at least 1"]),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_the_message_says_all_of_it(run, mistake):
+    overrides, parts = MISTAKES[mistake]
+    metrics = run("study=s", *overrides)
+    assert metrics["status"] == "failed"
+    assert metrics["error"].startswith("QexpError: "), metrics["error"]
+    for part in parts:
+        assert part in metrics["error"], metrics["error"]
+
+
+def test_a_checkpoint_that_does_not_fit(run, tmp_path):
+    path = tmp_path / "other.safetensors"
+    save_weights(Residual(), path)
+    error = run("study=s", f"weights={path}")["error"]
+    for part in ("does not fit DigitsCNN", "missing: conv1.weight", "unexpected", "Check model= and its arguments"):
+        assert part in error, error
+
+
+def test_a_quantized_checkpoint_is_no_float_network(run, tmp_path):
+    done = run("study=s", "schedule=qat", "schedule.epochs=1", "trainer.limit_train_batches=1", "quant=lsq")
+    error = run("study=s", f"weights={tmp_path / 'runs' / 's' / done['point']}")["error"]
+    assert "It holds quantizers: weights= takes a float network's" in error, error
+
+
+def test_a_recipe_that_differs_from_the_checkpoints(run, tmp_path):
+    """The point's hash keeps recipes apart; a checkpoint that came here another way is not taken for ours."""
+    options = ("study=s", "schedule=qat", "schedule.epochs=1", "trainer.limit_train_batches=1", "quant=lsq")
+    four = run(*options, "bits=w4a4")
+    three = run(*options, "bits=w3a3")
+    runs = tmp_path / "runs" / "s"
+    for name, other in (("lsq", three), ("pact", run(*options, "quant=pact", "bits=w3a3"))):
+        last = runs / other["point"] / "checkpoints" / "last.ckpt"
+        last.write_bytes((runs / four["point"] / "checkpoints" / "last.ckpt").read_bytes())
+        (runs / other["point"] / "metrics.json").unlink()
+        error = run(*options, f"quant={name}", "bits=w3a3")["error"]
+        for part in (str(last), "the recipe differs from the checkpoint's", "conv2.", "force=true to start anew"):
+            assert part in error, error
+
+
+@pytest.mark.parametrize("bad", ["nan", "inf"])
+def test_weights_that_are_not_finite_name_layer_and_batch(run, digits_weights, tmp_path, bad):
+    from safetensors.torch import load_file, save_file
+
+    state = load_file(digits_weights)
+    state["conv2.weight"][0, 0, 0, 0] = float(bad)
+    save_file(state, tmp_path / "bad.safetensors")
+    error = run("study=s", f"weights={tmp_path / 'bad.safetensors'}")["error"]
+    for part in ("NonFinite: conv2 (output), calibration batch 0", "values are NaN or infinite", "check the weights"):
+        assert part in error, error
+
+
+QUIET = ("trainer=cpu", "trainer.enable_progress_bar=false", "kernels=reference", "model=resnet20")
+
+
+def test_a_data_folder_that_is_missing(compose, tmp_path):
+    folder = tmp_path / "nowhere"
+    metrics = pipeline.run(compose(*QUIET, "dataset=cifar10", f"dataset.data.root={folder}", f"runs_dir={tmp_path}"))
+    assert metrics["status"] == "failed"
+    for part in ("QexpError", "CIFAR10", str(folder), "download"):
+        assert part in metrics["error"], metrics["error"]
+
+
+def test_a_network_for_other_images(compose, tmp_path):
+    metrics = pipeline.run(compose(*QUIET, "dataset=digits", f"runs_dir={tmp_path}"))
+    assert metrics["status"] == "failed" and metrics["error"].startswith("QexpError: "), metrics["error"]
+
+
+def test_missing_kernels_are_no_error(run, caplog):
+    from qexp.callbacks import kernels
+
+    kernels._said.clear()
+    with caplog.at_level(logging.INFO):
+        assert run("study=s", "kernels=auto")["status"] == "ok"
+    lines = [r.getMessage() for r in caplog.records if r.getMessage().startswith("kernels: ")]
+    assert len(lines) == 1 and "(" in lines[0]
+
+
+def command(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "run.py", f"runs_dir={tmp_path / 'runs'}", "study=s", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+
+
+@pytest.mark.slow
+def test_a_sweep_goes_on_after_a_failed_point_and_ends_non_zero(tmp_path, digits):
+    done = command(tmp_path, *digits, "-m", "layer_wbit=2,1,8")
+    assert done.returncode != 0, done.stdout
+    table = pd.read_csv(tmp_path / "runs" / "s" / "results.csv")
+    assert dict(zip(table.layer_wbit, table.status)) == {1: "failed", 2: "ok", 8: "ok"}
+    assert "no positive level" in table.set_index("layer_wbit").error[1]
+    assert "1 point failed" in done.stdout + done.stderr and (tmp_path / "runs" / "s" / "dashboard.html").exists()
+    again = command(tmp_path, *digits, "-m", "layer_wbit=2,8")
+    assert again.returncode == 0 and again.stdout.count("finished earlier") == 2, again.stdout
+
+
+@pytest.mark.slow
+def test_a_single_mistake_ends_non_zero_without_a_traceback(tmp_path, digits):
+    done = command(tmp_path, *digits, "layer_abit=[32,8]")
+    assert done.returncode != 0 and "layer_abit has 2 entries" in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
