@@ -1,0 +1,124 @@
+"""Corrections of the mean (and spread) that quantization shifts in each channel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from qexp.errors import QexpError
+from qexp.layers.quantized import channel_axis, quantizers, weight_of
+from qexp.passes.base import Moment, Pass
+from qexp.quantizers.base import Quantizer
+
+Correction = tuple[Tensor, Tensor]
+
+
+def mean(w: Tensor, q: Tensor) -> Correction:
+    """Returns gain 1 and the offset that restores the mean of each row of `w` `[O, n]`."""
+    return torch.ones_like(w[:, 0]), w.mean(1) - q.mean(1)
+
+
+def var_mean(w: Tensor, q: Tensor) -> Correction:
+    """Returns the gain that restores the standard deviation of each row, and the offset that restores its mean."""
+    spread = q.std(1, unbiased=True) if w.shape[1] > 1 else torch.zeros_like(q[:, 0])
+    own = w.std(1, unbiased=True) if w.shape[1] > 1 else spread
+    gain = torch.where(spread > 0, own / (spread + 1e-8), torch.ones_like(own))
+    return gain, w.mean(1) - gain * q.mean(1)
+
+
+def paper(w: Tensor, q: Tensor) -> Correction:
+    """Returns `xi` and `xi mu` of `xi (q + mu)`: the spread is restored, the mean becomes `xi` times the original."""
+    shift = w.mean(1) - q.mean(1)
+    norm = (q - q.mean(1, keepdim=True)).norm(dim=1)
+    own = (w - w.mean(1, keepdim=True)).norm(dim=1)
+    xi = torch.where(norm > 0, own / torch.where(norm > 0, norm, 1.0), torch.ones_like(own))
+    return xi, xi * shift
+
+
+FORMS: dict[str, Callable[[Tensor, Tensor], Correction]] = {"mean": mean, "var_mean": var_mean, "paper": paper}
+
+
+class BiasCorrection(Pass):
+    """Restores the mean of each output channel of the quantized weights, once, after calibration.
+
+    The codes stay; the quantizer carries a gain and an offset for each channel, `w^ = gain * x^ + offset`, which the epilogue of an
+    integer layer applies (the offset times the sum of its inputs). Afterwards w^ is off the integer grid.
+
+    Args:
+        form: `mean` restores the mean; `var_mean` the standard deviation (unbiased, as the source) and the mean; `paper` the spread,
+            and scales the restored mean with it, as equations 12-13 are written.
+
+    Source: Banner et al. 2019 (arXiv 1810.05723), section 5; `mean` and `var_mean` as in their code.
+    Differs from the source: a channel whose quantized values are all equal keeps gain 1.
+    """
+
+    def __init__(self, form: Literal["mean", "var_mean", "paper"] = "mean") -> None:
+        if form not in FORMS:
+            raise QexpError(f"BiasCorrection(form={form!r}): allowed are {', '.join(FORMS)}")
+        self.form = form
+
+    @torch.no_grad()
+    def on_fitted(self, model: nn.Module, moment: Moment) -> None:
+        """Corrects every quantized weight; reports how many, and the largest shift of a mean in units of its step."""
+        count, largest = 0, 0.0
+        for name, site, q in quantizers(model):
+            if site != "weight":
+                continue
+            layer = model.get_submodule(name)
+            if q.gain is not None:
+                raise QexpError(
+                    f"{name} ({site}): corrected twice; list bias correction once, or let quantizers not do it themselves"
+                )
+            w, axis = weight_of(layer, site).double(), channel_axis(layer, site)
+            before = q(w.float()).double()
+            rows, quantized = (t.movedim(axis, 0).flatten(1) for t in (w, before))
+            gain, offset = FORMS[self.form](rows, quantized)
+            shape = [-1 if d == axis else 1 for d in range(w.ndim)]
+            q.correct(gain.reshape(shape), offset.reshape(shape))
+            shift = (rows.mean(1) - quantized.mean(1)).abs() / torch.as_tensor(q.scale).double().mean()
+            count, largest = count + 1, max(largest, float(shift.max()))
+        if not count:
+            raise QexpError("bias correction found no quantized weight to correct")
+        moment.findings |= {"corrected_weights": count, "largest_mean_shift": round(largest, 4)}
+
+
+def restore_mean(x: Tensor, quantized: Tensor) -> Tensor:
+    """Returns `quantized` plus, where it is positive, what the mean of its channel lacks of `relu(x)`; both `[N, C, ...]`.
+
+    `d_c = (sum relu(x) - sum x_q) / (#{x > 0} + 1e-8)`, over the batch.
+
+    Source: the activation bias correction of cnn-quantization.
+    """
+    over = [d for d in range(x.ndim) if d != 1]
+    lack = (x.relu() - quantized).sum(over, keepdim=True) / ((x > 0).sum(over, keepdim=True) + 1e-8)
+    return torch.where(quantized > 0, quantized + lack, quantized)
+
+
+class _Restore:
+    """A hook on a quantizer; a class of its own so that the model can be copied and saved."""
+
+    def __call__(self, quantizer: Quantizer, args: tuple[Tensor, ...], y: Tensor) -> Tensor:
+        return restore_mean(args[0], y)
+
+
+class ActivationBiasCorrection(Pass):
+    """Restores the mean of every quantized output that a ReLU follows, in each batch: an analysis, not a method for hardware.
+
+    It needs the float result at inference, so the record says `not_mappable`; the codes know nothing of it.
+
+    Source: the option of cnn-quantization.
+    """
+
+    def on_fitted(self, model: nn.Module, moment: Moment) -> None:
+        """Hooks the outputs; raises where there is none."""
+        found = [q for name, site, q in quantizers(model) if site == "output" and name in moment.facts.followed_by_relu]
+        if not found:
+            raise QexpError(
+                "activation bias correction found no quantized output that a ReLU follows (quant=aciq_full has some)"
+            )
+        for q in found:
+            q.register_forward_hook(_Restore())
+        moment.findings |= {"corrected_outputs": len(found), "hardware": "not_mappable: activation bias correction"}
