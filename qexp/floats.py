@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +20,8 @@ from pytorch_lightning import LightningDataModule
 from torch import Tensor, nn
 
 from qexp import training
-from qexp.calibration.cache import tensor_hash
+from qexp.calibration.cache import behaviour, tensor_hash
+from qexp.record import NOT_CONTENT_TRAINER
 from qexp.weights import load_weights, save_weights, sha256
 
 log = logging.getLogger(__name__)
@@ -41,6 +45,14 @@ def build(cfg: DictConfig) -> nn.Module:
     """Returns the network with fresh weights, seeded."""
     training.seed(cfg.seed)
     return instantiate(cfg.model.net)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Inside, no other process is inside for the same folder."""
+    with (folder / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def contents(cfg: DictConfig) -> dict[str, str]:
@@ -71,26 +83,38 @@ def float_model(cfg: DictConfig, data: LightningDataModule) -> nn.Module:
         return model
     log.info("weights: none given, so the float network is trained first and kept in %s", folder)
     folder.mkdir(parents=True, exist_ok=True)
-    schedule = cfg.schedule.pretrain if "pretrain" in cfg.schedule else cfg.schedule
-    training.fit(training.task(model, cfg.dataset.num_classes, schedule), data, cfg, schedule, "float", folder)
-    save_weights(model, done)
+    with locked(folder):  # points that run side by side train it once
+        if done.exists():
+            load_weights(model, done)
+            return model
+        schedule = float_schedule(cfg)
+        training.fit(training.task(model, cfg.dataset.num_classes, schedule), data, cfg, schedule, "float", folder)
+        save_weights(model, done)
     return model
 
 
+def float_schedule(cfg: DictConfig) -> DictConfig:
+    """Returns the schedule that trains the float network: the schedule itself where it is one, else its `pretrain`."""
+    return cfg.schedule if cfg.schedule.name == "float" else cfg.schedule.pretrain
+
+
 def _float_hash(cfg: DictConfig, data: LightningDataModule) -> str:
-    schedule = cfg.schedule.pretrain if "pretrain" in cfg.schedule else cfg.schedule
-    limits = {k: cfg.trainer.get(k) for k in ("limit_train_batches", "precision", "max_steps")}
-    content = [OmegaConf.to_container(n, resolve=True) for n in (cfg.model.net, schedule)]
-    text = json.dumps(
-        [content, limits, cfg.seed, data.fingerprint(), cfg.dataset.data.batch_size], sort_keys=True, default=str
-    )
+    images = OmegaConf.to_container(cfg.dataset.data, resolve=True)
+    trainer = OmegaConf.to_container(cfg.trainer, resolve=True)
+    for key in ("root", "download", "max_samples", "eval_batch_size"):
+        images.pop(key, None)
+    for key in (*NOT_CONTENT_TRAINER, "limit_test_batches"):
+        trainer.pop(key, None)
+    content = [OmegaConf.to_container(n, resolve=True) for n in (cfg.model.net, float_schedule(cfg))]
+    text = json.dumps([content, images, trainer, cfg.seed, data.fingerprint()], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def reference(cfg: DictConfig, model: nn.Module, data: LightningDataModule, folder: Path) -> Reference:
     """Returns the float network's score, from the same evaluation the quantized one goes through; kept by weights and images."""
-    images = [data.fingerprint(), cfg.max_samples, cfg.trainer.get("limit_test_batches")]
-    name = hashlib.sha256(json.dumps([tensor_hash(model.state_dict()), images], default=str).encode()).hexdigest()[:16]
+    how = [data.fingerprint(), cfg.max_samples, cfg.trainer.get("limit_test_batches"), cfg.trainer.get("precision")]
+    network = [tensor_hash(model.state_dict()), [(name, *behaviour(m)) for name, m in model.named_modules()]]
+    name = hashlib.sha256(json.dumps([network, how], default=str).encode()).hexdigest()[:16]
     path = cache_dir(cfg) / "reference" / f"{name}.npz"
     if path.exists():
         try:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import operator
 from dataclasses import dataclass, field
 
 import torch
@@ -17,7 +16,7 @@ from torch import Tensor, fx, nn
 
 from qexp.errors import QexpError
 from qexp.layers.quantized import GRADIENT, QUANTIZED, WEIGHTED, float_class
-from qexp.layers.swap import quantizers_off
+from qexp.layers.swap import evaluating, quantizers_off
 from qexp.models.modules import Add, Concat
 from qexp.strays import stray_weights
 
@@ -105,13 +104,10 @@ def _run(model: nn.Module, example: Tensor) -> tuple[list[str], dict[str, dict[s
         return seen
 
     handles = [m.register_forward_hook(hook(n)) for n, m in model.named_modules() if float_class(m) in QUANTIZED]
-    training = model.training
-    model.eval()
     try:
-        with quantizers_off(model):
+        with evaluating(model), quantizers_off(model):
             model(example)
     finally:
-        model.train(training)
         for handle in handles:
             handle.remove()
     return order, shapes
@@ -195,12 +191,3 @@ def _read(graph: fx.Graph, model: nn.Module) -> dict:
             operands = tuple(reaches(arg) for arg in node.args if isinstance(arg, fx.Node))
             sources.setdefault(node.target, operands)
     return {"bn_of": bn_of, "followed_by_relu": frozenset(relu_after), "sources": sources}
-
-
-def functional_adds(model: nn.Module) -> int:
-    """Returns how many additions a model does outside modules, which therefore cannot carry quantizers."""
-    graph, _ = _trace(model)
-    if graph is None:
-        return 0
-    adds = {operator.add, operator.iadd, torch.add}
-    return sum(node.op == "call_function" and node.target in adds for node in graph.nodes)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from qexp.calibration.calibrate import Calibration
 from qexp.calibration.measure import measure
 from qexp.calibration.stats import TensorStats
-from qexp.cost import cost, layer_costs, params
+from qexp.cost import cost, layer_costs
 from qexp.diagnosis import diagnose
 from qexp.floats import Reference
 from qexp.graph import Facts
@@ -65,6 +65,7 @@ def plan_summary(plan: Plan, facts: Facts) -> str:
 def metrics(
     cfg: DictConfig,
     model: nn.Module,
+    size: int,
     facts: Facts,
     plan: Plan,
     score: dict[str, float],
@@ -72,16 +73,15 @@ def metrics(
     reference: Reference | None,
     seconds: dict[str, float],
 ) -> dict[str, Any]:
-    """Returns the point's row of `results.csv`; shares in percent."""
+    """Returns the point's row of `results.csv`; shares in percent; `size` is the float network's number of parameters."""
     layers = layer_costs(model, facts)
-    own = sum(p.numel() for _, _, q in quantizers(model) for p in q.parameters())
-    price = cost(layers, plan.bits("weight"), plan.bits("input"), params(model) - own)
+    price = cost(layers, plan.bits("weight"), plan.bits("input"), size)
     low, high = wilson(int(correct.sum()), len(correct))
     value = 100 * float(correct.double().mean()) if len(correct) else math.nan
     top1_float = 100 * float(reference.correct.double().mean()) if reference else None
     carried = {e.rule: e for e in plan}
     first_input = next((e for e in plan if e.layer == facts.first and e.site == "input"), None)
-    weight = next((e for e in plan if e.site == "weight" and e.spec), None)
+    shared = [str(e.spec.get("granularity", "tensor")) for e in plan if e.site == "weight" and e.spec]
     adds = [n for n in facts.order if float_class(model.get_submodule(n)).__name__ == "Add"]
     quantized_adds = [e for e in plan if e.layer in adds and e.spec]
     return {
@@ -107,11 +107,11 @@ def metrics(
         "seconds_calibrate": round(seconds.get("calibrate", 0.0), 3),
         "seconds_train": round(seconds.get("train", 0.0), 3),
         "seconds_evaluate": round(seconds.get("evaluate", 0.0), 3),
-        "device": device_name(),
+        "device": device_name(cfg),
         "torch": torch.__version__,
         "commit": commit(),
-        "rounding": next((q.rounding for _, _, q in quantizers(model)), ""),
-        "granularity": str((weight.spec or {}).get("granularity", "tensor")) if weight else "",
+        "rounding": ", ".join(sorted({q.rounding for _, _, q in quantizers(model)})),
+        "granularity": max(shared, key=shared.count) if shared else "",
         "add": "quantized" if quantized_adds else "float",
         "quantize_input": bool(first_input and first_input.spec),
         "rules": sorted(carried),
@@ -154,7 +154,7 @@ def layer_table(model: nn.Module, plan: Plan, facts: Facts, images: Tensor) -> p
         if key in fitted:
             q = fitted[key]
             scale, zero = torch.as_tensor(q.scale).detach().flatten(), torch.as_tensor(q.zero_point).detach().flatten()
-            qmin, qmax = (float(torch.as_tensor(v).float().mean()) for v in q.limits)
+            qmin, qmax = (torch.as_tensor(v).detach().float().flatten() for v in q.limits)
             row |= q.describe() | {"scale": _brief(scale), "zero_point": _brief(zero)}
             row |= {"low": float(((qmin - zero) * scale).min()), "high": float(((qmax - zero) * scale).max())}
             row |= measured.get(key, {})

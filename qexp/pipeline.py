@@ -18,6 +18,7 @@ from torch import nn
 from qexp import floats, outcome, training
 from qexp.calibration.calibrate import Calibration, calibrate
 from qexp.callbacks.kernels import load_kernels
+from qexp.cost import params
 from qexp.datasets import load_data
 from qexp.errors import QexpError
 from qexp.graph import Facts, facts
@@ -54,7 +55,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
             record.start_over()
         metrics = experiment(cfg, data, record)
     except Exception as error:  # one point's failure is recorded; a sweep goes on
-        record = record or Record(Path(cfg.runs_dir) / cfg.study / point_hash(cfg, {}))
+        record = record or Record(Path(cfg.runs_dir) / cfg.study / f"failed-{point_hash(cfg, {})}")
         record.folder.mkdir(parents=True, exist_ok=True)
         metrics = record.failed(cfg, error)
         log.error("%s failed: %s", outcome.title(cfg), error, exc_info=None if isinstance(error, QexpError) else error)
@@ -75,7 +76,8 @@ def experiment(cfg: DictConfig, data: LightningDataModule, record: Record) -> di
     scratch = cfg.schedule.name == "qat_scratch"
     model = floats.build(cfg) if scratch else floats.float_model(cfg, data)
     float_score = None if scratch else floats.reference(cfg, model, data, record.folder)
-    images = data.calibration_batches(min(cfg.n_calibrate, data.calibration_size), CALIBRATION_BATCH, cfg.seed)
+    images = data.calibration_batches(cfg.n_calibrate, CALIBRATION_BATCH, cfg.seed)
+    size = params(model)
     structure = fold(cfg, model, data.example())
     passes, moment = load_passes(cfg), Moment(structure, images, {})
     for edit in passes:
@@ -87,12 +89,13 @@ def experiment(cfg: DictConfig, data: LightningDataModule, record: Record) -> di
         for edit in passes:
             edit.on_fitted(model, moment)
 
-    if cfg.schedule.epochs and cfg.schedule.name != "float":
+    if trains(cfg):
+        training.seed(cfg.seed)  # whatever random numbers the float network has used, or not, being cached
         module = training.task(model, cfg.dataset.num_classes, cfg.schedule, freeze_bn=cfg.bn == "freeze")
         seconds["train"] = training.fit(module, data, cfg, cfg.schedule, outcome.title(cfg), record.folder)
     score, correct, seconds["evaluate"] = training.evaluate(model, data, cfg, outcome.title(cfg), record.folder)
 
-    metrics = outcome.metrics(cfg, model, structure, plan, score, correct, float_score, seconds)
+    metrics = outcome.metrics(cfg, model, size, structure, plan, score, correct, float_score, seconds)
     metrics |= {
         "kernels": kernels,
         "point": record.folder.name,
@@ -133,6 +136,8 @@ def attach(cfg: DictConfig, model: nn.Module, structure: Facts) -> Plan:
 
 def recipe(cfg: DictConfig) -> Recipe:
     """Returns the recipe a configuration asks for, as plain values."""
+    if cfg.schedule.name == "float":
+        return Recipe(sites={}, wbit=32, abit=32)
     quant = OmegaConf.to_container(cfg.quant, resolve=True)
 
     def plain(value: Any) -> Any:
@@ -170,6 +175,12 @@ def find_ranges(cfg: DictConfig, model: nn.Module, moment: Moment, passes: list[
 
 def _is_sweep() -> bool:
     return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+
+
+def trains(cfg: DictConfig) -> bool:
+    """Whether this point trains the network it evaluates (a float schedule without weights has done so already)."""
+    learns = cfg.schedule.get("optimizer") is not None and cfg.schedule.epochs
+    return bool(learns) and (cfg.schedule.name != "float" or cfg.weights is not None)
 
 
 def check_input(cfg: DictConfig, example: torch.Tensor) -> None:

@@ -16,21 +16,28 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 log = logging.getLogger(__name__)
 
 # what does not change a result: where it runs and is kept, what happens on the side
 _NOT_CONTENT = ("runs_dir", "study", "kernels", "callbacks", "force")
-_NOT_CONTENT_TRAINER = ("accelerator", "devices", "strategy", "num_nodes", "enable_progress_bar")
+NOT_CONTENT_TRAINER = ("accelerator", "devices", "strategy", "num_nodes", "enable_progress_bar")
 
 
 def point_hash(cfg: DictConfig, contents: dict[str, str]) -> str:
     """Returns the name of a point: a hash of the resolved configuration and of the contents it refers to (weights, data)."""
-    content = OmegaConf.to_container(cfg, resolve=True)
+    try:
+        content = OmegaConf.to_container(cfg, resolve=True)
+    except OmegaConfBaseException:  # an interpolation that cannot be resolved: the point will fail, under this name
+        content = OmegaConf.to_container(cfg, resolve=False)
     for key in _NOT_CONTENT:
         content.pop(key, None)
-    for key in _NOT_CONTENT_TRAINER:
+    for key in NOT_CONTENT_TRAINER:
         content.get("trainer", {}).pop(key, None)
+    content.get("dataset", {}).get("data", {}).pop("root", None)  # the images count, not where they lie
+    for key in contents:
+        content.pop(key, None)  # likewise a weights file, a plan
     text = json.dumps([content, contents], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -61,6 +68,7 @@ class Record:
     def open(self, cfg: DictConfig) -> None:
         """Makes the folder, writes the resolved configuration and the environment, and starts the log."""
         self.folder.mkdir(parents=True, exist_ok=True)
+        self.metrics_path.unlink(missing_ok=True)  # a run killed half-way must not look finished
         self.write("config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
         self.write("environment.json", json.dumps(environment(), indent=1))
         self._log = logging.FileHandler(self.folder / "log.txt", mode="w")
@@ -90,7 +98,8 @@ class Record:
 
     def failed(self, cfg: DictConfig, error: BaseException) -> dict[str, Any]:
         """Writes and returns the metrics of a point that failed, with its error; the traceback goes into `log.txt`."""
-        log.debug("%s", "".join(traceback.format_exception(error)))
+        with (self.folder / "log.txt").open("a") as file:
+            file.write("".join(traceback.format_exception(error)))
         metrics = {
             "status": "failed",
             "error": f"{type(error).__name__}: {error}",
@@ -108,15 +117,16 @@ def asked(cfg: DictConfig) -> dict[str, Any]:
         plain = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
         return plain if isinstance(plain, int | float | str | None) else json.dumps(plain).replace('"', "")
 
+    floating = cfg.schedule.name == "float"  # nothing is quantized, whatever the other keys say
     return {
         "study": cfg.study,
         "model": cfg.model.name,
         "dataset": cfg.dataset.name,
-        "quant": cfg.quant.name,
+        "quant": "none" if floating else cfg.quant.name,
         "schedule": cfg.schedule.name,
-        "layer_wbit": short(cfg.layer_wbit),
-        "layer_abit": short(cfg.layer_abit),
-        "ends_bit": cfg.ends_bit,
+        "layer_wbit": 32 if floating else short(cfg.layer_wbit),
+        "layer_abit": 32 if floating else short(cfg.layer_abit),
+        "ends_bit": 32 if floating else cfg.ends_bit,
         "bn": cfg.bn,
         "seed": cfg.seed,
     }

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from qexp.callbacks.curves import Curves
 from qexp.callbacks.progress import Progress
+from qexp.callbacks.steps import OptimizerSteps
 from qexp.errors import QexpError
 from qexp.layers.quantized import is_quantizer_parameter, latent_decays
 from qexp.layers.swap import baked_weights
@@ -76,7 +77,8 @@ def make_trainer(
     cfg: DictConfig, phase: str, folder: Path, callbacks: list[Callback] | None = None, **options: Any
 ) -> Trainer:
     """Returns a Trainer for one phase: the configured callbacks, curves and progress bound to this run's folder and name."""
-    chosen = [*(instantiate(node) for node in cfg.callbacks.values() if node), *(callbacks or [])]
+    # memory of methods advances whatever callbacks are chosen: it is part of what a method computes
+    chosen = [OptimizerSteps(), *(instantiate(node) for node in cfg.callbacks.values() if node), *(callbacks or [])]
     for callback in chosen:
         if isinstance(callback, Curves):
             callback.path = folder / "curves.csv"
@@ -84,6 +86,11 @@ def make_trainer(
             callback.phase = phase
     if not cfg.trainer.get("enable_progress_bar", True):
         chosen = [c for c in chosen if not isinstance(c, Progress)]
+    if str(cfg.trainer.get("devices")) not in ("1", "auto") and cfg.trainer.get("num_nodes", 1) == 1:
+        raise QexpError(
+            f"trainer.devices={cfg.trainer.devices}: a point runs on one device so far (statistics and scores of several "
+            "processes are not merged yet); spread the points of a sweep instead"
+        )
     return instantiate(
         cfg.trainer,
         callbacks=chosen,
@@ -164,6 +171,7 @@ def seed(value: int) -> None:
     seed_everything(value, workers=True, verbose=False)
 
 
-def device_name() -> str:
-    """Returns the accelerator's name, or `cpu`."""
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+def device_name(cfg: DictConfig) -> str:
+    """Returns the name of the accelerator the trainer uses, or `cpu`."""
+    on_gpu = cfg.trainer.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    return torch.cuda.get_device_name() if on_gpu else "cpu"

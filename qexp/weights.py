@@ -133,7 +133,8 @@ def fit_keys(
 ) -> dict[str, Tensor]:
     """`state` under the names of `own`: wrapper prefixes stripped, `key_map` applied, BN counters filled in.
 
-    A quantized run's scales and clips are left out: what is read are the float weights beneath. A prefix is stripped where every key has it and no key of `own` does. Old files lack `num_batches_tracked`.
+    A quantized run's scales and clips are left out: what is read are the float weights beneath. A prefix is stripped
+    where every key has it and no key of `own` does. Old files lack `num_batches_tracked`.
     """
     out = {key.replace("._orig_mod.", "."): value for key, value in state.items() if "_quantizer." not in key}
     stripping = True

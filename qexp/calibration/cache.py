@@ -46,12 +46,12 @@ def content_hash(
     own = {id(t) for _, _, q in quantizers(model) for t in [*q.parameters(), *q.buffers()]}
     weights = {k: v for k, v in [*model.named_parameters(), *model.named_buffers()] if id(v) not in own}
     carried = {id(layer.site(site)) for _, layer in quantized_layers(model) for site in layer.sites}
-    modules = [(name, *_behaviour(m)) for name, m in model.named_modules() if id(m) not in carried]
+    modules = [(name, *behaviour(m)) for name, m in model.named_modules() if id(m) not in carried]
     text = json.dumps([_VERSION, modules, channel_histograms, *collectors, tensor_hash(weights), tensor_hash(batches)])
     return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
-def _behaviour(module: nn.Module) -> tuple[str, dict[str, str]]:
+def behaviour(module: nn.Module) -> tuple[str, dict[str, str]]:
     """Returns a module's float class and its plain settings (stride, a switch of its forward): what weights do not tell."""
     kind = float_class(module)
     plain = (bool, int, float, str, tuple, type(None))

@@ -17,7 +17,7 @@ from qexp.calibration.collectors import Collector, merged, synced
 from qexp.calibration.stats import NonFinite, TensorStats, sample_extremes, sums, together
 from qexp.errors import QexpError
 from qexp.layers.quantized import QUANTIZED, float_class, quantizers, weight_of
-from qexp.layers.swap import quantizers_off
+from qexp.layers.swap import evaluating, quantizers_off
 from qexp.numerics.granularity import PerChannel, PerGroup, PerTensor
 
 log = logging.getLogger(__name__)
@@ -131,10 +131,8 @@ def collect(
         if float_class(module) in QUANTIZED:
             handles.append(module.register_forward_pre_hook(before(name)))
             handles.append(module.register_forward_hook(lambda _, __, y, name=name: see((name, "output"), y)))
-    training = model.training
-    model.eval()
     try:
-        with quantizers_off(model):
+        with evaluating(model), quantizers_off(model):
             bar = tqdm(batches, desc="calibrate", unit="batch", leave=False, disable=not progress)
             for number, images in enumerate(bar):
                 model(images)
@@ -143,7 +141,6 @@ def collect(
                     for key in aliases:
                         del stats[key]
     finally:
-        model.train(training)
         for handle in handles:
             handle.remove()
     calibration = Calibration(stats, aliases)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from qexp.layers.quantized import quantizers, weight_of
+from qexp.layers.swap import evaluating
 from qexp.quantizers.base import Quantizer
 
 
@@ -26,12 +27,10 @@ def measure(model: nn.Module, images: Tensor) -> dict[tuple[str, str], dict[str,
         if id(quantizer) not in by_module:
             handles.append(quantizer.register_forward_hook(_hook(by_module, out)))
         by_module.setdefault(id(quantizer), []).append((name, site))
-    training = model.training
-    model.eval()
     try:
-        model(images)
+        with evaluating(model):
+            model(images)
     finally:
-        model.train(training)
         for handle in handles:
             handle.remove()
     return out
@@ -46,7 +45,7 @@ def _hook(by_module: dict[int, list[tuple[str, str]]], out: dict):
 
 
 def tensor_errors(quantizer: Quantizer, x: Tensor, y: Tensor | None = None) -> dict[str, float]:
-    """Returns the error measures of one tensor; saturation counts values beyond the outermost levels by more than half a step."""
+    """Returns the error measures of one tensor; saturation counts values on the outermost levels that lie more than half a step away."""
     x = x.detach().float()
     y = (quantizer(x) if y is None else y).detach().float()
     codes = quantizer.codes(x).flatten()
@@ -54,14 +53,15 @@ def tensor_errors(quantizer: Quantizer, x: Tensor, y: Tensor | None = None) -> d
     power = x.square().sum()
     used, counts = torch.unique(codes, return_counts=True)
     share = counts.double() / counts.sum()
-    scale = torch.as_tensor(quantizer.scale)
-    step = scale if scale.numel() == 1 or scale.ndim == x.ndim else scale.mean()
+    outside = (codes == codes.min()) | (codes == codes.max())
+    rows, _ = quantizer.rows((x - y).abs())
+    far = (rows > 0.501 * torch.as_tensor(quantizer.scale).to(x.device)).flatten()
     return {
         "sqnr": float(10 * torch.log10(power / error)) if error > 0 and power > 0 else float("inf"),
         "mse": float(error / x.numel()),
         "cosine": float((x * y).sum() / (power.sqrt() * y.square().sum().sqrt()).clamp_min(1e-30)),
         "norm1": float(100 * (x - y).abs().sum() / x.abs().sum().clamp_min(1e-30)),
-        "saturation": float(100 * ((x - y).abs() > 0.501 * step).double().mean()),
+        "saturation": float(100 * (outside & far).double().mean()),
         "entropy": float(-(share * share.log2()).sum()),
         "levels_used": len(used),
     }

@@ -7,7 +7,7 @@ from qexp_kernels import fixed_point_conv2d, fixed_point_linear
 from torch import Tensor, nn
 
 from qexp.errors import QexpError
-from qexp.layers.quantized import Quantized, QuantConv1d, QuantConv2d, QuantConv3d, QuantConvTranspose2d, QuantLinear
+from qexp.layers.quantized import QuantConv1d, QuantConv2d, QuantConv3d, QuantConvTranspose2d, Quantized, QuantLinear
 from qexp.quantizers.fixed_point import FixedPoint
 
 ACCUM = ("exact", "per_op", "per_add")

@@ -21,6 +21,9 @@ from qexp.quantizers.base import Quantizer
 GRADIENT = "grad_output"  # the gradient with respect to a layer's result, before the layer uses it
 
 
+BAKED = "baked_weight"  # a buffer, so that it follows the layer to its device; held while evaluating, never saved
+
+
 def attribute(site: str) -> str:
     """Returns the submodule that holds a site's quantizer: `input.0` -> `input_0_quantizer`."""
     return site.replace(".", "_") + "_quantizer"
@@ -37,7 +40,6 @@ class Quantized(nn.Module):
     sites: tuple[str, ...] = ("input", "weight", "bias", "output", GRADIENT)
     float_class: type[nn.Module]
     enabled: bool = True  # False: the float layer (see `quantizers_off`)
-    baked_weight: Tensor | None = None  # the quantized weight, held while evaluating (see `baked_weights`)
 
     def configure(self, **options: Any) -> None:
         """Takes the options of the layer's way to compute, once, after the swap; the ordinary way has none."""
@@ -50,7 +52,8 @@ class Quantized(nn.Module):
 
     def quantized_weight(self) -> Tensor:
         """Returns the weight as the layer computes with it."""
-        return self.weight_quantizer(self.weight) if self.baked_weight is None else self.baked_weight
+        baked = self._buffers.get(BAKED)
+        return self.weight_quantizer(self.weight) if baked is None else baked
 
     def quantized_bias(self) -> Tensor | None:
         """Returns the bias as the layer computes with it, None where there is none."""

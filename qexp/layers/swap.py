@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from qexp.errors import QexpError
 from qexp.layers.quantized import (
+    BAKED,
     QUANTIZED,
     WEIGHTED,
     Quantized,
@@ -28,7 +29,12 @@ from qexp.layers.quantized import (
 from qexp.quantizers.base import Quantizer
 
 
-def swap(layer: nn.Module, site_quantizers: Mapping[str, nn.Module], compute: Mapping[str, Any] | None = None) -> None:
+def swap(
+    layer: nn.Module,
+    site_quantizers: Mapping[str, nn.Module],
+    compute: Mapping[str, Any] | None = None,
+    device: torch.device | None = None,
+) -> None:
     """Makes a float layer quantized, in place; sites not named stay float.
 
     Args:
@@ -36,6 +42,7 @@ def swap(layer: nn.Module, site_quantizers: Mapping[str, nn.Module], compute: Ma
         site_quantizers: Quantizer of each site.
         compute: How the layer computes, where not in the ordinary way: `_target_` names a family, a mapping from float class to the
             `Quantized` class that computes so; what else it holds are that class's options, given to its `configure`.
+        device: Where the quantizers go; None takes the layer's own, which a layer without parameters does not tell.
 
     Raises:
         QexpError: Unknown layer type, a site the layer does not have, or a method that refuses the site.
@@ -50,7 +57,7 @@ def swap(layer: nn.Module, site_quantizers: Mapping[str, nn.Module], compute: Ma
                 f"{type(quantizer).__name__} cannot sit on {site!r}; it is made for {', '.join(sorted(quantizer.sites))}"
             )
     layer.__class__ = target
-    device = next((t.device for t in layer.parameters()), None)
+    device = device or next((t.device for t in layer.parameters()), None)
     for site in target.sites:
         quantizer = site_quantizers.get(site, nn.Identity())
         setattr(layer, attribute(site), quantizer.to(device) if device else quantizer)
@@ -85,8 +92,7 @@ def unswap(layer: Quantized) -> None:
     """Makes the layer float again, in place; its float weights are as they were."""
     for site in layer.sites:
         delattr(layer, attribute(site))
-    for name in ("baked_weight", "enabled"):
-        layer.__dict__.pop(name, None)
+    layer.__dict__.pop("enabled", None)
     layer.__class__ = layer.float_class
 
 
@@ -98,6 +104,18 @@ def bake(layer: Quantized) -> None:
             if tensor is not None:
                 tensor.copy_(layer.site(site)(tensor))
     unswap(layer)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Inside, the model is in evaluation mode; afterwards each module is in the mode it was in, frozen ones too."""
+    before = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in before:
+            module.training = training
 
 
 @contextmanager
@@ -120,12 +138,13 @@ def baked_weights(model: nn.Module) -> Iterator[None]:
     layers = [layer for _, layer in quantized_layers(model) if isinstance(layer, WEIGHTED)]
     with torch.no_grad():
         for layer in layers:
-            layer.baked_weight = layer.weight_quantizer(layer.weight).detach()  # never a second parameter
+            layer.register_buffer(BAKED, layer.weight_quantizer(layer.weight).detach(), persistent=False)
     try:
         yield
     finally:
         for layer in layers:
-            layer.baked_weight = None
+            del layer._buffers[BAKED]
+            layer._non_persistent_buffers_set.discard(BAKED)
 
 
 @torch.no_grad()
@@ -134,12 +153,10 @@ def check_all_ran(model: nn.Module, example: Tensor) -> None:
     ran: set[int] = set()
     everyone = list(quantizers(model))
     handles = [q.register_forward_pre_hook(lambda module, _: ran.add(id(module))) for _, _, q in everyone]
-    training = model.training
-    model.eval()
     try:
-        model(example)
+        with evaluating(model):
+            model(example)
     finally:
-        model.train(training)
         for handle in handles:
             handle.remove()
     silent = [f"{name}.{site}" for name, site, q in everyone if id(q) not in ran]

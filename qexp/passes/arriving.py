@@ -37,3 +37,22 @@ def at_output(model: nn.Module, layer: str) -> Quantizer | None:
     module = model.get_submodule(layer)
     own = module.site("output") if isinstance(module, Quantized) and "output" in module.sites else None
     return own if isinstance(own, Quantizer) else None
+
+
+def leaving(model: nn.Module, facts: Facts, layer: str) -> Quantizer | None:
+    """Returns the first quantizer that a layer's result passes: its own, that of the batch norm after it, or that of a consumer."""
+    own = at_output(model, layer)
+    if own is not None:
+        return own
+    after = facts.consumers(layer)
+    norms = [c for c in after if isinstance(model.get_submodule(c), nn.modules.batchnorm._BatchNorm)]
+    for name in norms:
+        found = leaving(model, facts, name)
+        if found is not None:
+            return found
+    for name in after:
+        for operand, names in enumerate(facts.sources[name]):
+            found = arriving(model, facts, name, operand) if layer in names else None
+            if found is not None:
+                return found
+    return None

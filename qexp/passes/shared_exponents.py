@@ -33,7 +33,7 @@ def residual_groups(model: nn.Module, facts: Facts) -> list[list[CAQShift]]:
         met = [q for q in met if isinstance(q, CAQShift)]
         joined = [g for g in groups if any(q is other for q in met for other in g)]
         groups = [g for g in groups if not any(g is j for j in joined)]
-        members = {id(q): q for q in [*sum(joined, []), *met]}
+        members = {id(q): q for q in [*(q for g in joined for q in g), *met]}
         if members:
             groups.append(list(members.values()))
     return groups

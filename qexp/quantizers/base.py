@@ -260,7 +260,7 @@ class AffineQuantizer(Quantizer):
         for name in ("qmin", "qmax"):  # channels may have widths of their own in the checkpoint
             saved = state_dict.get(prefix + name)
             if saved is not None and saved.shape != getattr(self, name).shape:
-                setattr(self, name, torch.zeros_like(saved))
+                setattr(self, name, torch.zeros_like(saved, device=getattr(self, name).device))
         super()._load_from_state_dict(state_dict, prefix, *args)
         qmin, qmax = self.qmin, self.qmax
         self._limits = (int(qmin), int(qmax)) if qmin.numel() == 1 else None

@@ -11,7 +11,7 @@ from torch import Tensor
 from qexp.calibration.collectors import MaxMap
 from qexp.calibration.stats import TensorStats
 from qexp.errors import QexpError
-from qexp.numerics.granularity import Granularity, PerChannel
+from qexp.numerics.granularity import Granularity
 from qexp.numerics.ops import dequantize, fake_quantize, quantize
 from qexp.quantizers.base import Quantizer
 
@@ -71,6 +71,7 @@ class CAQShift(Quantizer):
     sentence of its description says.
     Differs from the source: any width; the all-zero channel takes part in the mean with exponent 0, as there.
 
+    >>> from qexp.numerics import PerChannel
     >>> q = CAQShift(8, (1, 2), granularity=PerChannel(1), exponent_mean="none")
     >>> q.fit(TensorStats.of(torch.tensor([[3.0, 0.5]]), PerChannel(1)))
     >>> q.exponents.tolist(), q.codes(torch.tensor([[2.0, -0.1]])).tolist()
@@ -169,6 +170,7 @@ class CAQSimple(Quantizer):
     Source: the `simple` style of TF2-Engine's CNN Activation Quantization.
     Differs from the source: real factors by default; a rounded factor is at least 1, which there is 0 for maxima above 254.
 
+    >>> from qexp.numerics import PerChannel
     >>> q = CAQSimple(8, (3,), integer_scale=True, granularity=PerChannel(0))
     >>> q.fit(TensorStats.of(torch.tensor([0.5, 3.3, -20.0]), PerChannel(0)))
     >>> q.factors.tolist()

@@ -39,7 +39,6 @@ class DoReFaWeight(Quantizer):
 
     properties = frozenset({"monotone"})
     sites = frozenset({"weight"})
-    bits_allowed = (1, 8)
 
     def __init__(
         self,
@@ -89,7 +88,10 @@ class DoReFaWeight(Quantizer):
             binary = torch.where(w >= 0, self.magnitude, -self.magnitude)
             return (w + (binary - w).detach()).to(x.dtype) if w.requires_grad else binary.to(x.dtype)
         y = dorefa_weight(x.float(), self._steps, symmetric=self._symmetric)
-        return (y if self.rescale == "none" else y * self.magnitude).to(x.dtype)
+        if self.rescale == "max":
+            # the maximum itself, not the buffer: its gradient belongs to the method, and the buffer changes with the next call
+            y = y * torch.tanh(x.float()).abs().amax() if x.numel() else y
+        return y.to(x.dtype)
 
     def codes(self, x: Tensor) -> Tensor:
         self._measure(x)
@@ -166,7 +168,7 @@ class DoReFaInput(AffineQuantizer):
 
     def fit(self, stats: TensorStats, followed_by_relu: bool = False) -> None:
         if self.signed == "auto":
-            self.take_sign(bool((stats.min < 0).any()))
+            self.take_sign(bool((stats.min < 0).any()) and not followed_by_relu)
         if not isinstance(self.rule, float | int):
             _, high = fit_range(self, self.rule, stats, Context(True, followed_by_relu, self._parameters_of))
             self.k.fill_(1.0 / max(float(high.max()), 1e-6))

@@ -26,7 +26,7 @@ class PACT(AffineQuantizer):
 
     Args:
         bits, shape, granularity, rounding: See `AffineQuantizer`; one alpha a tensor.
-        signed: False is PACT, True mPACT, `auto` mPACT where calibration saw negatives: a one-sided clip there would remove them.
+        signed: False is PACT, True mPACT, `auto` mPACT where calibration saw negatives that no ReLU removes right after.
         alpha_init: A number, or a range rule whose upper end is the first alpha.
         learned: Whether alpha learns; else it keeps its first value.
 
@@ -66,7 +66,7 @@ class PACT(AffineQuantizer):
 
     def fit(self, stats: TensorStats, followed_by_relu: bool = False) -> None:
         if self.signed == "auto":
-            self.choose_sign(stats)
+            self.take_sign(bool((stats.min < 0).any()) and not followed_by_relu)
         alpha = self.alpha_init
         if not isinstance(alpha, float | int):
             _, high = fit_range(self, alpha, stats, Context(True, followed_by_relu, self._parameters_of))
@@ -74,9 +74,6 @@ class PACT(AffineQuantizer):
         with torch.no_grad():
             self.alpha.fill_(max(float(alpha), _LEAST_ALPHA))
         self.mark_ready()
-
-    def choose_sign(self, stats: TensorStats) -> None:
-        self.take_sign(bool((stats.min < 0).any()))
 
     def _parameters_of(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
         scale = high / self.limits[1]

@@ -88,7 +88,7 @@ class PACTInStep(PACT):
             super().fit(stats, followed_by_relu)
             return
         if self.signed == "auto":
-            self.choose_sign(stats)
+            self.take_sign(bool((stats.min < 0).any()) and not followed_by_relu)
         with torch.no_grad():
             self.alpha.fill_(float(self.limits[1]))
         self.mark_ready()

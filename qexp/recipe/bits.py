@@ -15,10 +15,14 @@ Group = str | Sequence[str]
 
 @dataclass(frozen=True)
 class Bits:
-    """Widths of one kind of tensor: `default` for every layer, and what names a layer: its bits and who said so."""
+    """Widths of one kind of tensor: `default` for every layer, and what names a layer: its bits and who said so.
+
+    `by_group` says that a list named them, whose entries speak of groups and not of single layers.
+    """
 
     default: int | None = None
     named: dict[str, tuple[int, str]] = field(default_factory=dict)
+    by_group: bool = False
 
 
 def parse(
@@ -45,7 +49,7 @@ def parse(
                 named[layer] = (_width(bits, f"{key}[{pattern}]"), f"{key}[{pattern}]")
         return Bits(None, named)
     if isinstance(value, Sequence) and not isinstance(value, str):
-        return Bits(None, _from_list(list(value), key, groups, layers))
+        return Bits(None, _from_list(list(value), key, groups, layers), by_group=True)
     return Bits(_width(value, key))
 
 

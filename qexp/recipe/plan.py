@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +101,8 @@ def read_bits(path: Path, layers: list[str]) -> dict[tuple[str, str], int]:
         )
     out = {}
     for row in table.itertuples():
+        if str(getattr(row, "rule", "")).startswith("quantized at"):  # it arrives quantized; its source says how wide
+            continue
         if row.layer not in layers:
             raise QexpError(f"plan={path}: the model has no layer {row.layer!r}{near(row.layer, layers)}")
         text = str(row.bits).strip()
@@ -127,11 +129,12 @@ def apply(model: nn.Module, plan: Plan, facts: Facts) -> None:
             computes[entry.layer] = dict(entry.spec or {})
         elif entry.spec is not None:
             by_layer[entry.layer][entry.site] = build(model, entry, facts, shared)
+    device = next((t.device for t in model.parameters()), None)
     for name, sites in by_layer.items():
         if not sites and name not in computes:
             continue
         try:
-            swap(model.get_submodule(name), sites, computes.get(name))
+            swap(model.get_submodule(name), sites, computes.get(name), device)
         except QexpError as error:
             raise QexpError(f"{name}: {error}") from None
 
@@ -141,8 +144,16 @@ def build(model: nn.Module, entry: Entry, facts: Facts, shared: dict[str, Quanti
     spec = dict(entry.spec or {})
     share = spec.pop("share", None)
     if share in shared:
-        return shared[share]
+        first = shared[share]
+        if first.bits != entry.bits:
+            raise QexpError(
+                f"{entry.layer} ({entry.site}): shares {share!r} with {first.name}, which has {first.bits} bits, not {entry.bits}; "
+                "tensors that share a quantizer have one width"
+            )
+        return first
     spec.pop("bits", None)
+    if "_target_" not in spec:
+        raise QexpError(f"{entry.layer} ({entry.site}): no quantizer is named; say which with _target_")
     layer = model.get_submodule(entry.layer)
     shape = facts.shapes[entry.layer].get(entry.site)
     where = f"{entry.layer} ({entry.site})"
@@ -163,8 +174,3 @@ def build(model: nn.Module, entry: Entry, facts: Facts, shared: dict[str, Quanti
     if share:
         shared[share] = quantizer
     return quantizer
-
-
-def with_bits(entry: Entry, bits: int, rule: str) -> Entry:
-    """Returns the entry with another width; 32 leaves the tensor in float."""
-    return replace(entry, bits=bits, rule=rule, spec=None if bits >= FLOAT else entry.spec)

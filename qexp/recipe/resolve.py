@@ -224,14 +224,20 @@ def _name_widths(table: dict, wbits: Bits, abits: Bits, facts: Facts, weighted: 
         elif site.startswith("input"):
             width, source = abits.named.get(layer, (None, ""))
         elif site == "output" and entry.spec is not None:
-            fed = [abits.named[c] for c in facts.consumers(layer) if c in abits.named and c in weighted]
-            width, source = min(fed) if fed else (None, "")
+            fed = [c for c in facts.consumers(layer) if c in abits.named]
+            fed = [
+                c for c in fed if c in weighted
+            ] or fed  # what computes with the tensor decides, else what passes it on
+            width, source = min(abits.named[c] for c in fed) if fed else (None, "")
         else:
             continue
         if width is None or (entry.spec is None and layer not in weighted):
             continue
         if entry.spec is None and site != "weight" and _arrives_quantized(table, facts, layer, site):
             continue
+        by_group = (wbits if site == "weight" else abits).by_group
+        if entry.spec is None and by_group and entry.rule.startswith("quant.rules."):
+            continue  # the entry speaks of the group; a rule says that this one tensor of it is never quantized
         if entry.spec is None and width < FLOAT:
             raise QexpError(
                 f"{source}={width}: {layer} has no quantizer on its {site} (a rule or the recipe leaves it in float: {entry.rule})"
@@ -268,10 +274,10 @@ def _reject_idle_rules(table: dict, changed_by: dict[str, list[tuple[str, str]]]
 
 
 def _in_force(entry: Entry, rule: Mapping[str, Any]) -> bool:
-    """Whether a tensor is quantized the way a rule says, though somebody else said how wide."""
+    """Whether a tensor is quantized the way a rule says, in part at least, though somebody else said how wide."""
     edit = rule.get(entry.site, rule.get(entry.site.split(".")[0]))
     said = {k: v for k, v in edit.items() if k != "bits"} if isinstance(edit, Mapping) else {}
-    return bool(said) and _carries(entry) and all((entry.spec or {}).get(k) == v for k, v in said.items())
+    return _carries(entry) and any((entry.spec or {}).get(k) == v for k, v in said.items())
 
 
 def _arrives_quantized(table: dict, facts: Facts, layer: str, site: str) -> str | None:

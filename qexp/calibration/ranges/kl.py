@@ -54,7 +54,9 @@ class KL:
                 for g in range(len(limit))
             ]
         )
-        return torch.where(stats.min >= 0, 0.0, -alpha), alpha
+        if context.symmetric:
+            return torch.where(stats.min >= 0, 0.0, -alpha), alpha
+        return torch.maximum(-alpha, stats.min.clamp_max(0)), alpha  # no levels below what was seen
 
     def _threshold(self, density: Density, group: int, limit: float, positive: bool, bits: int) -> Tensor:
         if limit == 0:
