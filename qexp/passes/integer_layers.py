@@ -1,0 +1,41 @@
+"""Layers that compute on integers are told which quantizers their tensors pass, and asked what happened inside."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+from torch import nn
+
+from qexp.layers.quantized import quantized_layers
+from qexp.passes.arriving import arriving, leaving
+from qexp.passes.base import Moment, Pass
+
+log = logging.getLogger(__name__)
+_GREATEST = ("accumulator_bits",)  # what is not summed over layers
+
+
+class IntegerLayers(Pass):
+    """Links shift layers to the exponents of their input and output; reports overflows, negative shifts and accumulator widths.
+
+    A layer takes part if it has `link(name, arriving, leaving)`; it reports if it has `account() -> {name: number}`. Findings are summed
+    over layers (widths: the greatest); the log has a line for each layer that has something to say.
+    """
+
+    def on_statistics(self, model: nn.Module, moment: Moment) -> None:
+        for name, layer in quantized_layers(model):
+            if hasattr(layer, "link"):
+                layer.link(name, arriving(model, moment.facts, name), leaving(model, moment.facts, name))
+
+    @torch.no_grad()
+    def on_fitted(self, model: nn.Module, moment: Moment) -> None:
+        training = model.training
+        model.eval()
+        model(moment.images[0])
+        model.train(training)
+        for name, layer in quantized_layers(model):
+            for what, number in layer.account().items() if hasattr(layer, "account") else ():
+                held = moment.findings.get(what, 0)
+                moment.findings[what] = max(held, number) if what in _GREATEST else held + number
+                if number:
+                    log.info("%s: %s %d", name, what, number)
