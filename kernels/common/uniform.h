@@ -41,9 +41,12 @@ inline Parameter limit(double value, const std::optional<at::Tensor>& limits, in
   return limits ? Parameter(limits->select(0, row)) : Parameter(value);
 }
 
+// The CPU and the CUDA library both define these and live in one process: hidden, so that each calls its own.
+#pragma GCC visibility push(hidden)
 // q = round(clip((x - offset) / scale + zero_point, low, high)); returns (q - zero_point) * scale + offset.
 at::Tensor uniform_forward(const at::Tensor& x, const Uniform& u);
 // Returns q as int32.
 at::Tensor uniform_codes(const at::Tensor& x, const Uniform& u);
+#pragma GCC visibility pop
 
 }  // namespace qexp

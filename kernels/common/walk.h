@@ -71,7 +71,7 @@ class Walk {
       }
       const int64_t run = std::min(dims_[0].size - index[0], end - begin);
       for (int64_t done = 0; done < run; done += b.n) {
-        b.n = std::min(kBlock, run - done);
+        b.n = std::min(length(b.channel), run - done);
         f(static_cast<const Block&>(b));
         b.out += b.n;
         for (int k = 0; k < kOperands; ++k) b.in[k] += b.n * stride[k];
@@ -96,6 +96,12 @@ class Walk {
     std::array<int64_t, kOperands> stride;
     bool channel;
   };
+
+  // Elements of the next block. Where the channel varies, blocks are whole rows of channels once they start at one.
+  int64_t length(int64_t channel) const {
+    if (!varies || channels > kBlock) return kBlock;
+    return channel == 0 ? kBlock / channels * channels : channels - channel;
+  }
 
   // Whether `outer` continues where `inner` ends. Channels that are innermost repeat along the joined dimension.
   bool joins(const Dim& outer, const Dim& inner) const {

@@ -39,8 +39,8 @@ void mask_block(const C* __restrict x, const C* __restrict g, C* __restrict dx, 
           *__restrict high = row.high;
   for (int64_t i = 0; i < n; ++i) {
     const int64_t c = V ? i : 0;
-    const C v = x[i] / scale[c] + zero[c];
-    dx[i] = v >= low[c] && v <= high[c] ? g[i] : C(0);
+    const C v = x[i] / scale[c] + zero[c], gradient = g[i];
+    dx[i] = (v >= low[c]) & (v <= high[c]) ? gradient : C(0);
   }
 }
 

@@ -127,8 +127,8 @@ Tensor backward(const Tensor& grad, const Tensor& x, const Tensor& delta, const 
     backward_walk<T, 0>(walk, x, grad, dx, [&](auto* xs, auto* gs, auto* to, int64_t n, int64_t channel, auto&) {
       const C *s = scale.at(channel), *z = zero.at(channel), *o = shift.at(channel);
       for (int64_t i = 0; i < n; ++i) {
-        const C v = (xs[i] - o[i * step]) / s[i * step] + z[i * step];
-        to[i] = v >= C(0) && v <= high ? gs[i] : C(0);
+        const C v = (xs[i] - o[i * step]) / s[i * step] + z[i * step], gradient = gs[i];
+        to[i] = (v >= C(0)) & (v <= high) ? gradient : C(0);
       }
     });
   });

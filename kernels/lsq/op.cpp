@@ -35,10 +35,11 @@ void block(const C* __restrict x, const C* __restrict g, C* __restrict dx, int64
     const int64_t c = V ? i : 0;
     const C v = (x[i] - offset[c]) / scale[c];
     const C q = round_to<R>(clamp(v, low[c], high[c]), C(0));
-    const bool inside = v > low[c] && v < high[c];
-    dx[i] = inside ? g[i] : C(0);
-    dscale[i] = g[i] * (inside ? q - v : q);
-    if constexpr (O) doffset[i] = inside ? C(0) : g[i];
+    const C gradient = g[i];
+    const bool inside = (v > low[c]) & (v < high[c]);
+    dx[i] = inside ? gradient : C(0);
+    dscale[i] = gradient * (inside ? q - v : q);
+    if constexpr (O) doffset[i] = inside ? C(0) : gradient;
   }
 }
 

@@ -28,9 +28,10 @@ template <class C, bool V, bool S>
 void block(const C* __restrict x, const C* __restrict g, C* __restrict dx, int64_t n, const C* __restrict alpha,
            C* __restrict dalpha) {
   for (int64_t i = 0; i < n; ++i) {
-    const C a = alpha[V ? i : 0], low = S ? -a : C(0);
-    dx[i] = x[i] >= low && x[i] <= a ? g[i] : C(0);
-    dalpha[i] = S && x[i] <= -a ? -g[i] : (x[i] >= a ? g[i] : C(0));
+    const C a = alpha[V ? i : 0], low = S ? -a : C(0), gradient = g[i], v = x[i];
+    dx[i] = (v >= low) & (v <= a) ? gradient : C(0);
+    dalpha[i] = v >= a ? gradient : C(0);
+    if constexpr (S) dalpha[i] = v <= -a ? -gradient : dalpha[i];
   }
 }
 

@@ -37,8 +37,8 @@ void block(const C* __restrict x, const C* __restrict g, C* __restrict dx, int64
           *__restrict high = row.high;
   for (int64_t i = 0; i < n; ++i) {
     const int64_t c = V ? i : 0;
-    const C v = x[i] / scale[c] + zero[c];
-    dx[i] = x[i] > C(0) && v >= low[c] && v <= high[c] ? g[i] : C(0);
+    const C v = x[i] / scale[c] + zero[c], gradient = g[i];
+    dx[i] = (x[i] > C(0)) & (v >= low[c]) & (v <= high[c]) ? gradient : C(0);
   }
 }
 

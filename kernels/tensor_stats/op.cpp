@@ -5,6 +5,7 @@
 #include <torch/library.h>
 
 #include <cmath>
+#include <cstring>
 #include <vector>
 
 #include "../common/numbers.h"
@@ -26,12 +27,14 @@ class Moments {
     std::fill_n(row(kMaximum), channels, -INFINITY);
   }
   double* row(int m) { return data_.data() + m * channels_; }
+  void minimum(int64_t c, double v) { row(kMinimum)[c] = lower(row(kMinimum)[c], v); }
+  void maximum(int64_t c, double v) { row(kMaximum)[c] = -lower(-row(kMaximum)[c], -v); }
 
   void merge(Moments& other) {
     for (int64_t c = 0; c < channels_; ++c) {
-      for (int m : {kCount, kZeros, kNonfinite, kSum, kSquares, kDeviation}) row(m)[c] += other.row(m)[c];
-      row(kMinimum)[c] = lower(row(kMinimum)[c], other.row(kMinimum)[c]);
-      row(kMaximum)[c] = -lower(-row(kMaximum)[c], -other.row(kMaximum)[c]);
+      for (int m : {kZeros, kNonfinite, kSum, kSquares, kDeviation}) row(m)[c] += other.row(m)[c];
+      minimum(c, other.row(kMinimum)[c]);
+      maximum(c, other.row(kMaximum)[c]);
     }
   }
   // The smaller; NaN if either is.
@@ -61,33 +64,83 @@ void add_run(const C* __restrict x, int64_t n, double center, Moments& m, int64_
     low = v < low ? v : low;
     high = v > high ? v : high;
   }
-  m.row(kCount)[c] += n;
   m.row(kZeros)[c] += zeros;
   m.row(kNonfinite)[c] += nonfinite;
   m.row(kSum)[c] += sum;
   m.row(kSquares)[c] += squares;
   m.row(kDeviation)[c] += deviation;
-  m.row(kMinimum)[c] = Moments::lower(m.row(kMinimum)[c], nans ? NAN : static_cast<double>(low));
-  m.row(kMaximum)[c] = -Moments::lower(-m.row(kMaximum)[c], nans ? NAN : -static_cast<double>(high));
+  m.minimum(c, nans ? NAN : static_cast<double>(low));
+  m.maximum(c, nans ? NAN : static_cast<double>(high));
+}
+
+// Rows of all channels, eight channels at a time with their sums in registers.
+void add_rows(const float* x, int64_t rows, int64_t channels, const float* center, Moments& m) {
+  using Floats = float __attribute__((vector_size(32)));
+  using Doubles = double __attribute__((vector_size(64)));
+  using Masks = int32_t __attribute__((vector_size(32)));
+  for (int64_t c = 0; c + 8 <= channels; c += 8) {
+    Doubles sum{}, squares{}, deviation{}, middle;
+    Masks zeros{}, nonfinite{}, nans{};
+    Floats low = Floats{} + INFINITY, high = -low;
+    for (int k = 0; k < 8; ++k) middle[k] = center[c + k];
+    for (int64_t r = 0; r < rows; ++r) {
+      Floats v;
+      std::memcpy(&v, x + r * channels + c, sizeof v);
+      const Floats size = v < 0 ? -v : v;
+      const Doubles wide = __builtin_convertvector(v, Doubles), apart = wide - middle;
+      sum += wide;
+      squares += wide * wide;
+      deviation += apart < 0 ? -apart : apart;
+      zeros -= v == 0;  // a comparison that holds is -1
+      nonfinite += size < INFINITY;
+      nans -= v != v;
+      low = v < low ? v : low;
+      high = v > high ? v : high;
+    }
+    for (int k = 0; k < 8; ++k) {
+      m.row(kZeros)[c + k] += zeros[k];
+      m.row(kNonfinite)[c + k] += static_cast<double>(rows + nonfinite[k]);
+      m.row(kSum)[c + k] += sum[k];
+      m.row(kSquares)[c + k] += squares[k];
+      m.row(kDeviation)[c + k] += deviation[k];
+      m.minimum(c + k, nans[k] ? NAN : static_cast<double>(low[k]));
+      m.maximum(c + k, nans[k] ? NAN : static_cast<double>(high[k]));
+    }
+  }
 }
 
 // Elements of n consecutive channels from c on.
 template <class C>
 void add_across(const C* __restrict x, int64_t n, const C* __restrict center, Moments& m, int64_t c) {
-  double *__restrict sum = m.row(kSum) + c, *__restrict squares = m.row(kSquares) + c,
-         *__restrict deviation = m.row(kDeviation) + c, *__restrict low = m.row(kMinimum) + c,
-         *__restrict high = m.row(kMaximum) + c, *__restrict count = m.row(kCount) + c,
-         *__restrict zeros = m.row(kZeros) + c, *__restrict nonfinite = m.row(kNonfinite) + c;
   for (int64_t i = 0; i < n; ++i) {
     const double v = x[i];
-    sum[i] += v;
-    squares[i] += v * v;
-    deviation[i] += std::fabs(v - center[i]);
-    count[i] += 1.0;
-    zeros[i] += v == 0.0 ? 1.0 : 0.0;
-    nonfinite[i] += std::fabs(v) < INFINITY ? 0.0 : 1.0;
-    low[i] = v < low[i] || v != v ? v : low[i];
-    high[i] = v > high[i] || v != v ? v : high[i];
+    m.row(kSum)[c + i] += v;
+    m.row(kSquares)[c + i] += v * v;
+    m.row(kDeviation)[c + i] += std::fabs(v - center[i]);
+    m.row(kZeros)[c + i] += v == 0.0;
+    m.row(kNonfinite)[c + i] += !(std::fabs(v) < INFINITY);
+    m.minimum(c + i, v);
+    m.maximum(c + i, v);
+  }
+}
+
+// A block of elements whose channels vary, the first of them `c`.
+template <class C>
+void add_varying(const C* x, int64_t n, const C* center, Moments& m, int64_t channels, int64_t c) {
+  int64_t start = 0;
+  if constexpr (std::is_same_v<C, float>) {
+    const int64_t rows = c == 0 ? n / channels : 0, whole = channels / 8 * 8;
+    if (rows > 0) {
+      add_rows(x, rows, channels, center, m);
+      for (int64_t r = 0; r < rows; ++r)
+        add_across(x + r * channels + whole, channels - whole, center + whole, m, whole);
+      start = rows * channels;
+    }
+  }
+  for (int64_t i = start; i < n; c = 0) {
+    const int64_t count = std::min(n - i, channels - c);
+    add_across(x + i, count, center + i, m, c);
+    i += count;
   }
 }
 
@@ -98,7 +151,7 @@ void find_bins(const C* __restrict x, int32_t* __restrict index, int64_t n, cons
   const C last = static_cast<C>(bins - 1);
   for (int64_t i = 0; i < n; ++i) {
     const C at = std::floor((x[i] - low[V ? i : 0]) / width[V ? i : 0]);
-    const bool counted = x[i] != C(0) && std::fabs(x[i]) < C(INFINITY) && at == at;
+    const bool counted = (x[i] != C(0)) & (std::fabs(x[i]) < C(INFINITY)) & (at == at);
     const C inside = at > C(0) ? (at < last ? at : last) : C(0);
     index[i] = counted ? static_cast<int32_t>(inside) : static_cast<int32_t>(bins);
   }
@@ -108,12 +161,24 @@ void find_bins(const C* __restrict x, int32_t* __restrict index, int64_t n, cons
 class Counts {
  public:
   Counts(int64_t channels, int64_t bins)
-      : copies_(channels == 1 ? 4 : 1), stride_(bins + 1), data_(bins > 0 ? copies_ * channels * stride_ : 0, 0) {}
-  int64_t* row(int64_t channel, int copy) { return data_.data() + (channel * copies_ + copy) * stride_; }
-  int copies() const { return copies_; }
+      : channels_(channels), bins_(bins), copies_(channels == 1 ? 4 : 1), stride_(bins + 1),
+        data_(bins > 0 ? copies_ * channels * stride_ : 0, 0) {}
+  uint32_t* row(int64_t channel, int copy) { return data_.data() + (channel * copies_ + copy) * stride_; }
+
+  // Makes room for n more elements: adds the counts to the total before any of them could overflow.
+  void reserve(int64_t n, std::vector<int64_t>& total) {
+    held_ += n;
+    if (held_ > UINT32_MAX) flush(total), held_ = n;
+  }
+  void flush(std::vector<int64_t>& total) {
+    for (int64_t c = 0; c < (bins_ > 0 ? channels_ : 0); ++c)
+      for (int k = 0; k < copies_; ++k)
+        for (int64_t i = 0; i < bins_; ++i) total[c * bins_ + i] += row(c, k)[i];
+    std::fill(data_.begin(), data_.end(), 0);
+  }
 
   void add_run(const int32_t* index, int64_t n, int64_t channel) {
-    int64_t* rows[4];
+    uint32_t* rows[4];
     for (int k = 0; k < 4; ++k) rows[k] = row(channel, k % copies_);
     int64_t i = 0;
     for (; i + 4 <= n; i += 4) {
@@ -125,13 +190,15 @@ class Counts {
     for (; i < n; ++i) ++rows[0][index[i]];
   }
   void add_across(const int32_t* index, int64_t n, int64_t channel) {
-    for (int64_t i = 0; i < n; ++i) ++row(channel + i, 0)[index[i]];
+    uint32_t* counts = row(channel, 0);
+    for (int64_t i = 0; i < n; ++i, counts += stride_) ++counts[index[i]];
   }
 
  private:
+  int64_t channels_, bins_;
   int copies_;
-  int64_t stride_;
-  std::vector<int64_t> data_;
+  int64_t stride_, held_ = 0;
+  std::vector<uint32_t> data_;
 };
 
 std::tuple<Tensor, Tensor> stats(const Tensor& x, std::optional<int64_t> axis, const OptionalTensor& center,
@@ -147,6 +214,7 @@ std::tuple<Tensor, Tensor> stats(const Tensor& x, std::optional<int64_t> axis, c
     const int64_t workers = std::min({chunks, std::max<int64_t>(1, room), int64_t{at::get_num_threads()}});
     std::vector<Moments> partial(chunks, Moments(channels));
     std::vector<Counts> counts(workers, Counts(channels, bins));
+    std::vector<std::vector<int64_t>> flushed(workers, std::vector<int64_t>(channels * bins, 0));
     with_type(x, [&](auto tag) {
       using T = decltype(tag);
       using C = Compute<T>;
@@ -158,7 +226,8 @@ std::tuple<Tensor, Tensor> stats(const Tensor& x, std::optional<int64_t> axis, c
         alignas(64) C in[kBlock];
         alignas(64) int32_t index[kBlock];
         for (int64_t w = first; w < last; ++w)
-          for (int64_t k = w; k < chunks; k += workers)
+          for (int64_t k = w; k < chunks; k += workers) {
+            counts[w].reserve(walk.chunk_begin(k + 1) - walk.chunk_begin(k), flushed[w]);
             walk.blocks(walk.chunk_begin(k), walk.chunk_begin(k + 1), [&](const Block& b) {
               const C* v = load<C>(from + b.in[0], walk.stride[0], b.n, in);
               if (!walk.varies) {
@@ -169,21 +238,23 @@ std::tuple<Tensor, Tensor> stats(const Tensor& x, std::optional<int64_t> axis, c
                 return;
               }
               if (bins) find_bins<C, true>(v, index, b.n, lows.at(b.channel), widths.at(b.channel), bins);
-              for (int64_t i = 0, c = b.channel; i < b.n; c = 0) {
+              add_varying(v, b.n, centers.at(b.channel), partial[k], walk.channels, b.channel);
+              for (int64_t i = 0, c = b.channel; bins && i < b.n; c = 0) {
                 const int64_t n = std::min(b.n - i, walk.channels - c);
-                add_across(v + i, n, centers.at(c), partial[k], c);
-                if (bins) counts[w].add_across(index + i, n, c);
+                counts[w].add_across(index + i, n, c);
                 i += n;
               }
             });
+          }
       });
     });
     for (auto& p : partial) total.merge(p);
     int64_t* to = histogram.mutable_data_ptr<int64_t>();
-    for (auto& worker : counts)
-      for (int64_t c = 0; c < channels; ++c)
-        for (int k = 0; k < worker.copies(); ++k)
-          for (int64_t i = 0; i < bins; ++i) to[c * bins + i] += worker.row(c, k)[i];
+    for (int64_t w = 0; w < workers; ++w) {
+      counts[w].flush(flushed[w]);
+      for (int64_t i = 0; i < channels * bins; ++i) to[i] += flushed[w][i];
+    }
+    std::fill_n(total.row(kCount), channels, static_cast<double>(x.numel() / channels));
   }
   std::copy_n(total.row(0), kMoments * channels, moments.mutable_data_ptr<double>());
   return {moments, histogram};

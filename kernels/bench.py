@@ -1,0 +1,57 @@
+"""Times every operator against its baseline and prints the ratios: `python -m qexp_kernels.bench`."""
+
+import argparse
+import importlib
+import json
+from pathlib import Path
+
+import torch
+
+from .loader import load
+from .timing import Figure, figure
+
+HERE = Path(__file__).parent
+
+
+def figures(device: torch.device, only: str = "", rounds: int = 15) -> list[Figure]:
+    """Returns the figures of every `bench.py` beside an operator whose folder name contains `only`."""
+    found = []
+    for path in sorted(HERE.glob("*/bench.py")):
+        if only in path.parent.name:
+            module = importlib.import_module(f"{__package__}.{path.parent.name}.bench")
+            found += [figure(m, device, rounds) for m in module.measures(device)]
+    return found
+
+
+def table(found: list[Figure]) -> str:
+    """Returns the figures as a Markdown table."""
+    lines = ["| measured | ms | against | ms | ratio | goal |", "|---|---|---|---|---|---|"]
+    for f in found:
+        goal = "" if f.goal is None else f"<= {f.goal:g}"
+        lines.append(
+            f"| {f.name} | {f.milliseconds:.2f} | {f.baseline_name} | {f.baseline_milliseconds:.2f} "
+            f"| {f.ratio:.3g} | {goal} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Parses the command line, prints the table and, where asked, writes it as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--kernels", default="auto", help="auto, cuda, cpp or reference")
+    parser.add_argument("--only", default="", help="part of an operator's folder name")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    loaded = load(arguments.kernels)
+    print(f"kernels: {loaded.implementation} ({loaded.reason}), torch {torch.__version__}")
+    print(f"device: {arguments.device}, threads: {torch.get_num_threads()}\n")
+    found = figures(torch.device(arguments.device), arguments.only, arguments.rounds)
+    print(table(found))
+    if arguments.json:
+        arguments.json.write_text(json.dumps([f._asdict() for f in found], indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,35 @@
+"""One-pass statistics against one pass over the data."""
+
+import torch
+
+from ..timing import Measure
+from . import tensor_stats
+
+
+def measures(device: torch.device) -> list[Measure]:
+    """Returns moments with and without a histogram on 64 MiB (256 MiB on a GPU), against `x.sum()`."""
+    size = (64 if device.type == "cuda" else 16) << 20
+    x = torch.randn(size, device=device)
+    low, width = torch.full((1,), -5.0, device=device), torch.full((1,), 10 / 2048, device=device)
+    wide = torch.full((1,), 10 / 512, device=device)
+    channels = x.view(-1, 64, 32, 32)
+    last = channels.to(memory_format=torch.channels_last)
+
+    def histogram():
+        return tensor_stats(x, low=low, width=width, bins=2048)
+
+    def by_channel(t):
+        return lambda: tensor_stats(t, axis=1, low=low, width=wide, bins=512)
+
+    return [
+        Measure("tensor_stats, 2048 bins", histogram, "x.sum()", x.sum, 3),
+        Measure("tensor_stats, no histogram", lambda: tensor_stats(x), "x.sum()", x.sum),
+        Measure("tensor_stats, per channel, 512 bins", by_channel(channels), "x.sum()", x.sum),
+        Measure("tensor_stats, per channel, 512 bins, channels_last", by_channel(last), "x.sum()", x.sum),
+        Measure(
+            "tensor_stats, per channel, no histogram, channels_last",
+            lambda: tensor_stats(last, axis=1),
+            "x.sum()",
+            x.sum,
+        ),
+    ]
