@@ -29,6 +29,9 @@ class ACIQ:
     Full range: `low = max(min, mean - alpha)`, `high = low + 2 alpha`. Half range (a tensor that goes straight into a ReLU, or that holds
     no negatives): `low = 0`, `high = max(mean, 0) + alpha`, with the constant of one bit more (analytic).
 
+    The prior describes the tensor before its ReLU. Of a tensor seen after it, only the positive half is left: the scale of a prior around
+    zero is then that half's (`b` its mean, `sigma` its root mean square), and `high = alpha`.
+
     Args:
         prior: `laplace` (scale b = E|x - E x|) or `gauss` (scale sigma).
         alpha: `analytic`, the paper's 2^M even steps; `exact`, the least expected error of the quantizer that is really used (2^M - 1
@@ -61,11 +64,17 @@ class ACIQ:
             if self.clip_to_observed:
                 high = torch.minimum(high, torch.maximum(stats.min.abs(), stats.max.abs()))
             return -high, high
+        if half and _rectified(stats):
+            high = torch.minimum(alpha, stats.max) if self.clip_to_observed else alpha
+            return torch.zeros_like(high), high
         return alpha_range(alpha, stats, half, (stats.min, stats.max), self.clip_to_observed)
 
     def clip(self, stats: TensorStats, grid: UniformGrid, half: bool) -> Tensor:
         """Returns alpha `[G]`, each channel's with the constant of its own width."""
         scale = stats.b if self.prior == "laplace" else stats.std
+        if half and _rectified(stats):
+            n = stats.positive.clamp_min(1)
+            scale = stats.positive_total / n if self.prior == "laplace" else (stats.positive_squares / n).sqrt()
         bits = grid.bits.flatten().tolist() if isinstance(grid.bits, Tensor) else [grid.bits] * len(scale)
         return torch.tensor([self.constant(int(b), half) for b in bits], dtype=torch.float64) * scale
 
@@ -76,6 +85,11 @@ class ACIQ:
             if self.alpha == "exact" and bits > 0  # a channel of 0 bits is a constant, whatever its range
             else analytic_alpha(self.prior, bits + int(half))
         )
+
+
+def _rectified(stats: TensorStats) -> bool:
+    """Whether the tensor was seen after its ReLU: no negatives, and zeros among the values."""
+    return bool((stats.min >= 0).all()) and bool((stats.zeros > 0).any())
 
 
 @cache
