@@ -97,19 +97,23 @@ def test_dorefa_inputs(k, unscale):
 def test_dorefa_weights_through_tanh_and_the_maximum(variant, rescale):
     w = np.array([-1.5, -0.6, -0.2, 0, 0.05, 0.3, 0.9, 1.2, -0.01, 2.2, -2.1])
     dx = backward(DoReFaWeight(4, (11,), variant=variant, rescale=rescale), w)
-    factor = np.tanh(2.2) if rescale == "max" else 1.0  # its own dependence on w is left out: a constant of the layer
+    t, peak = np.tanh(w), np.tanh(2.2)
+    norm = t / peak
+    quantized = np.rint(norm * 7) / 7 if variant == "symmetric" else 2 * np.rint((norm / 2 + 0.5) * 15) / 15 - 1
+    inner = UPSTREAM / peak
+    inner[9] -= (UPSTREAM * t).sum() / peak**2
+    if rescale == "max":  # the product rule: the restored magnitude moves with the largest weight
+        inner = inner * peak
+        inner[9] += (UPSTREAM * quantized).sum()
+    np.testing.assert_allclose(dx, inner * (1 - t**2), rtol=1e-4, atol=1e-6)
+    if rescale == "none":
 
-    def loss(v: np.ndarray) -> float:  # rounding replaced by the identity: 2 (t/2 + 1/2) - 1 = t in either variant
-        t = np.tanh(v)
-        return float((UPSTREAM * t / np.abs(t).max()).sum() * factor)
+        def loss(v: np.ndarray) -> float:  # rounding replaced by the identity: 2 (t/2 + 1/2) - 1 = t in either variant
+            return float((UPSTREAM * np.tanh(v) / np.abs(np.tanh(v)).max()).sum())
 
-    step = 1e-6
-    numeric = [(loss(w + step * e) - loss(w - step * e)) / (2 * step) for e in np.eye(11)]
-    np.testing.assert_allclose(dx, numeric, rtol=2e-4, atol=1e-6)
-    t = np.tanh(w)
-    inner = UPSTREAM / t[9]
-    inner[9] -= (UPSTREAM * t).sum() / t[9] ** 2
-    np.testing.assert_allclose(dx, inner * (1 - t**2) * factor, rtol=1e-4, atol=1e-7)
+        step = 1e-6
+        numeric = [(loss(w + step * e) - loss(w - step * e)) / (2 * step) for e in np.eye(11)]
+        np.testing.assert_allclose(dx, numeric, rtol=2e-4, atol=1e-6)
 
 
 def test_scales_and_clips_stay_positive_after_a_step():
