@@ -86,7 +86,7 @@ class Shift(Quantized):
 
     def shifts(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the sign and the shift of each weight, both float64 `[O, I, kh, kw]`."""
-        arriving, leaving = self._ends
+        arriving, _ = self._ends
         if arriving is None:
             raise QexpError(
                 "a shift layer ran before it knew its exponents; list qexp.passes.integer_layers.IntegerLayers under passes"

@@ -46,7 +46,7 @@ def test_accumulator_and_result_as_published():
     swap(bn, {"output": qout})
     layer.eval().link("layer", qin, qout)
     x = pixel(1.1, -0.45, 2.7)
-    sign, shift = layer.shifts(layer.weight)
+    _, shift = layer.shifts(layer.weight)
     assert qin.codes(x).flatten().tolist() == [70, -58, 86]
     assert powers(layer.weight)[1].flatten().tolist() == [-2, -4, -1] and shift.flatten().tolist() == [11, 8, 13]
     assert layer(x).item() * 2.0**19 == -576000
