@@ -1,0 +1,77 @@
+"""Integer constants `<bit, intbit>`: real factors as two's complement numbers with a fixed point, and arithmetic with them."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from qexp_kernels import round_to
+from torch import Tensor
+
+from qexp.errors import QexpError
+
+FORMS = ("saturate", "split")
+
+
+def fixed_type(x: Tensor | float, bit: int, intbit: int, form: Literal["saturate", "split"] = "saturate") -> Tensor:
+    """Returns `x` as integers (int64) that count `2^-(bit - intbit)`; ties to even.
+
+    `saturate`: `clip(round(x 2^f), -2^(bit-1), 2^(bit-1) - 1)`. `split`: the nearest integer and the rest are rounded apart, and the
+    clip acts on the integer alone, so that values near its end lose up to 1 and large negative ones leave the type.
+
+    Args:
+        x: Real numbers of any shape.
+        bit: Width, sign included.
+        intbit: Integer bits, sign included; f = bit - intbit are behind the point.
+        form: `saturate`, or `split` as PACT-Quantization computes.
+
+    >>> [int(fixed_type(v, 16, 6)) for v in (3.14159, 0.0007, 40.2, 31.9)]
+    [3217, 1, 32767, 32666]
+    >>> [int(fixed_type(v, 16, 6, "split")) for v in (3.14159, 0.0007, 40.2, 31.9)]
+    [3217, 1, 31949, 31642]
+    """
+    f = fraction_bits(bit, intbit)
+    if form not in FORMS:
+        raise QexpError(f"fixed_type: form={form!r}; allowed are {', '.join(FORMS)}")
+    x = torch.as_tensor(x, dtype=torch.float64)
+    if not bool(torch.isfinite(x).all()):
+        raise QexpError(f"fixed_type<{bit},{intbit}>: {int((~torch.isfinite(x)).sum())} constants are NaN or infinite")
+    if form == "saturate":
+        return torch.round(x * 2**f).clamp(-(2 ** (bit - 1)), 2 ** (bit - 1) - 1).long()
+    whole = torch.round(x)
+    rest = torch.round((x - whole) * 2**f)
+    return (whole.clamp(-(2 ** (intbit - 1)), 2 ** (intbit - 1) - 1) * 2**f + rest).long()
+
+
+def fraction_bits(bit: int, intbit: int) -> int:
+    """Returns f = bit - intbit, after checking that the type exists and float64 holds its numbers exactly."""
+    if isinstance(bit, bool) or isinstance(intbit, bool) or not (1 <= intbit <= bit <= 48):
+        raise QexpError(f"<bit,intbit> = <{bit},{intbit}>; allowed are 1 <= intbit <= bit <= 48 (both count the sign)")
+    return bit - intbit
+
+
+def shifted(total: Tensor, f: int, rounding: str = "trunc") -> Tensor:
+    """Returns `total / 2^f` as whole numbers in float64: toward zero with `trunc`, or as another rounding says.
+
+    Args:
+        total: Integers in float64 or int64 below 2^53.
+        f: Bits to drop.
+        rounding: A name of the house's roundings.
+    """
+    return round_to(total.double() / 2**f, rounding)
+
+
+def weighted_sum(
+    acc: Tensor, other: Tensor, factors: tuple[Tensor | int, Tensor | int], f: int, bits: int, rounding: str = "trunc"
+) -> Tensor:
+    """Returns the codes of a residual sum: `clip(trunc((factors[0] acc + factors[1] other) / 2^f))` on `bits` signed bits, float64.
+
+    Args:
+        acc, other: Accumulator and shortcut, integers.
+        factors: Their rescalings as `fixed_type` gives them.
+        f: Their fraction bits.
+        bits: Width of the result.
+        rounding: `trunc` as PACT-Quantization, or another.
+    """
+    total = acc.double() * factors[0] + other.double() * factors[1]
+    return shifted(total, f, rounding).clamp(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
