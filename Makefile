@@ -16,8 +16,8 @@ setup: $(READY)  ## make the .venv (about 5 GB: torch comes with its CUDA librar
 $(READY): pyproject.toml setup.py
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV) (torch is large: a few minutes the first time)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check torch torchvision
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"
+	@$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check torch torchvision
+	@$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check -e ".[dev]"
 	@touch $@
 
 demo: $(READY)  ## quantize a small CNN on real handwritten digits: a table and a page, in under three minutes

@@ -74,6 +74,8 @@ class Record:
         self._log = logging.FileHandler(self.folder / "log.txt", mode="w")
         self._log.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         logging.getLogger().addHandler(self._log)
+        if logging.getLogger("qexp").level == logging.NOTSET:  # in a notebook nobody has asked for more than warnings
+            logging.getLogger("qexp").setLevel(logging.INFO)
 
     def start_over(self) -> None:
         """Removes the checkpoints an earlier run of this point left, so that training does not resume from its end."""

@@ -183,12 +183,9 @@ def _check(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
         f"{len(unexpected)} unexpected: {_list(unexpected)}" if unexpected else "",
         f"{len(shapes)} of another shape: {_list(shapes)}" if shapes else "",
     ]
-    quantized = (
-        "It holds quantizers: weights= takes a float network's. " if any("_quantizer." in k for k in state) else ""
-    )
     raise QexpError(
         f"{source} does not fit {type(model).__name__}. {'; '.join(filter(None, faults))}. "
-        f"{quantized}Check model= and its arguments (num_classes, shortcut, ...); where only names differ, give model.key_map"
+        f"Check model= and its arguments (num_classes, shortcut, ...); where only names differ, give model.key_map"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +18,14 @@ if str(ROOT) not in sys.path:  # so that tests find `tests.networks` and `tests.
     sys.path.insert(0, str(ROOT))
 
 from tests.networks import Mixed, Residual  # noqa: E402 - needs the path
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skips, with the reason, what needs real data where none is named."""
+    if "QEXP_DATA_DIR" not in os.environ:
+        for item in items:
+            if item.get_closest_marker("data"):
+                item.add_marker(pytest.mark.skip(reason="QEXP_DATA_DIR names no folder of real data"))
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 
 from qexp import pipeline
 from qexp.weights import save_weights
@@ -85,10 +86,13 @@ def test_a_checkpoint_that_does_not_fit(run, tmp_path):
         assert part in error, error
 
 
-def test_a_quantized_checkpoint_is_no_float_network(run, tmp_path):
+def test_an_earlier_runs_folder_gives_its_weights(run, tmp_path):
+    """Those of a quantized run are the float weights beneath its scales and clips."""
     done = run("study=s", "schedule=qat", "schedule.epochs=1", "trainer.limit_train_batches=1", "quant=lsq")
-    error = run("study=s", f"weights={tmp_path / 'runs' / 's' / done['point']}")["error"]
-    assert "It holds quantizers: weights= takes a float network's" in error, error
+    again = run("study=s", f"weights={tmp_path / 'runs' / 's' / done['point']}")
+    assert again["status"] == "ok", again["error"]
+    kept = torch.load(tmp_path / "runs" / "s" / done["point"] / "checkpoints" / "last.ckpt", weights_only=True)
+    assert any("_quantizer." in key for key in kept["state_dict"])
 
 
 def test_a_recipe_that_differs_from_the_checkpoints(run, tmp_path):
@@ -156,13 +160,13 @@ def command(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess:
 
 @pytest.mark.slow
 def test_a_sweep_goes_on_after_a_failed_point_and_ends_non_zero(tmp_path, digits):
-    done = command(tmp_path, *digits, "-m", "layer_wbit=2,1,8")
+    done = command(tmp_path, *digits, "layer_wbit=2,1,8", "-m")
     assert done.returncode != 0, done.stdout
     table = pd.read_csv(tmp_path / "runs" / "s" / "results.csv")
     assert dict(zip(table.layer_wbit, table.status)) == {1: "failed", 2: "ok", 8: "ok"}
     assert "no positive level" in table.set_index("layer_wbit").error[1]
     assert "1 point failed" in done.stdout + done.stderr and (tmp_path / "runs" / "s" / "dashboard.html").exists()
-    again = command(tmp_path, *digits, "-m", "layer_wbit=2,8")
+    again = command(tmp_path, *digits, "layer_wbit=2,8", "-m")
     assert again.returncode == 0 and again.stdout.count("finished earlier") == 2, again.stdout
 
 

@@ -48,7 +48,8 @@ def test_ptq_writes_the_run_folder(run, tmp_path):
     assert kept["value"] == metrics["value"] and kept["status"] == "ok"
     config = OmegaConf.load(here / "config.yaml")
     assert config.layer_wbit == 8 and config.quant.name == "minmax" and config.seed == 0
-    assert json.loads((here / "environment.json").read_text())["packages"]["torch"] == torch.__version__
+    recorded = json.loads((here / "environment.json").read_text())["packages"]["torch"]
+    assert torch.__version__.startswith(recorded) and recorded
 
 
 def test_layers_csv_says_what_each_tensor_carries(run, tmp_path):

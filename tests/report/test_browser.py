@@ -17,7 +17,7 @@ pytestmark = pytest.mark.browser
 FLAGS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
     *("--disable-background-networking", "--disable-component-update", "--hide-scrollbars", "--window-size=1300,1000"),
-    *("--enable-logging=stderr", "--v=0", "--virtual-time-budget=20000", "--dump-dom"),
+    *("--enable-logging=stderr", "--v=0", "--virtual-time-budget=30000", "--dump-dom"),
     "--host-resolver-rules=MAP * ~NOTFOUND",  # whatever asks for the network fails, and says so in the console
 )
 # What every test may use: the drawn pixels of a figure, a click on a dot, all text in shadow roots too.
@@ -71,7 +71,9 @@ def visit(chromium: str, tmp_path: Path) -> Callable[..., dict[str, Any]]:
         found = re.search(r'<pre id="report">(.*?)</pre>', done.stdout, re.S)
         assert found, f"the page was never ready:\n{done.stderr[-2000:]}"
         console = [line for line in done.stderr.splitlines() if ":CONSOLE" in line]
-        said = [line for line in console if not re.search(r"setting log level|ResizeObserver loop", line)]
+        said = [
+            line for line in console if not re.search(r"setting log level|ResizeObserver loop|willReadFrequently", line)
+        ]
         report = json.loads(html.unescape(found[1]))
         assert not said, "\n".join(said)
         assert report.get("thrown") is None, report["thrown"]
@@ -85,7 +87,7 @@ def test_all_figures_are_drawn(study: Path, visit: Callable[..., dict[str, Any]]
     names = ["bits", "size", "time", "grid", "methods", "seeds", "sqnr", "saturation", "histogram", "loss", "score"]
     script = f"""
     qexp.choose(rowOf("lsq-w4a4-s0"), true);
-    await wait(800);
+    for (let i = 0; i < 40 && {names}.some((name) => inked(name) < 2000); i++) await wait(200);  // drawn one after another
     const counts = (name) => (qexp.model(name) ? Object.values(qexp.model(name).data)[0].length : null);
     return {{
       ink: Object.fromEntries({names}.map((name) => [name, inked(name)])),
