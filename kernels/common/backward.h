@@ -4,6 +4,8 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 
+#include <c10/util/FunctionRef.h>
+
 #include <vector>
 
 #include "numbers.h"
@@ -15,11 +17,14 @@ namespace qexp {
 template <class C, int S>
 using Terms = std::array<C*, S>;
 
+template <class C, int S>
+using BackwardBlock = void(const C*, const C*, C*, int64_t, int64_t, const Terms<C, S>&);
+
 // Runs kernel(x, g, dx, n, channel, terms) over all blocks and returns {dx, sums [S][channels]}.
 // The sums are taken in float64, chunk by chunk in a fixed order, so they do not depend on the number of threads.
-template <class T, int S, class Kernel>
-std::vector<double> backward_walk(
-    const Walk& walk, const at::Tensor& x, const at::Tensor& grad, at::Tensor& dx, Kernel&& kernel) {
+template <class T, int S>
+std::vector<double> backward_walk(const Walk& walk, const at::Tensor& x, const at::Tensor& grad, at::Tensor& dx,
+                                  c10::function_ref<BackwardBlock<Compute<T>, S>> kernel) {
   using C = Compute<T>;
   const int64_t channels = walk.channels, chunks = walk.chunks();
   std::vector<double> partial(S * channels * chunks, 0.0);

@@ -124,7 +124,7 @@ Tensor backward(const Tensor& grad, const Tensor& x, const Tensor& delta, const 
     const Table<C> zero(grid.zero_point, walk), shift(grid.offset, walk);
     const C high = static_cast<C>(levels);
     const int64_t step = walk.varies ? 1 : 0;
-    backward_walk<T, 0>(walk, x, grad, dx, [&](auto* xs, auto* gs, auto* to, int64_t n, int64_t channel, auto&) {
+    backward_walk<T, 0>(walk, x, grad, dx, [&](const C* xs, const C* gs, C* to, int64_t n, int64_t channel, auto&) {
       const C *s = scale.at(channel), *z = zero.at(channel), *o = shift.at(channel);
       for (int64_t i = 0; i < n; ++i) {
         const C v = (xs[i] - o[i * step]) / s[i * step] + z[i * step], gradient = gs[i];

@@ -92,7 +92,7 @@ std::tuple<Tensor, Tensor> backward(const Tensor& grad, const Tensor& x, const T
     scales.apply([](C s) { return valid(s); });
     const C low = table.lowest(), high = table.highest();
     const auto sums = backward_walk<T, 1>(
-        walk, x, grad, dx, [&](auto* xs, auto* gs, auto* to, int64_t n, int64_t channel, auto& terms) {
+        walk, x, grad, dx, [&](const C* xs, const C* gs, C* to, int64_t n, int64_t channel, auto& terms) {
           alignas(64) C v[kBlock], q[kBlock];
           divide(xs, scales.at(channel), v, n, walk.varies ? 1 : 0);
           table.nearest(v, q, n);

@@ -43,6 +43,18 @@ void block(const C* __restrict x, const C* __restrict g, C* __restrict dx, int64
   }
 }
 
+template <class C>
+using Kernel = void (*)(const C*, const C*, C*, int64_t, const Row<C>&, C*, C*);
+
+template <class C>
+Kernel<C> pick(std::string_view rounding, bool varies, bool with_offset) {
+  return with_rounding(parse_rounding(rounding), [&](auto r) -> Kernel<C> {
+    constexpr Rounding R = decltype(r)::value;
+    if (with_offset) return varies ? block<C, R, true, true> : block<C, R, false, true>;
+    return varies ? block<C, R, true, false> : block<C, R, false, false>;
+  });
+}
+
 std::tuple<Tensor, Tensor, Tensor> backward(
     const Tensor& grad, const Tensor& x, const Tensor& scale, const OptionalTensor& offset, double qmin, double qmax,
     const OptionalTensor& limits, std::optional<int64_t> axis, std::string_view rounding, double grad_scale) {
@@ -53,19 +65,13 @@ std::tuple<Tensor, Tensor, Tensor> backward(
     using T = decltype(tag);
     using C = Compute<T>;
     const Tables<C> tables(u, walk);
-    with_rounding(parse_rounding(rounding), [&](auto r) {
-      constexpr Rounding R = decltype(r)::value;
-      auto run = [&]<bool V, bool O>() {
-        return backward_walk<T, O ? 2 : 1>(
-            walk, x, grad, dx, [&](auto* xs, auto* gs, auto* to, int64_t n, int64_t channel, auto& terms) {
-              block<C, R, V, O>(xs, gs, to, n, tables.row(channel), terms[0], terms[terms.size() - 1]);
-            });
-      };
-      const auto sums = walk.varies ? (offset ? run.template operator()<true, true>() : run.template operator()<true, false>())
-                                    : (offset ? run.template operator()<false, true>() : run.template operator()<false, false>());
-      dscale = gradient_like(scale, sums.data(), walk.channels, grad_scale);
-      if (offset) doffset = gradient_like(*offset, sums.data() + walk.channels, walk.channels, grad_scale);
-    });
+    const Kernel<C> kernel = pick<C>(rounding, walk.varies, offset.has_value());
+    const auto run = [&](const C* xs, const C* gs, C* to, int64_t n, int64_t channel, auto& terms) {
+      kernel(xs, gs, to, n, tables.row(channel), terms.front(), terms.back());
+    };
+    const auto sums = offset ? backward_walk<T, 2>(walk, x, grad, dx, run) : backward_walk<T, 1>(walk, x, grad, dx, run);
+    dscale = gradient_like(scale, sums.data(), walk.channels, grad_scale);
+    if (offset) doffset = gradient_like(*offset, sums.data() + walk.channels, walk.channels, grad_scale);
   });
   return {dx, dscale, doffset};
 }

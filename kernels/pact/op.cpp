@@ -44,14 +44,12 @@ std::tuple<Tensor, Tensor> backward(const Tensor& grad, const Tensor& x, const T
     using C = Compute<T>;
     Table<C> table(two_sided ? at::abs(alpha) : alpha, walk);
     table.apply([](C a) { return valid(a); });
-    auto run = [&]<bool V, bool S>() {
-      return backward_walk<T, 1>(
-          walk, x, grad, dx, [&](auto* xs, auto* gs, auto* to, int64_t n, int64_t channel, auto& terms) {
-            block<C, V, S>(xs, gs, to, n, table.at(channel), terms[0]);
-          });
+    const auto kernel = walk.varies ? (two_sided ? block<C, true, true> : block<C, true, false>)
+                                    : (two_sided ? block<C, false, true> : block<C, false, false>);
+    const auto run = [&](const C* xs, const C* gs, C* to, int64_t n, int64_t channel, auto& terms) {
+      kernel(xs, gs, to, n, table.at(channel), terms[0]);
     };
-    const auto sums = walk.varies ? (two_sided ? run.template operator()<true, true>() : run.template operator()<true, false>())
-                                  : (two_sided ? run.template operator()<false, true>() : run.template operator()<false, false>());
+    const auto sums = backward_walk<T, 1>(walk, x, grad, dx, run);
     dalpha = gradient_like(alpha, sums.data(), walk.channels, 1.0);
   });
   return {dx, two_sided ? at::mul(dalpha, at::sign(alpha)) : dalpha};

@@ -51,7 +51,7 @@ Tensor backward(const Tensor& grad, const Tensor& x, const Tensor& scale, const 
     using T = decltype(tag);
     using C = Compute<T>;
     const Tables<C> tables(u, walk);
-    backward_walk<T, 0>(walk, x, grad, dx, [&](auto* xs, auto* gs, auto* to, int64_t n, int64_t channel, auto&) {
+    backward_walk<T, 0>(walk, x, grad, dx, [&](const C* xs, const C* gs, C* to, int64_t n, int64_t channel, auto&) {
       const Row<C> row = tables.row(channel);
       walk.varies ? block<true>(xs, gs, to, n, row) : block<false>(xs, gs, to, n, row);
     });
