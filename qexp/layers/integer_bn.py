@@ -123,12 +123,15 @@ class IntegerBatchNorm2d(QuantBatchNorm2d):
                 "under the recipe's passes"
             )
         with torch.no_grad():
-            y, codes_left = self._integer(x)
-        own = self.output_quantizer
-        return y if codes_left and own is self.steps.leaving else own(y)
+            y = self._integer(x)
+            after = self.output_quantizer(y)
+        below_its_grid = self.clamp == "source" and self.output_quantizer is self.steps.leaving
+        return (
+            y if below_its_grid else after
+        )  # codes already; only the source's lowest one is not of the quantizer's grid
 
-    def _integer(self, x: Tensor) -> tuple[Tensor, bool]:
-        """Returns the result as real numbers, and whether it came out in the codes of the next quantizer."""
+    def _integer(self, x: Tensor) -> Tensor:
+        """Returns the result, as real numbers."""
         unit, bias, leaving = self._unit(), self._bias_before(), self.steps.leaving
         acc = (x.double() - bias.reshape(1, -1, 1, 1)) / unit.reshape(1, -1, 1, 1)
         whole = (acc - torch.round(acc)).abs().amax() < _NEARLY_WHOLE if acc.numel() else torch.tensor(True)
@@ -145,7 +148,7 @@ class IntegerBatchNorm2d(QuantBatchNorm2d):
         codes = shifted(total, self.bit - self.intbit, self.rounding)
         if leaving is not None:
             codes = codes.clamp(*self._limits(leaving))
-        return (codes * step.reshape(1, -1, 1, 1)).to(x.dtype), leaving is not None
+        return (codes * step.reshape(1, -1, 1, 1)).to(x.dtype)
 
     def _unit(self) -> Tensor:
         """Returns the real value of one unit of the accumulator, `[C or 1]`."""

@@ -11,7 +11,7 @@ from torch import nn
 from qexp.calibration.calibrate import calibrate
 from qexp.errors import QexpError
 from qexp.graph import facts
-from qexp.layers import quantizers_off
+from qexp.layers import check_all_ran, quantizers_off
 from qexp.layers.integer_bn import IntegerBatchNorm2d, bn_constants
 from qexp.numerics.fixed_type import shifted
 from qexp.passes.base import Moment
@@ -113,6 +113,25 @@ def test_clamp_source_has_one_code_more_than_the_training(residual, images):
     training = quantized(residual, images, clamp="match_training")
     q = source.depthwise.input_quantizer
     assert source.bn1._limits(q) == (-128, 127) and training.bn1._limits(q) == (-127, 127)
+
+
+@pytest.mark.parametrize(("clamp", "least"), [("source", -128), ("match_training", -127)])
+def test_its_own_output_quantizer_sees_it_and_bends_to_the_clamp(residual, images, clamp, least):
+    structure = facts(residual, images)
+    compute = {"_target_": TARGET, "intbit": 16, "clamp": clamp}
+    rules = {"bn": {"layers": "bn3", "compute": compute, "output": {**MPACT, "alpha_init": 0.1}}}
+    recipe = Recipe(sites={"input": MPACT, "weight": WEIGHT}, rules=rules, wbit=8, abit=8)
+    apply(residual, resolve(residual, structure, recipe), structure)
+    moment = Moment(structure, [images], {})
+    link = lambda _: IntegerBatchNorms().on_statistics(residual, moment)  # noqa: E731 - one line, one use
+    calibrate(residual, [images], progress=False, before_fit=link)
+    check_all_ran(residual.eval(), images)
+    q, seen = residual.bn3.output_quantizer, []
+    assert residual.bn3.steps.leaving is q
+    residual.bn3.register_forward_hook(lambda _, __, y: seen.append(y / q.scale))
+    with torch.no_grad():
+        residual(images)
+    assert (float(seen[0].min()), float(seen[0].max())) == pytest.approx((least, 127))
 
 
 def test_training_and_the_float_network_use_the_ordinary_batch_norm(residual, images):
