@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from qexp.errors import QexpError
 from qexp.layers.per_product import padded
-from qexp.layers.quantized import Quantized, QuantConv2d, QuantLinear
+from qexp.layers.quantized import QuantConv2d, Quantized, QuantLinear
 from qexp.quantizers.base import Quantizer
 
 OUTPUTS = (2, 4, 5)

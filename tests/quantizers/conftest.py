@@ -30,8 +30,10 @@ def _fit(quantizer: Quantizer, x: Tensor, site: str) -> Quantizer:
         quantizer.fit(TensorStats.of(x, quantizer.granularity))
         return quantizer
     seen = SiteStats(channel=TensorStats(PerChannel(1), 512))
-    seen.update(x)
-    quantizer.fit(seen.tensor if quantizer.granularity.axis is None else seen.channel)
+    seen.update(x, quantizer.collectors)
+    stats = seen.tensor if quantizer.granularity.axis is None else seen.channel
+    stats.extra = seen.extra
+    quantizer.fit(stats)
     return quantizer
 
 

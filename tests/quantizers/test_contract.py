@@ -151,7 +151,7 @@ def test_a_dense_ramp_reaches_all_documented_levels(site, spec, bits, low, fitte
     halvings = torch.logspace(0, -63, 127, base=2)  # levels that crowd around zero
 
     def ramp(first: float, last: float) -> torch.Tensor:
-        near_zero = torch.cat([halvings * last, halvings * (first if first < 0 else last)])
+        near_zero = torch.cat([halvings * last, halvings * (first if first < 0 else last), torch.zeros(1)])
         line = torch.cat([torch.linspace(first, last, n), near_zero]).sort().values
         m = len(line)
         return line if site == "bias" else line.repeat(2).reshape((2, m, 1, 1) if site == "weight" else (1, 2, m, 1))
