@@ -93,6 +93,8 @@ def experiment(cfg: DictConfig, data: LightningDataModule, record: Record) -> di
         training.seed(cfg.seed)  # whatever random numbers the float network has used, or not, being cached
         module = training.task(model, cfg.dataset.num_classes, cfg.schedule, freeze_bn=cfg.bn == "freeze")
         seconds["train"] = training.fit(module, data, cfg, cfg.schedule, outcome.title(cfg), record.folder)
+        for edit in passes:
+            edit.on_trained(model, moment)
     score, correct, seconds["evaluate"] = training.evaluate(model, data, cfg, outcome.title(cfg), record.folder)
 
     metrics = outcome.metrics(cfg, model, size, structure, plan, score, correct, float_score, seconds)

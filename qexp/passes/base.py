@@ -1,4 +1,4 @@
-"""What a pass is: an edit of the model at one of three moments of a run."""
+"""What a pass is: an edit of the model at one of four moments of a run."""
 
 from __future__ import annotations
 
@@ -42,3 +42,6 @@ class Pass:
 
     def on_fitted(self, model: nn.Module, moment: Moment) -> None:
         """Edits the calibrated model: corrects biases, re-estimates batch norms, learns roundings."""
+
+    def on_trained(self, model: nn.Module, moment: Moment) -> None:
+        """Looks at the network after its training with quantizers, before it is evaluated; not called where nothing was trained."""
