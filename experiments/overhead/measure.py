@@ -100,13 +100,14 @@ def main() -> None:
     parser.add_argument("--kernels", default="auto", help="auto, cuda, cpp or reference")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    print(f"{args.model}, batch {args.batch}, {args.threads} threads, torch {torch.__version__}, kernels {load_kernels(args.kernels)}")
+    print(
+        f"{args.model}, batch {args.batch}, {args.threads} threads, torch {torch.__version__}, kernels {load_kernels(args.kernels)}"
+    )
 
     register()
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        configs = {
-            q: compose("config", [f"model={args.model}", "dataset=cifar10", f"quant={q}", f"bits={args.bits}"]) for q in args.quant.split(",")
-        }
+        common = [f"model={args.model}", "dataset=cifar10", f"bits={args.bits}"]
+        configs = {q: compose("config", [*common, f"quant={q}"]) for q in args.quant.split(",")}
     model = pipeline.instantiate(next(iter(configs.values())).model.net)
     images = torch.randn(args.batch, *next(iter(configs.values())).model.input_size)
     labels = torch.randint(0, 10, (args.batch,))
