@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from qexp.calibration.stats import TensorStats
 from qexp.errors import QexpError
 from qexp.layers.quantized import quantizers, weight_of
+from qexp.numerics.bins import bins
 from qexp.numerics.grid import UniformGrid
 from qexp.passes.base import Moment, Pass
 from qexp.quantizers.base import AffineQuantizer, Quantizer
@@ -21,20 +22,6 @@ log = logging.getLogger(__name__)
 _PASSES = 10
 _CLOSE = 0.01  # bits
 _ALMOST = 1e-9  # differences this small are rounding errors: a tie
-
-
-def bins(spread: Tensor, bits: float) -> Tensor:
-    """Returns how many of the `C * 2^bits` levels each of C channels gets, float64 `[C]`: shares of `spread^(2/3)`.
-
-    Source: Banner et al. 2019 (arXiv 1810.05723), equations 10-11.
-
-    >>> [round(b, 3) for b in bins(torch.tensor([1.0, 2.0, 4.0, 8.0]), 4).tolist()]
-    [7.027, 11.155, 17.708, 28.109]
-    """
-    share = spread.double().clamp_min(0).pow(2 / 3)
-    total = share.sum()
-    share = share / total if total > 0 else torch.full_like(share, 1 / len(share))  # all constant: nothing to prefer
-    return len(share) * 2.0**bits * share
 
 
 def allocate(

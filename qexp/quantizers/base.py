@@ -35,6 +35,7 @@ class Quantizer(nn.Module):
         sites: Tensors it makes sense for.
         bits_allowed: Least and greatest width.
         collectors: What calibration shall collect for it beside the summary every tensor gets; found in `stats.extra`.
+        level_counts: By how much the documented number of levels may differ from 2^bits.
         correctable: Whether `forward` and `dequantize` apply the gain and offset of a corrected weight.
         scale: Real value of one code, in the shape that broadcasts against the tensor.
         zero_point: The code of zero, same shape.
@@ -55,6 +56,7 @@ class Quantizer(nn.Module):
     bits_allowed: tuple[int, int] = (1, 16)
     collectors: tuple[Collector, ...] = ()
     latent_decay: float | None = None
+    level_counts: tuple[int, ...] = (0, -1)
     correctable: bool = False
 
     def __init__(

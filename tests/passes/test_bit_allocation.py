@@ -12,8 +12,9 @@ from qexp.graph import Facts, facts
 from qexp.layers.quantized import quantizers
 from qexp.layers.swap import swap
 from qexp.numerics import PerChannel
+from qexp.numerics.bins import bins
 from qexp.passes.base import Moment
-from qexp.passes.bit_allocation import BitAllocation, allocate, bins
+from qexp.passes.bit_allocation import BitAllocation, allocate
 from qexp.quantizers.gemmlowp import GEMMLOWP
 from qexp.quantizers.uniform import Uniform
 
