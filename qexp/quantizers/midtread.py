@@ -32,10 +32,10 @@ class MidTread(Quantizer):
 
     omega is the channel's share of `C * 2^target` bins, rounded to even on ties. The range is `2 k b` around the mean, or, where a ReLU
     follows or nothing negative was seen, `max(mean, 0) + k b` above zero, with `k = W0(3 omega^2)` (`W0(3 (2 omega)^2)`) and
-    `b = E|x - E x|`; without clipping it is `max - min`. Levels: an even omega has omega + 1 (2^bits + 1 where all channels are alike). A channel of
-    0 bins becomes 0; a constant one passes unchanged. Gradient: 1 within the limits (included), else 0. Nothing is allocated in bits:
-    the rate is the entropy of the codes, which the record holds. Saved: delta, the limits. Bounds `legacy` are no integers, so
-    clipped values fall off the grid: they are then neither idempotent nor within half a step.
+    `b = E|x - E x|`; without clipping it is `max - min`. Levels: an even omega has omega + 1 (2^bits + 1 where all channels are alike).
+    A channel of 0 bins becomes 0; a constant one passes unchanged. Gradient: 1 within the limits (included), else 0. Nothing is
+    allocated in bits: the rate is the entropy of the codes, which the record holds. Saved: delta, the limits. Bounds `legacy` are no
+    integers, so clipped values fall off the grid: they are then neither idempotent nor within half a step.
 
     Args:
         bits, shape, granularity, rounding: See `Quantizer`.
