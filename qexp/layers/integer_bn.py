@@ -137,9 +137,8 @@ class IntegerBatchNorm2d(QuantBatchNorm2d):
         whole = (acc - torch.round(acc)).abs().amax() < _NEARLY_WHOLE if acc.numel() else torch.tensor(True)
         acc = torch.where(whole.to(acc.device), torch.round(acc), acc)
         step = unit if leaving is None else torch.as_tensor(leaving.scale).detach().double().flatten()
-        gamma, beta = (
-            (self.quantized_weight(), self.quantized_bias()) if self.affine else (torch.ones(1), torch.zeros(1))
-        )
+        plain = torch.ones_like(bias), torch.zeros_like(bias)
+        gamma, beta = (self.quantized_weight(), self.quantized_bias()) if self.affine else plain
         bn = (gamma, beta, self.running_mean.double() - bias, self.running_var, self.eps)
         k, t = bn_constants(bn, unit / step, 1 / step, self.bit, self.intbit, self.form)
         total = acc * k.reshape(1, -1, 1, 1) + t.reshape(1, -1, 1, 1)

@@ -16,12 +16,19 @@ log = logging.getLogger(__name__)
 class CountNonBinary(Pass):
     """Reports `non_binary_weights`, the weights of trained `Hysteresis` layers that are neither of their two levels.
 
-    None with the rule `figure`; an accuracy reached with `legacy` means little without this number.
+    And `non_binary_weights_most`, the sum over layers of the most at any step of the training: a schedule that ends at a small rate may
+    hide them. None with the rule `figure`; an accuracy reached with `legacy` means little without these numbers.
     """
 
     def on_trained(self, model: nn.Module, moment: Moment) -> None:
         remembered = [q for _, _, q in quantizers(model) if isinstance(q, Hysteresis)]
         count, total = sum(int(q.non_binary) for q in remembered), sum(q.state.numel() for q in remembered)
-        moment.findings["non_binary_weights"] = count
-        if count:
-            log.warning("%d of %d weights are not 1-bit (hysteresis rule legacy): the network is not binary", count, total)
+        most = sum(int(q.most_non_binary) for q in remembered)
+        moment.findings |= {"non_binary_weights": count, "non_binary_weights_most": most}
+        if most:
+            log.warning(
+                "hysteresis rule legacy: %d of %d weights are not 1-bit, up to %d were while it trained",
+                count,
+                total,
+                most,
+            )

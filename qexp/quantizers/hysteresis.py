@@ -21,11 +21,12 @@ class Hysteresis(Quantizer):
     step, `figure`: +1 where `w >= tau`, -1 where `w <= -tau`, else unchanged. `legacy`, from the float weight w before and w' after the
     step: sign(w') where the sign stayed; +1 where it rose and `w' >= tau`; -1 where it fell and `w' <= -tau`; everywhere else
     (crossed but not far enough, or a zero before or after) the weight is `omega * w'`, which is not 1-bit: `non_binary` counts those,
-    and codes name only their sign. Evaluation never changes q, nor do several backward passes before one step.
+    `most_non_binary` is the most of any step so far, and codes name only their sign. Evaluation never changes q, nor do several
+    backward passes before one step.
 
     Gradient: straight to the float weight, none through omega unless `omega_gradient`. No calibration: omega is the tensor's own. Not
     idempotent, not monotone (two equal weights may have different pasts), and no error bound such as half a step. Saved: q, whether it
-    was started, omega as last used, and for `legacy` the float weight's sign before.
+    was started, omega as last used, the most non-binary weights of a step, and for `legacy` the float weight's sign before.
 
     Args:
         bits, shape, granularity, rounding: See `Quantizer`; 1 bit, one omega a layer, nothing is rounded.
@@ -81,6 +82,7 @@ class Hysteresis(Quantizer):
         self.register_buffer("state", torch.ones(self.shape))
         self.register_buffer("omega", torch.ones(1))
         self.register_buffer("started", torch.tensor(False))
+        self.register_buffer("most_non_binary", torch.zeros((), dtype=torch.int64))
         self.register_buffer("before", torch.zeros(self.shape) if rule == "legacy" else None)
         self._started = False  # the same, without asking the device in every forward
 
@@ -114,6 +116,7 @@ class Hysteresis(Quantizer):
         settled = ((old == new) & (new != 0)) | (rose & (scaled >= self.tau)) | (fell & (scaled <= -self.tau))
         self.state.copy_(_sign(w) if self.tau == 0 else torch.where(settled, _sign(w), w))
         self.before.copy_(new)
+        self.most_non_binary.copy_(torch.maximum(self.most_non_binary, self.non_binary))
 
     def _unit(self, w: Tensor) -> Tensor | float:
         """Returns what tau is counted in."""
@@ -171,7 +174,7 @@ class Hysteresis(Quantizer):
     def describe(self) -> dict[str, Any]:
         text = f"{self.rule} tau={self.tau:g} {self.tau_mode}"
         if self.rule == "legacy":
-            text += f", {int(self.non_binary)} of {self.state.numel()} weights not binary"
+            text += f", {int(self.non_binary)} of {self.state.numel()} weights not binary (most at a step: {int(self.most_non_binary)})"
         return super().describe() | {"signed": True, "range": text}
 
     def _load_from_state_dict(self, *args: Any) -> None:

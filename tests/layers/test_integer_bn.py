@@ -79,6 +79,18 @@ def test_many_bits_compute_what_the_float_batch_norm_does(residual, images):
     assert torch.allclose(a, b, atol=2e-2 * float(a.abs().max())) and not torch.equal(b, torch.zeros_like(b))
 
 
+@pytest.mark.parametrize("affine", [True, False])
+def test_a_bias_before_it_and_no_factors_in_it_change_nothing(affine, images):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, affine=affine), nn.Conv2d(4, 2, 3)).eval()
+    nn.init.uniform_(model[1].running_mean, -0.3, 0.3)
+    plain = quantized(copy.deepcopy(model), images)
+    exact = quantized(model, images, bit=40, intbit=16, rounding="half_even")
+    with torch.no_grad():
+        a, b = plain(images), exact(images)
+    assert torch.allclose(a, b, atol=2e-2 * float(a.abs().max()))
+
+
 def test_results_are_codes_of_the_next_quantizer(residual, images):
     model = quantized(residual, images, bit=32, intbit=16)
     seen = {}

@@ -125,7 +125,11 @@ def test_hysteresis_vectors():
 
 def test_legacy_forgets_after_one_step():
     still = stepped([BEFORE, AFTER, AFTER], rule="legacy")
-    assert int(still.non_binary) == 0 and torch.equal(still.codes(AFTER), (AFTER >= 0).int())
+    assert (
+        int(still.non_binary) == 0
+        and int(still.most_non_binary) == 2
+        and torch.equal(still.codes(AFTER), (AFTER >= 0).int())
+    )
     figure = stepped([BEFORE, AFTER, AFTER])
     assert figure.codes(AFTER).tolist() == [1, 0, 0, 1, 0, 1]
 
