@@ -39,3 +39,8 @@ class IntegerLayers(Pass):
                 moment.findings[what] = max(held, number) if what in _GREATEST else held + number
                 if number:
                     log.info("%s: %s %d", name, what, number)
+        overflows = {k: v for k, v in moment.findings.items() if k.endswith("overflows") and v}
+        if overflows:
+            log.warning(
+                "16 bits do not hold what is computed, so values saturate: %s (first calibration batch)", overflows
+            )

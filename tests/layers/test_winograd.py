@@ -164,6 +164,8 @@ def test_a_network_runs_and_reports_its_overflows(run, bn):
     assert kept["value"] == plain["value"]
 
 
-def test_two_dimensions_overflow_and_say_so(run):
-    metrics = run("quant=caq_winograd", "quant.compute.two_d=true", "quant.compute.outputs=5", "max_samples=50")
+def test_two_dimensions_overflow_and_say_so(run, caplog):
+    with caplog.at_level("WARNING"):
+        metrics = run("quant=caq_winograd", "quant.compute.two_d=true", "quant.compute.outputs=5", "max_samples=50")
+    assert "16 bits do not hold" in caplog.text
     assert metrics["winograd_weight_overflows"] > 0
