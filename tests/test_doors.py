@@ -75,7 +75,9 @@ def test_other_arithmetic_is_a_family_named_by_the_recipe(images: Tensor) -> Non
 def test_a_transformed_domain_reads_codes(images: Tensor) -> None:
     model = DigitsCNN()
     structure = facts(model, images[:1])
-    plan = resolve(model, structure, Recipe(sites={"input": UNIFORM, "weight": UNIFORM, "compute": {"_target_": TILES}}))
+    plan = resolve(
+        model, structure, Recipe(sites={"input": UNIFORM, "weight": UNIFORM, "compute": {"_target_": TILES}})
+    )
     apply(model, plan, structure)
     calibrate(model, [images], progress=False)
     assert type(model.conv2) is InFourTiles
