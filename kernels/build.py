@@ -133,7 +133,9 @@ def _compile(kind: str, target: Path) -> None:
     compiler = cpp_extension.get_cxx_compiler()
     if shutil.which(compiler) is None:
         raise BuildError(f"no C++ compiler ({compiler}) was found")
-    scratch = Path(tempfile.mkdtemp(prefix=f".{kind}-", dir=target.parent))
+    for left in target.parent.glob(f".{target.stem}-*"):  # by a build of this library that was killed
+        shutil.rmtree(left, ignore_errors=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{target.stem}-", dir=target.parent))
     # A `ninja` installed beside the interpreter is only on the path of an activated environment.
     path = os.environ.get("PATH", "")
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), path])

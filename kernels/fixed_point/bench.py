@@ -72,7 +72,7 @@ def measures(device: torch.device) -> list[Measure]:
 
 def peak(which: str) -> float:
     """Returns by how many MiB the peak memory of a new process grows while it computes one image."""
-    code = f"import {__name__} as b; b.report_growth({which!r})"
+    code = f"import {__spec__.name} as b; b.report_growth({which!r})"
     return float(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout)
 
 

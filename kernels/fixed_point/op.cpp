@@ -24,7 +24,6 @@ using at::Tensor;
 constexpr int kVectors = 2;                            // vectors of lanes a tile
 constexpr int kWidth = Lanes::kLanes * kVectors;       // what a tile holds on its vector side ...
 constexpr int kDepth = 4;                              // ... and on its broadcast side
-constexpr int64_t kPixels = 64;                        // output pixels unfolded at a time
 constexpr float kMagic = 12582912.0f;                  // 1.5 * 2^23
 constexpr uint32_t kMagicBits = 0x4B400000u;
 
@@ -34,9 +33,17 @@ struct Format {
   Rounding rounding;
 };
 
-// sums[p][l] = sum over k of the rounded products a[k][l] b[k][p], l < kWidth, p < P; a and b are in output steps.
+// The side of the products that is broadcast: element (p, k) is data[p * row + k * step].
+struct Scalars {
+  const float* data;
+  int64_t row, step;
+  float at(int64_t p, int64_t k) const { return data[p * row + k * step]; }
+};
+
+// sums[p][l] = sum over k of the rounded products a[k][l] b(p, k), l < kWidth, p < P. In the fast tile one side comes
+// in output steps.
 template <int P>
-void fast_tile(const float* a, const float* b, int64_t terms, const Format& format, double* sums) {
+void fast_tile(const float* a, Scalars b, int64_t terms, const Format& format, double* sums) {
   const auto magic = Lanes::set(kMagic);
   const auto low = Lanes::set(kMagic + static_cast<float>(format.low));
   const auto high = Lanes::set(kMagic + static_cast<float>(format.high));
@@ -47,7 +54,7 @@ void fast_tile(const float* a, const float* b, int64_t terms, const Format& form
     Lanes::Float v[kVectors];
     for (int i = 0; i < kVectors; ++i) v[i] = Lanes::load(a + k * kWidth + i * Lanes::kLanes);
     for (int p = 0; p < P; ++p) {
-      const auto scalar = Lanes::set(b[k * P + p]);
+      const auto scalar = Lanes::set(b.at(p, k));
       for (int i = 0; i < kVectors; ++i)
         total[p][i] = Lanes::add_bits(total[p][i], Lanes::clamp(Lanes::fma(v[i], scalar, magic), low, high));
     }
@@ -62,11 +69,11 @@ void fast_tile(const float* a, const float* b, int64_t terms, const Format& form
 }
 
 template <int P, Rounding R, bool A>
-void exact_tile(const float* a, const float* b, int64_t terms, const Format& format, double* sums) {
+void exact_tile(const float* a, Scalars b, int64_t terms, const Format& format, double* sums) {
   std::fill_n(sums, P * kWidth, 0.0);
   for (int64_t k = 0; k < terms; ++k)
     for (int p = 0; p < P; ++p) {
-      const double scalar = static_cast<double>(b[k * P + p]) * format.one;
+      const double scalar = static_cast<double>(b.at(p, k)) * format.one;
       for (int l = 0; l < kWidth; ++l) {
         const double product = clamp(round_to<R>(a[k * kWidth + l] * scalar, 0.0), format.low, format.high);
         const double sum = sums[p * kWidth + l] + product;
@@ -75,7 +82,7 @@ void exact_tile(const float* a, const float* b, int64_t terms, const Format& for
     }
 }
 
-using Tile = void (*)(const float*, const float*, int64_t, const Format&, double*);
+using Tile = void (*)(const float*, Scalars, int64_t, const Format&, double*);
 
 template <int P>
 Tile pick(const Format& format) {
@@ -93,26 +100,27 @@ struct Shape {
   at::IntArrayRef stride, padding, dilation;
 };
 
-// One side of the products: `count` columns [terms] packed as panels [terms][wide].
-void pack(const float* columns, int64_t count, int64_t terms, int64_t wide, float* panels) {
-  for (int64_t first = 0; first < count; first += wide)
+// `count` rows [terms] as panels [terms][kWidth], zeros where rows run out.
+void pack(const float* rows, int64_t count, int64_t terms, float* panels) {
+  for (int64_t first = 0; first < count; first += kWidth)
     for (int64_t k = 0; k < terms; ++k)
-      for (int64_t i = 0; i < wide; ++i)
-        *panels++ = first + i < count ? columns[(first + i) * terms + k] : 0.0f;
+      for (int64_t i = 0; i < kWidth; ++i) *panels++ = first + i < count ? rows[(first + i) * terms + k] : 0.0f;
 }
 
-// The inputs of `count` output pixels of one image and group, [count][terms] (channel, row, column).
-void unfold(const float* image, at::IntArrayRef strides, const Shape& s, int64_t first, int64_t count, float* to) {
+// The inputs of `count` <= kWidth output pixels of one image and group as a panel [terms][kWidth], times `factor`.
+void unfold(const float* image, at::IntArrayRef strides, const Shape& s, int64_t first, int64_t count, float factor,
+            float* panel) {
   for (int64_t i = 0; i < count; ++i) {
+    float* to = panel + i;
     const int64_t top = (first + i) / s.columns * s.stride[0] - s.padding[0];
     const int64_t left = (first + i) % s.columns * s.stride[1] - s.padding[1];
     for (int64_t c = 0; c < s.channels; ++c)
       for (int64_t r = 0; r < s.kernel_height; ++r) {
         const int64_t y = top + r * s.dilation[0];
         const float* line = image + c * strides[1] + y * strides[2];
-        for (int64_t q = 0; q < s.kernel_width; ++q) {
+        for (int64_t q = 0; q < s.kernel_width; ++q, to += kWidth) {
           const int64_t x = left + q * s.dilation[1];
-          *to++ = y >= 0 && y < s.height && x >= 0 && x < s.width ? line[x * strides[3]] : 0.0f;
+          *to = y >= 0 && y < s.height && x >= 0 && x < s.width ? line[x * strides[3]] * factor : 0.0f;
         }
       }
   }
@@ -125,45 +133,53 @@ bool all_finite(const Tensor& t) {
   return finite;
 }
 
-// Whether the weights survive scaling by 2^f in float32, to the last bit.
-bool scales_exactly(const Tensor& weight, double one) {
-  const float* p = weight.const_data_ptr<float>();
-  for (int64_t i = 0; i < weight.numel(); ++i)
-    if (static_cast<double>(static_cast<float>(p[i] * one)) != p[i] * one) return false;
-  return true;
+// Whether the inputs survive scaling by 2^f in float32, to the last bit.
+bool scales_exactly(const Tensor& t, double one) {
+  const float* p = t.const_data_ptr<float>();
+  bool exact = true;
+  for (int64_t i = 0; i < t.numel(); ++i) exact &= static_cast<double>(static_cast<float>(p[i] * one)) == p[i] * one;
+  return exact;
 }
 
-// Computes the outputs of one group for `count` pixels; one side of the products lies in vector panels, the other in
-// broadcast panels, whichever suits: `swapped` = pixels are the vector side (few output channels, as in depthwise).
+// Computes the outputs of one group. Pixels are the vector side and the weights are read where they lie; with few
+// pixels (a linear layer, a small batch) the weights are packed to be the vector side instead.
 class Group {
  public:
-  Group(const Shape& s, const Format& format, const float* weight, const double* bias, bool swapped)
-      : s_(s), f_(format), bias_(bias), swapped_(swapped), four_(pick<kDepth>(format)), single_(pick<1>(format)) {
-    const int64_t wide = swapped ? (s.outputs < kDepth ? 1 : kDepth) : kWidth;
-    weights_.resize((s.outputs + wide - 1) / wide * wide * s.terms);
-    pack(weight, s.outputs, s.terms, wide, weights_.data());
+  Group(const Shape& s, const Format& format, const float* weight, const double* bias)
+      : s_(s), f_(format), weight_(weight), bias_(bias), four_(pick<kDepth>(format)), single_(pick<1>(format)) {
+    if (s.pixels >= kWidth / 2 || s.outputs < kWidth / 2) return;
+    packed_.resize((s.outputs + kWidth - 1) / kWidth * kWidth * s.terms);
+    pack(weight, s.outputs, s.terms, packed_.data());
   }
 
+  // write(channel, pixel, value) for the output channels [from, to), `from` a multiple of kWidth, and `count` pixels.
   template <class Write>
-  void run(const float* columns, int64_t count, std::vector<float>& scratch, Write&& write) const {
-    const int64_t vectors = swapped_ ? count : s_.outputs, scalars = swapped_ ? s_.outputs : count;
-    const int64_t depth = scalars < kDepth ? 1 : kDepth, wide = swapped_ ? kWidth : depth;
-    scratch.resize((count + wide - 1) / wide * wide * s_.terms);
-    pack(columns, count, s_.terms, wide, scratch.data());
-    const float *a = swapped_ ? scratch.data() : weights_.data(), *b = swapped_ ? weights_.data() : scratch.data();
-    alignas(64) double sums[kDepth * kWidth];
-    for (int64_t v = 0; v < vectors; v += kWidth)
-      for (int64_t p = 0; p < scalars; p += depth) {
-        (depth == 1 ? single_ : four_)(a + v * s_.terms, b + p * s_.terms, s_.terms, f_, sums);
-        for (int64_t i = 0; i < std::min(depth, scalars - p); ++i)
-          for (int64_t l = 0; l < std::min<int64_t>(kWidth, vectors - v); ++l) {
-            const int64_t channel = swapped_ ? p + i : v + l, pixel = swapped_ ? v + l : p + i;
-            write(channel, pixel, finish(sums[i * kWidth + l], channel));
-          }
-      }
+  void run(const float* panel, int64_t count, int64_t from, int64_t to, Write&& write) const {
+    if (packed_.empty()) {
+      each(panel, {weight_ + from * s_.terms, s_.terms, 1}, to - from, [&](int64_t p, int64_t l, double sum) {
+        if (l < count) write(from + p, l, finish(sum, from + p));
+      });
+      return;
+    }
+    for (int64_t v = from; v < to; v += kWidth)
+      each(packed_.data() + v * s_.terms, {panel, 1, kWidth}, count, [&](int64_t p, int64_t l, double sum) {
+        if (v + l < to) write(v + l, p, finish(sum, v + l));
+      });
   }
 
  private:
+  // f(p, l, sum) for `count` scalars and every lane.
+  template <class F>
+  void each(const float* vectors, Scalars scalars, int64_t count, F&& f) const {
+    alignas(64) double sums[kDepth * kWidth];
+    for (int64_t p = 0; p < count;) {
+      const int64_t depth = count - p >= kDepth ? kDepth : 1;
+      const Scalars here{scalars.data + p * scalars.row, scalars.row, scalars.step};
+      (depth == 1 ? single_ : four_)(vectors, here, s_.terms, f_, sums);
+      for (int64_t i = 0; i < depth; ++i, ++p)
+        for (int64_t l = 0; l < kWidth; ++l) f(p, l, sums[i * kWidth + l]);
+    }
+  }
   double finish(double sum, int64_t channel) const {
     double q = clamp(sum, f_.low, f_.high);
     if (bias_) q = clamp(rounded(q + bias_[channel]), f_.low, f_.high);
@@ -176,10 +192,10 @@ class Group {
 
   const Shape& s_;
   const Format& f_;
+  const float* weight_;
   const double* bias_;
-  bool swapped_;
   Tile four_, single_;
-  std::vector<float> weights_;
+  std::vector<float> packed_;
 };
 
 Tensor conv2d(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, at::IntArrayRef stride,
@@ -200,41 +216,46 @@ Tensor conv2d(const Tensor& x, const Tensor& weight, const std::optional<Tensor>
 
   Format f{-std::ldexp(1.0, bits - 1), std::ldexp(1.0, bits - 1) - 1, std::ldexp(1.0, fraction_bits),
            accumulate == "per_add", false, parse_rounding(rounding)};
-  const Tensor input = x.to(at::kFloat), plain = weight.to(at::kFloat).contiguous();
+  const Tensor given = x.to(at::kFloat), plain = weight.to(at::kFloat).contiguous();
+  const Tensor input = given.is_non_overlapping_and_dense() ? given : given.contiguous();
   f.fast = !f.per_add && f.rounding == Rounding::half_even && bits <= 22 && s.terms < (int64_t{1} << (32 - bits)) &&
-           all_finite(input.is_non_overlapping_and_dense() ? input : input.contiguous()) && all_finite(plain) &&
-           scales_exactly(plain, f.one);
-  std::vector<float> weights(plain.const_data_ptr<float>(), plain.const_data_ptr<float>() + plain.numel());
-  if (f.fast)
-    for (auto& w : weights) w = static_cast<float>(w * f.one);
+           all_finite(input) && all_finite(plain) && scales_exactly(input, f.one);
+  const float factor = f.fast ? static_cast<float>(f.one) : 1.0f;
   std::vector<double> biases;
   if (bias) {
     const Tensor b = bias->to(at::kFloat).contiguous();
     for (int64_t i = 0; i < b.numel(); ++i) biases.push_back(b.const_data_ptr<float>()[i] * f.one);
   }
   std::vector<Group> parts;
+  parts.reserve(groups);
   for (int64_t g = 0; g < groups; ++g)
-    parts.emplace_back(s, f, weights.data() + g * s.outputs * s.terms, bias ? biases.data() + g * s.outputs : nullptr,
-                       s.outputs < kWidth / 2 && s.pixels > s.outputs);
+    parts.emplace_back(s, f, plain.const_data_ptr<float>() + g * s.outputs * s.terms,
+                       bias ? biases.data() + g * s.outputs : nullptr);
 
   with_type(x, [&](auto tag) {
     using T = decltype(tag);
     T* to = out.mutable_data_ptr<T>();
     const float* from = input.const_data_ptr<float>();
     const auto in = input.strides(), to_stride = out.strides();
-    const int64_t tiles = (s.pixels + kPixels - 1) / kPixels;
-    at::parallel_for(0, s.n * groups * tiles, 1, [&](int64_t begin, int64_t end) {
-      std::vector<float> columns(kPixels * s.terms), scratch;
+    const int64_t tiles = (s.pixels + kWidth - 1) / kWidth, pieces = s.n * groups * tiles;
+    // Few pieces: share the output channels between threads too.
+    const int64_t wanted = std::clamp<int64_t>(2 * at::get_num_threads() / pieces, 1, (s.outputs + kWidth - 1) / kWidth);
+    const int64_t share = ((s.outputs + wanted - 1) / wanted + kWidth - 1) / kWidth * kWidth;
+    const int64_t splits = (s.outputs + share - 1) / share;
+    at::parallel_for(0, pieces * splits, 1, [&](int64_t begin, int64_t end) {
+      std::vector<float> panel(kWidth * s.terms, 0.0f);
       for (int64_t task = begin; task < end; ++task) {
-        const int64_t first = task % tiles * kPixels, g = task / tiles % groups, n = task / tiles / groups;
-        const int64_t count = std::min(kPixels, s.pixels - first);
-        unfold(from + n * in[0] + g * s.channels * in[1], in, s, first, count, columns.data());
+        const int64_t split = task % splits, piece = task / splits;
+        const int64_t first = piece % tiles * kWidth, g = piece / tiles % groups, n = piece / tiles / groups;
+        const int64_t count = std::min<int64_t>(kWidth, s.pixels - first);
+        unfold(from + n * in[0] + g * s.channels * in[1], in, s, first, count, factor, panel.data());
         T* image = to + n * to_stride[0] + g * s.outputs * to_stride[1];
-        parts[g].run(columns.data(), count, scratch, [&](int64_t channel, int64_t pixel, double value) {
+        const auto write = [&](int64_t channel, int64_t pixel, double value) {
           const int64_t p = first + pixel;
           image[channel * to_stride[1] + p / s.columns * to_stride[2] + p % s.columns * to_stride[3]] =
               static_cast<T>(static_cast<Compute<T>>(value));
-        });
+        };
+        parts[g].run(panel.data(), count, split * share, std::min(s.outputs, (split + 1) * share), write);
       }
     });
   });
