@@ -160,7 +160,9 @@ def test_a_failed_point_shows_its_error(study: Path, visit: Callable[..., dict[s
 
 def test_hovering_names_the_point(study: Path, visit: Callable[..., dict[str, Any]]) -> None:
     script = """view("bits").el.scrollIntoView(); await wait(200);
-    hover("bits", "bits-dots", qexp.model("bits-dots").data.row.indexOf(rowOf("minmax-w2a2-s0"))); await wait(500);
+    for (let i = 0; i < 20 && !tooltip(); i++) {
+      hover("bits", "bits-dots", qexp.model("bits-dots").data.row.indexOf(rowOf("minmax-w2a2-s0"))); await wait(300);
+    }
     return { tip: tooltip() };"""
     tip = visit(write_dashboard(study), script)["tip"]
     assert "minmax · ptq W2A2" in re.sub(r"\s+", " ", tip)
