@@ -6,6 +6,8 @@ from typing import Any
 
 import pandas as pd
 
+from qexp.report.wording import metric_name
+
 _COLLAPSE = 0.5  # a network that keeps less than half of its float accuracy has collapsed
 _POOR_SQNR = 6.0  # dB: the error is half the signal
 _MUCH_SATURATION = 5.0  # percent
@@ -21,7 +23,7 @@ def diagnose(row: dict[str, Any], layers: pd.DataFrame) -> list[str]:
     value, base = row.get("value"), row.get("value_float")
     if value is None or base is None or value >= _COLLAPSE * base:
         return []
-    findings = [f"accuracy fell from {base:.1f} % to {value:.1f} %"]
+    findings = [f"{metric_name(row.get('metric', 'accuracy'))} fell from {base:.1f} % to {value:.1f} %"]
     table = layers[layers.quantizer != "float"].copy()
     if table.empty:
         return findings

@@ -6,34 +6,23 @@ import fcntl
 import hashlib
 import json
 import logging
-import os
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning import LightningDataModule
-from torch import Tensor, nn
+from torch import nn
 
 from qexp import training
 from qexp.calibration.cache import behaviour, tensor_hash
 from qexp.record import NOT_CONTENT_TRAINER
+from qexp.tasks.base import Score
 from qexp.weights import load_weights, save_weights, sha256
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Reference:
-    """The float network's score on the test images: shares, and which samples were right `[n]`."""
-
-    top1: float
-    top5: float
-    correct: Tensor
 
 
 def cache_dir(cfg: DictConfig) -> Path:
@@ -88,7 +77,7 @@ def float_model(cfg: DictConfig, data: LightningDataModule) -> nn.Module:
             load_weights(model, done)
             return model
         schedule = float_schedule(cfg)
-        training.fit(training.task(model, cfg.dataset.num_classes, schedule), data, cfg, schedule, "float", folder)
+        training.fit(training.task(cfg, model, schedule), data, cfg, schedule, "float", folder)
         save_weights(model, done)
     return model
 
@@ -106,26 +95,23 @@ def _float_hash(cfg: DictConfig, data: LightningDataModule) -> str:
     for key in (*NOT_CONTENT_TRAINER, "limit_test_batches"):
         trainer.pop(key, None)
     content = [OmegaConf.to_container(n, resolve=True) for n in (cfg.model.net, float_schedule(cfg))]
+    if cfg.dataset.get("task"):
+        content.append(training.task_options(cfg))
     text = json.dumps([content, images, trainer, cfg.seed, data.fingerprint()], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def reference(cfg: DictConfig, model: nn.Module, data: LightningDataModule, folder: Path) -> Reference:
+def reference(cfg: DictConfig, model: nn.Module, data: LightningDataModule, folder: Path) -> Score:
     """Returns the float network's score, from the same evaluation the quantized one goes through; kept by weights and images."""
     how = [data.fingerprint(), cfg.max_samples, cfg.trainer.get("limit_test_batches"), cfg.trainer.get("precision")]
     network = [tensor_hash(model.state_dict()), [(name, *behaviour(m)) for name, m in model.named_modules()]]
-    name = hashlib.sha256(json.dumps([network, how], default=str).encode()).hexdigest()[:16]
-    path = cache_dir(cfg) / "reference" / f"{name}.npz"
+    content = json.dumps([network, how, training.task_options(cfg)], default=str)
+    path = cache_dir(cfg) / "scores" / f"{hashlib.sha256(content.encode()).hexdigest()[:16]}.npz"
     if path.exists():
         try:
-            with np.load(path) as kept:
-                return Reference(float(kept["top1"]), float(kept["top5"]), torch.from_numpy(kept["correct"]))
-        except (OSError, ValueError, KeyError) as error:
+            return Score.load(path)
+        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
             log.warning("the kept float score in %s is damaged (%s); evaluating again", path, error)
-    metrics, correct, _ = training.evaluate(model, data, cfg, "float", folder)
-    found = Reference(metrics["test_top1"], metrics["test_top5"], correct)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(f".{os.getpid()}.part.npz")
-    np.savez(part, top1=found.top1, top5=found.top5, correct=correct.numpy())
-    part.replace(path)
+    found, _ = training.evaluate(model, data, cfg, "float", folder)
+    found.save(path)
     return found

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 from typing import Any
 
 import numpy as np
@@ -18,12 +17,12 @@ from qexp.calibration.measure import measure
 from qexp.calibration.stats import TensorStats
 from qexp.cost import cost, layer_costs
 from qexp.diagnosis import diagnose
-from qexp.floats import Reference
 from qexp.graph import Facts
 from qexp.layers.quantized import WEIGHTED, float_class, quantizers, weight_of
 from qexp.recipe import Plan
 from qexp.record import Record, asked, commit
-from qexp.report.statistics import wilson
+from qexp.report.wording import metric_name
+from qexp.tasks.base import Score
 from qexp.training import device_name
 
 log = logging.getLogger(__name__)
@@ -39,7 +38,9 @@ def title(cfg: DictConfig) -> str:
 
 def line(metrics: dict[str, Any]) -> str:
     """Returns a point's result in one line."""
-    text = f"top-1 {metrics['value']:.2f} % [{metrics['ci_low']:.2f}, {metrics['ci_high']:.2f}]"
+    text = (
+        f"{metric_name(metrics['metric'])} {metrics['value']:.2f} % [{metrics['ci_low']:.2f}, {metrics['ci_high']:.2f}]"
+    )
     if metrics.get("drop") is not None:
         drop = round(metrics["drop"], 2)
         text += f", {abs(drop):.2f} points {'below' if drop >= 0 else 'above'} float {metrics['value_float']:.2f} %"
@@ -68,17 +69,14 @@ def metrics(
     size: int,
     facts: Facts,
     plan: Plan,
-    score: dict[str, float],
-    correct: Tensor,
-    reference: Reference | None,
+    score: Score,
+    reference: Score | None,
     seconds: dict[str, float],
 ) -> dict[str, Any]:
     """Returns the point's row of `results.csv`; shares in percent; `size` is the float network's number of parameters."""
     layers = layer_costs(model, facts)
     price = cost(layers, plan.bits("weight"), plan.bits("input"), size)
-    low, high = wilson(int(correct.sum()), len(correct))
-    value = 100 * float(correct.double().mean()) if len(correct) else math.nan
-    top1_float = 100 * float(reference.correct.double().mean()) if reference else None
+    value, value_float = 100 * score.value, 100 * reference.value if reference else None
     carried = {e.rule: e for e in plan}
     first_input = next((e for e in plan if e.layer == facts.first and e.site == "input"), None)
     shared = [str(e.spec.get("granularity", "tensor")) for e in plan if e.site == "weight" and e.spec]
@@ -90,15 +88,18 @@ def metrics(
         **asked(cfg),
         "mean_wbit": round(price.mean_wbit, 4),
         "mean_abit": round(price.mean_abit, 4),
-        "metric": "top1",
+        "metric": score.metric,
         "value": value,
-        "value_float": top1_float,
-        "drop": None if top1_float is None else top1_float - value,
-        "ci_low": low,
-        "ci_high": high,
-        "top5": 100 * score["test_top5"],
-        "top5_float": 100 * reference.top5 if reference else None,
-        "n_eval": len(correct),
+        "value_float": value_float,
+        "drop": None if value_float is None else value_float - value,
+        "ci_low": 100 * score.low,
+        "ci_high": 100 * score.high,
+        "interval": score.interval,
+        "ci_low_float": 100 * reference.low if reference else None,
+        "ci_high_float": 100 * reference.high if reference else None,
+        **{name: 100 * share for name, share in score.others.items()},
+        **{f"{name}_float": 100 * share for name, share in (reference.others.items() if reference else ())},
+        "n_eval": score.n,
         "params": price.params,
         "macs": price.macs,
         "bops": price.bops,
@@ -126,13 +127,20 @@ def write(
     seen: Calibration,
     images: Tensor,
     row: dict[str, Any],
-    correct: Tensor,
+    score: Score,
 ) -> None:
-    """Writes `layers.csv`, `histograms.json`, `correct.npy` and, last, `metrics.json`; adds the diagnosis to the row."""
+    """Writes `layers.csv`, `histograms.json`, what each sample gave and, last, `metrics.json`; adds the diagnosis to the row.
+
+    `correct.npy` says which samples were right, where each is right or wrong; `outcomes.npz` holds what else the task keeps.
+    """
     table = layer_table(model, plan, facts, images)
     record.write("layers.csv", table.to_csv(index=False))
     record.write("histograms.json", json.dumps(histograms(model, seen)))
-    np.save(record.folder / "correct.npy", correct.numpy())
+    rest = dict(score.outcomes)
+    if "correct" in rest:
+        np.save(record.folder / "correct.npy", rest.pop("correct"))
+    if rest:
+        np.savez_compressed(record.folder / "outcomes.npz", **rest)
     row["diagnosis"] = diagnose(row, table)
     if row["diagnosis"]:
         log.warning("collapsed: %s", "; ".join(row["diagnosis"]))

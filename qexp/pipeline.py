@@ -91,20 +91,20 @@ def experiment(cfg: DictConfig, data: LightningDataModule, record: Record) -> di
 
     if trains(cfg):
         training.seed(cfg.seed)  # whatever random numbers the float network has used, or not, being cached
-        module = training.task(model, cfg.dataset.num_classes, cfg.schedule, freeze_bn=cfg.bn == "freeze")
+        module = training.task(cfg, model, cfg.schedule, freeze_bn=cfg.bn == "freeze")
         seconds["train"] = training.fit(module, data, cfg, cfg.schedule, outcome.title(cfg), record.folder)
         for edit in passes:
             edit.on_trained(model, moment)
-    score, correct, seconds["evaluate"] = training.evaluate(model, data, cfg, outcome.title(cfg), record.folder)
+    score, seconds["evaluate"] = training.evaluate(model, data, cfg, outcome.title(cfg), record.folder)
 
-    metrics = outcome.metrics(cfg, model, size, structure, plan, score, correct, float_score, seconds)
+    metrics = outcome.metrics(cfg, model, size, structure, plan, score, float_score, seconds)
     metrics |= {
         "kernels": kernels,
         "point": record.folder.name,
         "n_calibrate": sum(map(len, images)),
         **moment.findings,
     }
-    outcome.write(record, model, plan, structure, seen, images[0], metrics, correct)
+    outcome.write(record, model, plan, structure, seen, images[0], metrics, score)
     log.info("%s: %s", outcome.title(cfg), outcome.line(metrics))
     return metrics
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning import Callback, LightningDataModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
-from torch import Tensor, nn
+from torch import nn
 
 from qexp.callbacks.curves import Curves
 from qexp.callbacks.progress import Progress
@@ -21,7 +21,7 @@ from qexp.callbacks.steps import OptimizerSteps
 from qexp.errors import QexpError
 from qexp.layers.quantized import is_quantizer_parameter, latent_decays
 from qexp.layers.swap import baked_weights
-from qexp.tasks.classification import Classification
+from qexp.tasks.base import Score, Task
 
 log = logging.getLogger(__name__)
 for _name in (
@@ -56,21 +56,29 @@ def parameter_groups(schedule: DictConfig):
     return split
 
 
-def task(
-    model: nn.Module, num_classes: int, schedule: DictConfig | None = None, freeze_bn: bool = False
-) -> Classification:
-    """Returns the LightningModule that trains (with a schedule) or only scores (without) the network."""
+def task(cfg: DictConfig, model: nn.Module, schedule: DictConfig | None = None, freeze_bn: bool = False) -> Task:
+    """Returns the LightningModule that trains (with a schedule) or only scores (without) the network.
+
+    The data set's `task` names its class and options; a set that names none is one of classes.
+    """
+    make = instantiate(task_options(cfg), _partial_=True, _convert_="all")
     if schedule is None:
-        return Classification(model, num_classes)
-    return Classification(
-        model,
-        num_classes,
+        return make(model=model)
+    return make(
+        model=model,
         optimizer=instantiate(schedule.optimizer),
         scheduler=instantiate(schedule.scheduler) if schedule.get("scheduler") else None,
         groups=parameter_groups(schedule),
-        label_smoothing=schedule.label_smoothing,
         freeze_bn=freeze_bn,
+        **{key: schedule[key] for key in make.func.of_schedule},
     )
+
+
+def task_options(cfg: DictConfig) -> dict[str, Any]:
+    """Returns the class and the options of the data set's task, as plain values."""
+    if cfg.dataset.get("task"):
+        return OmegaConf.to_container(cfg.dataset.task, resolve=True)
+    return {"_target_": "qexp.tasks.classification.Classification", "num_classes": cfg.dataset.num_classes}
 
 
 def make_trainer(
@@ -103,16 +111,16 @@ def make_trainer(
 
 
 def fit(
-    module: Classification, data: LightningDataModule, cfg: DictConfig, schedule: DictConfig, phase: str, folder: Path
+    module: Task, data: LightningDataModule, cfg: DictConfig, schedule: DictConfig, phase: str, folder: Path
 ) -> float:
     """Trains, resuming from `checkpoints/last.ckpt` where an interrupted run left one; returns the seconds it took.
 
-    `checkpoints/last.ckpt` is written after every epoch, `best.ckpt` where the validation accuracy rises. The network
+    `checkpoints/last.ckpt` is written after every epoch, `best.ckpt` where the validation score rises. The network
     ends at its last state.
     """
     checkpoints = folder / "checkpoints"
     # two, since one alone writes `last` only where it also writes a new `best`
-    best = ModelCheckpoint(checkpoints, "best", monitor="val_top1", mode="max", enable_version_counter=False)
+    best = ModelCheckpoint(checkpoints, "best", monitor=module.monitor, mode="max", enable_version_counter=False)
     newest = ModelCheckpoint(checkpoints, "last", save_on_train_epoch_end=True, enable_version_counter=False)
     trainer = make_trainer(
         cfg,
@@ -154,14 +162,14 @@ def check_recipe(module: nn.Module, checkpoint: Path) -> None:
 
 def evaluate(
     model: nn.Module, data: LightningDataModule, cfg: DictConfig, phase: str, folder: Path
-) -> tuple[dict[str, float], Tensor, float]:
-    """Returns test metrics (shares, not percent), which samples were right `[n]`, and the seconds it took."""
-    module = task(model, cfg.dataset.num_classes)
+) -> tuple[Score, float]:
+    """Returns the score on the test samples and the seconds it took."""
+    module = task(cfg, model)
     trainer = make_trainer(cfg, phase, folder, enable_checkpointing=False)
     start = time.perf_counter()
     with baked_weights(model):
-        (metrics,) = trainer.test(module, datamodule=data, verbose=False)
-    return metrics, module.correct, time.perf_counter() - start
+        trainer.test(module, datamodule=data, verbose=False)
+    return module.score(), time.perf_counter() - start
 
 
 def seed(value: int) -> None:

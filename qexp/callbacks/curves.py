@@ -5,11 +5,13 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
-from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning import Callback, Trainer
+
+from qexp.tasks.base import Task
 
 
 class Curves(Callback):
-    """Appends losses, accuracies and learning rates to `curves.csv`: columns step, epoch, name, value.
+    """Appends losses, scores and learning rates to `curves.csv`: columns step, epoch, name, value.
 
     Args:
         every: Steps between two points of the training loss and the learning rate.
@@ -20,7 +22,7 @@ class Curves(Callback):
         self.every = every
         self.path = Path(path) if path else None
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: Task) -> None:
         if self.path is None or not trainer.is_global_zero:
             return
         rows = self._kept(trainer.global_step)
@@ -36,19 +38,20 @@ class Curves(Callback):
         with self.path.open(newline="") as file:
             return [row for row in list(csv.reader(file))[1:] if len(row) == 4 and int(row[0]) <= step]
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs, batch, batch_idx: int) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Task, outputs, batch, batch_idx: int) -> None:
         if trainer.global_step % self.every == 0:
             rates = {f"lr{i or ''}": group["lr"] for i, group in enumerate(trainer.optimizers[0].param_groups)}
             self._write(trainer, {"train_loss": float(outputs["loss"]), **rates})
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_validation_end(self, trainer: Trainer, pl_module: Task) -> None:
         if not trainer.sanity_checking:
             metrics = trainer.callback_metrics
-            self._write(trainer, {k: float(metrics[k]) for k in ("val_loss", "val_top1") if k in metrics})
+            self._write(trainer, {k: float(metrics[k]) for k in ("val_loss", pl_module.monitor) if k in metrics})
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if "train_top1" in trainer.callback_metrics:
-            self._write(trainer, {"train_top1": float(trainer.callback_metrics["train_top1"])})
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: Task) -> None:
+        name = f"train_{pl_module.metric}"
+        if name in trainer.callback_metrics:
+            self._write(trainer, {name: float(trainer.callback_metrics[name])})
 
     def _write(self, trainer: Trainer, values: dict[str, float]) -> None:
         if self.path is None or not trainer.is_global_zero:

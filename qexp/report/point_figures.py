@@ -14,7 +14,7 @@ def point_figures() -> list[figure]:
     return [sqnr, saturation, _histogram(), *(_curve(name, y) for name, y in CURVES)]
 
 
-CURVES = (("loss", "loss"), ("score", "accuracy (%)"), ("rate", "learning rate and others"))
+CURVES = (("loss", "loss"), ("score", "score"), ("rate", "learning rate and others"))
 
 
 def _by_layer(name: str, label: str, layers: FactorRange) -> figure:

@@ -1,5 +1,6 @@
 """The short table a run or a sweep ends with, in plain text."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,7 +12,6 @@ from qexp.report.statistics import aggregate_seeds, wilson
 WIDTH = 100
 VARIED = ("study", "schedule", "granularity", "rounding", "ends_bit", "bn", "add", "quantize_input", "n_calibrate")
 WORDS = ("study", "schedule")  # their values say what they are
-NAMES = {"top1": "top-1", "map_voc07": "mAP", "lfw_accuracy": "LFW"}
 
 
 def closing_table(df: pd.DataFrame, worst: Mapping[str, str] | None = None, limit: int = 30) -> str:
@@ -28,7 +28,7 @@ def closing_table(df: pd.DataFrame, worst: Mapping[str, str] | None = None, limi
         return "no results yet"
     blocks = []
     for (model, dataset, metric), group in df.groupby(["model", "dataset", "metric"], dropna=False, sort=False):
-        name = NAMES.get(metric, str(metric))
+        name = wording.metric_name(metric)
         for extra in (worst, {}) if worst else ({},):  # without the extra column where it leaves no room for names
             head = ["method", "bits", f"{name} %", "95 % interval", "drop", *(["worst layer"] if extra else []), "time"]
             rows = [head, *_lines(group, extra, limit)]
@@ -76,7 +76,10 @@ def _float_line(group: pd.DataFrame, with_worst: bool) -> list[str]:
         return ["float", "W32A32", "-", "-", "-", *(["-"] if with_worst else []), "-"]
     value, n = float(known["value_float"].iloc[0]), known["n_eval"].iloc[0]
     interval = "-"
-    if not pd.isna(n) and n > 0 and 0 <= value <= 100:
+    low, high = (known[side].iloc[0] if side in known else math.nan for side in ("ci_low_float", "ci_high_float"))
+    if not pd.isna(low) and not pd.isna(high):
+        interval = f"{low:.2f} - {high:.2f}"
+    elif known["metric"].iloc[0] != "map_voc07" and not pd.isna(n) and n > 0 and 0 <= value <= 100:
         low, high = wilson(value / 100 * n, int(n))
         interval = f"{low:.2f} - {high:.2f}"
     return ["float", "W32A32", f"{value:.2f}", interval, "", *([""] if with_worst else []), ""]

@@ -3,6 +3,13 @@
 import math
 from typing import Any
 
+METRICS = {"top1": "top-1", "map_voc07": "mAP", "lfw_accuracy": "LFW"}
+
+
+def metric_name(metric: Any) -> str:
+    """Returns what a measure is called where room is short."""
+    return METRICS.get(metric, str(metric))
+
 
 def is_number(value: Any) -> bool:
     """Returns whether the value is a finite number (text that looks like one counts)."""

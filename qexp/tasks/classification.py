@@ -2,65 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any
+import math
+from typing import Any, ClassVar
 
 import torch
-from pytorch_lightning import LightningModule
 from torch import Tensor, nn
-from torch.optim import Optimizer
 from torchmetrics.classification import MulticlassAccuracy
 
-OptimizerFactory = Callable[[Iterable], Optimizer]
-SchedulerFactory = Callable[[Optimizer, int], Any]
+from qexp.report.statistics import wilson
+from qexp.tasks.base import Score, Task
 
 
-class Classification(LightningModule):
-    """Trains and scores a network `[N, C, H, W] -> [N, classes]`.
+class Classification(Task):
+    """Trains and scores a network `[N, C, H, W] -> [N, classes]`; batches are `(images, labels [N])`.
 
-    Accuracies count samples: a short last batch weighs what it holds. Nothing is saved as a hyperparameter; the YAML beside the run is.
+    Accuracies count samples: a short last batch weighs what it holds.
 
     Args:
         model: The network.
         num_classes: Number of classes.
-        optimizer: Makes the optimizer from parameter groups; None where nothing is trained.
-        scheduler: Makes the schedule from the optimizer and the number of steps.
-        groups: Splits the network's parameters into groups with options of their own; None is one group.
         label_smoothing: Of the training loss.
-        freeze_bn: Keep batch norms in evaluation mode while training.
+        learning: Optimizer, schedule, groups, freeze_bn, as `Task` takes them.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        num_classes: int,
-        optimizer: OptimizerFactory | None = None,
-        scheduler: SchedulerFactory | None = None,
-        groups: Callable[[nn.Module], list[dict[str, Any]]] | None = None,
-        label_smoothing: float = 0.0,
-        freeze_bn: bool = False,
-    ) -> None:
-        super().__init__()
-        self.model = model
-        self.make_optimizer, self.make_scheduler, self.groups = optimizer, scheduler, groups
+    metric = "top1"
+    of_schedule: ClassVar = ("label_smoothing",)
+
+    def __init__(self, model: nn.Module, num_classes: int, label_smoothing: float = 0.0, **learning: Any) -> None:
+        super().__init__(model, **learning)
         self.loss = nn.CrossEntropyLoss(label_smoothing=label_smoothing)
-        self.freeze_bn = freeze_bn
+        self.k = min(5, num_classes)
         self.train_top1 = MulticlassAccuracy(num_classes, average="micro")
         self.top1 = nn.ModuleDict({p: MulticlassAccuracy(num_classes, average="micro") for p in ("val", "test")})
-        k = min(5, num_classes)
         self.top5 = nn.ModuleDict(
-            {p: MulticlassAccuracy(num_classes, average="micro", top_k=k) for p in ("val", "test")}
+            {p: MulticlassAccuracy(num_classes, average="micro", top_k=self.k) for p in ("val", "test")}
         )
         self.hits: list[Tensor] = []
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.model(x)
-
-    def on_train_epoch_start(self) -> None:
-        if self.freeze_bn:
-            for module in self.model.modules():
-                if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                    module.eval()
 
     def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:
         images, labels = batch
@@ -89,22 +66,14 @@ class Classification(LightningModule):
         self._score(batch, "val")
 
     def test_step(self, batch: tuple[Tensor, Tensor], _: int) -> None:
-        logits = self._score(batch, "test")
-        self.hits.append((logits.argmax(1) == batch[1]).cpu())
+        logits, labels = self._score(batch, "test"), batch[1]
+        among = logits.topk(self.k).indices.eq(labels[:, None]).any(1)
+        self.hits.append(torch.stack([logits.argmax(1) == labels, among]).cpu())
 
-    @property
-    def correct(self) -> Tensor:
-        """Which test samples were right, in order, as booleans `[n]`."""
-        return torch.cat(self.hits) if self.hits else torch.zeros(0, dtype=torch.bool)
-
-    def configure_optimizers(self) -> dict[str, Any]:
-        groups = (
-            self.groups(self.model)
-            if self.groups
-            else [{"params": [p for p in self.model.parameters() if p.requires_grad]}]
-        )
-        optimizer = self.make_optimizer(groups)
-        if self.make_scheduler is None:
-            return {"optimizer": optimizer}
-        scheduler = self.make_scheduler(optimizer, int(self.trainer.estimated_stepping_batches))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+    def score(self) -> Score:
+        hits = torch.cat(self.hits, 1) if self.hits else torch.zeros(2, 0, dtype=torch.bool)
+        n = hits.shape[1]
+        low, high = wilson(int(hits[0].sum()), n)
+        top1, top5 = (float(h.double().mean()) if n else math.nan for h in hits)
+        outcomes = {"correct": hits[0].numpy()}
+        return Score("top1", top1, low / 100, high / 100, "Wilson", n, {"top5": top5}, outcomes)

@@ -21,7 +21,7 @@ const COLUMNS = [
   { key: "rank", name: "rank", text: true, value: (row) => (row.rank_low ? row.rank_low + row.rank_high / 1e6 : undefined), up: true, show: rankCell },
   { key: "method", name: "method", text: true, value: (row) => row.series, show: methodCell },
   { key: "width", name: "bits", text: true, value: (row) => (row.mean_wbit ?? 0) * 100 + (row.mean_abit ?? 0), show: (row) => row.width },
-  { key: "value", name: "accuracy", value: (row) => row.value, show: (row) => (row.status === "ok" ? qexp.percent(row.value) : "–") },
+  { key: "value", name: qexp.metricName(), value: (row) => row.value, show: (row) => (row.status === "ok" ? qexp.percent(row.value) : "–") },
   { key: "interval", name: "95 % interval", text: true, value: (row) => row.ci_low, show: (row, [low, high]) => (row.status === "ok" ? scaleBar(row, low, high) : null) },
   { key: "drop", name: "below float", value: (row) => row.drop, up: true, show: (row) => qexp.points(row.drop) },
   { key: "weight_bytes", name: "weights", value: (row) => row.weight_bytes, up: true, show: (row) => qexp.bytes(row.weight_bytes) },

@@ -33,6 +33,9 @@ qexp.tapped = (action, source, indices) => {
 };
 
 qexp.start = () => {
+  const metric = qexp.metricName();
+  for (const head of document.querySelectorAll(".metric")) head.textContent = metric[0].toUpperCase() + metric.slice(1);
+  qexp.model("score").left[0].axis_label = metric;
   qexp.buildHead();
   qexp.buildFilters();
   qexp.buildOverview();

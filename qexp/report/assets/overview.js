@@ -6,7 +6,7 @@ qexp.buildOverview = () => {
   const set = (name) => (value) => { qexp.view[name] = value; qexp.drawOverview(); };
   qexp.fill("c-bits",
     qexp.segment([["mean_wbit", "weights"], ["mean_abit", "inputs"], ["mean_both", "both"]], qexp.view.x, set("x")),
-    qexp.segment([["value", "accuracy"], ["delta", "against float"]], "value", set("y")),
+    qexp.segment([["value", qexp.metricName()], ["delta", "against float"]], "value", set("y")),
     qexp.segment([["all", "all"], ["near", "near float"]], "all", set("zoom")));
   const range = qexp.model("time").x_range;
   for (const end of ["start", "end"]) range.properties[end].change.connect(() => timeTicks(range));

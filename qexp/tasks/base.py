@@ -1,0 +1,125 @@
+"""What every task shares: how a network is trained and scored, and what its score is called and how sure it is."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from pytorch_lightning import LightningModule
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+OptimizerFactory = Callable[[Iterable], Optimizer]
+SchedulerFactory = Callable[[Optimizer, int], Any]
+
+
+@dataclass(frozen=True)
+class Score:
+    """How well a network does on the test samples; shares in 0..1, not percent.
+
+    Attributes:
+        metric: Column name: `top1`, `map_voc07`, `lfw_accuracy`.
+        value: The share; NaN without a sample.
+        low, high: Its 95 % interval.
+        interval: How the interval was found.
+        n: Samples: images, pairs.
+        others: Further shares by column name, `top5`.
+        outcomes: What each sample gave, arrays by name. `correct` `[n]` (booleans) where each sample is right or wrong: two
+            networks are then compared by the paired test. Others are the task's own, for the page.
+    """
+
+    metric: str
+    value: float
+    low: float
+    high: float
+    interval: str
+    n: int
+    others: Mapping[str, float] = field(default_factory=dict)
+    outcomes: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    def save(self, path: Path) -> None:
+        """Writes the score whole or not at all."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(f".{os.getpid()}.part.npz")
+        plain = {k: v for k, v in vars(self).items() if k != "outcomes"}
+        np.savez_compressed(part, score=np.array(json.dumps(plain)), **self.outcomes)
+        part.replace(path)
+
+    @classmethod
+    def load(cls, path: Path) -> Score:
+        """Returns a saved score.
+
+        Raises:
+            OSError, ValueError, KeyError: The file is damaged or another one.
+        """
+        with np.load(path, allow_pickle=False) as kept:
+            outcomes = {name: kept[name] for name in kept.files if name != "score"}
+            return cls(**json.loads(str(kept["score"])), outcomes=outcomes)
+
+
+class Task(LightningModule):
+    """Trains and scores a network whose input is a batch of images `[N, C, H, W]`, whatever its output means.
+
+    A task writes `training_step`, `validation_step` (which logs `val_loss` and the `monitor`), `test_step` and `score`, and names
+    its `metric`. The network's output is what the network computes: decoding it is the task's (or, asked by the task, the
+    network's) job, outside `forward`, so that facts, calibration and measurement see one kind of model. Nothing is saved as a
+    hyperparameter; the YAML beside the run is.
+
+    Args:
+        model: The network.
+        optimizer: Makes the optimizer from parameter groups; None where nothing is trained.
+        scheduler: Makes the schedule from the optimizer and the number of steps.
+        groups: Splits the network's parameters into groups with options of their own; None is one group.
+        freeze_bn: Keep batch norms in evaluation mode while training.
+    """
+
+    metric: ClassVar[str]
+    of_schedule: ClassVar[tuple[str, ...]] = ()  # keys of the schedule that a subclass takes as arguments
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: OptimizerFactory | None = None,
+        scheduler: SchedulerFactory | None = None,
+        groups: Callable[[nn.Module], list[dict[str, Any]]] | None = None,
+        freeze_bn: bool = False,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.make_optimizer, self.make_scheduler, self.groups = optimizer, scheduler, groups
+        self.freeze_bn = freeze_bn
+
+    @property
+    def monitor(self) -> str:
+        """What `best.ckpt` is the greatest of."""
+        return f"val_{self.metric}"
+
+    def score(self) -> Score:
+        """The score of the test that has just run."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Any:
+        return self.model(x)
+
+    def on_train_epoch_start(self) -> None:
+        if self.freeze_bn:
+            for module in self.model.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        groups = (
+            self.groups(self.model)
+            if self.groups
+            else [{"params": [p for p in self.model.parameters() if p.requires_grad]}]
+        )
+        optimizer = self.make_optimizer(groups)
+        if self.make_scheduler is None:
+            return {"optimizer": optimizer}
+        scheduler = self.make_scheduler(optimizer, int(self.trainer.estimated_stepping_batches))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
