@@ -19,6 +19,7 @@ class Root:
     schedule: Any = MISSING
     trainer: Any = MISSING
     callbacks: Any = MISSING
+    search: Any = None
     layer_wbit: Any = 8
     layer_abit: Any = 8
     ends_bit: int | None = 8

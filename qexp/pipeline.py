@@ -16,7 +16,7 @@ from pytorch_lightning import LightningDataModule
 from torch import nn
 
 from qexp import floats, outcome, training
-from qexp.calibration.calibrate import Calibration, calibrate
+from qexp.calibration.calibrate import Calibration, calibrate, fit
 from qexp.callbacks.kernels import load_kernels
 from qexp.cost import params
 from qexp.datasets import load_data
@@ -27,6 +27,7 @@ from qexp.passes.base import Moment, Pass
 from qexp.passes.fold_bn import fold_bn
 from qexp.recipe import Plan, Recipe, apply, resolve
 from qexp.record import Record, point_hash
+from qexp.search.setting import Setting
 
 log = logging.getLogger(__name__)
 CALIBRATION_BATCH = 32  # images a calibration batch, as the averaged and moving-average ranges see them
@@ -86,6 +87,10 @@ def experiment(cfg: DictConfig, data: LightningDataModule, record: Record) -> di
     with _timed(seconds, "calibrate"):
         seen = find_ranges(cfg, model, moment, passes)
         check_all_ran(model, data.example())
+    if cfg.search is not None:
+        with _timed(seconds, "search"):
+            plan = search(cfg, model, plan, moment, passes, data, record.folder)
+    with _timed(seconds, "calibrate"):
         for edit in passes:
             edit.on_fitted(model, moment)
 
@@ -172,6 +177,38 @@ def find_ranges(cfg: DictConfig, model: nn.Module, moment: Moment, passes: list[
         cache_dir=floats.cache_dir(cfg) / "calibration",
         progress=cfg.trainer.enable_progress_bar,
         before_fit=before_fit,
+    )
+
+
+def search(
+    cfg: DictConfig,
+    model: nn.Module,
+    plan: Plan,
+    moment: Moment,
+    passes: list[Pass],
+    data: LightningDataModule,
+    folder: Path,
+) -> Plan:
+    """Runs the search a configuration names on held-out training images; returns the plan the model then carries."""
+
+    def refit() -> None:
+        for edit in passes:
+            edit.on_statistics(model, moment)
+        fit(model, moment.calibration, moment.facts.followed_by_relu)
+
+    return instantiate(cfg.search, _convert_="all")(
+        Setting(
+            model,
+            plan,
+            moment.facts,
+            refit,
+            data.val_dataloader(),
+            folder,
+            floats.cache_dir(cfg),
+            seed=cfg.seed,
+            progress=cfg.trainer.enable_progress_bar,
+            findings=moment.findings,
+        )
     )
 
 

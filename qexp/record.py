@@ -124,7 +124,7 @@ def asked(cfg: DictConfig) -> dict[str, Any]:
         "study": cfg.study,
         "model": cfg.model.name,
         "dataset": cfg.dataset.name,
-        "quant": "none" if floating else cfg.quant.name,
+        "quant": "none" if floating else " + ".join([cfg.quant.name, *extras(cfg)]),
         "schedule": cfg.schedule.name,
         "layer_wbit": 32 if floating else short(cfg.layer_wbit),
         "layer_abit": 32 if floating else short(cfg.layer_abit),
@@ -132,6 +132,14 @@ def asked(cfg: DictConfig) -> dict[str, Any]:
         "bn": cfg.bn,
         "seed": cfg.seed,
     }
+
+
+def extras(cfg: DictConfig) -> list[str]:
+    """Returns what is done besides the method itself, in a word each: a table's rows must tell such runs apart."""
+    words = []
+    if cfg.get("search") is not None:
+        words.append(str(cfg.search["_target_"]).rsplit(".", 1)[-1].lower())
+    return [word for word in words if word != "sensitivity"]  # it changes nothing
 
 
 def environment() -> dict[str, Any]:

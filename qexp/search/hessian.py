@@ -1,0 +1,81 @@
+"""Curvature of the loss along each weight tensor: how much a given rounding error costs, without trying it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+from qexp.errors import QexpError
+from qexp.layers.swap import evaluating
+from qexp.search.shelf import Shelf
+
+
+def traces(
+    shelf: Shelf, images: Tensor, probes: int = 8, batch: int = 64, seed: int = 0, progress: bool = True
+) -> dict[str, float]:
+    """Returns the mean Hessian eigenvalue (trace over number of weights) of each searched layer's weight.
+
+    The trace is Hutchinson's estimate, the mean of `v' H v` over random signs v. The loss is the cross-entropy against the float
+    network's own output distribution: its Hessian at the float weights is the Fisher information, which needs no labels and is never
+    negative.
+
+    Args:
+        shelf: Which weights; its network is float meanwhile.
+        images: `[N, C, H, W]`, all used.
+        probes: Random vectors a batch.
+        batch: Images a backward pass, which holds its graph.
+        seed: Of the random signs.
+        progress: Show a progress bar.
+
+    Source: Dong et al. 2019 (arXiv 1911.03852), section 3.
+    Differs from the paper: the loss takes the network's own distribution for the labels.
+    """
+    layers = [layer for layer, site in shelf.keys if site == "weight"]
+    shelf.nothing()
+    weights = [shelf.model.get_submodule(name).weight for name in layers]
+    asked = [w.requires_grad for w in weights]
+    for w in weights:
+        w.requires_grad_(True)
+    generator = torch.Generator().manual_seed(seed)
+    totals = [0.0] * len(layers)
+    parts = images.split(batch)
+    try:
+        with evaluating(shelf.model), torch.enable_grad():
+            for part in tqdm(parts, desc="curvature", unit="batch", leave=False, disable=not progress):
+                y = shelf.model(part)
+                if y.ndim != 2:
+                    raise QexpError(
+                        f"search.hessian: made for classifiers [N, classes]; this network gives {list(y.shape)}"
+                    )
+                loss = -(F.softmax(y, 1).detach() * F.log_softmax(y, 1)).sum() / len(images)
+                gradients = torch.autograd.grad(loss, weights, create_graph=True)
+                for probe in range(probes):
+                    signs = [torch.randint(0, 2, w.shape, generator=generator).to(w) * 2 - 1 for w in weights]
+                    last = probe == probes - 1
+                    products = torch.autograd.grad(gradients, weights, signs, retain_graph=not last)
+                    for i, (sign, product) in enumerate(zip(signs, products)):
+                        totals[i] += float((sign * product).sum()) / probes
+    finally:
+        for w, was in zip(weights, asked):
+            w.requires_grad_(was)
+        shelf.restore()
+    return {name: max(total, 0.0) / w.numel() for name, total, w in zip(layers, totals, weights)}
+
+
+@torch.no_grad()
+def weigh(shelf: Shelf, trace: dict[str, float], widths: Sequence[int]) -> pd.DataFrame:
+    """Returns the predicted rise of the loss, half the mean eigenvalue times the squared rounding error, by (layer, site, bits)."""
+    rows = []
+    for layer, site in shelf.keys:
+        if site != "weight":
+            continue
+        w = shelf.model.get_submodule(layer).weight
+        for bits in widths:
+            error = float((shelf.quantizer((layer, site), bits)(w) - w).double().square().sum())
+            rows.append({"layer": layer, "site": site, "bits": bits, "divergence": 0.5 * trace[layer] * error})
+    return pd.DataFrame(rows)

@@ -1,0 +1,94 @@
+"""A network whose first layers are not computed again: they give back what they gave the first time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from qexp.graph import Facts
+
+
+class Replay:
+    """Runs a model on one batch again and again, with a change in one layer, at the cost of the layers from there on.
+
+    The first run keeps the result of every layer that can carry quantizers. Later runs call the model as ever, but the layers before the
+    changed one return what they kept; only what lies between them (ReLUs, adds, pools) is computed again.
+
+    Memory: the results of all layers for one batch, see `bytes_an_image`.
+
+    Args:
+        model: In evaluation mode.
+        facts: Of the model; a layer that runs several times an image makes every run a full one.
+    """
+
+    def __init__(self, model: nn.Module, facts: Facts) -> None:
+        self.model = model
+        self.order = {name: i for i, name in enumerate(facts.order)}
+        self._kept: dict[str, Tensor] = {}
+        self._calls: dict[str, int] = {}
+
+    @torch.no_grad()
+    def first(self, images: Tensor) -> Tensor:
+        """Returns the model's result for `[N, C, H, W]`, and keeps every layer's."""
+        self._kept, self._calls = {}, {}
+        handles = []
+
+        def keep(name: str):
+            def hook(_, __, output):
+                self._calls[name] = self._calls.get(name, 0) + 1
+                self._kept[name] = output
+
+            return hook
+
+        for name in self.order:
+            handles.append(self.model.get_submodule(name).register_forward_hook(keep(name)))
+        try:
+            with _nothing_in_place(self.model):
+                return self.model(images)
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    @torch.no_grad()
+    def again(self, images: Tensor, changed: str) -> Tensor:
+        """Returns the model's result for the same images when only `changed` and what follows it differ from the first run."""
+        if any(calls > 1 for calls in self._calls.values()):
+            return self.model(images)
+        skipped = [self.model.get_submodule(n) for n, i in self.order.items() if i < self.order[changed]]
+        kept = [self._kept[n] for n, i in self.order.items() if i < self.order[changed]]
+        for layer, output in zip(skipped, kept):
+            layer.forward = lambda *_, output=output: output
+        try:
+            with _nothing_in_place(self.model):
+                return self.model(images)
+        finally:
+            for layer in skipped:
+                del layer.forward
+
+
+def bytes_an_image(facts: Facts) -> int:
+    """Returns how much a replay keeps of one image: the float32 results of all layers."""
+    total = 0
+    for sites in facts.shapes.values():
+        shape = sites.get("output", (1,))
+        elements = 1
+        for size in shape[1:]:
+            elements *= size
+        total += 4 * elements
+    return total
+
+
+@contextmanager
+def _nothing_in_place(model: nn.Module) -> Iterator[None]:
+    """Inside, activations do not overwrite what they are given: a kept result must stay what it was."""
+    changed = [m for m in model.modules() if getattr(m, "inplace", False) is True]
+    for module in changed:
+        module.inplace = False
+    try:
+        yield
+    finally:
+        for module in changed:
+            module.inplace = True

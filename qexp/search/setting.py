@@ -1,0 +1,101 @@
+"""What a search is given: a calibrated network, the images it may judge by, where to write."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from torch import Tensor, nn
+
+from qexp.calibration.cache import content_hash
+from qexp.cost import LayerCost, layer_costs
+from qexp.errors import QexpError
+from qexp.graph import Facts
+from qexp.recipe.plan import Plan
+from qexp.search.sensitivity import sensitivity
+from qexp.search.shelf import Key, Shelf
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Setting:
+    """A calibrated network and its surroundings.
+
+    Attributes:
+        model: Carries the plan's quantizers, fitted.
+        plan, facts: Of the model.
+        fit: Fits every quantizer on the model from the statistics already collected.
+        batches: Images and labels of the training side; test images never enter a search.
+        folder: Of the run; searches write their tables there.
+        cache: Folder of what runs share.
+        seed: Of everything random.
+        progress: Show progress bars.
+        findings: Goes into the record.
+    """
+
+    model: nn.Module
+    plan: Plan
+    facts: Facts
+    fit: Callable[[], None]
+    batches: Sequence[tuple[Tensor, Any]]
+    folder: Path
+    cache: Path
+    seed: int = 0
+    progress: bool = True
+    findings: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def costs(self) -> dict[str, LayerCost]:
+        """Cost of every weighted layer, in order of execution."""
+        return layer_costs(self.model, self.facts)
+
+    @property
+    def fixed(self) -> dict[Key, int]:
+        """Widths of the plan at hand, by (layer, site)."""
+        return {(layer, site): b for site in ("weight", "input") for layer, b in self.plan.bits(site).items()}
+
+    def first(self, images: int) -> list[tuple[Tensor, Any]]:
+        """Returns the first so many images, in batches, with their labels."""
+        out, left = [], images
+        for x, labels in self.batches:
+            if left <= 0:
+                break
+            out.append((x[:left], labels[:left]))
+            left -= len(x)
+        if not out:
+            raise QexpError(f"search.images={images}: at least 1 image of the training side is needed")
+        return out
+
+    def write(self, name: str, table: pd.DataFrame) -> Path:
+        """Writes a table into the run folder, whole or not at all."""
+        path = self.folder / name
+        part = path.with_suffix(".part")
+        table.to_csv(part, index=False)
+        part.replace(path)
+        return path
+
+
+def measured(setting: Setting, shelf: Shelf, keys: Sequence[Key], images: int, memory_mb: int) -> pd.DataFrame:
+    """Returns the sensitivity table of these tensors; one measured earlier, on the same weights, images and quantizers, is read."""
+    batches = setting.first(images)
+    specs = [[*key, setting.plan[key].spec] for key in keys]
+    seen = content_hash(setting.model, [x for x, _ in batches], False)
+    fitted = [[*key, b, shelf.quantizer(key, b).describe()] for key in keys for b in shelf.widths]
+    name = hashlib.sha256(json.dumps([seen, specs, fitted, shelf.widths], default=str).encode()).hexdigest()[:20]
+    path = setting.cache / "search" / f"{name}.csv"
+    if path.exists():
+        log.info("sensitivity: measured earlier, %s", path)
+        return pd.read_csv(path)
+    table = sensitivity(shelf, setting.facts, batches, keys, memory_mb, setting.progress)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(f".{id(table)}.part")
+    table.to_csv(part, index=False)
+    part.replace(path)
+    return table
