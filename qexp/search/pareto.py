@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -104,7 +105,7 @@ class Pareto(Allocate):
         for choice in uniform:
             wbits, abits = _by_site({**setting.fixed, **choice})
             prices.append({kind: spent(kind, wbits, abits, costs) for kind in COSTS})
-        between = [{kind: (a[kind] * b[kind]) ** 0.5 for kind in COSTS} for a, b in zip(prices, prices[1:])]
+        between = [{kind: (a[kind] * b[kind]) ** 0.5 for kind in COSTS} for a, b in itertools.pairwise(prices)]
         best = [assign(table, setting.fixed, costs, bounds) for bounds in [*prices, *between]]
         return [*best, *uniform]
 
@@ -123,12 +124,12 @@ class Pareto(Allocate):
             wbits, abits = _by_site({**setting.fixed, **choice})
             return row[self.goal], *(spent(kind, wbits, abits, costs) for kind in COSTS)
 
-        done = sum(t.state.is_finished() for t in study.trials)
+        done = _complete(study)
         with (
             evaluating(shelf.model),
             tqdm(total=self.trials, initial=done, desc="pareto", unit="plan", disable=not setting.progress) as bar,
         ):
-            while sum(t.state.is_finished() for t in study.get_trials(deepcopy=False)) < self.trials:
+            while _complete(study) < self.trials:
                 study.optimize(objective, n_trials=1)
                 bar.update()
 
@@ -174,6 +175,11 @@ class Pareto(Allocate):
                 within = within[within[kind] <= bounds[kind] * (1 + 1e-9)]
         best = within.sort_values([self.goal, *COSTS], ascending=[self.goal == "divergence", True, True]).iloc[0]
         return {key: int(best[_name(key)]) for key in self.keys(shelf)}
+
+
+def _complete(study: Any) -> int:
+    """Returns how many trials have a score; one that was cut short has none."""
+    return sum(t.state.name == "COMPLETE" for t in study.get_trials(deepcopy=False))
 
 
 def _name(key: Key) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from qexp.errors import QexpError
 from qexp.graph import Facts
-from qexp.layers.quantized import BAKED, GRADIENT, WEIGHTED, Quantized, attribute, quantized_layers
+from qexp.layers.quantized import BAKED, GRADIENT, QUANTIZED, WEIGHTED, Quantized, attribute, quantized_layers
 from qexp.quantizers.base import Quantizer
 from qexp.recipe.plan import Entry, Plan, build
 
@@ -83,13 +83,18 @@ class Shelf:
     def alone(self, key: Key, bits: int) -> None:
         """Quantizes one tensor; everything else is float."""
         self.nothing()
+        layer = self.model.get_submodule(key[0])
+        layer.enabled = True
+        for name, site in self._original:
+            if name == key[0]:
+                self._set((name, site), nn.Identity())
         self._put(key, bits)
 
     def nothing(self) -> None:
         """Makes the whole network float, the tensors no search touches included."""
-        for key in self._original:
-            self._set(key, nn.Identity())
-        self._unbake()
+        self.restore()
+        for _, layer in quantized_layers(self.model):
+            layer.enabled = False
 
     def take(self, choice: Mapping[Key, int]) -> None:
         """Gives each named tensor its width; what is not named has the plan's."""
@@ -101,6 +106,8 @@ class Shelf:
         """Gives every tensor what the plan says."""
         for key, quantizer in self._original.items():
             self._set(key, quantizer)
+        for _, layer in quantized_layers(self.model):
+            layer.enabled = True
         self._unbake()
 
     def plan_of(self, choice: Mapping[Key, int], rule: str) -> Plan:
@@ -148,5 +155,6 @@ def _searched(entry: Entry, model: nn.Module, pattern: str) -> bool:
         and "share" not in entry.spec
         and isinstance(layer, Quantized)
         and issubclass(layer.float_class, WEIGHTED)
+        and type(layer) is QUANTIZED[layer.float_class]  # other arithmetics need all their codes at once
         and fnmatchcase(entry.layer, pattern)
     )
