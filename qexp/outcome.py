@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from qexp.calibration.calibrate import Calibration
+from qexp.calibration.kept import weight_stats
 from qexp.calibration.measure import measure
 from qexp.calibration.stats import TensorStats
 from qexp.cost import cost, layer_costs
@@ -220,22 +222,12 @@ def histograms(model: nn.Module, seen: Calibration) -> list[dict[str, Any]]:
         weight = weight_of(model.get_submodule(name), site)
         stats = None
         if weight is not None:
-            stats = TensorStats(bins=512)
-            stats.update(weight)
+            stats = weight_stats(weight, exact=False, bins=512)
         elif (name, site) in seen:
             stats = seen[name, site].tensor
         if stats is None or stats.histogram is None:
             continue
-        low, high = float(stats.min[0]), float(stats.max[0])
-        values, counts = stats.density.points()
-        width = max((high - low) / _HISTOGRAM_BINS, 1e-12)
-        nonzero = values[0] != 0
-        folded, _ = np.histogram(
-            values[0][nonzero].numpy(),
-            bins=_HISTOGRAM_BINS,
-            range=(low, low + width * _HISTOGRAM_BINS),
-            weights=counts[0][nonzero].numpy(),
-        )
+        seen_values = stats.remember("histogram of the page", partial(_folded, stats))
         scale, zero = torch.as_tensor(q.scale).detach().flatten(), torch.as_tensor(q.zero_point).detach().flatten()
         qmin, qmax = (
             float(torch.as_tensor(v).float().max() if i else torch.as_tensor(v).float().min())
@@ -248,17 +240,34 @@ def histograms(model: nn.Module, seen: Calibration) -> list[dict[str, Any]]:
             {
                 "layer": name,
                 "site": site,
-                "low_edge": low,
-                "bin_width": width,
-                "counts": [int(c) for c in folded],
-                "zeros": int(stats.zeros[0]),
-                "count": int(stats.count[0]),
+                **seen_values,
                 "low": float(((qmin - zero) * scale).min()),
                 "high": float(((qmax - zero) * scale).max()),
                 "levels": levels,
             }
         )
     return out
+
+
+def _folded(stats: TensorStats) -> dict[str, Any]:
+    """Returns the histogram of what was seen in the few bins a page can draw."""
+    low, high = float(stats.min[0]), float(stats.max[0])
+    values, counts = stats.density.points()
+    width = max((high - low) / _HISTOGRAM_BINS, 1e-12)
+    nonzero = values[0] != 0
+    folded, _ = np.histogram(
+        values[0][nonzero].numpy(),
+        bins=_HISTOGRAM_BINS,
+        range=(low, low + width * _HISTOGRAM_BINS),
+        weights=counts[0][nonzero].numpy(),
+    )
+    return {
+        "low_edge": low,
+        "bin_width": width,
+        "counts": [int(c) for c in folded],
+        "zeros": int(stats.zeros[0]),
+        "count": int(stats.count[0]),
+    }
 
 
 def _brief(values: Tensor) -> float | str:

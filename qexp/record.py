@@ -11,6 +11,7 @@ import platform
 import shutil
 import subprocess
 import traceback
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -142,6 +143,7 @@ def extras(cfg: DictConfig) -> list[str]:
     return [word for word in words if word != "sensitivity"]  # it changes nothing
 
 
+@cache
 def environment() -> dict[str, Any]:
     """Returns the versions and the machine a result came from."""
     packages = ("torch", "torchvision", "pytorch-lightning", "hydra-core", "numpy", "qexp")
@@ -155,6 +157,7 @@ def environment() -> dict[str, Any]:
     }
 
 
+@cache  # of the code this process has loaded
 def commit() -> str:
     """Returns the git commit of the code, with a `+` where it was changed since; empty outside a checkout."""
     here = Path(__file__).parent

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from qexp.calibration.cache import content_hash, load_stats, save_stats
+from qexp.calibration.cache import content_hash, save_stats
 from qexp.calibration.collectors import Collector, merged, synced
+from qexp.calibration.kept import kept_stats, weight_stats
 from qexp.calibration.stats import NonFinite, TensorStats, sample_extremes, sums, together
 from qexp.errors import QexpError
 from qexp.layers.quantized import QUANTIZED, float_class, quantizers, weight_of
@@ -189,7 +190,7 @@ def calibrate(
     asked = sorted({c for _, _, q in quantizers(model) for c in q.collectors}, key=lambda c: c.name)
     names = [c.name for c in asked]
     path = cache_dir and Path(cache_dir) / f"{content_hash(model, batches, channelwise, names)}.safetensors"
-    calibration = load_stats(path) if path else None
+    calibration = kept_stats(path) if path else None
     if calibration is None:
         calibration = collect(model, batches, channelwise, progress, asked)
         if path:
@@ -211,7 +212,7 @@ def fit(model: nn.Module, calibration: Calibration, followed_by_relu: frozenset[
         weight = weight_of(layer, site)
         if weight is not None:
             try:
-                stats = TensorStats.of(weight, quantizer.granularity)
+                stats = weight_stats(weight, quantizer.granularity)
             except NonFinite as error:
                 raise NonFinite(f"{name} ({site}): {error}") from None
             stats.extra = {c.name: merged(c, None, c.first(weight)) for c in quantizer.collectors}

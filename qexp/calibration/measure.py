@@ -9,6 +9,8 @@ from qexp.layers.quantized import quantizers, weight_of
 from qexp.layers.swap import evaluating
 from qexp.quantizers.base import Quantizer
 
+_SORTED_ABOVE = 2**20  # codes that spread wider than so are sorted, not counted into bins
+
 
 @torch.no_grad()
 def measure(model: nn.Module, images: Tensor) -> dict[tuple[str, str], dict[str, float]]:
@@ -51,7 +53,7 @@ def tensor_errors(quantizer: Quantizer, x: Tensor, y: Tensor | None = None) -> d
     codes = quantizer.codes(x).flatten()
     error = (x - y).square().sum()
     power = x.square().sum()
-    used, counts = torch.unique(codes, return_counts=True)
+    counts = _counts(codes)
     share = counts.double() / counts.sum()
     outside = (codes == codes.min()) | (codes == codes.max())
     rows, _ = quantizer.rows((x - y).abs())
@@ -63,5 +65,14 @@ def tensor_errors(quantizer: Quantizer, x: Tensor, y: Tensor | None = None) -> d
         "norm1": float(100 * (x - y).abs().sum() / x.abs().sum().clamp_min(1e-30)),
         "saturation": float(100 * (outside & far).double().mean()),
         "entropy": float(-(share * share.log2()).sum()),
-        "levels_used": len(used),
+        "levels_used": len(counts),
     }
+
+
+def _counts(codes: Tensor) -> Tensor:
+    """Returns how often each code that occurs does, in ascending order of the codes."""
+    low, high = codes.min(), codes.max()
+    if float(high - low) >= _SORTED_ABOVE:
+        return torch.unique(codes, return_counts=True)[1]
+    counts = torch.bincount((codes - low).long())
+    return counts[counts > 0]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable, Hashable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -98,6 +100,7 @@ class TensorStats:
         self.shape: tuple[int, ...] = ()
         self.extra: dict[str, Tensor] = {}  # what collectors hold of the same tensor, by their names
         self._values: Tensor | None = None  # [G, n]: the tensor itself, where it was at hand and small
+        self._found: dict[Hashable, Any] = {}
 
     @classmethod
     def of(cls, x: Tensor, granularity: Granularity | None = None, bins: int = 2048) -> TensorStats:
@@ -121,6 +124,7 @@ class TensorStats:
         self, seen: dict[str, Tensor], rows: Tensor, samples: tuple[Tensor, Tensor], shape: tuple[int, ...]
     ) -> None:
         """Adds a batch whose sums were taken already: `rows` is any view of it as `[G, ...]`."""
+        self._found.clear()
         if not bool(torch.isfinite(seen["low"] + seen["high"] + seen["total"]).all()):
             bad = int((~torch.isfinite(rows)).sum())
             if bad:
@@ -151,8 +155,9 @@ class TensorStats:
         """Adds what another summary of the same site has seen."""
         if not other.shape:
             return
+        self._found = {}
         if not self.shape:
-            self.__dict__.update(copy.deepcopy(other.__dict__))
+            self.__dict__.update(copy.deepcopy(other.__dict__ | {"_found": {}}))
             return
         for name in _SUMS:
             setattr(self, name, getattr(self, name) + getattr(other, name))
@@ -215,6 +220,12 @@ class TensorStats:
         second = self.squares / n - m**2
         fourth = self.fourths / n - 4 * m * self.cubes / n + 6 * m**2 * self.squares / n - 3 * m**4
         return fourth / second.square().clamp_min(1e-300) - 3
+
+    def remember(self, key: Hashable, find: Callable[[], Any]) -> Any:
+        """Returns `find()`, which is called once for a key as long as nothing more is seen: points of a sweep share their searches."""
+        if key not in self._found:
+            self._found[key] = find()
+        return self._found[key]
 
     @property
     def density(self) -> Density:

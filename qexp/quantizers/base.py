@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+from dataclasses import is_dataclass
 from typing import Any, Literal
 
 import torch
@@ -247,6 +249,13 @@ class AffineQuantizer(Quantizer):
             )
         self.set_grid(UniformGrid(self.grid.bits, signed, self.narrow and signed))
 
+    def range_key(self) -> Hashable | None:
+        """Returns what, besides class, grid and symmetry, the way from a range to a scale depends on; None where searches are not shared.
+
+        Two quantizers that agree in it get the same range from the same rule and statistics, which is then searched once.
+        """
+        return None
+
     def refuse_negative(self, least: float) -> None:
         """Raises: an unsigned quantizer saw negative values."""
         raise QexpError(
@@ -279,7 +288,24 @@ def fit_range(
     quantizer: AffineQuantizer, rule: RangeRule, stats: TensorStats, context: Context
 ) -> tuple[Tensor, Tensor]:
     """Returns a rule's range `(low, high)`, float64 `[G]`, with an error that names the layer where it is not finite."""
-    low, high = rule(stats, quantizer.grid, context)
+    low, high = _searched(quantizer, rule, stats, context)
     if not bool((torch.isfinite(low) & torch.isfinite(high)).all()):
         raise QexpError(f"{quantizer.name}: the range rule {type(rule).__name__} gave a range that is not finite")
     return low, high
+
+
+def _searched(
+    quantizer: AffineQuantizer, rule: RangeRule, stats: TensorStats, context: Context
+) -> tuple[Tensor, Tensor]:
+    """Returns the rule's answer, found once for the same statistics, rule, grid and way from range to scale."""
+    made_of = quantizer.range_key()
+    plain = is_dataclass(rule) and type(rule).__hash__ is not None and isinstance(quantizer.grid.bits, int)
+    if made_of is None or not plain:
+        return rule(stats, quantizer.grid, context)
+    try:
+        key = (rule, quantizer.grid, context.symmetric, context.followed_by_relu, type(quantizer), made_of)
+        hash(key)
+    except TypeError:  # a rule that holds something mutable
+        return rule(stats, quantizer.grid, context)
+    low, high = stats.remember(key, lambda: rule(stats, quantizer.grid, context))
+    return low.clone(), high.clone()

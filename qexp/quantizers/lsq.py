@@ -78,6 +78,9 @@ class LSQ(AffineQuantizer):
         self._numel = float(self.numel)
         self.mark_ready()
 
+    def range_key(self) -> tuple[()]:
+        return ()
+
     def _parameters_of(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
         qmin, qmax = self.limits
         scale = torch.maximum(high / qmax, low / qmin) if qmin else high / qmax

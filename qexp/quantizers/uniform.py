@@ -75,6 +75,9 @@ class Uniform(AffineQuantizer):
         self.zero_point.copy_(zero_point.reshape(self.scale.shape))
         self.mark_ready()
 
+    def range_key(self) -> bool:
+        return self.pow2_scale
+
     def parameters_of(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
         """Returns scale and zero point, float32 `[G]`, of a range `(low, high)` `[G]`."""
         qmin, qmax = (torch.as_tensor(q, dtype=torch.float64, device="cpu").flatten() for q in self.limits)
