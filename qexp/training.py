@@ -16,6 +16,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import nn
 
 from qexp.callbacks.curves import Curves
+from qexp.callbacks.divergence import Divergence
 from qexp.callbacks.progress import Progress
 from qexp.callbacks.steps import OptimizerSteps
 from qexp.errors import QexpError
@@ -85,8 +86,13 @@ def make_trainer(
     cfg: DictConfig, phase: str, folder: Path, callbacks: list[Callback] | None = None, **options: Any
 ) -> Trainer:
     """Returns a Trainer for one phase: the configured callbacks, curves and progress bound to this run's folder and name."""
-    # memory of methods advances whatever callbacks are chosen: it is part of what a method computes
-    chosen = [OptimizerSteps(), *(instantiate(node) for node in cfg.callbacks.values() if node), *(callbacks or [])]
+    # memory of methods advances whatever callbacks are chosen: it is part of what a method computes; and no run goes on with broken scales
+    chosen = [
+        OptimizerSteps(),
+        Divergence(),
+        *(instantiate(node) for node in cfg.callbacks.values() if node),
+        *(callbacks or []),
+    ]
     for callback in chosen:
         if isinstance(callback, Curves):
             callback.path = folder / "curves.csv"

@@ -118,6 +118,10 @@ class Quantizer(nn.Module):
     def on_optimizer_step(self, latent: Tensor | None) -> None:
         """Advances a method's memory, once after each optimizer step, given the float tensor it quantizes (None for activations)."""
 
+    def must_stay_positive(self) -> Tensor | None:
+        """What the method learns and cannot live without, less the least value it may have; watched while training, None = nothing."""
+        return None
+
     @property
     def limits(self) -> tuple[Any, Any]:
         """Least and greatest code."""

@@ -65,21 +65,28 @@ class LSQ(AffineQuantizer):
 
     def fit(self, stats: TensorStats, followed_by_relu: bool = False) -> None:
         self.choose_sign(stats)
-        qp = float(self.limits[1])
         if self.init == "paper":
-            scale = 2 * stats.mean_abs / math.sqrt(qp)
+            scale = self.first_scale(stats)
         else:
             low, high = fit_range(self, self.init, stats, Context(True, followed_by_relu, self._parameters_of))
             scale, _ = self._parameters_of(low, high)
         scale = torch.where(scale > 0, scale, torch.ones_like(scale))  # an all-zero channel: any step serves
         with torch.no_grad():
             self.scale.copy_(scale.reshape(self.scale.shape))
-            self.numel.fill_(self._elements(stats))
-        self._numel = float(self.numel)
+        self.count_elements(stats)
         self.mark_ready()
 
     def range_key(self) -> tuple[()]:
         return ()
+
+    def first_scale(self, stats: TensorStats) -> Tensor:
+        """Returns the paper's first step, `[G]`."""
+        return 2 * stats.mean_abs / math.sqrt(float(self.limits[1]))
+
+    def count_elements(self, stats: TensorStats) -> None:
+        """Keeps N, the elements a scale serves."""
+        self.numel.fill_(self._elements(stats))
+        self._numel = float(self.numel)
 
     def _parameters_of(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
         qmin, qmax = self.limits
@@ -102,11 +109,14 @@ class LSQ(AffineQuantizer):
         """The factor on the step's gradient, `1 / sqrt(N * QP)`."""
         return 1.0 / math.sqrt(self._numel * float(self.limits[1]))
 
+    def step_gradient(self, x: Tensor) -> float:
+        """The factor on the gradients of what is learned of this tensor."""
+        return self.grad_scale / math.sqrt(len(x)) if self.scale_numel == "batch" else self.grad_scale
+
     def forward(self, x: Tensor) -> Tensor:
         self.require_ready()
         rows, axis = self.rows(x)
-        grad_scale = self.grad_scale / math.sqrt(len(x)) if self.scale_numel == "batch" else self.grad_scale
-        return lsq(rows, self.scale, *self.limits, axis=axis, grad_scale=grad_scale).reshape(x.shape)
+        return lsq(rows, self.scale, *self.limits, axis=axis, grad_scale=self.step_gradient(x)).reshape(x.shape)
 
     def codes(self, x: Tensor) -> Tensor:
         self.require_ready()
@@ -122,6 +132,9 @@ class LSQ(AffineQuantizer):
 
     def on_optimizer_step(self, latent: Tensor) -> None:
         self.scale.data.clamp_min_(_LEAST_SCALE)
+
+    def must_stay_positive(self) -> Tensor:
+        return self.scale.detach() - _LEAST_SCALE
 
     def describe(self) -> dict[str, Any]:
         rule = "paper" if self.init == "paper" else type(self.init).__name__.lower()

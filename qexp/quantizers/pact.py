@@ -103,6 +103,9 @@ class PACT(AffineQuantizer):
     def on_optimizer_step(self, latent: Tensor) -> None:
         self.alpha.data.clamp_min_(_LEAST_ALPHA)
 
+    def must_stay_positive(self) -> Tensor | None:
+        return self.alpha.detach() if self.alpha.requires_grad else None
+
     def describe(self) -> dict[str, Any]:
         start = self.alpha_init if isinstance(self.alpha_init, float | int) else type(self.alpha_init).__name__.lower()
         return super().describe() | {"range": f"{'learned' if self.alpha.requires_grad else 'fixed'} from {start}"}

@@ -15,6 +15,7 @@ from qexp.quantizers.hysteresis import Hysteresis
 STEPS = 4
 QAT = ("schedule=qat", "schedule.epochs=2", f"trainer.limit_train_batches={STEPS}", "trainer.limit_val_batches=1")
 REMEMBER = {
+    "normed": ("quant=tqt", "bits=w4a4"),
     "one_bit": ("quant=one_bit", "bits=w1a2"),
     "legacy": ("quant=hysteresis", "bits=w1a4", "quant.weight.rule=legacy", "schedule.optimizer.lr=0.3"),
     "surrogate": ("quant=sigmoid_surrogate", "bits=w4a4"),

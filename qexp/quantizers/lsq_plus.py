@@ -1,0 +1,130 @@
+"""LSQ+: the step size and the offset of an activation are parameters, learned with the weights."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from qexp.calibration.ranges import MSE, Context, RangeRule
+from qexp.calibration.stats import TensorStats
+from qexp.errors import QexpError
+from qexp.numerics.granularity import Granularity
+from qexp.numerics.ops import lsq, quantize
+from qexp.quantizers.base import fit_range
+from qexp.quantizers.lsq import LSQ
+
+_FINEST = 2.0**-21  # step over offset: below it, float32 could not tell one level from the next
+
+
+class LSQPlus(LSQ):
+    """`x^ = round(clip((x - beta) / s, qmin, qmax)) * s + beta` with a learned step s and, for activations, a learned offset beta.
+
+    Levels: 2^bits, unsigned codes where there is an offset. Gradients, with `v = (x - beta) / s`: to x, 1 strictly inside the limits; to
+    s, `round(v) - v` inside, the limit outside; to beta, 0 inside, 1 outside; both times `1/sqrt(N * qmax)`. Saved: s, beta, the grid's
+    limits. beta is a real number: zero need not be a level, so a padded zero stays the float 0 that no code stands for. With an
+    offset far larger than the step float32 rounds each level, so that half a step is not promised.
+
+    Args:
+        bits, shape, granularity, rounding, signed, narrow, scale_numel: See `LSQ`; `signed` and `narrow` count without an offset alone.
+        offset: Learn beta, with unsigned codes; False for weights.
+        init: `paper` (with an offset the range of least squared error, else `max(|mean - 3 std|, |mean + 3 std|) / 2^(bits-1)`), or a
+            range rule whose range gives the first step and offset.
+
+    Source: Bhalgat et al. 2020 (arXiv 2004.09576), equations 3-9 and section 3.2.
+    Differs from the paper: the first range comes from the calibration statistics, not from the first training batches.
+
+    >>> from qexp.calibration.ranges import Fixed
+    >>> q = LSQPlus(2, (5,), init=Fixed(-0.2, 0.7))
+    >>> q.fit(TensorStats.of(torch.tensor([-0.2, 0.7])))
+    >>> q.codes(torch.tensor([-0.5, 0.05, 0.8, 0.3, 2.2])).tolist()
+    [0, 1, 3, 2, 3]
+    """
+
+    def __init__(
+        self,
+        bits: int,
+        shape: tuple[int, ...] = (1,),
+        *,
+        signed: bool | Literal["auto"] = "auto",
+        narrow: bool = False,
+        granularity: Granularity | None = None,
+        rounding: str = "half_even",
+        offset: bool = True,
+        init: Literal["paper"] | RangeRule = "paper",
+        scale_numel: Literal["features", "batch"] = "features",
+    ) -> None:
+        if init != "paper" and not callable(init):
+            raise QexpError(f"LSQPlus: init={init!r}; allowed are paper or a range rule")
+        super().__init__(
+            bits,
+            shape,
+            signed=False if offset else signed,
+            narrow=narrow and not offset,
+            granularity=granularity,
+            rounding=rounding,
+            init=init,
+            scale_numel=scale_numel,
+        )
+        self.beta = nn.Parameter(torch.zeros_like(self.scale)) if offset else None
+        self.symmetric = not offset  # what reads zero points asks this
+        if offset:
+            self.properties = self.properties - {"half_step"}
+
+    def fit(self, stats: TensorStats, followed_by_relu: bool = False) -> None:
+        if self.beta is None:
+            return super().fit(stats, followed_by_relu)
+        rule = MSE() if self.init == "paper" else self.init
+        low, high = fit_range(self, rule, stats, Context(False, followed_by_relu, self._affine))
+        scale, _ = self._affine(low, high)
+        with torch.no_grad():
+            self.scale.copy_(scale.reshape(self.scale.shape))
+            self.beta.copy_(low.reshape(self.scale.shape))
+        self.count_elements(stats)
+        self.mark_ready()
+
+    def first_scale(self, stats: TensorStats) -> Tensor:
+        """Returns the paper's first step of a tensor without offset, `[G]`."""
+        reach = torch.maximum((stats.mean - 3 * stats.std).abs(), (stats.mean + 3 * stats.std).abs())
+        qmin, qmax = self.limits
+        return reach / max(-qmin, qmax)
+
+    def _affine(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the step and the (real) zero point of a range; a constant tensor gets a step of 1, and its value as level 0."""
+        scale = (high - low) / self.limits[1]
+        scale = torch.where(scale > 0, scale, torch.ones_like(scale))
+        scale = torch.maximum(scale, _FINEST * low.abs()).clamp_min(torch.finfo(torch.float32).tiny)
+        return scale, -low / scale
+
+    @property
+    def zero_point(self) -> Tensor:
+        """Where zero lies among the codes; not an integer where there is an offset."""
+        return super().zero_point if self.beta is None else -self.beta.detach() / self.scale.detach()
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.beta is None:
+            return super().forward(x)
+        self.require_ready()
+        rows, axis = self.rows(x)
+        step = self.step_gradient(x)
+        return lsq(rows, self.scale, *self.limits, axis=axis, grad_scale=step, offset=self.beta).reshape(x.shape)
+
+    def codes(self, x: Tensor) -> Tensor:
+        if self.beta is None:
+            return super().codes(x)
+        self.require_ready()
+        rows, axis = self.rows(x.detach().float())
+        scale = self.scale.detach()
+        return quantize(rows - self.beta.detach(), scale, torch.zeros_like(scale), *self.limits, axis=axis).reshape(
+            x.shape
+        )
+
+    def dequantize(self, codes: Tensor) -> Tensor:
+        if self.beta is None:
+            return super().dequantize(codes)
+        rows, _ = self.rows(codes)
+        return (rows.float() * self.scale + self.beta).reshape(codes.shape)
+
+    def describe(self) -> dict[str, Any]:
+        return super().describe() | ({} if self.beta is None else {"signed": bool((self.beta < 0).any())})
