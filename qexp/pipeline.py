@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning import LightningDataModule
 from torch import nn
 
-from qexp import floats, outcome, training
+from qexp import floats, outcome, stages, teachers, training
 from qexp.calibration.calibrate import Calibration, calibrate, fit
 from qexp.callbacks.kernels import load_kernels
 from qexp.cost import params
@@ -77,6 +77,7 @@ def experiment(cfg: DictConfig, data: LightningDataModule, record: Record) -> di
     scratch = cfg.schedule.name == "qat_scratch"
     model = floats.build(cfg) if scratch else floats.float_model(cfg, data)
     float_score = None if scratch else floats.reference(cfg, model, data, record.folder)
+    distill = teachers.distillation(cfg, data, model, is_float=not scratch) if trains(cfg) else None
     images = data.calibration_batches(cfg.n_calibrate, CALIBRATION_BATCH, cfg.seed)
     size = params(model)
     structure = fold(cfg, model, data.example())
@@ -84,6 +85,7 @@ def experiment(cfg: DictConfig, data: LightningDataModule, record: Record) -> di
     for edit in passes:
         edit.on_float(model, moment)
     plan = attach(cfg, model, structure)
+    stages.check(cfg.schedule, plan, passes)
     with _timed(seconds, "calibrate"):
         seen = find_ranges(cfg, model, moment, passes)
         check_all_ran(model, data.example())
@@ -95,9 +97,12 @@ def experiment(cfg: DictConfig, data: LightningDataModule, record: Record) -> di
             edit.on_fitted(model, moment)
 
     if trains(cfg):
-        training.seed(cfg.seed)  # whatever random numbers the float network has used, or not, being cached
-        module = training.task(cfg, model, cfg.schedule, freeze_bn=cfg.bn == "freeze")
-        seconds["train"] = training.fit(module, data, cfg, cfg.schedule, outcome.title(cfg), record.folder)
+        trained = stages.train(
+            model, data, cfg, plan, structure, images, seen, record.folder, outcome.title(cfg), distill
+        )
+        seconds["train"] = sum(stage["seconds"] for stage in trained)
+        if len(trained) > 1:
+            moment.findings["stages"] = trained
         for edit in passes:
             edit.on_trained(model, moment)
     score, seconds["evaluate"] = training.evaluate(model, data, cfg, outcome.title(cfg), record.folder)

@@ -140,7 +140,21 @@ def extras(cfg: DictConfig) -> list[str]:
     words = []
     if cfg.get("search") is not None:
         words.append(str(cfg.search["_target_"]).rsplit(".", 1)[-1].lower())
-    return [word for word in words if word != "sensitivity"]  # it changes nothing
+    return [word for word in words if word != "sensitivity"] + helps(cfg.schedule)  # sensitivity changes nothing
+
+
+def helps(schedule: DictConfig) -> list[str]:
+    """Returns what a schedule does beyond plain training, a word or two each."""
+    distill = schedule.get("distill") or {}
+    words = []
+    if distill.get("logits") or distill.get("features"):
+        words.append("distilled" + (" with features" if distill.get("features") else ""))
+        if distill.get("teacher"):
+            words[-1] += f" from {distill.teacher.get('name')}"
+    if schedule.get("progressive"):
+        widths = [schedule.progressive] if isinstance(schedule.progressive, int) else list(schedule.progressive)
+        words.append("progressive " + "-".join(map(str, widths)))
+    return words
 
 
 @cache

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,12 @@ from qexp.callbacks.curves import Curves
 from qexp.callbacks.divergence import Divergence
 from qexp.callbacks.progress import Progress
 from qexp.callbacks.steps import OptimizerSteps
+from qexp.data.later import LaterEpochs
 from qexp.errors import QexpError
 from qexp.layers.quantized import is_quantizer_parameter, latent_decays
 from qexp.layers.swap import baked_weights
 from qexp.tasks.base import Score, Task
+from qexp.tasks.distillation import Distillation
 
 log = logging.getLogger(__name__)
 for _name in (
@@ -57,7 +60,13 @@ def parameter_groups(schedule: DictConfig):
     return split
 
 
-def task(cfg: DictConfig, model: nn.Module, schedule: DictConfig | None = None, freeze_bn: bool = False) -> Task:
+def task(
+    cfg: DictConfig,
+    model: nn.Module,
+    schedule: DictConfig | None = None,
+    freeze_bn: bool = False,
+    distill: Distillation | None = None,
+) -> Task:
     """Returns the LightningModule that trains (with a schedule) or only scores (without) the network.
 
     The data set's `task` names its class and options; a set that names none is one of classes.
@@ -72,6 +81,7 @@ def task(cfg: DictConfig, model: nn.Module, schedule: DictConfig | None = None, 
         groups=parameter_groups(schedule),
         freeze_bn=freeze_bn,
         **{key: schedule[key] for key in make.func.of_schedule},
+        **({"distill": distill} if distill else {}),
     )
 
 
@@ -116,15 +126,38 @@ def make_trainer(
     )
 
 
+@dataclass(frozen=True)
+class Part:
+    """One of several trainings that follow each other in a run.
+
+    Attributes:
+        name: Its checkpoints lie in `checkpoints/NAME`; empty for the last.
+        epochs: How many it has.
+        epochs_before, steps_before: What the parts before it have done: order and augmentation of the images, and the curves, go on there.
+    """
+
+    name: str = ""
+    epochs: int = 0
+    epochs_before: int = 0
+    steps_before: int = 0
+
+
 def fit(
-    module: Task, data: LightningDataModule, cfg: DictConfig, schedule: DictConfig, phase: str, folder: Path
+    module: Task,
+    data: LightningDataModule,
+    cfg: DictConfig,
+    schedule: DictConfig,
+    phase: str,
+    folder: Path,
+    part: Part | None = None,
 ) -> float:
     """Trains, resuming from `checkpoints/last.ckpt` where an interrupted run left one; returns the seconds it took.
 
     `checkpoints/last.ckpt` is written after every epoch, `best.ckpt` where the validation score rises. The network
     ends at its last state.
     """
-    checkpoints = folder / "checkpoints"
+    part = part or Part(epochs=schedule.epochs)
+    checkpoints = folder / "checkpoints" / part.name
     # two, since one alone writes `last` only where it also writes a new `best`
     best = ModelCheckpoint(checkpoints, "best", monitor=module.monitor, mode="max", enable_version_counter=False)
     newest = ModelCheckpoint(checkpoints, "last", save_on_train_epoch_end=True, enable_version_counter=False)
@@ -134,16 +167,23 @@ def fit(
         folder,
         [best, newest],
         enable_checkpointing=True,
-        max_epochs=schedule.epochs,
+        max_epochs=part.epochs,
         max_steps=schedule.max_steps,
         gradient_clip_val=schedule.get("gradient_clip"),
     )
+    for callback in trainer.callbacks:
+        if isinstance(callback, Curves):
+            callback.epochs_before, callback.steps_before = part.epochs_before, part.steps_before
     last = checkpoints / "last.ckpt"
     if last.exists():
         check_recipe(module, last)
         log.info("%s: resuming from %s", phase, last)
     start = time.perf_counter()
-    trainer.fit(module, datamodule=data, ckpt_path=str(last) if last.exists() else None, weights_only=True)
+    images: dict[str, Any] = {"datamodule": data}
+    if part.epochs_before:
+        later = LaterEpochs(data.train_dataloader(), part.epochs_before)
+        images = {"train_dataloaders": later, "val_dataloaders": data.val_dataloader()}
+    trainer.fit(module, **images, ckpt_path=str(last) if last.exists() else None, weights_only=True)
     if trainer.interrupted:
         raise KeyboardInterrupt
     return time.perf_counter() - start

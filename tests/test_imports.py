@@ -33,7 +33,8 @@ LEVELS = (  # from the bottom; a part imports only from parts on lower levels
     ("integer", "search"),
     ("data", "tasks", "callbacks", "weights", "diagnosis", "config", "record", "datasets", "report"),
     ("training",),
-    ("floats",),
+    ("floats", "stages"),
+    ("teachers",),
     ("outcome",),
     ("pipeline",),
 )

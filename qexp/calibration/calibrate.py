@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -79,6 +80,7 @@ def collect(
     channel_histograms: bool = False,
     progress: bool = True,
     collectors: Sequence[Collector] = (),
+    quantized: bool = False,
 ) -> Calibration:
     """Returns the statistics of every tensor that could carry a quantizer, from one pass of the float model over the batches.
 
@@ -88,6 +90,7 @@ def collect(
         channel_histograms: Keep a histogram for each channel too, for rules that search per channel of activations.
         progress: Show a progress bar.
         collectors: What to collect of every tensor besides.
+        quantized: Leave the quantizers on: what is seen is what the quantized network computes with.
 
     Raises:
         NonFinite: Layer, site and batch of the first NaN or infinity.
@@ -133,7 +136,7 @@ def collect(
             handles.append(module.register_forward_pre_hook(before(name)))
             handles.append(module.register_forward_hook(lambda _, __, y, name=name: see((name, "output"), y)))
     try:
-        with evaluating(model), quantizers_off(model):
+        with evaluating(model), nullcontext() if quantized else quantizers_off(model):
             bar = tqdm(batches, desc="calibrate", unit="batch", leave=False, disable=not progress)
             for number, images in enumerate(bar):
                 model(images)
@@ -181,13 +184,7 @@ def calibrate(
     """
     if not len(batches):
         raise QexpError("calibration got no images; ask for at least one batch (n_calibrate)")
-    channelwise = any(
-        weight_of(model.get_submodule(name), site) is None
-        and q.granularity.axis is not None
-        and getattr(q, "needs_histogram", getattr(getattr(q, "range", None), "needs_histogram", True))
-        for name, site, q in quantizers(model)
-    )
-    asked = sorted({c for _, _, q in quantizers(model) for c in q.collectors}, key=lambda c: c.name)
+    channelwise, asked = wanted(model)
     names = [c.name for c in asked]
     path = cache_dir and Path(cache_dir) / f"{content_hash(model, batches, channelwise, names)}.safetensors"
     calibration = kept_stats(path) if path else None
@@ -203,11 +200,29 @@ def calibrate(
     return calibration
 
 
+def wanted(model: nn.Module) -> tuple[bool, list[Collector]]:
+    """Returns what the model's quantizers ask of a collection: whether channel histograms, and which collectors."""
+    channelwise = any(
+        weight_of(model.get_submodule(name), site) is None
+        and q.granularity.axis is not None
+        and getattr(q, "needs_histogram", getattr(getattr(q, "range", None), "needs_histogram", True))
+        for name, site, q in quantizers(model)
+    )
+    return channelwise, sorted({c for _, _, q in quantizers(model) for c in q.collectors}, key=lambda c: c.name)
+
+
 @torch.no_grad()
-def fit(model: nn.Module, calibration: Calibration, followed_by_relu: frozenset[str] = frozenset()) -> None:
-    """Fits every quantizer from statistics: weights from the weight itself, activations from what calibration saw."""
+def fit(
+    model: nn.Module,
+    calibration: Calibration,
+    followed_by_relu: frozenset[str] = frozenset(),
+    only: Container[int] | None = None,
+) -> None:
+    """Fits every quantizer (or those whose id is in `only`): weights from the weight itself, activations from what calibration saw."""
     pooled: dict[int, TensorStats] = {}
     for name, site, quantizer in quantizers(model):
+        if only is not None and id(quantizer) not in only:
+            continue
         layer = model.get_submodule(name)
         weight = weight_of(layer, site)
         if weight is not None:

@@ -21,11 +21,12 @@ class Curves(Callback):
     def __init__(self, every: int = 20, path: str | Path | None = None) -> None:
         self.every = every
         self.path = Path(path) if path else None
+        self.epochs_before = self.steps_before = 0  # of earlier trainings whose curves this one goes on
 
     def on_train_start(self, trainer: Trainer, pl_module: Task) -> None:
         if self.path is None or not trainer.is_global_zero:
             return
-        rows = self._kept(trainer.global_step)
+        rows = self._kept(self.steps_before + trainer.global_step)
         with self.path.open("w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(["step", "epoch", "name", "value"])
@@ -58,5 +59,6 @@ class Curves(Callback):
             return
         with self.path.open("a", newline="") as file:
             csv.writer(file).writerows(
-                [trainer.global_step, trainer.current_epoch, k, f"{v:.6g}"] for k, v in values.items()
+                [self.steps_before + trainer.global_step, self.epochs_before + trainer.current_epoch, k, f"{v:.6g}"]
+                for k, v in values.items()
             )

@@ -11,6 +11,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from qexp.report.statistics import wilson
 from qexp.tasks.base import Score, Task
+from qexp.tasks.distillation import Distillation
 
 
 class Classification(Task):
@@ -22,14 +23,23 @@ class Classification(Task):
         model: The network.
         num_classes: Number of classes.
         label_smoothing: Of the training loss.
+        distill: What to learn from a teacher besides; None learns from the labels alone.
         learning: Optimizer, schedule, groups, freeze_bn, as `Task` takes them.
     """
 
     metric = "top1"
     of_schedule: ClassVar = ("label_smoothing",)
 
-    def __init__(self, model: nn.Module, num_classes: int, label_smoothing: float = 0.0, **learning: Any) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        num_classes: int,
+        label_smoothing: float = 0.0,
+        distill: Distillation | None = None,
+        **learning: Any,
+    ) -> None:
         super().__init__(model, **learning)
+        self.distill = distill
         self.loss = nn.CrossEntropyLoss(label_smoothing=label_smoothing)
         self.k = min(5, num_classes)
         self.train_top1 = MulticlassAccuracy(num_classes, average="micro")
@@ -39,10 +49,18 @@ class Classification(Task):
         )
         self.hits: list[Tensor] = []
 
+    def on_fit_start(self) -> None:
+        if self.distill is not None:
+            self.distill.teacher.to(self.device)
+
     def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:
         images, labels = batch
-        logits = self.model(images)
-        loss = self.loss(logits, labels)
+        if self.distill is None:
+            logits = self.model(images)
+            loss = self.loss(logits, labels)
+        else:
+            logits, taught = self.distill.step(self.model, images)
+            loss = self.distill.labels * self.loss(logits, labels) + taught
         self.train_top1(logits.detach(), labels)
         self.log("train_loss", loss, prog_bar=True, on_step=True, on_epoch=False)
         self.log("train_top1", self.train_top1, prog_bar=True, on_step=False, on_epoch=True)
