@@ -81,7 +81,7 @@ def experiment(cfg: DictConfig, data: LightningDataModule, record: Record) -> di
     images = data.calibration_batches(cfg.n_calibrate, CALIBRATION_BATCH, cfg.seed)
     size = params(model)
     structure = fold(cfg, model, data.example())
-    passes, moment = load_passes(cfg), Moment(structure, images, {})
+    passes, moment = load_passes(cfg), moment_of(cfg, structure, images, record.folder)
     for edit in passes:
         edit.on_float(model, moment)
     plan = attach(cfg, model, structure)
@@ -128,6 +128,13 @@ def fold(cfg: DictConfig, model: nn.Module, example: torch.Tensor) -> Facts:
         return structure
     log.info("batch norm folded into %d convolutions", len(fold_bn(model, structure)))
     return facts(model, example)
+
+
+def moment_of(cfg: DictConfig, structure: Facts, images: list[torch.Tensor], folder: Path) -> Moment:
+    """Returns what passes may look at and use."""
+    device = torch.device("cpu" if training.device_name(cfg) == "cpu" else "cuda")
+    bar = bool(cfg.trainer.get("enable_progress_bar", True))
+    return Moment(structure, images, {}, folder=folder, seed=cfg.seed, device=device, progress=bar)
 
 
 def load_passes(cfg: DictConfig) -> list[Pass]:

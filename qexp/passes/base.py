@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from qexp.graph import Facts
@@ -18,14 +20,22 @@ class Moment:
     Attributes:
         facts: What the graph says.
         images: Calibration batches `[N, C, H, W]`.
-        calibration: Statistics by (layer, site) of the float model; None before calibration.
         findings: What passes report, by name; goes into the record.
+        calibration: Statistics by (layer, site) of the float model; None before calibration.
+        folder: The run's folder, for what a long pass keeps so that a killed run can go on; None keeps nothing.
+        seed: The run's.
+        device: Where a pass that computes much may do so; None leaves the model where it is.
+        progress: Show progress bars.
     """
 
     facts: Facts
     images: Sequence[Tensor]
     findings: dict[str, Any]
     calibration: Any = None
+    folder: Path | None = None
+    seed: int = 0
+    device: torch.device | None = None
+    progress: bool = True
 
 
 class Pass:

@@ -1,0 +1,50 @@
+"""BRECQ: the roundings of each block, learned by what its output means to the network; then the activation steps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from qexp.passes.reconstruction.learn import Options
+from qexp.passes.reconstruction.reconstruct import Reconstruction, Sweep
+
+
+class BRECQ(Reconstruction):
+    """Learns the roundings block by block with float activations, then, block by block, the steps of the quantized activations.
+
+    Args:
+        units: `blocks`, `layers`, or names of modules that are to be units.
+        iterations: Most iterations a unit for its roundings; the paper takes 20,000.
+        batch, lr, strength, warmup, beta: As for `AdaRound`.
+        loss: `fisher_diag` weighs each output value by its squared gradient; `mse` weighs all alike.
+        step_iterations: Most iterations a unit for its activation steps; the paper takes 5,000.
+        step_lr: Adam's learning rate of the steps, falling to zero on a cosine.
+        step_exponent: Of the error the steps are learned by.
+        memory_mb: Bound on the activations kept in memory, in MiB; beyond it they go to a file.
+
+    Source: Li et al. 2021, "BRECQ" (arXiv 2102.05426), equation 10 and section 4.
+    Differs from the paper: fewer iterations at ten times the learning rate by default; squared gradients are divided by their mean, and
+    are those of the divergence from the float network's class probabilities; a block that ends worse than it began stays as it was.
+    """
+
+    def __init__(
+        self,
+        units: str | Sequence[str] = "blocks",
+        iterations: int = 2000,
+        batch: int = 32,
+        lr: float = 1e-2,
+        strength: float = 0.01,
+        warmup: float = 0.2,
+        beta: tuple[float, float] = (20.0, 2.0),
+        loss: str = "fisher_diag",
+        step_iterations: int = 500,
+        step_lr: float = 4e-4,
+        step_exponent: float = 2.4,
+        memory_mb: float = 1024,
+    ) -> None:
+        roundings = Options(iterations, batch, lr, strength, warmup, tuple(beta))
+        steps = Options(step_iterations, batch, step_lr=step_lr, exponent=step_exponent)
+        sweeps = [
+            Sweep("roundings", roundings, activations=False, loss=loss),
+            Sweep("steps", steps, roundings=False, steps=True),
+        ]
+        super().__init__(sweeps, units, memory_mb)

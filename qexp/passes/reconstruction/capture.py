@@ -1,0 +1,140 @@
+"""What goes into a unit and comes out of it, while the network runs in one of its states up to that unit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from qexp.errors import QexpError
+from qexp.graph import Facts
+from qexp.layers.quantized import attribute, quantized_layers, quantizers, weight_of
+from qexp.layers.swap import baked_weights, quantizers_off
+from qexp.passes.reconstruction.store import Samples, Store
+from qexp.passes.reconstruction.units import Unit
+from qexp.quantizers.base import Quantizer
+
+
+class _Seen(Exception):
+    """Ends a forward pass once the unit has been seen."""
+
+
+@contextmanager
+def activations_off(model: nn.Module) -> Iterator[None]:
+    """Inside, weights are quantized and activations are not."""
+    held = [
+        (model.get_submodule(n), s, q) for n, s, q in quantizers(model) if weight_of(model.get_submodule(n), s) is None
+    ]
+    for layer, site, _ in held:
+        setattr(layer, attribute(site), nn.Identity())
+    try:
+        yield
+    finally:
+        for layer, site, quantizer in held:
+            setattr(layer, attribute(site), quantizer)
+
+
+@torch.no_grad()
+def inputs(model: nn.Module, unit: Unit, images: Sequence[Tensor], store: Store) -> Samples:
+    """Returns what goes into the unit, for all images, the network being in the state it is in."""
+
+    def see(_, args: tuple[Tensor, ...]) -> None:
+        raise _Seen(args[0])
+
+    return _collect(model, images, store, model.get_submodule(unit.name).register_forward_pre_hook(see))
+
+
+@torch.no_grad()
+def targets(model: nn.Module, unit: Unit, images: Sequence[Tensor], store: Store) -> Samples:
+    """Returns what the float network makes of the images, after the unit and its activation."""
+
+    def see(_, __, y: Tensor) -> None:
+        raise _Seen(y if unit.activation is None else unit.activation(y))
+
+    with quantizers_off(model):
+        return _collect(model, images, store, model.get_submodule(unit.name).register_forward_hook(see))
+
+
+def _collect(model: nn.Module, images: Sequence[Tensor], store: Store, handle) -> Samples:
+    device = next(model.parameters()).device
+    found: Samples | None = None
+    try:
+        with baked_weights(model):
+            for batch in images:
+                try:
+                    model(batch.to(device))
+                except _Seen as seen:
+                    x = seen.args[0]
+                    found = store.room(sum(map(len, images)), x) if found is None else found
+                    found.add(x)
+    finally:
+        handle.remove()
+    return found
+
+
+@contextmanager
+def _float_after(model: nn.Module, facts: Facts, last: str) -> Iterator[None]:
+    """Inside, the layers that run after `last` are float."""
+    ran = set(facts.order[: facts.order.index(last) + 1])
+    later = [layer for name, layer in quantized_layers(model) if name not in ran]
+    before = [layer.enabled for layer in later]
+    for layer in later:
+        layer.enabled = False
+    try:
+        yield
+    finally:
+        for layer, enabled in zip(later, before):
+            layer.enabled = enabled
+
+
+def importance(model: nn.Module, facts: Facts, unit: Unit, images: Sequence[Tensor], store: Store) -> Samples:
+    """Returns, for each value of the unit's output, the squared gradient of the loss there, divided by their mean.
+
+    The loss is the divergence of the float network's class probabilities from those of the network quantized up to and with the unit, so
+    no labels are needed.
+
+    Source: Li et al. 2021 (arXiv 2102.05426), equation 10, with the loss of their code.
+    """
+    device = next(model.parameters()).device
+    last = max((n for n in facts.order if n == unit.name or n.startswith(unit.name + ".")), key=facts.order.index)
+    cut: list[Tensor] = []
+
+    def see(_, __, y: Tensor) -> Tensor:
+        cut.append(y.detach().requires_grad_())
+        return cut[-1]
+
+    found: Samples | None = None
+    for batch in images:
+        batch = batch.to(device)
+        with torch.no_grad(), quantizers_off(model):
+            wanted = model(batch)
+        if not isinstance(wanted, Tensor) or wanted.ndim != 2:
+            raise QexpError("loss=fisher_diag needs a network that returns class scores [N, K]; use loss=mse")
+        cut.clear()
+        handle = model.get_submodule(unit.name).register_forward_hook(see)
+        try:
+            with torch.enable_grad(), _float_after(model, facts, last):
+                scores = model(batch)
+                loss = F.kl_div(scores.log_softmax(1), wanted.softmax(1), reduction="sum")
+                (gradient,) = torch.autograd.grad(loss, cut[0])
+        finally:
+            handle.remove()
+        found = store.room(sum(map(len, images)), gradient) if found is None else found
+        found.add(gradient.square())
+    mean = found.base.mean(dtype=torch.float64).float()
+    if mean > 0:
+        found.base.div_(mean)
+    else:  # the networks agree to the last bit: every value counts alike
+        found.base.fill_(1.0)
+    return found
+
+
+def activation_quantizers(model: nn.Module, unit: Unit) -> list[Quantizer]:
+    """Returns the quantizers on activations inside a unit, each once."""
+    inside = quantizers(model.get_submodule(unit.name))
+    module = model.get_submodule(unit.name)
+    found = [q for name, site, q in inside if weight_of(module.get_submodule(name), site) is None]
+    return list({id(q): q for q in found}.values())

@@ -1,0 +1,292 @@
+"""The pass that learns roundings: unit by unit, resumable, in bounded memory."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import resource
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from qexp.calibration.cache import tensor_hash
+from qexp.errors import QexpError
+from qexp.layers.quantized import quantizers
+from qexp.layers.swap import evaluating, quantizers_off
+from qexp.passes.base import Moment, Pass
+from qexp.passes.reconstruction.capture import activation_quantizers, activations_off, importance, inputs, targets
+from qexp.passes.reconstruction.learn import Options, Task, learn, total
+from qexp.passes.reconstruction.rounding import SoftRounding
+from qexp.passes.reconstruction.store import Store
+from qexp.passes.reconstruction.units import Unit, find_units
+
+log = logging.getLogger(__name__)
+FOLDER = Path("checkpoints") / "reconstruction"
+LOSSES = ("mse", "fisher_diag")
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """One walk over all units.
+
+    Attributes:
+        name: For messages and files.
+        options: How a unit is learned.
+        roundings, steps: What is learned of it.
+        activations: Whether activations are quantized meanwhile.
+        loss: `mse`, or `fisher_diag`: each output value weighs as its squared gradient.
+    """
+
+    name: str
+    options: Options
+    roundings: bool = True
+    steps: bool = False
+    activations: bool = True
+    loss: str = "mse"
+
+
+class Reconstruction(Pass):
+    """Learns, unit by unit, what makes each unit's output come nearest to the float network's; a method names the sweeps.
+
+    Targets come from the float network, inputs from the network quantized so far. A unit that ends with a greater error than it began
+    with keeps what it had. Each finished unit is written to the run's folder, so that a killed run goes on with the next one and ends
+    with the same result.
+
+    Args:
+        sweeps: The walks over the units, in order.
+        units: `layers`, `blocks`, or names of modules (see `find_units`).
+        memory_mb: Bound on the activations kept in memory at one time, in MiB; beyond it they lie in a file under the run's folder.
+    """
+
+    def __init__(self, sweeps: Sequence[Sweep], units: str | Sequence[str], memory_mb: float) -> None:
+        for sweep in sweeps:
+            _check(type(self).__name__, sweep)
+        self.sweeps, self.units, self.memory_mb = tuple(sweeps), units, memory_mb
+
+    def on_fitted(self, model: nn.Module, moment: Moment) -> None:
+        """Learns; reports how many roundings moved, how many were undecided, the seconds, and the peak memory."""
+        started, n = time.perf_counter(), sum(map(len, moment.images))
+        largest = max(sweep.options.batch for sweep in self.sweeps)
+        if n < largest:
+            raise QexpError(
+                f"{type(self).__name__}: {n} calibration images do not fill a batch of {largest}; "
+                f"ask for more (n_calibrate) or lower batch to at most {n}"
+            )
+        home = next(model.parameters()).device
+        with evaluating(model), _frozen(model):
+            model.to(moment.device or home)
+            units = find_units(model, moment.facts, self.units, moment.images[0].to(moment.device or home))
+            walk = _Walk(model, units, moment, self.memory_mb, self._content(model, moment))
+            with tqdm(
+                total=sum(len(units) * sweep.options.iterations for sweep in self.sweeps),
+                desc=type(self).__name__,
+                unit="it",
+                leave=False,
+                disable=not moment.progress,
+            ) as bar:
+                for number, sweep in enumerate(self.sweeps):
+                    with nullcontext() if sweep.activations else activations_off(model):
+                        for index in range(len(units)):
+                            walk.unit(number, sweep, index, bar)
+            model.to(home)
+        learned = [model.get_submodule(name).weight_quantizer for unit in units for name in unit.layers]
+        weights = sum(q.shift.numel() for q in learned if q.shift is not None)
+        moment.findings |= {
+            "reconstructed_units": len(units),
+            "roundings_moved": round(100 * sum(q.moved for q in learned) / max(weights, 1), 3),
+            "roundings_undecided": round(100 * walk.undecided / max(weights, 1), 4),
+            "reconstruct_seconds": round(time.perf_counter() - started + walk.seconds_before, 1),
+            "reconstruct_kept_mb": round(walk.kept / 2**20, 1),
+            "reconstruct_spilled_mb": round(walk.spilled / 2**20, 1),
+            "peak_mb": peak_mb(),
+        }
+
+    def _content(self, model: nn.Module, moment: Moment) -> str:
+        """Returns a hash of what the result follows from; kept units of another one are not taken."""
+        images = tensor_hash({str(i): batch for i, batch in enumerate(moment.images)})
+        text = f"{self.sweeps} {self.units} {moment.seed} {tensor_hash(model.state_dict())} {images}"
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+class _Walk:
+    """The walk over the units, with what it keeps on disk."""
+
+    def __init__(self, model: nn.Module, units: Sequence[Unit], moment: Moment, memory_mb: float, content: str) -> None:
+        self.model, self.units, self.moment, self.memory_mb, self.content = model, units, moment, memory_mb, content
+        self.folder = moment.folder and moment.folder / FOLDER
+        self.going_on = self.folder is not None  # until the first unit that no file holds
+        self.undecided = self.kept = self.spilled = 0
+        self.seconds_before = 0.0
+
+    def unit(self, number: int, sweep: Sweep, index: int, bar: tqdm) -> None:
+        """Learns one unit, or takes it from its file."""
+        unit = self.units[index]
+        path = self.folder and self.folder / f"{number}-{index:03d}-{unit.name}.pt"
+        bar.set_postfix_str(f"{sweep.name} {unit.name} ({index + 1}/{len(self.units)})")
+        report = self._restored(unit, path)
+        if report is None:
+            report = self._learned(number, sweep, index, bar)
+            self._keep(unit, path, report)
+        else:
+            self.seconds_before += report["seconds"]
+            bar.total -= sweep.options.iterations
+            bar.refresh()
+        self.undecided += int(report["undecided"])
+
+    def _learned(self, number: int, sweep: Sweep, index: int, bar: tqdm) -> dict[str, float]:
+        model, moment, unit, options = self.model, self.moment, self.units[index], sweep.options
+        quantized = activation_quantizers(model, unit)
+        steps = [p for q in quantized for p in q.parameters()] if sweep.steps else []
+        if not sweep.roundings and not steps:
+            bar.total -= options.iterations
+            bar.refresh()
+            return {"undecided": 0, "seconds": 0.0}
+        begun = time.perf_counter()
+        task, store = self._task(unit, sweep)
+        device = next(model.parameters()).device
+        before, state = total(task, options, device), _state(model, unit)
+        layers = [model.get_submodule(name) for name in unit.layers] if sweep.roundings else []
+        fitted = [layer.weight_quantizer for layer in layers]
+        soft = [SoftRounding(q, layer.weight) for q, layer in zip(fitted, layers)]
+        generator = torch.Generator().manual_seed(moment.seed * 1_000_003 + number * 10_007 + index)
+        for layer, rounding in zip(layers, soft):
+            layer.weight_quantizer = rounding
+        for p in steps:
+            p.requires_grad_()
+
+        def tick(done: int, error: float) -> None:
+            bar.update(done)
+            bar.set_postfix_str(f"{sweep.name} {unit.name} ({index + 1}/{len(self.units)}), error {error:.4g}")
+
+        try:
+            done = learn(
+                task, soft, steps, quantized if options.drop_prob < 1 or steps else [], options, generator, tick
+            )
+        finally:
+            for layer, quantizer in zip(layers, fitted):
+                layer.weight_quantizer = quantizer
+            for p in steps:
+                p.requires_grad_(False)
+        bar.total -= options.iterations - done
+        undecided = sum(r.undecided() for r in soft)
+        for rounding, layer in zip(soft, layers):
+            rounding.harden(layer.weight)
+        after = total(task, options, device)
+        kept = "" if after <= before else "; worse than before, so nothing was changed"
+        if kept:
+            _load(model, unit, state)
+        self.kept, self.spilled = max(self.kept, store.in_memory), max(self.spilled, store.spilled)
+        seconds = time.perf_counter() - begun
+        log.info(
+            "%s %s: error %.4g -> %.4g in %d iterations, %d roundings moved, %d undecided, %.1f s%s",
+            sweep.name,
+            unit.name,
+            before,
+            after,
+            done,
+            sum(q.moved for q in fitted),
+            undecided,
+            seconds,
+            kept,
+        )
+        return {"undecided": undecided, "seconds": seconds}
+
+    def _task(self, unit: Unit, sweep: Sweep) -> tuple[Task, Store]:
+        """Returns what the unit is to become, from passes of the float network and of the one quantized so far."""
+        model, moment = self.model, self.moment
+        store = Store(self.memory_mb, self.folder, next(model.parameters()).device)
+        y = targets(model, unit, moment.images, store)
+        x = inputs(model, unit, moment.images, store)
+        floating = weights = None
+        if sweep.options.drop_prob < 1:
+            with quantizers_off(model):
+                floating = inputs(model, unit, moment.images, store)
+        if sweep.loss == "fisher_diag":
+            weights = importance(model, moment.facts, unit, moment.images, store)
+        return Task(unit.name, lambda x: unit(model, x), x, y, floating, weights), store
+
+    def _restored(self, unit: Unit, path: Path | None) -> dict[str, float] | None:
+        """Returns the report of a unit that an earlier run of the same content finished, with its state in place."""
+        if not self.going_on:
+            return None
+        try:
+            kept = torch.load(path, map_location=next(self.model.parameters()).device, weights_only=True)
+        except (OSError, RuntimeError, EOFError, ValueError):
+            kept = {}
+        if kept.get("content") != self.content:
+            self.going_on = False
+            return None
+        _load(self.model, unit, kept["state"])
+        log.info("%s: learned earlier, %s", unit.name, path)
+        return kept["report"]
+
+    def _keep(self, unit: Unit, path: Path | None, report: dict[str, float]) -> None:
+        if path is None:
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(f".{os.getpid()}.part")
+        torch.save({"content": self.content, "state": _state(self.model, unit), "report": report}, part)
+        part.replace(path)
+
+
+def _state(model: nn.Module, unit: Unit) -> dict[str, dict[str, Any]]:
+    """Returns a copy of the state of every quantizer inside a unit."""
+    inside = quantizers(model.get_submodule(unit.name))
+    return {f"{name}|{site}": {k: v.clone() for k, v in q.state_dict().items()} for name, site, q in inside}
+
+
+def _load(model: nn.Module, unit: Unit, state: dict[str, dict[str, Any]]) -> None:
+    for name, site, quantizer in quantizers(model.get_submodule(unit.name)):
+        if f"{name}|{site}" in state:
+            quantizer.load_state_dict(state[f"{name}|{site}"])
+
+
+@contextmanager
+def _frozen(model: nn.Module) -> Iterator[None]:
+    """Inside, no parameter asks for a gradient."""
+    before = [(p, p.requires_grad) for p in model.parameters()]
+    for p, _ in before:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p, asked in before:
+            p.requires_grad_(asked)
+
+
+def peak_mb() -> float:
+    """Returns the most memory this process has held so far, in MiB."""
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(most / (2**20 if sys.platform == "darwin" else 2**10), 1)
+
+
+def _check(name: str, sweep: Sweep) -> None:
+    o = sweep.options
+    for key, value, allowed, good in (
+        ("loss", sweep.loss, ", ".join(LOSSES), sweep.loss in LOSSES),
+        ("iterations", o.iterations, "1 and more", isinstance(o.iterations, int) and o.iterations >= 1),
+        ("batch", o.batch, "1 and more", isinstance(o.batch, int) and o.batch >= 1),
+        ("lr", o.lr, "more than 0", o.lr > 0),
+        ("step_lr", o.step_lr, "0 and more", o.step_lr >= 0),
+        ("warmup", o.warmup, "0..1, 1 left out", 0 <= o.warmup < 1),
+        (
+            "beta",
+            o.beta,
+            "two positive numbers, the first not the lesser",
+            len(o.beta) == 2 and o.beta[0] >= o.beta[1] > 0,
+        ),
+        ("drop_prob", o.drop_prob, "0..1", 0 <= o.drop_prob <= 1),
+        ("exponent", o.exponent, "more than 0", o.exponent > 0),
+        ("strength", o.strength, "0 and more", o.strength >= 0),
+    ):
+        if not good:
+            raise QexpError(f"{name}: {sweep.name} {key}={value!r}; allowed: {allowed}")
