@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import logging
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from hydra.utils import instantiate
@@ -18,6 +15,7 @@ from torch import nn
 
 from qexp import training
 from qexp.calibration.cache import behaviour, tensor_hash
+from qexp.locks import locked
 from qexp.record import NOT_CONTENT_TRAINER
 from qexp.tasks.base import Score
 from qexp.weights import load_weights, save_weights, sha256
@@ -34,14 +32,6 @@ def build(cfg: DictConfig) -> nn.Module:
     """Returns the network with fresh weights, seeded."""
     training.seed(cfg.seed)
     return instantiate(cfg.model.net)
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Inside, no other process is inside for the same folder."""
-    with (folder / ".lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def contents(cfg: DictConfig) -> dict[str, str]:
@@ -71,7 +61,6 @@ def float_model(cfg: DictConfig, data: LightningDataModule) -> nn.Module:
         log.info("weights: the float network trained earlier (%s)", done)
         return model
     log.info("weights: none given, so the float network is trained first and kept in %s", folder)
-    folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):  # points that run side by side train it once
         if done.exists():
             load_weights(model, done)

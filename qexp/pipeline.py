@@ -42,28 +42,34 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     Returns:
         The columns of `results.csv` for this point, `status` (`ok` or `failed`) among them.
     """
-    record = None
+    study, request = Path(cfg.runs_dir) / cfg.study, point_hash(cfg, {})
+    record = Record(study / f"failed-{request}", request)  # until the contents that name the point are known
     try:
         data = load_data(cfg.dataset.data)
         contents = {**floats.contents(cfg), "data": data.fingerprint()}
-        record = Record(Path(cfg.runs_dir) / cfg.study / point_hash(cfg, contents))
-        finished = record.finished()
-        if finished is not None and not cfg.force:
-            log.info("%s: finished earlier, %s", outcome.title(cfg), record.folder)
-            return finished
-        record.open(cfg)
-        if cfg.force:
-            record.start_over()
-        metrics = experiment(cfg, data, record)
-    except Exception as error:  # one point's failure is recorded; a sweep goes on
-        record = record or Record(Path(cfg.runs_dir) / cfg.study / f"failed-{point_hash(cfg, {})}")
-        record.folder.mkdir(parents=True, exist_ok=True)
-        metrics = record.failed(cfg, error)
-        log.error("%s failed: %s", outcome.title(cfg), error, exc_info=None if isinstance(error, QexpError) else error)
-    finally:
-        if record is not None:
-            record.close()
-    return metrics
+        record = Record(study / point_hash(cfg, contents), request)
+        with record.locked(outcome.title(cfg)):
+            finished = record.finished()
+            if finished is not None and not cfg.force:
+                log.info("%s: finished earlier, %s", outcome.title(cfg), record.folder)
+                return finished
+            try:
+                record.open(cfg)
+                if cfg.force:
+                    record.start_over()
+                return experiment(cfg, data, record)
+            except Exception as error:  # one point's failure is recorded; a sweep goes on
+                return failed(cfg, record, error)
+            finally:
+                record.close()
+    except Exception as error:
+        return failed(cfg, record, error)
+
+
+def failed(cfg: DictConfig, record: Record, error: Exception) -> dict[str, Any]:
+    """Records a failure and returns its row; a mistake of the user's is one line, a bug its traceback."""
+    log.error("%s failed: %s", outcome.title(cfg), error, exc_info=None if isinstance(error, QexpError) else error)
+    return record.failed(cfg, error)
 
 
 def experiment(cfg: DictConfig, data: LightningDataModule, record: Record) -> dict[str, Any]:

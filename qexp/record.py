@@ -11,6 +11,7 @@ import platform
 import shutil
 import subprocess
 import traceback
+from contextlib import AbstractContextManager, suppress
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -18,6 +19,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+
+from qexp.locks import locked
 
 log = logging.getLogger(__name__)
 
@@ -48,11 +51,17 @@ class Record:
 
     Args:
         folder: `<runs_dir>/<study>/<point>`.
+        request: What was asked for, as a hash without contents: a failure's row goes once a point of the same request has succeeded,
+            whichever file was missing or damaged before.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, request: str = "") -> None:
+        self.folder, self.request = folder, request
         self._log: logging.Handler | None = None
+
+    def locked(self, title: str) -> AbstractContextManager[None]:
+        """Inside, no other process works on this point; one that waits says so."""
+        return locked(self.folder, lambda: log.info("%s: another process is at it; waiting for its result", title))
 
     @property
     def metrics_path(self) -> Path:
@@ -70,6 +79,8 @@ class Record:
         """Makes the folder, writes the resolved configuration and the environment, and starts the log."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self.metrics_path.unlink(missing_ok=True)  # a run killed half-way must not look finished
+        for part in self.folder.glob(".*.part"):  # what a killed run was writing
+            part.unlink(missing_ok=True)
         self.write("config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
         self.write("environment.json", json.dumps(environment(), indent=1))
         self._log = logging.FileHandler(self.folder / "log.txt", mode="w")
@@ -92,24 +103,37 @@ class Record:
     def write(self, name: str, text: str) -> None:
         """Writes a file whole or not at all."""
         part = self.folder / f".{name}.{os.getpid()}.part"
-        part.write_text(text)
-        part.replace(self.folder / name)
+        try:
+            part.write_text(text)
+            part.replace(self.folder / name)
+        finally:
+            with suppress(OSError):
+                part.unlink(missing_ok=True)
 
     def metrics(self, metrics: dict[str, Any]) -> None:
         """Writes `metrics.json`: the last file of a point, whose presence says that it is finished."""
-        self.write("metrics.json", json.dumps(_plain(metrics), indent=1))
+        self.write("metrics.json", json.dumps(_plain(metrics | {"request": self.request}), indent=1))
+        if metrics["status"] == "ok":
+            shutil.rmtree(self.folder.parent / f"failed-{self.request}", ignore_errors=True)
 
     def failed(self, cfg: DictConfig, error: BaseException) -> dict[str, Any]:
-        """Writes and returns the metrics of a point that failed, with its error; the traceback goes into `log.txt`."""
-        with (self.folder / "log.txt").open("a") as file:
-            file.write("".join(traceback.format_exception(error)))
+        """Writes and returns the metrics of a point that failed, with its error; the traceback goes into `log.txt`.
+
+        Where even that cannot be written (a full disk), the log says so, and the next run of the point starts from nothing.
+        """
         metrics = {
             "status": "failed",
             "error": f"{type(error).__name__}: {error}",
             **asked(cfg),
             "point": self.folder.name,
         }
-        self.metrics(metrics)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with (self.folder / "log.txt").open("a") as file:
+                file.write("".join(traceback.format_exception(error)))
+            self.metrics(metrics)
+        except OSError as full:
+            log.error("%s: the failure could not be recorded: %s", self.folder, full)
         return metrics
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import pickle
 import time
 import warnings
 from dataclasses import dataclass
@@ -175,7 +176,7 @@ def fit(
         if isinstance(callback, Curves):
             callback.epochs_before, callback.steps_before = part.epochs_before, part.steps_before
     last = checkpoints / "last.ckpt"
-    if last.exists():
+    if last.exists() and _is_whole(last):
         check_recipe(module, last)
         log.info("%s: resuming from %s", phase, last)
     start = time.perf_counter()
@@ -187,6 +188,19 @@ def fit(
     if trainer.interrupted:
         raise KeyboardInterrupt
     return time.perf_counter() - start
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    """Whether a checkpoint can be read; one that cannot (the machine went down as it was written) is removed, with a warning."""
+    try:
+        torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+    except (RuntimeError, OSError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        log.warning(
+            "%s is damaged (%s); training starts anew", checkpoint, str(error).splitlines()[0] if str(error) else error
+        )
+        checkpoint.unlink()
+        return False
+    return True
 
 
 def check_recipe(module: nn.Module, checkpoint: Path) -> None:

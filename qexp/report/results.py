@@ -33,6 +33,7 @@ ORDER = ["study", "model", "dataset", "quant", "schedule", "mean_wbit", "mean_ab
 def collect(study_dir: str | Path) -> pd.DataFrame:
     """Returns one row a point of the study; the columns of `COLUMNS` first, whatever else was recorded after them.
 
+    A failed point keeps its row until one of the same request succeeds, whatever file was missing or damaged before.
     A `metrics.json` that cannot be read (cut off by a crash, not JSON, not a mapping) is logged and listed in
     `df.attrs["skipped"]`, and the other points are read all the same.
 
@@ -51,6 +52,8 @@ def collect(study_dir: str | Path) -> pd.DataFrame:
         except (OSError, ValueError) as error:
             log.warning("%s is left out: %s", path, error)
             skipped.append(f"{path.parent.name}: {error}")
+    done = {row["request"] for row in rows if row["status"] == "ok" and row.get("request")}
+    rows = [row for row in rows if row["status"] == "ok" or row.get("request") not in done]
     extra = sorted({name for row in rows for name in row} - set(COLUMNS))
     df = pd.DataFrame(rows, columns=[*COLUMNS, *extra])
     for name in REAL:

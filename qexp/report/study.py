@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
+
+from qexp.errors import QexpError
 
 log = logging.getLogger(__name__)
 
@@ -18,59 +20,67 @@ log = logging.getLogger(__name__)
 class StudyPage(Callback):
     """Rebuilds `results.csv` and `dashboard.html` when a run or a sweep ends, prints the table, and exits non-zero if a point failed.
 
-    Which studies a sweep wrote to is read from the jobs that ran in this process, and from the run folders that changed meanwhile, so that
-    a sweep over models or data sets and one whose points ran elsewhere both end with their pages.
+    Points may run in other processes and on other machines: there this callback leaves a receipt of each under the sweep's own folder
+    (`hydra.sweep.dir`), which the process that started the sweep reads at its end.
     """
 
     def __init__(self) -> None:
         self.studies: list[Path] = []
         self.failed: set[str] = set()
-        self.started = time.time()
-
-    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        self.started = time.time()
-
-    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        self.started = time.time()
 
     def on_job_end(self, config: DictConfig, job_return: Any, **kwargs: Any) -> None:
-        self._note(Path(config.runs_dir) / config.study)
         metrics = getattr(job_return, "_return_value", None)
-        if not isinstance(metrics, dict) or metrics.get("status") != "ok":
-            self.failed.add(str(metrics.get("point")) if isinstance(metrics, dict) else f"job {len(self.failed)}")
+        metrics = metrics if isinstance(metrics, dict) else {}
+        job = config.hydra.job.get("num")
+        name = f"{config.study}/{metrics.get('point') or f'job {job}'}"
+        self._note(str(Path(config.runs_dir) / config.study), name, metrics.get("status") == "ok")
+        if job is not None:  # a sweep's
+            try:
+                folder = _receipts(config)
+                folder.mkdir(parents=True, exist_ok=True)
+                study, status = str(Path(config.runs_dir) / config.study), metrics.get("status", "failed")
+                (folder / f"{job}.json").write_text(json.dumps({"study": study, "name": name, "status": status}))
+            except OSError as error:  # a full disk; where the point ran in this process nothing is lost
+                log.warning("job %s leaves no receipt: %s", job, error)
 
     def on_run_end(self, config: DictConfig, **kwargs: Any) -> None:
-        self._close(Path(config.runs_dir))
+        self._close()
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        for path in Path(config.runs_dir).glob("*/*/metrics.json"):
-            if path.stat().st_mtime >= self.started:
-                self._note(path.parent.parent)
-                if _status(path) != "ok":
-                    self.failed.add(path.parent.name)
-        self._close(Path(config.runs_dir))
+        for path in sorted(_receipts(config).glob("*.json")):
+            try:
+                receipt = json.loads(path.read_text())
+                self._note(receipt["study"], receipt["name"], receipt["status"] == "ok")
+            except (OSError, ValueError) as error:
+                log.warning("%s: %s", path, error)
+                self.failed.add(path.stem)
+        shutil.rmtree(_receipts(config), ignore_errors=True)
+        self._close()
 
-    def _note(self, study: Path) -> None:
-        if study not in self.studies:
-            self.studies.append(study)
+    def _note(self, study: str, point: str, succeeded: bool) -> None:
+        if Path(study) not in self.studies:
+            self.studies.append(Path(study))
+        if not succeeded:
+            self.failed.add(point)
 
-    def _close(self, runs_dir: Path) -> None:
-        try:
-            for study in self.studies:
+    def _close(self) -> None:
+        broken = False
+        for study in self.studies:
+            try:
                 if study.is_dir():
                     finish(study)
-        finally:
-            if self.failed:
-                n = len(self.failed)
-                log.error("%d point%s failed; see the table and each point's log.txt", n, "" if n == 1 else "s")
-                sys.exit(1)
+            except (OSError, QexpError) as error:  # a full disk; a study whose every point could not be written
+                log.error("%s: the table or the page could not be written: %s", study, error)
+                broken = True
+        if self.failed:
+            n = len(self.failed)
+            log.error("%d point%s failed; see the table and each point's log.txt", n, "" if n == 1 else "s")
+        if self.failed or broken:
+            sys.exit(1)
 
 
-def _status(path: Path) -> str:
-    try:
-        return json.loads(path.read_text()).get("status", "")
-    except (OSError, ValueError):
-        return "damaged"
+def _receipts(config: DictConfig) -> Path:
+    return Path(config.hydra.sweep.dir) / "receipts"
 
 
 def finish(study: Path) -> None:

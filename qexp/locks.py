@@ -1,0 +1,34 @@
+"""A lock a folder, held between processes: released by the system when its holder ends, however it ends."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+
+@contextmanager
+def locked(folder: Path, waiting: Callable[[], None] | None = None) -> Iterator[None]:
+    """Inside, no other process is inside for the same folder; the folder is made where it is missing.
+
+    Args:
+        folder: What is locked, by a file `.lock` in it.
+        waiting: Called once if another process is inside, before waiting for it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if waiting is not None:
+                waiting()
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except (
+            OSError
+        ) as error:  # some network file systems have no locks: two sweeps may then do work twice, never wrongly
+            log.warning("%s: this file system has no locks (%s)", folder, error)
+        yield
