@@ -16,7 +16,7 @@ from torch import nn
 from qexp import training
 from qexp.calibration.cache import behaviour, tensor_hash
 from qexp.locks import locked
-from qexp.record import NOT_CONTENT_TRAINER
+from qexp.record import NOT_CONTENT_TRAINER, PLACES_DATA
 from qexp.tasks.base import Score
 from qexp.weights import load_weights, save_weights, sha256
 
@@ -79,7 +79,7 @@ def float_schedule(cfg: DictConfig) -> DictConfig:
 def _float_hash(cfg: DictConfig, data: LightningDataModule) -> str:
     images = OmegaConf.to_container(cfg.dataset.data, resolve=True)
     trainer = OmegaConf.to_container(cfg.trainer, resolve=True)
-    for key in ("root", "download", "max_samples", "eval_batch_size"):
+    for key in (*PLACES_DATA, "download", "max_samples", "sampling", "eval_batch_size"):
         images.pop(key, None)
     for key in (*NOT_CONTENT_TRAINER, "limit_test_batches"):
         trainer.pop(key, None)
@@ -92,7 +92,13 @@ def _float_hash(cfg: DictConfig, data: LightningDataModule) -> str:
 
 def reference(cfg: DictConfig, model: nn.Module, data: LightningDataModule, folder: Path) -> Score:
     """Returns the float network's score, from the same evaluation the quantized one goes through; kept by weights and images."""
-    how = [data.fingerprint(), cfg.max_samples, cfg.trainer.get("limit_test_batches"), cfg.trainer.get("precision")]
+    how = [
+        data.fingerprint(),
+        cfg.max_samples,
+        cfg.dataset.data.get("sampling"),
+        cfg.trainer.get("limit_test_batches"),
+        cfg.trainer.get("precision"),
+    ]
     network = [tensor_hash(model.state_dict()), [(name, *behaviour(m)) for name, m in model.named_modules()]]
     content = json.dumps([network, how, training.task_options(cfg)], default=str)
     path = cache_dir(cfg) / "scores" / f"{hashlib.sha256(content.encode()).hexdigest()[:16]}.npz"

@@ -84,7 +84,7 @@ def experiment(cfg: DictConfig, data: LightningDataModule, record: Record) -> di
     model = floats.build(cfg) if scratch else floats.float_model(cfg, data)
     float_score = None if scratch else floats.reference(cfg, model, data, record.folder)
     distill = teachers.distillation(cfg, data, model, is_float=not scratch) if trains(cfg) else None
-    images = data.calibration_batches(cfg.n_calibrate, CALIBRATION_BATCH, cfg.seed)
+    images = calibration_images(cfg, data)
     size = params(model)
     structure = fold(cfg, model, data.example())
     passes, moment = load_passes(cfg), moment_of(cfg, structure, images, record.folder)
@@ -117,12 +117,20 @@ def experiment(cfg: DictConfig, data: LightningDataModule, record: Record) -> di
     metrics |= {
         "kernels": kernels,
         "point": record.folder.name,
-        "n_calibrate": sum(map(len, images)),
+        "n_calibrate": cfg.n_calibrate and sum(map(len, images)),
+        **data.notes(),
         **moment.findings,
     }
     outcome.write(record, model, plan, structure, seen, images[0], metrics, score)
     log.info("%s: %s", outcome.title(cfg), outcome.line(metrics))
     return metrics
+
+
+def calibration_images(cfg: DictConfig, data: LightningDataModule) -> list[torch.Tensor]:
+    """Returns the batches that ranges are found on; for a float point with `n_calibrate=0`, one image to trace with."""
+    if cfg.n_calibrate == 0 and cfg.schedule.name == "float":
+        return [data.example()]
+    return data.calibration_batches(cfg.n_calibrate, CALIBRATION_BATCH, cfg.seed)
 
 
 def fold(cfg: DictConfig, model: nn.Module, example: torch.Tensor) -> Facts:

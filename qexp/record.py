@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 
 # what does not change a result: where it runs and is kept, what happens on the side
 _NOT_CONTENT = ("runs_dir", "study", "kernels", "callbacks", "force")
+PLACES_DATA = ("root", "pack_dir", "workers", "weights")  # the images count, not where they lie, nor who decodes them
 NOT_CONTENT_TRAINER = ("accelerator", "devices", "strategy", "num_nodes", "enable_progress_bar")
 
 
@@ -39,7 +40,8 @@ def point_hash(cfg: DictConfig, contents: dict[str, str]) -> str:
         content.pop(key, None)
     for key in NOT_CONTENT_TRAINER:
         content.get("trainer", {}).pop(key, None)
-    content.get("dataset", {}).get("data", {}).pop("root", None)  # the images count, not where they lie
+    for key in PLACES_DATA:
+        content.get("dataset", {}).get("data", {}).pop(key, None)
     for key in contents:
         content.pop(key, None)  # likewise a weights file, a plan
     text = json.dumps([content, contents], sort_keys=True, default=str)

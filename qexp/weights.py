@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from qexp.errors import QexpError, near
+from qexp.int8_npz import read_int8
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".th", ".ckpt")
 WRAPPERS = ("state_dict", "model_state_dict", "net_state_dict", "model")
@@ -49,9 +50,9 @@ def load_weights(
 
     Args:
         model: The float network; its own keys decide which prefixes are stripped.
-        source: A file (`.safetensors`, `.pt`, `.pth`, `.th`, `.ckpt`); a run folder, whose last checkpoint is taken; a
-            torchvision weight name (`ResNet18_Weights.IMAGENET1K_V1`, or `IMAGENET1K_V1` for a torchvision model); or
-            `https://...#sha256=<hex>`.
+        source: A file (`.safetensors`, `.pt`, `.pth`, `.th`, `.ckpt`, or `.npz` of 8-bit codes); a run folder, whose
+            last checkpoint is taken; a torchvision weight name (`ResNet18_Weights.IMAGENET1K_V1`, or
+            `IMAGENET1K_V1` for a torchvision model); or `https://...#sha256=<hex>`.
         key_map: Regular expression -> replacement for the file's keys, applied in order; `None` drops the key.
         cache_dir: Where downloads are kept; `$QEXP_DATA_DIR/weights` by default, or `data/weights` without it.
 
@@ -70,7 +71,8 @@ def load_weights(
         path, kind = _from_torchvision(source, model, cache), "torchvision"
     else:
         raise _not_found(source)
-    state = fit_keys(read_state(path), model.state_dict(), key_map or {})
+    found = read_int8(path, model) if path.suffix == ".npz" else read_state(path)
+    state = fit_keys(found, model.state_dict(), key_map or {})
     _check(model, state, source)
     model.load_state_dict(state, strict=True)
     return WeightsRecord(source, sha256(path), kind)
@@ -88,7 +90,7 @@ def save_weights(model: nn.Module, path: str | Path) -> None:
 def read_state(path: Path) -> dict[str, Tensor]:
     """The tensors of a checkpoint by key, out of whatever wrapper they came in."""
     if path.suffix not in SUFFIXES:
-        raise QexpError(f"{path}: cannot read files ending in {path.suffix!r}; allowed: {', '.join(SUFFIXES)}")
+        raise QexpError(f"{path}: cannot read files ending in {path.suffix!r}; allowed: {', '.join(SUFFIXES)}, .npz")
     damaged = f"{path}: damaged or truncated ({path.stat().st_size:,} bytes); fetch or write it again"
     try:
         if path.suffix == ".safetensors":

@@ -42,7 +42,8 @@ class ImageData(LightningDataModule):
         std: Of each channel, of images in 0..1.
         augment: `{padding: pixels, flip: true|false}` of the training part; `null` for none.
         calibration_size: Images held out of the training split.
-        max_samples: Test on the first so many images only.
+        max_samples: Test on so many images only.
+        sampling: Which: the `first`, or a `balanced` draw that treats the classes alike (the same one whatever the seed).
         seed: Of the calibration draw, of order and augmentation.
         size: Side of the network's input; images of another size are resized.
         drop_last: Leave out a last training batch that is not full.
@@ -63,6 +64,7 @@ class ImageData(LightningDataModule):
         augment: Mapping[str, Any] | None = None,
         calibration_size: int = 1000,
         max_samples: int | None = None,
+        sampling: str = "first",
         seed: int = 0,
         size: int | None = None,
         drop_last: bool = False,
@@ -75,13 +77,15 @@ class ImageData(LightningDataModule):
             raise QexpError(f"{name}: std={list(std)}; every channel's must be above 0")
         if max_samples is not None and max_samples < 1:
             raise QexpError(f"{name}: max_samples={max_samples}; at least 1, or null for the whole test split")
+        if sampling not in ("first", "balanced"):
+            raise QexpError(f"{name}: sampling={sampling!r}; allowed: first, balanced")
         try:
             self.augment = Augment(**augment) if augment else None
         except TypeError:
             raise QexpError(f"{name}: augment={dict(augment)}; allowed keys: padding, flip") from None
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.calibration_size, self.max_samples, self.seed = calibration_size, max_samples, seed
-        self.drop_last, self.channels_last = drop_last, channels_last
+        self.sampling, self.drop_last, self.channels_last = sampling, drop_last, channels_last
 
     def read(self) -> Arrays:
         """The two splits, from memory or disk."""
@@ -142,10 +146,23 @@ class ImageData(LightningDataModule):
         return self._evaluate(self.arrays.train_images, self.arrays.train_labels, self.calibration_part)
 
     def test_dataloader(self) -> TensorLoader:
-        """The test split in its order, or its first `max_samples`."""
-        n = len(self.arrays.test_labels)
-        first = torch.arange(n if self.max_samples is None else min(n, self.max_samples))
-        return self._evaluate(self.arrays.test_images, self.arrays.test_labels, first)
+        """The test split in its order, or `max_samples` of it."""
+        return self._evaluate(self.arrays.test_images, self.arrays.test_labels, self.test_part)
+
+    @property
+    def test_candidates(self) -> Tensor:
+        """Positions in the test split that may be tested on, ascending."""
+        return torch.arange(len(self.arrays.test_labels))
+
+    @cached_property
+    def test_part(self) -> Tensor:
+        """Positions in the test split that are tested on, ascending."""
+        part = self.test_candidates
+        if self.max_samples is None or self.max_samples >= len(part):
+            return part
+        if self.sampling == "first":
+            return part[: self.max_samples]
+        return part[balanced(self.arrays.test_labels[part], self.max_samples, seed=0)].sort().values
 
     def _evaluate(self, images: Tensor, labels: Tensor, indices: Tensor) -> TensorLoader:
         size = self.eval_batch_size
@@ -159,6 +176,11 @@ class ImageData(LightningDataModule):
         if n < 1:
             raise QexpError(f"{type(self).__name__}: {n} calibration images asked for; at least 1 is needed")
         part = self.calibration_part
+        if not len(part):
+            raise QexpError(
+                f"{type(self).__name__}: calibration_size={self.calibration_size} leaves no calibration images; only "
+                "schedule=float does without"
+            )
         if n > len(part):
             log.warning(
                 "%s: %d calibration images asked for, %d are held out; using those (raise calibration_size for more)",
@@ -188,6 +210,10 @@ class ImageData(LightningDataModule):
     def preprocessing(self) -> dict[str, Any]:
         """What happens to an image before the network: mean, std, max_value, size, and the training augmentation."""
         return {**asdict(self.normalize), "augment": asdict(self.augment) if self.augment else None}
+
+    def notes(self) -> dict[str, Any]:
+        """What the results say of the images besides their score, by column name."""
+        return {"calibration_from": f"{len(self.calibration_part)} images of the training side, seed {self.seed}"}
 
     def fingerprint(self) -> str:
         """Content hash of images, labels and normalisation; augmentation, batch sizes and seed do not enter."""

@@ -1,0 +1,154 @@
+"""One image file -> uint8 pixels, resized and cropped as the weights ask; files in a folder or in a zip archive alike."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import warnings
+import zipfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from qexp.errors import QexpError
+
+MODES = ("RGB", "L", "1", "P", "LA", "PA", "RGBA", "RGBX", "CMYK", "YCbCr")  # 8 bits a channel: RGB follows exactly
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
+
+
+class BadImage(Exception):
+    """An image that cannot be decoded; the message says why."""
+
+
+@dataclass(frozen=True)
+class Resize:
+    """What torchvision does to an image before it normalises: resize with Pillow, centre crop.
+
+    Attributes:
+        resize: Length of the shorter side, or `(height, width)` to squash to.
+        crop: Side of the square cut from the middle.
+        interpolation: `nearest`, `bilinear`, `bicubic` or `lanczos`, antialiased as Pillow does it.
+    """
+
+    resize: int | tuple[int, int]
+    crop: int
+    interpolation: str = "bilinear"
+
+    def __post_init__(self) -> None:
+        if self.interpolation not in INTERPOLATIONS:
+            raise QexpError(f"interpolation={self.interpolation!r}; allowed: {', '.join(INTERPOLATIONS)}")
+        if min(self.resize if isinstance(self.resize, tuple) else (self.resize,)) < 1 or self.crop < 1:
+            raise QexpError(f"resize={self.resize}, crop={self.crop}; pixels, at least 1")
+
+    def __call__(self, image) -> np.ndarray:
+        """The pixels uint8 [3, crop, crop] of a Pillow image in RGB."""
+        from torchvision.transforms import InterpolationMode  # seconds to import
+        from torchvision.transforms import functional as F
+
+        size = [self.resize] if isinstance(self.resize, int) else list(self.resize)
+        image = F.center_crop(F.resize(image, size, InterpolationMode(self.interpolation)), [self.crop])
+        return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
+
+
+def of_weights(name: str | None, network: str | None) -> tuple[int, str] | None:
+    """The `(resize, interpolation)` of torchvision's weights `name`; None for what is no torchvision weight name.
+
+    A name nobody knows is left to the loading of weights, which says so.
+    """
+    if not name or not re.fullmatch(r"(\w+_Weights\.)?[A-Z][A-Z0-9_]*", str(name)):
+        return None
+    from torchvision import models
+
+    try:
+        weights = models.get_weight(name) if "." in name else models.get_model_weights(network)[name]
+        preset = weights.transforms()
+        return preset.resize_size[0], preset.interpolation.value
+    except (KeyError, ValueError, AttributeError):
+        return None
+
+
+def rgb(content: bytes):
+    """The Pillow image in RGB of an encoded file, and the mode it was stored in.
+
+    Grey is repeated, a palette looked up, CMYK converted and transparency dropped, as torchvision's loader does.
+
+    Raises:
+        BadImage: Truncated, no image at all, or of more than 8 bits a channel.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of metadata; what spoils pixels is an error
+            image = Image.open(io.BytesIO(content))
+            mode = image.mode
+            if mode not in MODES:
+                raise BadImage(f"its mode is {mode}, not 8 bits a channel")
+            image.load()
+            if mode in ("P", "PA") and "transparency" in image.info:
+                image = image.convert("RGBA")
+            return image.convert("RGB"), mode
+    except UnidentifiedImageError:
+        raise BadImage("no image that Pillow knows" if content else "empty file") from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise BadImage(str(error)) from error
+
+
+class Source:
+    """Reads files by name from a folder or a zip archive.
+
+    Every process opens the archive for itself: a descriptor inherited by a fork shares its place in the file.
+
+    Args:
+        path: The folder or the `.zip`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._archive: tuple[int, zipfile.ZipFile] | None = None  # with the process that opened it
+        if not path.is_dir():
+            try:
+                self.archive()
+            except (OSError, zipfile.BadZipFile) as error:
+                raise QexpError(f"{path}: neither a folder nor a readable zip archive ({error})") from error
+
+    def archive(self) -> zipfile.ZipFile:
+        if self._archive is None or self._archive[0] != os.getpid():
+            self._archive = os.getpid(), zipfile.ZipFile(self.path)
+        return self._archive[1]
+
+    def __getstate__(self) -> dict:
+        return {"path": self.path, "_archive": None}
+
+    def names(self) -> list[str]:
+        """Every file, as a path with `/` below the source, sorted; hidden files are left out."""
+        if self.path.is_dir():
+            found = (p.relative_to(self.path) for p in self.path.rglob("*") if not p.is_dir())
+        else:
+            found = (Path(name) for name in self.archive().namelist() if not name.endswith("/"))
+        return sorted(p.as_posix() for p in found if not any(part.startswith((".", "__MACOSX")) for part in p.parts))
+
+    def stamp(self, name: str) -> list[int]:
+        """Size and time of change of a file (checksum, in an archive): what tells one state of it from another."""
+        if self.path.is_dir():
+            stat = (self.path / name).stat()
+            return [stat.st_size, stat.st_mtime_ns]
+        info = self.archive().getinfo(name)
+        return [info.file_size, info.CRC]
+
+    def read(self, name: str) -> bytes:
+        """The bytes of a file.
+
+        Raises:
+            BadImage: It is damaged in its archive.
+            QexpError: The disk does not give it: that is no fault of the image, and not to be counted as one.
+        """
+        try:
+            return (self.path / name).read_bytes() if self.path.is_dir() else self.archive().read(name)
+        except OSError as error:
+            raise QexpError(f"{self.path / name}: cannot be read ({error})") from error
+        except (zipfile.BadZipFile, zlib.error) as error:
+            raise BadImage(f"damaged in its archive ({error})") from error

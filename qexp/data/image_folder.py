@@ -1,0 +1,217 @@
+"""Image files sorted into classes, a user's own among them: packed once, then evaluated from a memory-mapped file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qexp.data.balance import balanced
+from qexp.data.base import Arrays, ImageData
+from qexp.data.decode import Resize, Source, of_weights
+from qexp.data.listing import Classes, Listing, by_folder, by_list, by_name, read_classes
+from qexp.data.packing import packed
+from qexp.data.training_files import TrainingFiles
+from qexp.errors import QexpError
+
+log = logging.getLogger(__name__)
+
+
+class ImageFolder(ImageData):
+    """Images in files, the evaluation and calibration images of which are decoded once and kept as a pack.
+
+    What an image shows is told by its folder, by a list (`labels`), or by its name (`label_from`). Where there is a training
+    folder, calibration images are a class-balanced seeded draw from it. Where there is none, they are drawn from the
+    evaluation images and left out of the evaluation; the results say which (`calibration_from`).
+
+    Args:
+        root: The folder.
+        name: What messages, files and results call the data set.
+        num_classes: Outputs of the network; as many classes must there be.
+        test: Evaluation images: a folder or a `.zip` below `root`; `null` is `root` itself.
+        train: Training images, likewise; `null`, or one that is not there, for none.
+        classes: A file below `root` that lists the classes, `id`, `id,name` or `index,id,name` a line; the sorted folders by default.
+        labels: A file below `root` with lines `file,class` for the evaluation images.
+        label_from: A regular expression whose group is the class (id or number) in a file's name.
+        pack_dir: Where packs are kept.
+        resize: Shorter side, or `[height, width]` to squash to, before the crop; that of the weights, else of `usual`, by default.
+        crop: Side of the square that is cut from the middle.
+        interpolation: `nearest`, `bilinear`, `bicubic`, `lanczos`; by default as for `resize`.
+        usual: `{resize, interpolation}` of the network.
+        weights: The run's weights: where they are torchvision's, their transforms are used.
+        network: torchvision's name of the network, to find a bare weight name by.
+        bad_images: `skip` (counted and reported) or `error`.
+        workers: Processes that decode; by the number of processors where `null`.
+        note: What a reader of the results must know about the images.
+        options: The arguments of `ImageData`; `augment` is `{scale: [low, high], flip: true|false}` of the random crop.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        *,
+        name: str,
+        num_classes: int,
+        test: str | None = "val",
+        train: str | None = "train",
+        classes: str | None = None,
+        labels: str | None = None,
+        label_from: str | None = None,
+        pack_dir: str | Path = "data/packed",
+        resize: int | Sequence[int] | None = None,
+        crop: int = 224,
+        interpolation: str | None = None,
+        usual: Mapping[str, Any] | None = None,
+        weights: str | None = None,
+        network: str | None = None,
+        bad_images: str = "skip",
+        workers: int | None = None,
+        note: str = "",
+        augment: Mapping[str, Any] | None = None,
+        batch_size: int = 64,
+        eval_batch_size: int = 64,
+        mean: Sequence[float] = (0.485, 0.456, 0.406),
+        std: Sequence[float] = (0.229, 0.224, 0.225),
+        **options: Any,
+    ) -> None:
+        super().__init__(batch_size=batch_size, eval_batch_size=eval_batch_size, mean=mean, std=std, **options)
+        self.root, self.pack_dir, self.name, self.num_classes = Path(root), Path(pack_dir), name, num_classes
+        self.test, self.train, self.classes_file = test, train, classes
+        self.labels_file, self.label_from = labels, label_from
+        usual = {"resize": 256, "interpolation": "bilinear", **(usual or {})}
+        if found := of_weights(weights, network):
+            usual["resize"], usual["interpolation"] = found
+        size = resize if resize is not None else usual["resize"]
+        self.resize = Resize(
+            int(size) if isinstance(size, int | float) else tuple(int(s) for s in size),
+            crop,
+            interpolation or usual["interpolation"],
+        )
+        self.bad_images, self.workers, self.note = bad_images, workers, note
+        self.random_crop = {"scale": (0.08, 1.0), "flip": True, **(augment or {})}
+        if set(self.random_crop) != {"scale", "flip"}:
+            raise QexpError(f"{name}: augment={dict(augment or {})}; allowed keys: scale, flip")
+        self.class_names = tuple(map(str, range(num_classes)))
+
+    def read(self) -> Arrays:
+        evaluation, training = self.listings
+        test = self._packed(evaluation, "test")
+        if training is None:
+            return Arrays(test, test.labels, test, test.labels)
+        if not 0 < self.calibration_size < len(training):
+            raise QexpError(
+                f"{self.name}: calibration_size={self.calibration_size}; there are {len(training)} training images, of which "
+                "at least 1 must be held out and 1 left to train on"
+            )
+        chosen = self._packed(training.take(self._drawn), "calibration")
+        return Arrays(chosen, chosen.labels, test, test.labels)
+
+    def _packed(self, listing: Listing, part: str):
+        return packed(listing, self.resize, self.pack_dir, f"{self.name}-{part}", self.workers, self.bad_images)
+
+    @cached_property
+    def listings(self) -> tuple[Listing, Listing | None]:
+        """The evaluation images and, where there is a training folder, the training images; sets the class names."""
+        source = self._source(self.test)
+        classes = read_classes(self.root / self.classes_file) if self.classes_file else None
+        evaluation, classes = self.list_test(source, classes)
+        if len(classes.ids) != self.num_classes:
+            raise QexpError(
+                f"{self.name}: {len(classes.ids)} classes ({', '.join(classes.ids[:4])} ...) in {source.path}, "
+                f"dataset.num_classes={self.num_classes}; they must agree, or name a list of all classes, dataset.data.classes"
+            )
+        self.class_names = classes.names
+        if self.train is None or not (self.root / self.train).exists():
+            return evaluation, None
+        return evaluation, by_folder(self._source(self.train), classes)[0]
+
+    def list_test(self, source: Source, classes: Classes | None) -> tuple[Listing, Classes]:
+        """The evaluation images and the classes."""
+        if self.labels_file or self.label_from:
+            if classes is None:
+                raise QexpError(f"{self.name}: labels and label_from need dataset.data.classes, the list of classes")
+            if self.labels_file:
+                return by_list(source, self.root / self.labels_file, classes), classes
+            return by_name(source, self.label_from, classes), classes
+        return by_folder(source, classes)
+
+    def _source(self, below: str | None) -> Source:
+        path = self.root / below if below else self.root
+        if not path.exists():
+            raise QexpError(f"{self.name}: {path} is not there. {self.how_to_get()}")
+        return Source(path)
+
+    def how_to_get(self) -> str:
+        """What to do where the images are missing."""
+        return (
+            "Name the folder, dataset.data.root=..., and in it the evaluation images, dataset.data.test=FOLDER (null for "
+            "the folder itself): one folder a class, or a list of labels"
+        )
+
+    @cached_property
+    def _drawn(self) -> list[int]:
+        """Positions in the training listing of the calibration images."""
+        return balanced(torch.tensor(self.listings[1].labels), self.calibration_size, self.seed).tolist()
+
+    @cached_property
+    def calibration_part(self) -> Tensor:
+        """Positions in `arrays.train_images` of the calibration images: all of them, or the part set aside."""
+        labels = self.arrays.train_labels
+        if self.listings[1] is not None:
+            return torch.arange(len(labels))
+        if not 0 <= self.calibration_size < len(labels):
+            raise QexpError(
+                f"{self.name}: calibration_size={self.calibration_size}; without training images they are set aside from the "
+                f"{len(labels)} evaluation images, of which at least 1 must be left"
+            )
+        return balanced(labels, self.calibration_size, self.seed)
+
+    @property
+    def test_candidates(self) -> Tensor:
+        """The evaluation images that no calibration image was taken from, in their order."""
+        keep = torch.ones(len(self.arrays.test_labels), dtype=torch.bool)
+        if self.listings[1] is None:
+            keep[self.calibration_part] = False
+        return keep.nonzero().flatten()
+
+    def train_dataloader(self):
+        """The training images that are not held out, decoded anew each epoch, randomly cropped and mirrored."""
+        training = self.listings[1]
+        if training is None:
+            where = self.root / self.train if self.train else f"{self.root} (dataset.data.train=null)"
+            raise QexpError(
+                f"{self.name}: nothing to train on: no training images in {where}. Quantize without training "
+                "(schedule=ptq) from weights=..., or name them, dataset.data.train"
+            )
+        held = set(self._drawn)
+        rest = training.take([i for i in range(len(training)) if i not in held])
+        return TrainingFiles(rest, self.resize, **self.random_crop).loader(
+            self.batch_size, self.normalize, self.seed, self.drop_last, self.workers, self.channels_last
+        )
+
+    @property
+    def preprocessing(self) -> dict[str, Any]:
+        return {**super().preprocessing, **asdict(self.resize), "augment": self.random_crop}
+
+    def notes(self) -> dict[str, Any]:
+        """What the results say of the images besides their score."""
+        n, seed, packs = len(self.calibration_part), self.seed, {id(a): a for a in self.arrays[::2]}.values()
+        source = f"{n} images of the training side, seed {seed}"
+        if self.listings[1] is None:
+            source = f"{n} images set aside from the evaluation images, seed {seed}" if n else "none"
+        out: dict[str, Any] = {"calibration_from": source, "n_skipped": sum(len(p.skipped) for p in packs)}
+        return out | ({"note": self.note} if self.note else {})
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        packs = [self.arrays.train_images.content, self.arrays.test_images.content]
+        text = json.dumps([asdict(self.normalize), packs, self.calibration_part.tolist()])
+        return hashlib.sha256(text.encode()).hexdigest()

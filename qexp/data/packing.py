@@ -1,0 +1,154 @@
+"""From a listing of image files to a pack: decoded once, by several processes, in bounded memory, resumable."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from qexp.data.decode import BadImage, Resize, rgb
+from qexp.data.listing import Listing
+from qexp.data.pack import VERSION, Pack, PackWriter
+from qexp.errors import QexpError
+from qexp.locks import locked
+
+log = logging.getLogger(__name__)
+CHUNK = 32  # images decoded, checksummed and journalled together
+AHEAD = 2  # chunks a process may be ahead of the writer: with CHUNK, what bounds the memory
+_FEW = 500  # images that are decoded before processes would have started
+_NAMED = 8  # skipped files that a warning names
+
+
+class Chunks(Dataset):
+    """Decoded chunks of a listing: `(pixels uint8 [n, 3, crop, crop], labels, skipped, converted)`."""
+
+    def __init__(self, listing: Listing, resize: Resize) -> None:
+        self.listing, self.resize = listing, resize
+
+    def __len__(self) -> int:
+        return -(-len(self.listing) // CHUNK)
+
+    def __getitem__(self, number: int):
+        pixels, labels, skipped, converted = [], [], [], {}
+        for i in range(number * CHUNK, min((number + 1) * CHUNK, len(self.listing))):
+            name = self.listing.names[i]
+            try:
+                image, mode = rgb(self.listing.source.read(name))
+                pixels.append(self.resize(image))
+            except BadImage as error:
+                skipped.append((name, str(error)))
+                continue
+            labels.append(self.listing.labels[i])
+            if mode != "RGB":
+                converted[mode] = converted.get(mode, 0) + 1
+        shape = (3, self.resize.crop, self.resize.crop)
+        return np.stack(pixels) if pixels else np.empty((0, *shape), np.uint8), labels, skipped, converted
+
+
+def pack_name(listing: Listing, resize: Resize) -> str:
+    """The file name of the pack of these files, with these labels, resized so: other files, another name."""
+    digest = hashlib.sha256(json.dumps([VERSION, asdict(resize)], sort_keys=True).encode())
+    for name, label in zip(listing.names, listing.labels):
+        digest.update(json.dumps([name, label, *listing.source.stamp(name)]).encode())
+    return f"{resize.crop}px-{len(listing)}-{digest.hexdigest()[:12]}.pack"
+
+
+def packed(
+    listing: Listing,
+    resize: Resize,
+    folder: Path,
+    what: str,
+    workers: int | None = None,
+    bad_images: str = "skip",
+) -> Pack:
+    """The pack of a listing in `folder`: opened where it is there, made first where it is not.
+
+    Args:
+        listing: The images.
+        resize: Pixels an image ends with.
+        folder: Where packs are kept.
+        what: Name of the data set and split, for file name, progress bar and messages.
+        workers: Processes that decode; as many as there are processors (8 at most) by default, none for a few images.
+        bad_images: `skip` counts and reports an image that cannot be decoded; `error` stops at it.
+
+    Raises:
+        QexpError: A full disk, no image that can be decoded, or (with `error`) one that cannot.
+    """
+    if bad_images not in ("skip", "error"):
+        raise QexpError(f"bad_images={bad_images!r}; allowed: skip, error")
+    path = folder / f"{what}-{pack_name(listing, resize)}"
+    if not path.exists():
+        try:
+            with locked(
+                folder, lambda: log.info("%s: another process is packing in %s", what, folder)
+            ):  # the points of a sweep that run side by side pack once
+                if not path.exists():
+                    _make(path, listing, resize, what, workers, bad_images)
+        except PermissionError as error:
+            raise QexpError(
+                f"{folder}: cannot be written ({error}); name another, dataset.data.pack_dir=..."
+            ) from error
+    pack = Pack(path)
+    report(pack, what, bad_images)
+    return pack
+
+
+def report(pack: Pack, what: str, bad_images: str) -> None:
+    """Says what was skipped; raises where nothing is left, or where nothing may be skipped."""
+    if not pack.skipped:
+        return
+    named = "; ".join(f"{name}: {why}" for name, why in pack.skipped[:_NAMED])
+    text = f"{what}: {len(pack.skipped)} of {len(pack) + len(pack.skipped)} images cannot be decoded ({named})"
+    if bad_images == "error" or not len(pack):
+        raise QexpError(f"{text}; replace them, or leave them out with dataset.data.bad_images=skip")
+    log.warning("%s; they are left out, n_eval and n_skipped in the results count them", text)
+
+
+def _make(path: Path, listing: Listing, resize: Resize, what: str, workers: int | None, bad_images: str) -> None:
+    chunks = Chunks(listing, resize)
+    writer = PackWriter(path, (3, resize.crop, resize.crop))
+    done = min(len(writer.chunks) * CHUNK, len(listing))
+    need, free = (len(listing) - done) * writer.image_bytes, shutil.disk_usage(path.parent).free
+    if need > free:
+        writer.close()
+        raise QexpError(
+            f"{path.parent}: packing {what} needs {need / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; make room, or name "
+            "another folder, dataset.data.pack_dir"
+        )
+    if workers is None:
+        workers = min(len(os.sched_getaffinity(0)), 8) if len(listing) - done > _FEW else 0
+    loader = DataLoader(
+        chunks,
+        batch_size=None,
+        sampler=range(len(writer.chunks), len(chunks)),
+        num_workers=workers,
+        prefetch_factor=AHEAD if workers else None,
+        collate_fn=_as_is,  # arrays travel by pipe: shared memory is small in containers
+    )
+    start = time.perf_counter()
+    try:
+        with tqdm(total=len(listing), initial=done, desc=f"packing {what}", unit=" images") as bar:
+            for pixels, labels, skipped, converted in loader:
+                if skipped and bad_images == "error":
+                    raise QexpError(f"{listing.source.path}/{skipped[0][0]} cannot be decoded: {skipped[0][1]}")
+                writer.add(pixels, labels, skipped, converted)
+                bar.update(len(labels) + len(skipped))
+    except BaseException:
+        writer.close()
+        raise
+    seconds = time.perf_counter() - start
+    writer.finish({"what": what, "resize": asdict(resize), "source": listing.source.path.name})
+    log.info("%s: %d images packed at %.0f/s in %s", what, len(listing) - done, (len(listing) - done) / seconds, path)
+
+
+def _as_is(chunk):
+    return chunk

@@ -1,0 +1,77 @@
+"""Weights kept as 8-bit codes in an `.npz`: `LAYER.q` int8 codes, `LAYER.s` scale, `LAYER.b` bias, batch norm folded."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from qexp.errors import QexpError, near
+
+
+def read_int8(path: Path, model: nn.Module) -> dict[str, Tensor]:
+    """The float state of `model` with the weights `q * s` of the file.
+
+    A layer without a bias of its own is followed by a batch norm in the order of registration: that one becomes the
+    identity plus the bias (`weight = sqrt(1 + eps)` on a variance of 1), so that the network computes what was folded.
+
+    Raises:
+        QexpError: Damaged, no such file, a layer of the file that the network lacks or the reverse, other shapes.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise QexpError(f"{path}: damaged or truncated ({error}); fetch or write it again") from error
+    stored = sorted({name.rpartition(".")[0] for name in arrays})
+    wrong = [name for name in arrays if name.rpartition(".")[2] not in ("q", "s", "b")]
+    lacking = [f"{k}.{part}" for k in stored for part in "qsb" if f"{k}.{part}" not in arrays]
+    if wrong or lacking:
+        what = f"lacks {lacking[0]}" if lacking else f"holds {wrong[0]}"
+        raise QexpError(f"{path}: {what}; an .npz of weights holds LAYER.q, LAYER.s and LAYER.b of every layer")
+    layers = {n: m for n, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
+    foreign = [k for k in stored if k not in layers] or [k for k in layers if k not in stored]
+    if foreign:
+        raise QexpError(
+            f"{path} does not fit {type(model).__name__}: layer {foreign[0]} is in one of them only"
+            f"{near(foreign[0], list(layers) + stored, 1)}; check model= and its arguments"
+        )
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+    norms = _norm_after(model)
+    for name, layer in layers.items():
+        codes, scale, bias = arrays[f"{name}.q"], arrays[f"{name}.s"], arrays[f"{name}.b"]
+        out = layer.weight.shape[0]
+        if codes.dtype != np.int8 or codes.shape != tuple(layer.weight.shape) or bias.shape != (out,):
+            raise QexpError(
+                f"{path}: {name} is {codes.dtype} {list(codes.shape)} with {list(bias.shape)} biases; the network has "
+                f"int8 {list(layer.weight.shape)} and {out}"
+            )
+        if scale.size not in (1, out):
+            raise QexpError(f"{path}: {name} has {scale.size} scales; 1 or {out} are allowed")
+        scale = scale.reshape(-1, *[1] * (codes.ndim - 1)).astype(np.float32)
+        state[f"{name}.weight"] = torch.from_numpy(codes.astype(np.float32) * scale)
+        shift = torch.from_numpy(bias.astype(np.float32))
+        if layer.bias is not None:
+            state[f"{name}.bias"] = shift
+        elif name in norms:
+            norm, eps = norms[name]
+            state |= {f"{norm}.weight": torch.full((out,), (1 + eps) ** 0.5), f"{norm}.bias": shift}
+            state |= {f"{norm}.running_mean": torch.zeros(out), f"{norm}.running_var": torch.ones(out)}
+        elif bias.any():
+            raise QexpError(f"{path}: {name} has a bias, but the network gives it neither a bias nor a batch norm")
+    return state
+
+
+def _norm_after(model: nn.Module) -> dict[str, tuple[str, float]]:
+    """The batch norm (name, eps) that is registered next after each convolution without a bias."""
+    found: dict[str, tuple[str, float]] = {}
+    waiting: tuple[str, int] | None = None
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Conv2d):
+            waiting = (name, module.out_channels) if module.bias is None else None
+        elif isinstance(module, nn.BatchNorm2d) and waiting and waiting[1] == module.num_features:
+            found[waiting[0]], waiting = (name, module.eps), None
+    return found
