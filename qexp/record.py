@@ -177,6 +177,10 @@ def helps(schedule: DictConfig) -> list[str]:
         words.append("distilled" + (" with features" if distill.get("features") else ""))
         if distill.get("teacher"):
             words[-1] += f" from {distill.teacher.get('name')}"
+    if schedule.get("ema") is not None:
+        words.append("averaged")
+    oscillation = schedule.get("oscillation") or {}
+    words += [word for key, word in (("dampen", "damped"), ("freeze", "frozen")) if oscillation.get(key) is not None]
     if schedule.get("progressive"):
         widths = [schedule.progressive] if isinstance(schedule.progressive, int) else list(schedule.progressive)
         words.append("progressive " + "-".join(map(str, widths)))

@@ -17,8 +17,10 @@ from pytorch_lightning import Callback, LightningDataModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import nn
 
+from qexp.callbacks.averaging import AveragedWeights
 from qexp.callbacks.curves import Curves
 from qexp.callbacks.divergence import Divergence
+from qexp.callbacks.oscillation import Oscillation
 from qexp.callbacks.progress import Progress
 from qexp.callbacks.steps import OptimizerSteps
 from qexp.data.later import LaterEpochs
@@ -166,7 +168,7 @@ def fit(
         cfg,
         phase,
         folder,
-        [best, newest],
+        [*helpers(schedule), best, newest],
         enable_checkpointing=True,
         max_epochs=part.epochs,
         max_steps=schedule.max_steps,
@@ -187,6 +189,9 @@ def fit(
     trainer.fit(module, **images, ckpt_path=str(last) if last.exists() else None, weights_only=True)
     if trainer.interrupted:
         raise KeyboardInterrupt
+    for callback in trainer.callbacks:
+        if isinstance(callback, AveragedWeights):
+            callback.take(module)
     return time.perf_counter() - start
 
 
@@ -201,6 +206,16 @@ def _is_whole(checkpoint: Path) -> bool:
         checkpoint.unlink()
         return False
     return True
+
+
+def helpers(schedule: DictConfig) -> list[Callback]:
+    """Returns what a schedule asks to happen around each optimizer step: weights averaged, oscillating ones counted or held."""
+    chosen: list[Callback] = []
+    if schedule.get("oscillation"):
+        chosen.append(Oscillation(**OmegaConf.to_container(schedule.oscillation, resolve=True)))
+    if schedule.get("ema") is not None:
+        chosen.append(AveragedWeights(schedule.ema))
+    return chosen
 
 
 def check_recipe(module: nn.Module, checkpoint: Path) -> None:

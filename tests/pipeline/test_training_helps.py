@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from pytorch_lightning import Callback
 
 from qexp import pipeline, stages, training
 from qexp.layers import quantizers
@@ -54,6 +55,15 @@ def killed(run, monkeypatch):
 
 
 HELPS = {
+    "ema": ("schedule.ema=0.9", "schedule.epochs=2"),
+    "oscillation": ("schedule.oscillation.freeze=0.005", "schedule.oscillation.dampen=0.01", "schedule.epochs=2"),
+    "everything": (
+        *DISTILL,
+        "schedule.ema=0.9",
+        "schedule.oscillation.freeze=[0.008,0.004]",
+        "schedule.progressive=[4]",
+        "schedule.epochs=3",
+    ),
     "distill": (*DISTILL, "schedule.epochs=2"),
     "progressive": ("schedule.progressive={8: 1, 4: 2}", "schedule.epochs=5"),
 }
@@ -63,7 +73,7 @@ HELPS = {
 def test_a_resumed_run_is_the_uninterrupted_one(run, tmp_path, killed, help_):
     options = (*QAT, *HELPS[help_])
     through = run(*options, "study=through")
-    half = killed(1 if help_ == "progressive" else 0, *options)
+    half = killed(1 if "schedule.progressive" in str(options) else 0, *options)
     resumed = run(*options)
     assert half["point"] == resumed["point"] and resumed["value"] == through["value"]
     assert same(final_state(tmp_path, through), final_state(tmp_path, resumed))
@@ -185,3 +195,75 @@ def test_every_method_that_learns_can_be_narrowed(compose, digits, tmp_path):
 def test_a_plain_schedule_is_one_stage(compose):
     assert stages.stages(compose("schedule=qat", "schedule.epochs=3").schedule) == [stages.Stage(None, 3)]
     assert stages.stages(compose("schedule=ptq").schedule) == [stages.Stage(None, 0)]
+
+
+def test_what_is_evaluated_is_the_average(run, tmp_path, monkeypatch):
+    """The average of the live weights after each step, taken by hand, is what is scored and saved as the network."""
+    live, updates = {}, []
+
+    class Watch(Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            n = len(updates)
+            d = min(0.9, (1 + n) / (10 + n))
+            for name, value in pl_module.state_dict().items():
+                if name.endswith(("num_batches_tracked", ".qmin", ".qmax", ".ready", ".numel")) or n == 0:
+                    live[name] = value.clone()
+                else:
+                    live[name] = d * live[name] + (1 - d) * value
+            updates.append(n)
+
+    make_trainer, evaluate, scored = training.make_trainer, training.evaluate, []
+
+    def watching(cfg, phase, folder, callbacks=None, **rest):
+        return make_trainer(cfg, phase, folder, [*(callbacks or []), Watch()], **rest)
+
+    def noted(model, *args):
+        scored.append({k: v.clone() for k, v in model.state_dict().items()})
+        return evaluate(model, *args)
+
+    monkeypatch.setattr(training, "make_trainer", watching)
+    monkeypatch.setattr(training, "evaluate", noted)
+    metrics = run(*QAT, "schedule.ema=0.9", "schedule.epochs=2")
+    saved = final_state(tmp_path, metrics)
+    assert len(updates) == 8 and metrics["quant"] == "lsq + averaged"
+    for name, value in saved.items():
+        torch.testing.assert_close(value, live[name], msg=lambda m, name=name: f"{name}: {m}")
+        assert torch.equal(scored[-1][name.removeprefix("model.")], value)
+
+
+def test_an_averaged_training_that_had_ended_resumes_to_its_average(run, tmp_path, monkeypatch):
+    options = (*QAT, "schedule.ema=0.9", "schedule.epochs=1")
+    with monkeypatch.context() as patched:  # the machine goes down between training and evaluation
+        patched.setattr(pipeline.outcome, "write", lambda *_: 1 / 0)
+        assert run(*options)["status"] == "failed"
+    resumed, anew = run(*options), run(*options, "study=anew")
+    assert resumed["value"] == anew["value"] and resumed["worst_sqnr"] == anew["worst_sqnr"]
+
+
+def test_options_without_sense_are_refused(run):
+    for asked, said in (
+        ("schedule.ema=1.5", "a decay between 0 and 1"),
+        ("schedule.oscillation.freeze=2", "a frequency between 0 and 1"),
+        ("schedule.oscillation.dampen=-1", "above 0"),
+    ):
+        refused = run(*QAT, "schedule.epochs=1", asked)
+        assert refused["status"] == "failed" and said in refused["error"]
+    refused = run("quant=dorefa", *QAT[2:], "schedule.epochs=1", "schedule.oscillation.freeze=0.02")
+    assert (
+        refused["status"] == "failed"
+        and "conv2 (weight)" in refused["error"]
+        and "transforms the weight" in refused["error"]
+    )
+
+
+def test_quantizer_parameters_have_a_rate_momentum_and_decay_of_their_own(run, tmp_path):
+    """As the schedule says, whatever the weights have; a rate of 0 leaves every scale where calibration put it."""
+    own = ("schedule.quantizer.lr=0", "schedule.quantizer.momentum=0.5", "schedule.quantizer.weight_decay=0.003")
+    metrics = run(*QAT, "schedule.epochs=1", *own)
+    saved = torch.load(point(tmp_path, metrics) / "checkpoints" / "last.ckpt", weights_only=True)
+    weights, scales = saved["optimizer_states"][0]["param_groups"]
+    assert (scales["initial_lr"], scales["momentum"], scales["weight_decay"]) == (0, 0.5, 0.003)
+    assert (weights["initial_lr"], weights["momentum"], weights["weight_decay"]) == (0.01, 0.9, 1e-4)
+    learned, still = final_state(tmp_path, run(*QAT, "schedule.epochs=1")), saved["state_dict"]
+    moved = [k for k in learned if k.endswith("quantizer.scale") and not torch.equal(learned[k], still[k])]
+    assert len(moved) == len(scales["params"]) == 10
