@@ -113,7 +113,9 @@ def _run(model: nn.Module, example: Tensor) -> tuple[list[str], dict[str, dict[s
     return order, shapes
 
 
-class _Tracer(fx.Tracer):
+class Tracer(fx.Tracer):
+    """Traces down to the layers that can carry quantizers, adds, concatenations and what torch brings along."""
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if float_class(m) in QUANTIZED or isinstance(m, Add | Concat):
             return True
@@ -122,7 +124,7 @@ class _Tracer(fx.Tracer):
 
 def _trace(model: nn.Module) -> tuple[fx.Graph | None, str]:
     try:
-        return _Tracer().trace(copy.deepcopy(model).eval()), ""
+        return Tracer().trace(copy.deepcopy(model).eval()), ""
     except Exception as error:  # whatever a foreign model's forward raises while being traced
         log.info(
             "the model cannot be traced (%s): %s",

@@ -1,0 +1,167 @@
+"""What a quantizer means in integers, found by asking it: the grid of an activation, the integer weights and their unit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from qexp.errors import QexpError
+from qexp.integer.arithmetic import ROUNDINGS
+from qexp.quantizers.base import Quantizer
+
+Ints = NDArray[np.int64]
+Reals = NDArray[np.float64]
+_PROBES = 33  # codes of a wide grid that are looked at
+_NEAR = 1e-3  # of a step: how near to a decision the probes go
+_MOST = 2**15  # greatest integer weight that a set of levels may ask for
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Evenly spaced codes: `clip(round(x / scale + zero), low, high)`, one or one a channel (scale and zero)."""
+
+    scale: Reals
+    zero: Ints
+    low: int
+    high: int
+    rounding: str
+
+    @property
+    def power_of_two(self) -> bool:
+        """Whether all steps are powers of two."""
+        return is_power_of_two(self.scale)
+
+
+def is_power_of_two(values: Reals) -> bool:
+    """Whether all of some positive numbers are powers of two."""
+    return bool((np.frexp(values)[0] == 0.5).all())
+
+
+def cannot(where: str, reason: str, remedy: str) -> QexpError:
+    """Returns the error for what has no integer form: where, why, what to do."""
+    return QexpError(f"{where}: cannot be lowered to integers: {reason}; {remedy}")
+
+
+@torch.no_grad()
+def activation_grid(quantizer: Quantizer, where: str) -> Grid:
+    """Returns the grid of an activation's quantizer, after trying that it rounds as such a grid does.
+
+    Raises:
+        QexpError: It does not: levels that are not evenly spaced, a zero between two codes, ranges from each batch, noise.
+    """
+    affine = "give this tensor an even grid with a rule (_target_: qexp.quantizers.uniform.Uniform)"
+    kind = type(quantizer).__name__
+    quantizer.require_ready()
+    if quantizer.gain is not None or getattr(quantizer, "dynamic", False):
+        raise cannot(where, f"{kind} takes its range from each batch, or corrects its values", "use ranges: static")
+    if quantizer.rounding not in ROUNDINGS or getattr(quantizer, "noise", "none") not in ("none", None):
+        raise cannot(where, f"{kind} adds noise or rounds stochastically", "use rounding: half_even and noise: none")
+    if quantizer.granularity.axis not in (None, 1):
+        raise cannot(where, f"{kind} has groups of scales ({quantizer.granularity})", "use granularity: tensor")
+    scale, zero = (_flat(torch.as_tensor(v)) for v in (quantizer.scale, quantizer.zero_point))
+    limits = [_flat(torch.as_tensor(v)) for v in quantizer.limits]
+    if not np.array_equal(zero, np.rint(zero)):
+        raise cannot(where, f"zero is no code of {kind} at {quantizer.bits} bits", affine)
+    low, high = (np.broadcast_to(v, scale.shape if v.size > 1 else (1,)) for v in limits)
+    if low.size > 1 and (len(set(low)) > 1 or len(set(high)) > 1):
+        raise cannot(where, "its channels have widths of their own", "give the tensor one width")
+    grid = Grid(scale, _narrow(zero).astype(np.int64), int(low[0]), int(high[0]), quantizer.rounding)
+    grid = Grid(_narrow(grid.scale), grid.zero, grid.low, grid.high, grid.rounding)
+    if not _rounds_evenly(quantizer, grid):
+        raise cannot(where, f"the levels of {kind} are not evenly spaced, or it scales the tensor", affine)
+    return grid
+
+
+def _rounds_evenly(quantizer: Quantizer, grid: Grid) -> bool:
+    """Tries codes, values and decisions of a quantizer against those of a grid."""
+    count = min(_PROBES, grid.high - grid.low + 1)
+    codes = np.unique(np.linspace(grid.low, grid.high, count).round())[:, None]
+    scale, zero = grid.scale[None], grid.zero[None]
+    channels = max(scale.size, zero.size, 1 if quantizer.granularity.axis is None else _channels(quantizer))
+
+    def ask(codes: Reals) -> Tensor:  # [probes, channels, 1, ...] as the quantizer's tensor has dimensions
+        x = np.broadcast_to((codes - zero) * scale, (len(codes), channels))
+        return torch.from_numpy(x.astype(np.float32)).reshape(len(codes), channels, *[1] * (len(quantizer.shape) - 2))
+
+    def same(offset: float, step: int) -> bool:
+        expected = np.clip(codes + step, grid.low, grid.high)
+        got = quantizer.codes(ask(codes + offset)).double().numpy().reshape(len(codes), -1)
+        return bool((got == expected).all())
+
+    span = abs(grid.high) + abs(grid.low) + float(np.abs(grid.zero).max())
+    near = max(_NEAR, 4 * span * 2.0**-23)
+    if near >= 0.25 or not (same(0.0, 0) and same(0.5 - near, 0) and same(0.5 + near, 1)):
+        return False
+    values = quantizer.dequantize(quantizer.codes(ask(codes))).double().numpy().reshape(len(codes), -1)
+    expected = np.broadcast_to((codes - zero) * scale, values.shape)
+    return bool((np.abs(values - expected) <= 1e-4 * np.broadcast_to(scale, values.shape)).all())
+
+
+def _channels(quantizer: Quantizer) -> int:
+    return quantizer.shape[quantizer.granularity.axis]
+
+
+def _flat(values: Tensor) -> Reals:
+    return values.detach().cpu().double().flatten().numpy()
+
+
+def _narrow(values: NDArray) -> NDArray:
+    """Returns one number where all are equal."""
+    return values[:1] if (values == values[0]).all() else values
+
+
+@torch.no_grad()
+def integer_weight(weight: Tensor, quantizer: Quantizer, where: str) -> tuple[Ints, Reals]:
+    """Returns integer weights `[O, ...]` and the real value of one, `[O]`: `w^ = integers * unit`.
+
+    Codes less their zero point where the method has even codes; else the levels as multiples of a step: powers of two of the least of
+    them, signs of a binary method, additive powers.
+
+    Raises:
+        QexpError: The levels are no multiples of one step.
+    """
+    values = quantizer(weight).detach().cpu().double().numpy()
+    outputs = len(values)
+    if quantizer.gain is None:
+        spread = weight.new_ones(weight.shape)
+        scale, zero = (
+            quantizer.rows(spread)[0] * torch.as_tensor(v).detach().to(weight)
+            for v in (quantizer.scale, quantizer.zero_point)
+        )
+        scale, zero = (v.reshape(outputs, -1).cpu().double().numpy() for v in (scale, zero))
+        codes = quantizer.codes(weight).cpu().double().numpy().reshape(outputs, -1)
+        exact = np.abs((codes - zero) * scale - values.reshape(outputs, -1)) <= 1e-4 * scale
+        if exact.all() and (scale == scale[:, :1]).all():
+            twice = 2 if (zero != np.rint(zero)).any() else 1  # a binary method's zero lies half-way between its codes
+            whole = twice * (codes - zero)
+            if np.array_equal(whole, np.rint(whole)):
+                return whole.astype(np.int64).reshape(values.shape), scale[:, 0] / twice
+    if quantizer.granularity.axis == 0:
+        parts = [_multiples(row, where, quantizer) for row in values]
+        return np.stack([p[0] for p in parts]), np.array([p[1] for p in parts])
+    whole, step = _multiples(values, where, quantizer)
+    return whole, np.full(outputs, step)
+
+
+def _multiples(values: Reals, where: str, quantizer: Quantizer) -> tuple[Ints, float]:
+    """Returns values as integer multiples of the greatest step that fits them all."""
+    magnitudes = np.unique(np.abs(values))
+    magnitudes = magnitudes[magnitudes > 0]
+    if not len(magnitudes):
+        return np.zeros(values.shape, np.int64), 1.0
+    gaps = np.diff(np.concatenate([[0.0], magnitudes]))
+    for step in (magnitudes[0], gaps[gaps > 1e-4 * magnitudes[0]].min()):
+        whole = np.rint(magnitudes / step)
+        step = float((magnitudes * whole).sum() / (whole * whole).sum()) if not is_power_of_two(magnitudes) else step
+        if whole.max() <= _MOST and np.abs(magnitudes - whole * step).max() <= 1e-4 * step:
+            return np.rint(values / step).astype(np.int64), float(step)
+    raise cannot(
+        where,
+        f"the {len(magnitudes)} magnitudes of {type(quantizer).__name__}{' with its correction' if quantizer.gain is not None else ''} "
+        "are no multiples of one step",
+        "choose a method with even or power-of-two levels for this weight, or leave the correction out",
+    )

@@ -1,0 +1,246 @@
+"""The integer program: a short list of typed operations over tensors of integers, and the file that holds it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qexp.integer.arithmetic import width
+
+Ints = NDArray[np.int64]
+VERSION = 1  # of the format; a program of another one is refused
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """What a tensor of integers means: the real value of code q is `(q - zero_point) * unit`.
+
+    Attributes:
+        name: Unique in the program.
+        shape: Without the batch: `(C, H, W)` or `(features,)`.
+        low, high: No code lies outside, whatever the input.
+        unit: Real value of one step, one or one a channel (the first dimension).
+        zero_point: Code of zero, one or one a channel.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    low: int
+    high: int
+    unit: NDArray[np.float64]
+    zero_point: Ints
+
+    @property
+    def bits(self) -> int:
+        """Bits that hold every code."""
+        return width(self.low, self.high)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Op:
+    """One operation: `inputs` are tensors, `output` is the tensor it makes; `layer` says where in the network it comes from."""
+
+    kind: ClassVar[str] = ""
+    layer: str
+    inputs: tuple[str, ...]
+    output: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conv(Op):
+    """`acc = (sum (x - zero) * weight << align) + bias`; beyond the border x is `zero`.
+
+    Attributes:
+        weight: [O, I / groups, kh, kw].
+        bias: [O], in units of the accumulator.
+        zero: Zero point of the input, one or one a channel.
+        align: Left shift of the sum, where the bias counts in smaller units (power-of-two grids).
+        unit: How the layer computes, where not in the ordinary way: `{"name": "winograd", ...}`; see `qexp.integer.hardware`.
+    """
+
+    kind = "conv"
+    weight: Ints
+    bias: Ints
+    zero: Ints
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int] = (0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+    align: int = 0
+    unit: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Linear(Op):
+    """`acc = (sum (x - zero) * weight << align) + bias`, weight [O, I]."""
+
+    kind = "linear"
+    weight: Ints
+    bias: Ints
+    zero: Ints
+    align: int = 0
+    unit: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Requantize(Op):
+    """`y = clip(round(((x - zero) * multiplier + addend) / 2^shift), low, high)`: another grid; a multiplier of 1 is a plain shift.
+
+    The addend holds the new zero point (`zero_point << shift`), or a batch norm's integer summand. All four are one number or one a
+    channel.
+    """
+
+    kind = "requantize"
+    multiplier: Ints
+    addend: Ints
+    shift: Ints
+    zero: Ints
+    rounding: str
+    low: int
+    high: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clamp(Op):
+    """`y = clip(x, low, high)`: a ReLU or ReLU6 in codes; limits one or one a channel."""
+
+    kind = "clamp"
+    low: Ints
+    high: Ints
+
+
+@dataclass(frozen=True, kw_only=True)
+class Add(Op):
+    """`y = sum_i (x_i - zero_i) << shift_i`: operands on grids that differ by powers of two."""
+
+    kind = "add"
+    zeros: Ints
+    shifts: Ints
+
+
+@dataclass(frozen=True, kw_only=True)
+class Concat(Op):
+    """Operands of one grid side by side along the channels."""
+
+    kind = "concat"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaxPool(Op):
+    """The greatest code of each of `size` windows; what lies beyond the border takes no part."""
+
+    kind = "max_pool"
+    window: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+    size: tuple[int, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SumPool(Op):
+    """`y = sum (x - zero)` over each window: an average whose division is left to the next `Requantize`, which rounds once."""
+
+    kind = "sum_pool"
+    window: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    zero: Ints
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lookup(Op):
+    """`y = table[x - low]`: any function of one code."""
+
+    kind = "lookup"
+    table: Ints
+    low: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flatten(Op):
+    """[N, C, H, W] -> [N, C * H * W]."""
+
+    kind = "flatten"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StridedPad(Op):
+    """Every `stride`-th pixel, and channels of `zero` before and behind."""
+
+    kind = "strided_pad"
+    stride: int
+    before: int
+    after: int
+    zero: Ints
+
+
+OPS: dict[str, type[Op]] = {
+    c.kind: c for c in (Conv, Linear, Requantize, Clamp, Add, Concat, MaxPool, SumPool, Lookup, Flatten, StridedPad)
+}
+
+
+@dataclass
+class IntegerProgram:
+    """A network as integers: from codes of images to codes of scores.
+
+    Attributes:
+        tensors: By name, in order of their making; the first is the input.
+        ops: In order of execution.
+        input, output: Names of tensors.
+        rounding: How `encode` rounds.
+        about: Free text of the maker: model, recipe, weights.
+    """
+
+    tensors: dict[str, TensorSpec] = field(default_factory=dict)
+    ops: list[Op] = field(default_factory=list)
+    input: str = ""
+    output: str = ""
+    rounding: str = "half_even"
+    about: dict[str, Any] = field(default_factory=dict)
+
+    def encode(self, images: NDArray[np.float32]) -> Ints:
+        """Returns the codes of float images `[N, C, H, W]`: `clip(round(x / unit + zero_point), low, high)`, in float32 as simulated."""
+        spec = self.tensors[self.input]
+        unit, zero = (channels(a, images.ndim).astype(np.float32) for a in (spec.unit, spec.zero_point))
+        x = np.clip(images.astype(np.float32) / unit + zero, np.float32(spec.low), np.float32(spec.high))
+        return _rounded(x, self.rounding).astype(np.int64)
+
+    def decode(self, codes: Ints, tensor: str | None = None) -> NDArray[np.float64]:
+        """Returns the real values of a tensor's codes (of the output's, if none is named)."""
+        spec = self.tensors[tensor or self.output]
+        return (codes - channels(spec.zero_point, codes.ndim)) * channels(spec.unit, codes.ndim)
+
+    def last_use(self) -> dict[str, int]:
+        """Returns, for each tensor, the number of the last operation that reads it, so that executors can drop it."""
+        return {name: i for i, op in enumerate(self.ops) for name in op.inputs}
+
+    def arrays(self) -> Iterator[tuple[int, str, Ints]]:
+        """Yields number of the operation, field and array of every constant."""
+        for i, op in enumerate(self.ops):
+            for f in fields(op):
+                value = getattr(op, f.name)
+                if isinstance(value, np.ndarray):
+                    yield i, f.name, value
+
+
+def channels(values: NDArray, ndim: int) -> NDArray:
+    """Returns one value, or one a channel, in the shape that broadcasts against `[N, C, ...]` of `ndim` dimensions."""
+    values = np.asarray(values)
+    return values.reshape((1, -1) + (1,) * (ndim - 2)) if values.size > 1 else values.reshape((1,) * ndim)
+
+
+def _rounded(x: NDArray, rounding: str) -> NDArray:
+    if rounding == "half_even":
+        return np.rint(x)
+    if rounding == "floor":
+        return np.floor(x)
+    if rounding == "trunc":
+        return np.trunc(x)
+    low = np.floor(x)
+    up = (x - low > 0.5) | ((x - low == 0.5) & ((rounding == "half_up") | (x >= 0)))
+    return low + up

@@ -1,0 +1,236 @@
+"""The definition of a program's arithmetic: NumPy integers, one short function an operation, no float anywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import NDArray
+
+from qexp.errors import QexpError
+from qexp.integer.arithmetic import OVERFLOWS, limit, shift_round
+from qexp.integer.program import (
+    Add,
+    Clamp,
+    Concat,
+    Conv,
+    Flatten,
+    IntegerProgram,
+    Linear,
+    Lookup,
+    MaxPool,
+    Op,
+    Requantize,
+    StridedPad,
+    SumPool,
+    channels,
+)
+
+Ints = NDArray[np.int64]
+POINTS = ("end", "each")
+
+
+@dataclass
+class Accumulator:
+    """The register that sums the products of convolutions and linear layers.
+
+    Attributes:
+        bits: Width, sign included; 64 never overflows.
+        overflow: `saturate` at the ends, or `wrap` around.
+        point: Where that happens: at the `end` of the sum, or at `each` addition. The register starts with the bias; products follow
+            in the order input channel, kernel row, kernel column. (Wrapping gives the same result at either point.)
+        overflows: What was lost so far, by layer: sums that did not fit (`end`), or additions that did not (`each`).
+        widest: Bits that the sums of each layer would have needed (at `end`), or the additions did.
+    """
+
+    bits: int = 64
+    overflow: str = "saturate"
+    point: str = "end"
+    overflows: dict[str, int] = field(default_factory=dict)
+    widest: dict[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.overflow not in OVERFLOWS or self.point not in POINTS or not 2 <= self.bits <= 64:
+            raise QexpError(
+                f"accumulator of {self.bits} bits, overflow={self.overflow!r}, point={self.point!r}; allowed are 2..64 bits, "
+                f"{' | '.join(OVERFLOWS)}, {' | '.join(POINTS)}"
+            )
+
+    def sum(self, layer: str, bias: Ints, terms: Iterator[Ints]) -> Ints:
+        """Returns bias and terms added up, as the register adds them; a term is an array of products, one a sum."""
+        total = bias
+        for term in terms:
+            total = total + term
+            if self.point == "each":
+                total = self.held(layer, total)
+        return total if self.point == "each" else self.held(layer, total)
+
+    def held(self, layer: str, total: Ints) -> Ints:
+        """Returns sums as the register holds them, and counts."""
+        if total.size:
+            most = max(int(total.max()), -int(total.min()) - 1, 0)
+            self.widest[layer] = max(self.widest.get(layer, 0), most.bit_length() + 1)
+        total, lost = limit(total, self.bits, self.overflow) if self.bits < 64 else (total, 0)
+        self.overflows[layer] = self.overflows.get(layer, 0) + lost
+        return total
+
+
+class Reference:
+    """Runs a program on codes: `run(codes)` returns the codes of the scores.
+
+    Args:
+        program: What to run.
+        accumulator: The register of convolutions and linear layers; by default one that never overflows.
+    """
+
+    def __init__(self, program: IntegerProgram, accumulator: Accumulator | None = None) -> None:
+        self.program, self.accumulator = program, accumulator or Accumulator()
+
+    def run(self, codes: Ints, keep: Callable[[str, Ints], None] | None = None) -> Ints:
+        """Returns the codes of the scores.
+
+        Args:
+            codes: Codes of the images `[N, C, H, W]`, from `program.encode`.
+            keep: Called with the name and codes of every tensor, in order.
+        """
+        spec = self.program.tensors[self.program.input]
+        codes = _whole(codes)
+        if codes.shape[1:] != spec.shape or (codes.size and not (codes.min() >= spec.low and codes.max() <= spec.high)):
+            raise QexpError(
+                f"{spec.name}: got codes {list(codes.shape)}; needed are [N, {', '.join(map(str, spec.shape))}] in "
+                f"{spec.low}..{spec.high}"
+            )
+        tensors, last = {spec.name: codes}, self.program.last_use()
+        if keep:
+            keep(spec.name, codes)
+        for i, op in enumerate(self.program.ops):
+            y = _whole(self.compute(op, [tensors[name] for name in op.inputs]))
+            tensors[op.output] = y
+            if keep:
+                keep(op.output, y)
+            for name in op.inputs:
+                if last[name] == i and name != self.program.output:
+                    tensors.pop(name, None)
+        return tensors[self.program.output]
+
+    def compute(self, op: Op, xs: list[Ints]) -> Ints:
+        """Returns what one operation makes of its inputs."""
+        if isinstance(op, Conv | Linear):
+            return self.weighted(op, xs[0])
+        return COMPUTE[type(op)](op, *xs)
+
+    def weighted(self, op: Conv | Linear, x: Ints) -> Ints:
+        """Returns the sums of a convolution or linear layer."""
+        products = taps(op, x - channels(op.zero, x.ndim))
+        bias = channels(op.bias, 4 if isinstance(op, Conv) else 2)
+        register = self.accumulator
+        if register.point == "end":
+            total = bias + (sum(products) << op.align)
+            return register.held(op.layer, total)
+        return register.sum(op.layer, bias, (term << op.align for term in products))
+
+
+def taps(op: Conv | Linear, x: Ints) -> Iterator[Ints]:
+    """Yields the products of a layer, one term of its sums at a time: input channel, kernel row, kernel column."""
+    if isinstance(op, Linear):
+        for i in range(op.weight.shape[1]):
+            yield x[:, i, None] * op.weight[None, :, i]
+        return
+    (ph, pw), (sh, sw), (dh, dw) = op.padding, op.stride, op.dilation
+    x = np.pad(x, ((0, 0), (0, 0), (ph, ph), (pw, pw)))
+    outputs, per, kh, kw = op.weight.shape
+    height = (x.shape[2] - dh * (kh - 1) - 1) // sh + 1
+    width = (x.shape[3] - dw * (kw - 1) - 1) // sw + 1
+    for c in range(per):  # the c-th channel of each group, repeated for the group's outputs
+        group = np.repeat(np.arange(op.groups) * per + c, outputs // op.groups)
+        for r in range(kh):
+            for s in range(kw):
+                rows = slice(r * dh, r * dh + (height - 1) * sh + 1, sh)
+                columns = slice(s * dw, s * dw + (width - 1) * sw + 1, sw)
+                seen = x[:, c : c + 1, rows, columns] if op.groups == 1 else x[:, group, rows, columns]
+                yield seen * op.weight[None, :, c, r, s, None, None]
+
+
+def requantize(op: Requantize, x: Ints) -> Ints:
+    """Returns codes on another grid."""
+    zero, factor, addend, shift = (channels(v, x.ndim) for v in (op.zero, op.multiplier, op.addend, op.shift))
+    return shift_round((x - zero) * factor + addend, shift, op.rounding).clip(op.low, op.high)
+
+
+def clamp(op: Clamp, x: Ints) -> Ints:
+    """Returns codes between two limits."""
+    return x.clip(channels(op.low, x.ndim), channels(op.high, x.ndim))
+
+
+def add(op: Add, *xs: Ints) -> Ints:
+    """Returns the sum of operands."""
+    return sum((x - zero) << shift for x, zero, shift in zip(xs, op.zeros, op.shifts))
+
+
+def concat(op: Concat, *xs: Ints) -> Ints:
+    """Returns operands side by side."""
+    return np.concatenate(xs, axis=1)
+
+
+def windows(x: Ints, op: MaxPool | SumPool, dilation: tuple[int, int], shape: tuple[int, int], beyond: int) -> Ints:
+    """Returns the windows of a pooling `[N, C, h, w, kh, kw]`; what lies beyond the border is `beyond`."""
+    (kh, kw), (sh, sw), (ph, pw), (dh, dw) = op.window, op.stride, op.padding, dilation
+    need = [(n - 1) * s + d * (k - 1) + 1 for n, s, d, k in zip(shape, op.stride, dilation, op.window)]
+    right = [max(n - size - p, 0) for n, size, p in zip(need, x.shape[2:], op.padding)]
+    x = np.pad(x, ((0, 0), (0, 0), (ph, right[0]), (pw, right[1])), constant_values=beyond)
+    seen = sliding_window_view(x, (dh * (kh - 1) + 1, dw * (kw - 1) + 1), axis=(2, 3))
+    return seen[:, :, : need[0] : sh, : need[1] : sw, ::dh, ::dw][:, :, : shape[0], : shape[1]]
+
+
+def count(size: int, window: int, stride: int, padding: int, dilation: int = 1) -> int:
+    """Returns how many windows fit along an axis."""
+    return (size + 2 * padding - dilation * (window - 1) - 1) // stride + 1
+
+
+def sum_pool(op: SumPool, x: Ints) -> Ints:
+    """Returns the sum of each window."""
+    shape = tuple(map(count, x.shape[2:], op.window, op.stride, op.padding))
+    return windows(x - channels(op.zero, x.ndim), op, (1, 1), shape, 0).sum((4, 5))
+
+
+def max_pool(op: MaxPool, x: Ints) -> Ints:
+    """Returns the greatest code of each window."""
+    return windows(x, op, op.dilation, op.size, np.iinfo(np.int64).min).max((4, 5))
+
+
+def lookup(op: Lookup, x: Ints) -> Ints:
+    """Returns the table's entries."""
+    return op.table[x - op.low]
+
+
+def flatten(op: Flatten, x: Ints) -> Ints:
+    """Returns maps as features."""
+    return x.reshape(len(x), -1)
+
+
+def strided_pad(op: StridedPad, x: Ints) -> Ints:
+    """Returns every `stride`-th pixel, and more channels."""
+    x = x[:, :, :: op.stride, :: op.stride]
+    return np.pad(x, ((0, 0), (op.before, op.after), (0, 0), (0, 0)), constant_values=int(op.zero[0]))
+
+
+COMPUTE: dict[type[Op], Callable[..., Ints]] = {
+    Requantize: requantize,
+    Clamp: clamp,
+    Add: add,
+    Concat: concat,
+    SumPool: sum_pool,
+    MaxPool: max_pool,
+    Lookup: lookup,
+    Flatten: flatten,
+    StridedPad: strided_pad,
+}
+
+
+def _whole(x: Ints) -> Ints:
+    """Returns the array, after checking that it holds integers: nothing else may lie between input and output codes."""
+    if not isinstance(x, np.ndarray) or x.dtype != np.int64:
+        raise QexpError(f"integers (int64) are needed, got {getattr(x, 'dtype', type(x).__name__)}")
+    return x

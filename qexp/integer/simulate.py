@@ -1,0 +1,139 @@
+"""The quantized network, computing in PyTorch what its integer program computes: every rounding is the program's own.
+
+`rounding=integer` of a run. The network stays what it is (eager layers, real values); inside the context each quantizer rounds with the
+program's multiplier and shift, weights and biases have the values their integers stand for, and all sums are float64, which holds
+them exactly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from qexp.integer.arithmetic import shift_round
+from qexp.integer.lowering import Lowered, Site
+from qexp.layers.quantized import BAKED, Quantized, attribute
+
+Keep = Callable[[str, Tensor], None]
+
+
+class IntegerSite(nn.Module):
+    """Real values in, real values of the program's codes out.
+
+    Args:
+        site: What the program does here.
+        inner: The network's own quantizer, which encodes images.
+        keep: Called with the name of the program's tensor and its codes.
+    """
+
+    def __init__(self, site: Site, inner: nn.Module, keep: Keep | None) -> None:
+        super().__init__()
+        self.here, self.inner, self.keep = site, inner, keep
+
+    def forward(self, x: Tensor) -> Tensor:
+        here = self.here
+        leaving = here.leaving
+        if here.arriving is None:
+            codes = self.inner.codes(x.float()).long()
+        elif here.op is None:
+            codes = _units(x, leaving.unit) + _spread(leaving.zero, x)
+        else:
+            op = here.op
+            factor, addend, shift = (_spread(v, x) for v in (op.multiplier, op.addend, op.shift))
+            codes = shift_round(_units(x, here.arriving.unit) * factor + addend, shift, op.rounding).clamp(
+                op.low, op.high
+            )
+        if self.keep is not None:
+            self.keep(here.tensor, codes)
+        return (codes - _spread(leaving.zero, x)).double() * _spread(leaving.unit, x)
+
+
+class _Constant(nn.Module):
+    """Returns a tensor, whatever comes in."""
+
+    def __init__(self, values: np.ndarray) -> None:
+        super().__init__()
+        self.values = torch.from_numpy(np.array(values))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.values.to(x.device).reshape(x.shape)
+
+
+@contextmanager
+def integer_rounding(model: nn.Module, lowered: Lowered, keep: Keep | None = None) -> Iterator[None]:
+    """Inside, the network takes float64 images and rounds as its program does; afterwards it is as it was.
+
+    Args:
+        model: The network the program was read from; evaluated, never trained, inside.
+        lowered: The program and its sites.
+        keep: Called with the name of each tensor of the program that a quantizer makes, and its codes (int64).
+    """
+    held = [(p, p.data) for p in model.parameters()]
+    buffers = [(m, n, b) for m in model.modules() for n, b in m._buffers.items() if b is not None]
+    training = {m: m.training for m in model.modules()}
+    with ExitStack() as stack:
+        try:
+            model.eval().double()
+            for (name, site), here in lowered.sites.items():
+                stack.callback(_place(model, name, site, here, keep))
+            for name, constants in lowered.constants.items():
+                stack.callback(_hold(model.get_submodule(name), constants))
+            yield
+        finally:
+            stack.close()
+            for p, data in held:
+                p.data = data
+            for module, name, buffer in buffers:
+                module._buffers[name] = buffer
+            for module, mode in training.items():
+                module.training = mode
+
+
+def _place(model: nn.Module, name: str, site: str, here: Site, keep: Keep | None) -> Callable[[], None]:
+    """Puts the program's rounding at a site; returns what takes it away again."""
+    layer = model.get_submodule(name) if name else model
+    if here.quantized:
+        inner = layer.site(site)
+        setattr(layer, attribute(site), IntegerSite(here, inner, keep))
+        return lambda: setattr(layer, attribute(site), inner)
+    rounding = IntegerSite(here, nn.Identity(), keep)
+    kind = site.split(" ")[0]  # a site of the program alone: a float tensor of the ordinary simulation
+    if kind == "output":
+        return layer.register_forward_hook(lambda module, args, result: rounding(result)).remove
+    operand = int(kind.split(".")[1]) if "." in kind else 0
+
+    def hook(module: nn.Module, args: tuple) -> tuple:
+        return tuple(rounding(x) if i == operand else x for i, x in enumerate(args))
+
+    return layer.register_forward_pre_hook(hook).remove
+
+
+def _hold(layer: Quantized, constants: dict[str, np.ndarray]) -> Callable[[], None]:
+    """Gives a layer the weights, biases or statistics of the program; returns what gives it its own again."""
+    before = {site: layer.site(site) for site in constants}
+    baked = layer._buffers.pop(BAKED, None)
+    for site, values in constants.items():
+        setattr(layer, attribute(site), _Constant(values))
+
+    def restore() -> None:
+        for site, module in before.items():
+            setattr(layer, attribute(site), module)
+        if baked is not None:
+            layer._buffers[BAKED] = baked
+
+    return restore
+
+
+def _units(x: Tensor, unit: np.ndarray) -> Tensor:
+    """Returns a tensor counted in units, int64."""
+    return torch.floor(x.double() / _spread(unit, x) + 0.5).long()
+
+
+def _spread(values: np.ndarray, x: Tensor) -> Tensor:
+    """Returns one value, or one a channel, in the shape that broadcasts against `[N, C, ...]`."""
+    values = torch.from_numpy(np.array(values)).to(x.device)
+    return values.reshape(1, -1, *[1] * (x.ndim - 2)) if values.numel() > 1 else values.reshape([1] * x.ndim)

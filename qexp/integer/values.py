@@ -1,0 +1,178 @@
+"""A program while it is written: tensors as the lowering knows them, and the operations that turn one into another."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qexp.integer.arithmetic import MAX_SHIFT, SUM_BITS, multiplier, shift_round, width
+from qexp.integer.grids import Grid, cannot, is_power_of_two
+from qexp.integer.program import Add, IntegerProgram, Op, Requantize, TensorSpec
+
+Ints = NDArray[np.int64]
+Reals = NDArray[np.float64]
+FLOAT_BITS = 52  # products below it are exact in float64 too, which fast executors use
+WIDE_BITS = 31  # of a tensor that is float in the simulation: one sign and 30 bits
+
+
+@dataclass(frozen=True)
+class Value:
+    """A tensor of the program: real value of code q is `(q - zero) * unit`.
+
+    Attributes:
+        tensor: Its name; empty for the network's input before it has codes.
+        unit, zero: One or one a channel.
+        low, high: Between which all codes lie, whatever the images.
+        shape: Without the batch.
+    """
+
+    tensor: str
+    unit: Reals
+    zero: Ints
+    low: int
+    high: int
+    shape: tuple[int, ...]
+
+    @property
+    def reach(self) -> int:
+        """The greatest distance of a code from zero's."""
+        zero = (int(self.zero.min()), int(self.zero.max()))
+        return max(abs(self.high - zero[0]), abs(self.low - zero[1]), 1)
+
+    @property
+    def even(self) -> bool:
+        """Whether one unit holds for all channels."""
+        return self.unit.size == 1
+
+
+class Writer:
+    """Adds operations to a program."""
+
+    def __init__(self) -> None:
+        self.program = IntegerProgram()
+
+    def emit(self, op: Op, value: Value) -> Value:
+        """Adds an operation and the tensor it makes."""
+        if width(value.low, value.high) > SUM_BITS + 1:
+            raise cannot(
+                op.layer,
+                f"its sums can need {width(value.low, value.high)} bits, more than int64 holds",
+                "use fewer bits",
+            )
+        self.program.ops.append(op)
+        return self.declare(value)
+
+    def declare(self, value: Value) -> Value:
+        """Adds a tensor."""
+        self.program.tensors[value.tensor] = TensorSpec(
+            value.tensor, value.shape, value.low, value.high, value.unit, value.zero
+        )
+        return value
+
+    def fresh(self, name: str) -> str:
+        """Returns a name no tensor has yet."""
+        names, n = self.program.tensors, 2
+        if name not in names:
+            return name
+        while f"{name}#{n}" in names:
+            n += 1
+        return f"{name}#{n}"
+
+    def producer(self, value: Value) -> int | None:
+        """Returns the number of the operation that made a tensor, None if it is the input."""
+        return next((i for i, op in enumerate(self.program.ops) if op.output == value.tensor), None)
+
+    def requantize(self, value: Value, grid: Grid, layer: str, name: str) -> tuple[Value, Requantize | None]:
+        """Returns the value on another grid, and the operation for it: None where it lies on that grid already."""
+        same = np.array_equal(value.unit, grid.scale) and np.array_equal(value.zero, grid.zero)
+        if same and value.low >= grid.low and value.high <= grid.high:
+            return value, None
+        ratio = np.asarray(value.unit / grid.scale)
+        bits = min(31, max(FLOAT_BITS - width(-value.reach, value.reach), 16))
+        factor, shift = multiplier(ratio, bits)
+        shift = np.broadcast_to(shift, np.broadcast_shapes(shift.shape, grid.zero.shape))
+        op = Requantize(
+            layer=layer,
+            inputs=(value.tensor,),
+            output=self.fresh(name),
+            multiplier=factor,
+            addend=grid.zero << shift,
+            shift=shift,
+            zero=value.zero,
+            rounding=grid.rounding,
+            low=grid.low,
+            high=grid.high,
+        )
+        return self.apply(op, value, grid.scale, grid.zero), op
+
+    def apply(self, op: Requantize, value: Value, unit: Reals, zero: Ints) -> Value:
+        """Adds a requantization, after checking that int64 holds its products; its result has the codes it can reach."""
+        most = value.reach * int(op.multiplier.max()) + int(np.abs(op.addend).max())
+        if most.bit_length() > SUM_BITS:
+            raise cannot(
+                op.layer, f"a product of its requantization can need {most.bit_length() + 1} bits", "use fewer bits"
+            )
+        ends = [
+            shift_round((np.int64(end) - op.zero) * op.multiplier + op.addend, op.shift, op.rounding)
+            for end in (value.low, value.high)
+        ]
+        low, high = (max(int(ends[0].min()), op.low), min(int(ends[1].max()), op.high))
+        low, high = min(low, op.high), max(high, op.low)
+        return self.emit(op, Value(op.output, unit, zero, low, high, value.shape))
+
+    def settle(self, values: list[Value], layer: str, name: str, least_unit: float = 0.0) -> tuple[list[Value], list]:
+        """Returns values whose units are one number each, powers of two that fit a common sum, and the operations used.
+
+        Tensors that are float in the simulation come here: they get the finest power-of-two step with which the sum of all of them
+        cannot leave 31 bits, whatever the images.
+        """
+        if all(v.even and is_power_of_two(v.unit) for v in values):
+            finest = min(float(v.unit[0]) for v in values)
+            total = sum(v.reach * float(v.unit[0]) / finest for v in values)
+            if total < 2.0**SUM_BITS:
+                return values, [None] * len(values)
+        if len({(float(v.unit[0]), v.even) for v in values}) == 1 and values[0].even:
+            return values, [None] * len(values)  # one grid for all: codes add as they are
+        total = sum(v.reach * float(v.unit.max()) for v in values)
+        unit = 2.0 ** (np.ceil(np.log2(max(total, 1e-30))) - (WIDE_BITS - 1) + 1)
+        unit = max(unit, least_unit)
+        out, ops = [], []
+        for i, v in enumerate(values):
+            exact = v.even and is_power_of_two(v.unit) and float(v.unit[0]) >= unit
+            half = 2**WIDE_BITS
+            grid = Grid(np.array([unit]), np.zeros(1, np.int64), -half, half - 1, "half_even")
+            new, op = (
+                (v, None) if exact else self.requantize(v, grid, layer, f"{name}.{i}" if len(values) > 1 else name)
+            )
+            out.append(new)
+            ops.append(op)
+        return out, ops
+
+    def add(self, values: list[Value], layer: str) -> Value:
+        """Returns the sum of values whose units are equal, or powers of two."""
+        finest = min(float(v.unit[0]) for v in values)
+        shifts = [round(np.log2(float(v.unit[0]) / finest)) for v in values]
+        low = sum((v.low - int(v.zero.max())) << s for v, s in zip(values, shifts))
+        high = sum((v.high - int(v.zero.min())) << s for v, s in zip(values, shifts))
+        if any(v.zero.size > 1 for v in values):
+            raise cannot(layer, "an operand has a zero point a channel", "use granularity: tensor there")
+        op = Add(
+            layer=layer,
+            inputs=tuple(v.tensor for v in values),
+            output=self.fresh(layer),
+            zeros=np.array([int(v.zero[0]) for v in values]),
+            shifts=np.array(shifts),
+        )
+        return self.emit(op, Value(op.output, np.array([finest]), np.zeros(1, np.int64), low, high, values[0].shape))
+
+    def rewrite(self, value: Value, new: Value, **changes: Any) -> Value:
+        """Changes the operation that made a tensor nobody else reads, and what is known of the tensor."""
+        index = self.producer(value)
+        self.program.ops[index] = replace(self.program.ops[index], **changes)
+        return self.declare(new)
+
+
+__all__ = ["MAX_SHIFT", "Value", "Writer"]

@@ -1,0 +1,210 @@
+"""The proof: real images through the simulation and through the integers, and every code compared."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from qexp.integer.fast import Fast
+from qexp.integer.lowering import Lowered
+from qexp.integer.reference import Reference
+from qexp.integer.simulate import integer_rounding
+from qexp.layers.quantized import attribute
+from qexp.layers.swap import evaluating
+
+
+@dataclass
+class Compared:
+    """How the codes of one tensor differ: how many of how many, by one, by more, by how much at most."""
+
+    total: int = 0
+    differ: int = 0
+    by_one: int = 0
+    most: int = 0
+
+    def take(self, simulated: Tensor, computed: Tensor) -> None:
+        """Adds a batch."""
+        gap = (simulated.long() - computed.long()).abs()
+        self.total += gap.numel()
+        self.differ += int((gap > 0).sum())
+        self.by_one += int((gap == 1).sum())
+        self.most = max(self.most, int(gap.max()) if gap.numel() else 0)
+
+    @property
+    def share(self) -> float:
+        """Codes that differ, percent."""
+        return 100 * self.differ / max(self.total, 1)
+
+
+@dataclass
+class Verdict:
+    """What a proof found.
+
+    Attributes:
+        images: How many were tried.
+        integer: By tensor, against the network simulated with the program's own rounding (`rounding=integer`).
+        simulated: By tensor, against the network as it was evaluated, with real scales.
+        predictions: Images whose prediction differs from the integers': `integer`, `simulated`.
+        right: Images the integers classify rightly, None without labels.
+        reference: Images that also went through the NumPy definition, which agreed with the fast executor in every code.
+    """
+
+    images: int = 0
+    integer: dict[str, Compared] = field(default_factory=dict)
+    simulated: dict[str, Compared] = field(default_factory=dict)
+    predictions: dict[str, int] = field(default_factory=lambda: {"integer": 0, "simulated": 0})
+    right: int | None = None
+    reference: int = 0
+    reference_differ: int = 0
+
+    @property
+    def equal(self) -> bool:
+        """Whether simulation with integer rounding and integers are the same numbers, everywhere."""
+        codes = sum(c.differ for c in self.integer.values())
+        return codes == 0 and self.predictions["integer"] == 0 and self.reference_differ == 0
+
+    def line(self) -> str:
+        """Returns the verdict in one line."""
+        word = "EQUAL" if self.equal else "DIFFERENT"
+        ours = sum(c.differ for c in self.integer.values())
+        total = sum(c.total for c in self.integer.values())
+        return (
+            f"integers against simulation, {self.images} images: {word} ({ours} of {total} codes differ with integer rounding, "
+            f"{self.predictions['integer']} predictions); against real scales {self.share:.4f} % of codes differ, "
+            f"{self.predictions['simulated']} predictions"
+        )
+
+    @property
+    def share(self) -> float:
+        """Codes that differ from the simulation with real scales, percent of all."""
+        total = sum(c.total for c in self.simulated.values())
+        return 100 * sum(c.differ for c in self.simulated.values()) / max(total, 1)
+
+    def metrics(self) -> dict[str, Any]:
+        """Returns the columns of the run's record."""
+        return {
+            "verify": "equal" if self.equal else "different",
+            "verify_images": self.images,
+            "verify_codes_differ": sum(c.differ for c in self.integer.values()),
+            "verify_predictions_differ": self.predictions["integer"],
+            "verify_codes_differ_real_scales": self.share,
+            "verify_most_real_scales": max((c.most for c in self.simulated.values()), default=0),
+            "verify_predictions_differ_real_scales": self.predictions["simulated"],
+            "verify_reference_images": self.reference,
+            "value_integer": None if self.right is None else 100 * self.right / max(self.images, 1),
+        }
+
+    def frame(self, lowered: Lowered) -> pd.DataFrame:
+        """Returns one row a tensor, in order of execution: what `integer.csv` holds."""
+        rows = []
+        for (layer, site), here in lowered.sites.items():
+            spec = lowered.program.tensors[here.tensor]
+            with_rounding = self.integer.get(here.tensor, Compared())
+            row = {
+                "layer": layer or "(scores)",
+                "site": site,
+                "tensor": here.tensor,
+                "bits": spec.bits,
+                "codes": with_rounding.total,
+                "differ": with_rounding.differ,
+                "most": with_rounding.most,
+            }
+            if here.tensor in self.simulated:
+                real = self.simulated[here.tensor]
+                row |= {
+                    "differ_real_scales": real.differ,
+                    "share_real_scales": real.share,
+                    "most_real_scales": real.most,
+                }
+            rows.append(row)
+        return pd.DataFrame(rows)
+
+
+@torch.no_grad()
+def verify(
+    model: nn.Module,
+    lowered: Lowered,
+    batches: Sequence[tuple[Tensor, Tensor | None]],
+    reference: int = 16,
+    progress: bool = True,
+) -> Verdict:
+    """Returns what differs between a network and its integer program, on real images.
+
+    Args:
+        model: The quantized network.
+        lowered: Its program.
+        batches: Images `[N, C, H, W]` and labels `[N]` (or None).
+        reference: Of the first batch, so many images also go through the NumPy definition.
+        progress: Whether to show a bar.
+    """
+    verdict, program, fast = Verdict(), lowered.program, Fast(lowered.program)
+    watched = {here.tensor for here in lowered.sites.values()}
+    for images, labels in tqdm(batches, desc="verify", unit="batch", leave=False, disable=not progress):
+        computed: dict[str, Tensor] = {}
+
+        def keep(name: str, codes: Tensor) -> None:
+            if name in watched:
+                computed[name] = codes
+
+        codes = torch.from_numpy(program.encode(images.cpu().numpy()))
+        scores = fast.run(codes, keep)
+        if not verdict.images and reference:
+            _against_the_definition(verdict, lowered, codes[:reference], computed, scores)
+        guess = scores.argmax(1)
+        with integer_rounding(
+            model, lowered, lambda name, c: verdict.integer.setdefault(name, Compared()).take(c, computed[name])
+        ):
+            verdict.predictions["integer"] += int((model(images.double()).argmax(1).cpu() != guess).sum())
+        with listening(
+            model, lowered, lambda name, c: verdict.simulated.setdefault(name, Compared()).take(c, computed[name])
+        ):
+            verdict.predictions["simulated"] += int((model(images).argmax(1).cpu() != guess).sum())
+        verdict.images += len(images)
+        if labels is not None:
+            verdict.right = (verdict.right or 0) + int((guess == labels.cpu()).sum())
+    return verdict
+
+
+def _against_the_definition(
+    verdict: Verdict, lowered: Lowered, codes: Tensor, computed: dict[str, Tensor], scores: Tensor
+) -> None:
+    """Runs some images through the NumPy executor and counts the codes in which the fast one differs."""
+
+    def keep(name: str, expected: Any) -> None:
+        if name in computed:
+            verdict.reference_differ += int((torch.from_numpy(expected) != computed[name][: len(codes)].long()).sum())
+
+    expected = Reference(lowered.program).run(codes.numpy(), keep)
+    verdict.reference = len(codes)
+    verdict.reference_differ += int((torch.from_numpy(expected) != scores[: len(codes)]).sum())
+
+
+@contextmanager
+def listening(model: nn.Module, lowered: Lowered, take: Any) -> Iterator[None]:
+    """Inside, `take(tensor, codes)` hears the codes of every quantizer of the network as it is."""
+
+    class Ear(nn.Module):
+        def __init__(self, inner: nn.Module, tensor: str) -> None:
+            super().__init__()
+            self.inner, self.tensor = inner, tensor
+
+        def forward(self, x: Tensor) -> Tensor:
+            take(self.tensor, self.inner.codes(x))
+            return self.inner(x)
+
+    with ExitStack() as stack:
+        stack.enter_context(evaluating(model))
+        for (name, site), here in lowered.sites.items():
+            if here.quantized:
+                layer = model.get_submodule(name)
+                inner = layer.site(site)
+                stack.callback(setattr, layer, attribute(site), inner)
+                setattr(layer, attribute(site), Ear(inner, here.tensor))
+        yield
