@@ -29,6 +29,8 @@ class Root:
     n_calibrate: int = 512
     max_samples: int | None = None
     kernels: str = "auto"
+    rounding: str = "float"
+    verify: int = 0
     seed: int = 0
     study: str = "default"
     runs_dir: str = "runs"

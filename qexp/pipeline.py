@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning import LightningDataModule
 from torch import nn
 
-from qexp import floats, outcome, stages, teachers, training
+from qexp import floats, outcome, proof, stages, teachers, training
 from qexp.calibration.calibrate import Calibration, calibrate, fit
 from qexp.callbacks.kernels import load_kernels
 from qexp.cost import params
@@ -111,7 +111,8 @@ def experiment(cfg: DictConfig, data: LightningDataModule, record: Record) -> di
             moment.findings["stages"] = trained
         for edit in passes:
             edit.on_trained(model, moment)
-    score, seconds["evaluate"] = training.evaluate(model, data, cfg, outcome.title(cfg), record.folder)
+    with proof.rounding(cfg, model, data):
+        score, seconds["evaluate"] = training.evaluate(model, data, cfg, outcome.title(cfg), record.folder)
 
     metrics = outcome.metrics(cfg, model, size, structure, plan, score, float_score, seconds)
     metrics |= {
@@ -120,6 +121,7 @@ def experiment(cfg: DictConfig, data: LightningDataModule, record: Record) -> di
         "n_calibrate": cfg.n_calibrate and sum(map(len, images)),
         **data.notes(),
         **moment.findings,
+        **proof.prove(cfg, model, data, record),
     }
     outcome.write(record, model, plan, structure, seen, images[0], metrics, score)
     log.info("%s: %s", outcome.title(cfg), outcome.line(metrics))

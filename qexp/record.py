@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 # what does not change a result: where it runs and is kept, what happens on the side
 _NOT_CONTENT = ("runs_dir", "study", "kernels", "callbacks", "force")
 PLACES_DATA = ("root", "pack_dir", "workers", "weights")  # the images count, not where they lie, nor who decodes them
+_ABSENT = {"rounding": "float", "verify": 0}  # not part of a point's name unless they are asked for
 NOT_CONTENT_TRAINER = ("accelerator", "devices", "strategy", "num_nodes", "enable_progress_bar")
 
 
@@ -38,6 +39,9 @@ def point_hash(cfg: DictConfig, contents: dict[str, str]) -> str:
         content = OmegaConf.to_container(cfg, resolve=False)
     for key in _NOT_CONTENT:
         content.pop(key, None)
+    for key, default in _ABSENT.items():
+        if content.get(key) == default:
+            content.pop(key)
     for key in NOT_CONTENT_TRAINER:
         content.get("trainer", {}).pop(key, None)
     for key in PLACES_DATA:

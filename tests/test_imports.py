@@ -35,7 +35,7 @@ LEVELS = (  # from the bottom; a part imports only from parts on lower levels
     ("training",),
     ("floats", "stages"),
     ("teachers",),
-    ("outcome",),
+    ("outcome", "proof"),
     ("pipeline",),
 )
 RANK = {name: i for i, level in enumerate(LEVELS) for name in level}

@@ -91,7 +91,7 @@ class Fast:
 
 
 def _weighted(fast: Fast, op: Conv | Linear) -> Callable[..., Tensor]:
-    source, result = fast.program.tensors[op.inputs[0]], fast.program.tensors[op.output]
+    source = fast.program.tensors[op.inputs[0]]
     widest = max(abs(source.low - int(op.zero.max())), abs(source.high - int(op.zero.min())))
     # a result's limits hold every partial sum, the bias included
     dtype = fast.exact(op.output, most=max(widest, int(np.abs(op.weight).max(initial=0)) << op.align))

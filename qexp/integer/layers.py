@@ -42,15 +42,15 @@ def weighted(walk: Walk, node: fx.Node, name: str, layer: nn.Module, x: Value) -
     if layer.bias is not None:
         constants["bias"] = bias * unit
     low, high = _bounds(x, weight, groups, align, bias)
-    fields = dict(
-        layer=name,
-        inputs=(x.tensor,),
-        output=walk.writer.fresh(name),
-        weight=weight,
-        bias=bias,
-        zero=x.zero,
-        align=align,
-    )
+    fields = {
+        "layer": name,
+        "inputs": (x.tensor,),
+        "output": walk.writer.fresh(name),
+        "weight": weight,
+        "bias": bias,
+        "zero": x.zero,
+        "align": align,
+    }
     if weight.ndim == 4:
         padding = _padding(name, layer)
         op = Conv(stride=_pair(layer.stride), padding=padding, dilation=_pair(layer.dilation), groups=groups, **fields)

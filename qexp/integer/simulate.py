@@ -65,7 +65,7 @@ class _Constant(nn.Module):
 
 @contextmanager
 def integer_rounding(model: nn.Module, lowered: Lowered, keep: Keep | None = None) -> Iterator[None]:
-    """Inside, the network takes float64 images and rounds as its program does; afterwards it is as it was.
+    """Inside, the network computes in float64 and rounds as its program does; afterwards it is as it was.
 
     Args:
         model: The network the program was read from; evaluated, never trained, inside.
@@ -78,6 +78,7 @@ def integer_rounding(model: nn.Module, lowered: Lowered, keep: Keep | None = Non
     with ExitStack() as stack:
         try:
             model.eval().double()
+            stack.callback(model.register_forward_pre_hook(_in_float64).remove)
             for (name, site), here in lowered.sites.items():
                 stack.callback(_place(model, name, site, here, keep))
             for name, constants in lowered.constants.items():
@@ -91,6 +92,10 @@ def integer_rounding(model: nn.Module, lowered: Lowered, keep: Keep | None = Non
                 module._buffers[name] = buffer
             for module, mode in training.items():
                 module.training = mode
+
+
+def _in_float64(module: nn.Module, args: tuple) -> tuple:
+    return tuple(x.double() if isinstance(x, Tensor) else x for x in args)
 
 
 def _place(model: nn.Module, name: str, site: str, here: Site, keep: Keep | None) -> Callable[[], None]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +18,8 @@ from qexp.integer.reference import Reference
 from qexp.integer.simulate import integer_rounding
 from qexp.layers.quantized import attribute
 from qexp.layers.swap import evaluating
+
+Take = Callable[[str, Tensor], None]
 
 
 @dataclass
@@ -131,7 +133,7 @@ class Verdict:
 def verify(
     model: nn.Module,
     lowered: Lowered,
-    batches: Sequence[tuple[Tensor, Tensor | None]],
+    batches: Iterable[tuple[Tensor, Tensor | None]],
     reference: int = 16,
     progress: bool = True,
 ) -> Verdict:
@@ -148,28 +150,34 @@ def verify(
     watched = {here.tensor for here in lowered.sites.values()}
     for images, labels in tqdm(batches, desc="verify", unit="batch", leave=False, disable=not progress):
         computed: dict[str, Tensor] = {}
-
-        def keep(name: str, codes: Tensor) -> None:
-            if name in watched:
-                computed[name] = codes
-
         codes = torch.from_numpy(program.encode(images.cpu().numpy()))
-        scores = fast.run(codes, keep)
+        scores = fast.run(codes, _keeper(computed, watched))
         if not verdict.images and reference:
             _against_the_definition(verdict, lowered, codes[:reference], computed, scores)
         guess = scores.argmax(1)
-        with integer_rounding(
-            model, lowered, lambda name, c: verdict.integer.setdefault(name, Compared()).take(c, computed[name])
-        ):
-            verdict.predictions["integer"] += int((model(images.double()).argmax(1).cpu() != guess).sum())
-        with listening(
-            model, lowered, lambda name, c: verdict.simulated.setdefault(name, Compared()).take(c, computed[name])
-        ):
+        with integer_rounding(model, lowered, _comparer(verdict.integer, computed)):
+            verdict.predictions["integer"] += int((model(images).argmax(1).cpu() != guess).sum())
+        with listening(model, lowered, _comparer(verdict.simulated, computed)):
             verdict.predictions["simulated"] += int((model(images).argmax(1).cpu() != guess).sum())
         verdict.images += len(images)
         if labels is not None:
             verdict.right = (verdict.right or 0) + int((guess == labels.cpu()).sum())
     return verdict
+
+
+def _keeper(computed: dict[str, Tensor], watched: set[str]) -> Take:
+    def keep(name: str, codes: Tensor) -> None:
+        if name in watched:
+            computed[name] = codes
+
+    return keep
+
+
+def _comparer(counts: dict[str, Compared], computed: dict[str, Tensor]) -> Take:
+    def compare(name: str, codes: Tensor) -> None:
+        counts.setdefault(name, Compared()).take(codes.cpu(), computed[name])
+
+    return compare
 
 
 def _against_the_definition(
@@ -187,7 +195,7 @@ def _against_the_definition(
 
 
 @contextmanager
-def listening(model: nn.Module, lowered: Lowered, take: Any) -> Iterator[None]:
+def listening(model: nn.Module, lowered: Lowered, take: Take) -> Iterator[None]:
     """Inside, `take(tensor, codes)` hears the codes of every quantizer of the network as it is."""
 
     class Ear(nn.Module):

@@ -20,7 +20,7 @@ from qexp.recipe.plan import Entry, Plan, read_bits
 
 COMPUTE = "compute"  # not a tensor: how the layer computes (a class of qexp/layers, with its options)
 SITES = ("input", "weight", "bias", "output", "running_mean", "running_var", "grad_output", COMPUTE)
-_RULE_KEYS = {"layers", "types", "optional", *SITES, *(f"input.{i}" for i in range(8))}
+_RULE_KEYS = {"layers", "types", "optional", "missing", *SITES, *(f"input.{i}" for i in range(8))}
 ENDS = "ends"  # the rule every recipe has; a list or plan that names the ends too may silence it
 
 
@@ -31,7 +31,8 @@ class Recipe:
     Attributes:
         sites: Default quantizer of each site of a weighted layer (`_target_` and arguments), None for float.
         rules: Named edits, in order: `{layers: patterns, types: [class names], <site>: {changes} or None}`. With `optional: true` a rule
-            may find nothing to edit: a recipe that is made for any network names types which this one may lack.
+            may find nothing to edit: a recipe that is made for any network names types which this one may lack. With
+            `missing: true` it edits only tensors that carry no quantizer so far.
         wbit, abit: Widths of weights and of inputs: a number, a list per group, or `{pattern: bits}`.
         groups: The model's groups, which lists address.
         first, last: Names of the first and last layer; None takes what the graph says.
