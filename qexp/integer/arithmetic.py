@@ -72,6 +72,18 @@ def multiplier(ratio: NDArray[np.float64], bits: int = 31) -> tuple[Ints, Ints]:
     return (whole << left).astype(np.int64), np.maximum(shift, 0).astype(np.int64)
 
 
+def round_reals(x: NDArray, rounding: str) -> NDArray:
+    """Returns real numbers rounded by name, in their own type.
+
+    >>> [round_reals(np.array([-2.5, -0.5, 0.5, 1.5]), name).tolist() for name in ("half_even", "half_up", "half_away")]
+    [[-2.0, -0.0, 0.0, 2.0], [-2.0, 0.0, 1.0, 2.0], [-3.0, -1.0, 1.0, 2.0]]
+    """
+    if rounding in ("half_even", "floor", "trunc"):
+        return {"half_even": np.rint, "floor": np.floor, "trunc": np.trunc}[rounding](x)
+    low = np.floor(x)
+    return low + ((x - low > 0.5) | ((x - low == 0.5) & ((rounding == "half_up") | (x >= 0))))
+
+
 def nearest(x: Any) -> Any:
     """Returns `floor(x + 1/2)` of float64 numbers: with it, rounding a sum of an integer and a real equals rounding the real."""
     return np.floor(x + 0.5)
@@ -105,4 +117,4 @@ def width(low: int, high: int) -> int:
     low, high = int(low), int(high)
     if low >= 0:
         return max(high.bit_length(), 1)
-    return max((-low - 1).bit_length(), high.bit_length()) + 1
+    return max((-low - 1).bit_length(), max(high, 0).bit_length()) + 1

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from qexp.integer.arithmetic import limit, shift_round
+from qexp.integer.bounds import partial_sums
 from qexp.integer.program import (
     Add,
     Clamp,
@@ -92,28 +93,33 @@ class Fast:
 
 def _weighted(fast: Fast, op: Conv | Linear) -> Callable[..., Tensor]:
     source = fast.program.tensors[op.inputs[0]]
+    low, high = partial_sums(op, source.low, source.high)
     widest = max(abs(source.low - int(op.zero.max())), abs(source.high - int(op.zero.min())))
-    # a result's limits hold every partial sum, the bias included
-    dtype = fast.exact(op.output, most=max(widest, int(np.abs(op.weight).max(initial=0)) << op.align))
+    dtype = fast.exact(most=max(widest, int(np.abs(op.weight).max(initial=0)), -low, high))
     if dtype is torch.int64:  # beyond 53 bits: as the reference
         return lambda x: torch.from_numpy(Reference(fast.program).weighted(op, x.cpu().long().numpy())).to(fast.device)
-    weight = torch.from_numpy(op.weight << op.align).to(fast.device, dtype)
-    bias = torch.from_numpy(np.array(op.bias)).to(fast.device, dtype)
+    after = fast.exact(op.output, most=max(-low, high) << op.align)
+    weight = torch.from_numpy(op.weight).to(fast.device, dtype)
+    joined = after is dtype and op.align == 0  # then the bias joins inside
+    bias = torch.from_numpy(np.array(op.bias)).to(fast.device, after)
+    spread = bias.reshape(1, -1, *[1] * (fast.ndim(op.output) - 2))
     zero = fast.constant(op.zero, dtype, fast.ndim(op.inputs[0])) if np.any(op.zero) else None
-    register = fast.accumulator
+    register = fast.accumulator if fast.accumulator is not None and fast.accumulator.bits < 64 else None
 
     def step(x: Tensor) -> Tensor:
         x = x.to(dtype)
         x = x if zero is None else x - zero
+        inside = bias if joined and register is None else None
         if isinstance(op, Linear):
-            y = F.linear(x, weight, bias)
+            y = F.linear(x, weight, inside)
         else:
-            y = F.conv2d(x, weight, bias, op.stride, op.padding, op.dilation, op.groups)
-        if register is None or register.bits >= 64:
+            y = F.conv2d(x, weight, inside, op.stride, op.padding, op.dilation, op.groups)
+        if inside is not None:
             return y
-        held, lost = limit(y.long(), register.bits, register.overflow)
-        register.overflows[op.layer] = register.overflows.get(op.layer, 0) + lost
-        return held.to(dtype)
+        if register is not None:
+            y, lost = limit(y.long(), register.bits, register.overflow)
+            register.overflows[op.layer] = register.overflows.get(op.layer, 0) + lost
+        return torch.add(spread, y.to(after), alpha=2**op.align)
 
     return step
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from qexp.errors import QexpError
-from qexp.integer.arithmetic import ROUNDINGS
+from qexp.integer.arithmetic import ROUNDINGS, round_reals
 from qexp.quantizers.base import Quantizer
 
 Ints = NDArray[np.int64]
@@ -87,18 +87,18 @@ def _rounds_evenly(quantizer: Quantizer, grid: Grid) -> bool:
         x = np.broadcast_to((codes - zero) * scale, (len(codes), channels))
         return torch.from_numpy(x.astype(np.float32)).reshape(len(codes), channels, *[1] * (len(quantizer.shape) - 2))
 
-    def same(offset: float, step: int) -> bool:
-        expected = np.clip(codes + step, grid.low, grid.high)
+    def same(offset: float) -> bool:
+        expected = np.clip(round_reals(codes + offset, grid.rounding), grid.low, grid.high)
         got = quantizer.codes(ask(codes + offset)).double().numpy().reshape(len(codes), -1)
         return bool((got == expected).all())
 
     span = abs(grid.high) + abs(grid.low) + float(np.abs(grid.zero).max())
     near = max(_NEAR, 4 * span * 2.0**-23)
-    if near >= 0.25 or not (same(0.0, 0) and same(0.5 - near, 0) and same(0.5 + near, 1)):
+    if near >= 0.25 or not all(same(offset) for offset in (-near, near, 0.5 - near, 0.5 + near)):
         return False
-    values = quantizer.dequantize(quantizer.codes(ask(codes))).double().numpy().reshape(len(codes), -1)
-    expected = np.broadcast_to((codes - zero) * scale, values.shape)
-    return bool((np.abs(values - expected) <= 1e-4 * np.broadcast_to(scale, values.shape)).all())
+    values = quantizer.dequantize(torch.from_numpy(np.repeat(codes, channels, 1)).float().reshape(ask(codes).shape))
+    expected = np.broadcast_to((codes - zero) * scale, (len(codes), channels))
+    return bool((np.abs(values.double().numpy().reshape(len(codes), -1) - expected) <= 1e-4 * scale).all())
 
 
 def _channels(quantizer: Quantizer) -> int:

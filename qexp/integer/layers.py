@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import fx, nn
 
-from qexp.integer.arithmetic import nearest
+from qexp.integer.arithmetic import nearest, width
+from qexp.integer.bounds import by_output
 from qexp.integer.grids import cannot, integer_weight, is_power_of_two
 from qexp.integer.lowering import Walk
 from qexp.integer.program import Clamp, Concat, Conv, Flatten, Linear, MaxPool, StridedPad, SumPool
@@ -20,6 +21,8 @@ from qexp.models import modules
 from qexp.quantizers.base import Quantizer
 
 _ZERO = np.zeros(1, np.int64)
+BIAS_BITS = 8  # of a bias, below the accumulator's last bit, where int32 has room
+MOST_ALIGN = 24  # for a bias on power-of-two steps of its own
 
 
 def weighted(walk: Walk, node: fx.Node, name: str, layer: nn.Module, x: Value) -> Value:
@@ -37,11 +40,11 @@ def weighted(walk: Walk, node: fx.Node, name: str, layer: nn.Module, x: Value) -
         raise cannot(name, f"padding_mode={layer.padding_mode!r}", "use padding_mode='zeros'")
     groups = getattr(layer, "groups", 1)
     weight, unit = _absorb(name, x, weight, unit, groups)
-    bias, align, unit = _bias(name, layer, weight, unit)
+    bias, align, unit = _bias(name, layer, unit, _room(x, weight, groups))
     constants = walk.lowered.constants.setdefault(name, {"weight": _real(weight, unit * 2.0**align, x, groups)})
     if layer.bias is not None:
         constants["bias"] = bias * unit
-    low, high = _bounds(x, weight, groups, align, bias)
+    low, high = _result(x, weight, groups, align, bias)
     fields = {
         "layer": name,
         "inputs": (x.tensor,),
@@ -89,22 +92,19 @@ def _real(weight: np.ndarray, unit: np.ndarray, x: Value, groups: int) -> np.nda
     return values / np.repeat(inside, len(weight) // groups, axis=0).reshape(*weight.shape[:2], *spread[1:])
 
 
-def _bias(name: str, layer: nn.Module, weight: np.ndarray, unit: np.ndarray) -> tuple[np.ndarray, int, np.ndarray]:
-    """Returns the bias in units of the accumulator, the left shift of the sum, and the unit after it.
+def _bias(name: str, layer: nn.Module, unit: np.ndarray, room: int) -> tuple[np.ndarray, int, np.ndarray]:
+    """Returns the bias in units of the result, the left shift of the sum before it, and that unit.
 
-    A quantized bias whose power-of-two step is finer than the accumulator's asks for the shift, and nothing is rounded.
+    The shift makes the unit finer, so that little is lost when the bias is rounded to it; of a bias on power-of-two steps nothing is.
     """
     if layer.bias is None:
-        return np.zeros(len(weight), np.int64), 0, unit
-    quantizer = getattr(layer, "bias_quantizer", None)
+        return np.zeros(len(unit), np.int64), 0, unit
     bias = layer.quantized_bias() if isinstance(layer, layers.Quantized) else layer.bias
     real = bias.detach().cpu().double().numpy()
-    align = 0
-    if isinstance(quantizer, Quantizer) and is_power_of_two(unit):
-        steps = real / unit.min()
-        while align < 32 and not np.array_equal(steps * 2.0**align, np.rint(steps * 2.0**align)):
-            align += 1
-        align = align if align < 32 else 0
+    align, steps = 0, real / unit
+    while align < MOST_ALIGN and not np.array_equal(steps * 2.0**align, np.rint(steps * 2.0**align)):
+        align += 1
+    align = align if align < MOST_ALIGN and is_power_of_two(unit) else room
     unit = unit * 2.0**-align
     whole = nearest(real / unit)
     if np.abs(whole).max() >= 2.0**52:
@@ -117,17 +117,16 @@ def _bias(name: str, layer: nn.Module, weight: np.ndarray, unit: np.ndarray) -> 
     return whole.astype(np.int64), align, unit
 
 
-def _bounds(x: Value, weight: np.ndarray, groups: int, align: int, bias: np.ndarray) -> tuple[int, int]:
-    """Returns between which sums an accumulator stays, whatever the codes, in any order of its terms."""
-    zero = np.broadcast_to(x.zero, (weight.shape[1] * groups,)).reshape(groups, -1)
-    low, high = (np.repeat(end - zero, len(weight) // groups, axis=0) for end in (x.low, x.high))
-    spread = [1] * (weight.ndim - 2)
-    low, high = np.minimum(low, 0).reshape(*low.shape, *spread), np.maximum(high, 0).reshape(*high.shape, *spread)
-    axes = tuple(range(1, weight.ndim))
-    most = np.maximum(weight * high, weight * low).sum(axes)
-    least = np.minimum(weight * high, weight * low).sum(axes)
-    least, most = (least << align) + np.minimum(bias, 0), (most << align) + np.maximum(bias, 0)
-    return min(int(least.min()), 0), max(int(most.max()), 0)
+def _result(x: Value, weight: np.ndarray, groups: int, align: int, bias: np.ndarray) -> tuple[int, int]:
+    """Returns between which numbers the result of a layer stays."""
+    least, most = by_output(weight, x.zero, groups, x.low, x.high)
+    return int(((least << align) + bias).min()), int(((most << align) + bias).max())
+
+
+def _room(x: Value, weight: np.ndarray, groups: int) -> int:
+    """Returns how many bits a bias may have below the accumulator's last one: those that int32 has to spare."""
+    least, most = by_output(weight, x.zero, groups, x.low, x.high)
+    return max(0, min(BIAS_BITS, 30 - width(int(least.min()), int(most.max()))))
 
 
 def _padding(name: str, layer: nn.Conv2d) -> tuple[int, int]:
@@ -150,34 +149,34 @@ def batch_norm(walk: Walk, node: fx.Node, name: str, layer: nn.BatchNorm2d, x: V
     gain = constants["weight"] / np.sqrt(constants["running_var"] + layer.eps)
     summand = constants["bias"] - gain * constants["running_mean"]
     channels = len(gain)
-    old = np.broadcast_to(x.unit, (channels,))
-    unit = np.abs(gain) * old
-    sign = np.where(gain < 0, -1, 1)
-    constant = unit < np.abs(summand) * 2.0**-40  # what the sum adds is lost beside the summand
-    sign = np.where(constant, 0, sign)
+    op = walk.writer.maker(x)
+    own = isinstance(op, Conv | Linear) and walk.sole_user(node) and not _sited(walk, x)
+    source = walk.writer.value(op.inputs[0]) if own else x
+    groups = getattr(op, "groups", 1) if own else channels
+    weight, align = (op.weight, op.align) if own else (np.ones((channels, 1, 1, 1), np.int64), 0)
+    finer = max(_room(source, weight, groups) - align, 0)
+    unit = np.abs(gain) * x.unit * 2.0**-finer
+    constant = unit < np.abs(summand) * 2.0**-48  # what the sum adds is lost beside the summand
+    sign = np.where(constant, 0, np.where(gain < 0, -1, 1))
     unit = np.where(constant, np.maximum(np.abs(summand), 2.0**-20) / 1024, unit)
-    shift = nearest(summand / unit).astype(np.int64)
-    producer = walk.writer.producer(x)
-    op = walk.writer.program.ops[producer] if producer is not None else None
-    own_sum = isinstance(op, Conv | Linear) and op.output == x.tensor and walk.sole_user(node) and not _sited(walk, x)
-    if own_sum:
-        weight = op.weight * sign.reshape(-1, *[1] * (op.weight.ndim - 1))
-        bias = sign * op.bias + shift
-        source = walk.writer.program.tensors[op.inputs[0]]
-        before = Value(source.name, source.unit, source.zero_point, source.low, source.high, source.shape)
-        low, high = _bounds(before, weight, getattr(op, "groups", 1), op.align, bias)
-        y = walk.writer.rewrite(x, replace(x, unit=unit, low=low, high=high), weight=weight, bias=bias)
+    weight = weight * sign.reshape(-1, *[1] * (weight.ndim - 1))
+    bias = nearest(summand / unit).astype(np.int64)
+    if own:
+        bias = bias + ((sign * op.bias) << finer)
+        low, high = _result(source, weight, groups, align + finer, bias)
+        made = replace(x, unit=unit, low=low, high=high)
+        y = walk.writer.rewrite(made, weight=weight, bias=bias, align=align + finer)
     else:
-        weight = sign.reshape(-1, 1, 1, 1).astype(np.int64)
-        low, high = _bounds(x, weight, channels, 0, shift)
+        low, high = _result(x, weight, groups, finer, bias)
         op = Conv(
             layer=name,
             inputs=(x.tensor,),
             output=walk.writer.fresh(name),
             weight=weight,
-            bias=shift,
+            bias=bias,
             zero=x.zero,
             groups=channels,
+            align=finer,
         )
         y = walk.writer.emit(op, Value(op.output, unit, _ZERO, low, high, x.shape))
     return walk.site(name, layer, "output", y)

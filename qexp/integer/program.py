@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from qexp.integer.arithmetic import width
+from qexp.integer.arithmetic import round_reals, width
 
 Ints = NDArray[np.int64]
 VERSION = 1  # of the format; a program of another one is refused
@@ -52,13 +52,15 @@ class Op:
 
 @dataclass(frozen=True, kw_only=True)
 class Conv(Op):
-    """`acc = (sum (x - zero) * weight << align) + bias`; beyond the border x is `zero`.
+    """`acc = sum (x - zero) * weight`, result `(acc << align) + bias`; beyond the border x is `zero`.
+
+    The accumulator holds products alone; the bias joins after the sum, in the wider word that the next requantization reads anyway.
 
     Attributes:
         weight: [O, I / groups, kh, kw].
-        bias: [O], in units of the accumulator.
+        bias: [O], in units of the result.
         zero: Zero point of the input, one or one a channel.
-        align: Left shift of the sum, where the bias counts in smaller units (power-of-two grids).
+        align: Bits of the bias below the accumulator's last one, so that rounding it costs next to nothing.
         unit: How the layer computes, where not in the ordinary way: `{"name": "winograd", ...}`; see `qexp.integer.hardware`.
     """
 
@@ -76,7 +78,7 @@ class Conv(Op):
 
 @dataclass(frozen=True, kw_only=True)
 class Linear(Op):
-    """`acc = (sum (x - zero) * weight << align) + bias`, weight [O, I]."""
+    """`acc = sum (x - zero) * weight`, result `(acc << align) + bias`, weight [O, I]."""
 
     kind = "linear"
     weight: Ints
@@ -208,7 +210,7 @@ class IntegerProgram:
         spec = self.tensors[self.input]
         unit, zero = (channels(a, images.ndim).astype(np.float32) for a in (spec.unit, spec.zero_point))
         x = np.clip(images.astype(np.float32) / unit + zero, np.float32(spec.low), np.float32(spec.high))
-        return _rounded(x, self.rounding).astype(np.int64)
+        return round_reals(x, self.rounding).astype(np.int64)
 
     def decode(self, codes: Ints, tensor: str | None = None) -> NDArray[np.float64]:
         """Returns the real values of a tensor's codes (of the output's, if none is named)."""
@@ -232,15 +234,3 @@ def channels(values: NDArray, ndim: int) -> NDArray:
     """Returns one value, or one a channel, in the shape that broadcasts against `[N, C, ...]` of `ndim` dimensions."""
     values = np.asarray(values)
     return values.reshape((1, -1) + (1,) * (ndim - 2)) if values.size > 1 else values.reshape((1,) * ndim)
-
-
-def _rounded(x: NDArray, rounding: str) -> NDArray:
-    if rounding == "half_even":
-        return np.rint(x)
-    if rounding == "floor":
-        return np.floor(x)
-    if rounding == "trunc":
-        return np.trunc(x)
-    low = np.floor(x)
-    up = (x - low > 0.5) | ((x - low == 0.5) & ((rounding == "half_up") | (x >= 0)))
-    return low + up

@@ -39,8 +39,8 @@ class Accumulator:
     Attributes:
         bits: Width, sign included; 64 never overflows.
         overflow: `saturate` at the ends, or `wrap` around.
-        point: Where that happens: at the `end` of the sum, or at `each` addition. The register starts with the bias; products follow
-            in the order input channel, kernel row, kernel column. (Wrapping gives the same result at either point.)
+        point: Where that happens: at the `end` of the sum, or at `each` addition, in the order input channel, kernel row, kernel
+            column, starting at zero. (Wrapping gives the same result at either point.)
         overflows: What was lost so far, by layer: sums that did not fit (`end`), or additions that did not (`each`).
         widest: Bits that the sums of each layer would have needed (at `end`), or the additions did.
     """
@@ -58,9 +58,9 @@ class Accumulator:
                 f"{' | '.join(OVERFLOWS)}, {' | '.join(POINTS)}"
             )
 
-    def sum(self, layer: str, bias: Ints, terms: Iterator[Ints]) -> Ints:
-        """Returns bias and terms added up, as the register adds them; a term is an array of products, one a sum."""
-        total = bias
+    def sum(self, layer: str, terms: Iterator[Ints]) -> Ints:
+        """Returns terms added up, as the register adds them; a term is an array of products, one a sum."""
+        total: Ints | int = 0
         for term in terms:
             total = total + term
             if self.point == "each":
@@ -123,13 +123,8 @@ class Reference:
 
     def weighted(self, op: Conv | Linear, x: Ints) -> Ints:
         """Returns the sums of a convolution or linear layer."""
-        products = taps(op, x - channels(op.zero, x.ndim))
-        bias = channels(op.bias, 4 if isinstance(op, Conv) else 2)
-        register = self.accumulator
-        if register.point == "end":
-            total = bias + (sum(products) << op.align)
-            return register.held(op.layer, total)
-        return register.sum(op.layer, bias, (term << op.align for term in products))
+        total = self.accumulator.sum(op.layer, taps(op, x - channels(op.zero, x.ndim)))
+        return (total << op.align) + channels(op.bias, total.ndim)
 
 
 def taps(op: Conv | Linear, x: Ints) -> Iterator[Ints]:

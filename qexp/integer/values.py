@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qexp.integer.arithmetic import MAX_SHIFT, SUM_BITS, multiplier, shift_round, width
+from qexp.integer.arithmetic import SUM_BITS, multiplier, shift_round, width
 from qexp.integer.grids import Grid, cannot, is_power_of_two
 from qexp.integer.program import Add, IntegerProgram, Op, Requantize, TensorSpec
 
@@ -81,9 +81,14 @@ class Writer:
             n += 1
         return f"{name}#{n}"
 
-    def producer(self, value: Value) -> int | None:
-        """Returns the number of the operation that made a tensor, None if it is the input."""
-        return next((i for i, op in enumerate(self.program.ops) if op.output == value.tensor), None)
+    def maker(self, value: Value) -> Op | None:
+        """Returns the operation that made a tensor, None if it is the input."""
+        return next((op for op in self.program.ops if op.output == value.tensor), None)
+
+    def value(self, name: str) -> Value:
+        """Returns what is known of a tensor."""
+        t = self.program.tensors[name]
+        return Value(t.name, t.unit, t.zero_point, t.low, t.high, t.shape)
 
     def requantize(self, value: Value, grid: Grid, layer: str, name: str) -> tuple[Value, Requantize | None]:
         """Returns the value on another grid, and the operation for it: None where it lies on that grid already."""
@@ -168,11 +173,8 @@ class Writer:
         )
         return self.emit(op, Value(op.output, np.array([finest]), np.zeros(1, np.int64), low, high, values[0].shape))
 
-    def rewrite(self, value: Value, new: Value, **changes: Any) -> Value:
-        """Changes the operation that made a tensor nobody else reads, and what is known of the tensor."""
-        index = self.producer(value)
+    def rewrite(self, value: Value, **changes: Any) -> Value:
+        """Changes the operation that made a tensor nobody has read yet, and what is known of the tensor."""
+        index = next(i for i, op in enumerate(self.program.ops) if op.output == value.tensor)
         self.program.ops[index] = replace(self.program.ops[index], **changes)
-        return self.declare(new)
-
-
-__all__ = ["MAX_SHIFT", "Value", "Writer"]
+        return self.declare(value)

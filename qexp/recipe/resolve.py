@@ -175,6 +175,8 @@ def _apply_rule(name, rule, table, layers, model, recipe, places, widths, weight
         for key, edit in edits.items():
             for site in [s for (n, s) in table if n == layer and (s == key or s.startswith(key + "."))]:
                 before = table[layer, site]
+                if rule.get("missing") and before.spec is not None:
+                    continue
                 if mixed and layer not in weighted and before.spec is None and _only_edits(edit):
                     continue
                 after = _edit(before, edit, where, recipe, widths)

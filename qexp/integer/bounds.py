@@ -1,0 +1,35 @@
+"""Between which numbers the sums of a layer stay, whatever the codes and in whatever order they are added."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qexp.integer.program import Conv, Linear
+
+Ints = NDArray[np.int64]
+
+
+def partial_sums(op: Conv | Linear, low: int, high: int) -> tuple[int, int]:
+    """Returns the least and the greatest partial sum that codes between `low` and `high` can give; zero is one of them."""
+    least, most = by_output(op.weight, op.zero, getattr(op, "groups", 1), low, high)
+    return int(least.min(initial=0)), int(most.max(initial=0))
+
+
+def by_output(weight: Ints, zero: Ints, groups: int, low: int, high: int) -> tuple[Ints, Ints]:
+    """Returns the same for each output, `[O]` and `[O]`.
+
+    Args:
+        weight: [O, I / groups, ...].
+        zero: Zero point of the input, one or one a channel.
+        groups: Of the convolution.
+        low, high: Of the input's codes.
+    """
+    outputs, per = weight.shape[:2]
+    zero = np.broadcast_to(zero, (per * groups,)).reshape(groups, per)
+    spread = (outputs, per, *[1] * (weight.ndim - 2))
+    ends = [np.repeat(end - zero, outputs // groups, axis=0).reshape(spread) for end in (low, high)]
+    ends = np.minimum(ends[0], 0), np.maximum(ends[1], 0)  # beyond the border an input is zero
+    axes = tuple(range(1, weight.ndim))
+    products = weight * ends[0], weight * ends[1]
+    return np.minimum(*products).sum(axes), np.maximum(*products).sum(axes)

@@ -1,0 +1,216 @@
+"""Networks of every kind become integers that compute the same; what cannot is refused by layer and reason."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from qexp.errors import QexpError
+from qexp.integer.lowering import lower
+from qexp.integer.program import Add, Requantize
+from qexp.integer.reference import Reference
+from qexp.integer.simulate import integer_rounding
+from qexp.integer.verify import verify
+from qexp.models import modules
+from tests.integer.conftest import CHANNELS, FIXED, UNIFORM
+from tests.networks import Residual, Tied
+
+Q = "qexp.quantizers"
+METHODS = {
+    "uniform": {},
+    "symmetric": {"input": UNIFORM | {"symmetric": True}},
+    "half up": {"input": UNIFORM | {"rounding": "half_up"}},
+    "floor": {"input": UNIFORM | {"rounding": "floor"}},
+    "fixed point": {"input": FIXED, "weight": FIXED, "bias": FIXED | {"bits": 8}},
+    "gemmlowp": {"weight": {"_target_": f"{Q}.gemmlowp.GEMMLOWP", "granularity": "channel"}},
+    "dorefa": {"weight": {"_target_": f"{Q}.dorefa.DoReFaWeight", "rescale": "max"}},
+    "powers of two": {"weight": {"_target_": f"{Q}.power_of_two.INQ"}, "wbit": 4},
+    "trunc": {"input": UNIFORM | {"rounding": "trunc"}},
+    "binary": {"weight": {"_target_": f"{Q}.bwn.BWN", "granularity": "channel"}, "wbit": 1},
+}
+
+
+@pytest.mark.parametrize("fold", [True, False], ids=["folded", "batch norm"])
+@pytest.mark.parametrize("method", METHODS)
+def test_simulation_and_integers_are_the_same_numbers(method, fold, quantize):
+    torch.manual_seed(0)
+    model, images = quantize(Residual(), fold=fold, **{"wbit": 5, "abit": 6} | METHODS[method])
+    lowered = lower(model, images[:1])
+    verdict = verify(model, lowered, [(images, torch.zeros(len(images)))], progress=False)
+    assert verdict.equal and verdict.reference == 16, verdict.line()
+    assert sum(c.total for c in verdict.integer.values()) > 30_000
+    assert verdict.share < 2, "against real scales few codes differ"
+    assert set(verdict.integer) >= {s.tensor for s in lowered.sites.values()}
+
+
+def test_fixed_point_needs_no_special_simulation(quantize):
+    fixed = {"input": None, "weight": FIXED, "bias": FIXED | {"bits": 8}, "output": FIXED}
+    rules = {
+        "stem": {"layers": "stem", "input": FIXED},
+        "sums": {"types": ["Add", "AdaptiveAvgPool2d"], "output": FIXED},
+    }
+    model, images = quantize(Residual(), rules=rules, **fixed)
+    lowered = lower(model, images[:1])
+    verdict = verify(model, lowered, [(images, None)], progress=False)
+    assert verdict.equal and verdict.share == 0 and verdict.predictions["simulated"] == 0
+    rescaled = [op for op in lowered.program.ops if isinstance(op, Requantize)]
+    plain = {op.layer for op in rescaled if (op.multiplier == 1).all()}
+    assert {op.layer for op in rescaled} - plain == {"pool"}, "powers of two are plain shifts; nine pixels are none"
+
+
+def test_results_that_carry_quantizers(quantize):
+    rules = {"stem": {"layers": "stem", "input": UNIFORM}}
+    model, images = quantize(Residual(), input=None, output=UNIFORM, rules=rules)
+    lowered = lower(model, images[:1])
+    assert verify(model, lowered, [(images, None)], progress=False).equal
+    assert {site for _, site in lowered.sites} >= {"output", "input"}
+
+
+def test_the_network_is_left_as_it_was(quantize):
+    model, images = quantize(Residual())
+    before, classes = copy.deepcopy(model.state_dict()), {n: type(m) for n, m in model.named_modules()}
+    scores, grads = model(images), dict(model.named_parameters())
+    lowered = lower(model, images[:1])
+    with integer_rounding(model, lowered):
+        inside = model(images)
+    assert inside.dtype == torch.float64 and not torch.equal(inside.float(), scores)
+    assert torch.allclose(inside.float(), scores, atol=0.05)
+    after = model.state_dict()
+    assert list(after) == list(before) and all(
+        torch.equal(after[k], v) and after[k].dtype == v.dtype for k, v in before.items()
+    )
+    assert {n: type(m) for n, m in model.named_modules()} == classes
+    assert all(p is grads[n] for n, p in model.named_parameters())
+    assert torch.equal(model(images), scores)
+
+
+def test_scores_are_the_integers_times_their_unit(quantize):
+    model, images = quantize(Residual())
+    lowered = lower(model, images[:1], {"model": "residual"})
+    program = lowered.program
+    scores = program.decode(Reference(program).run(program.encode(images.numpy())))
+    assert np.abs(scores - model(images).detach().numpy()).max() < 0.02
+    assert program.about == {"model": "residual"}
+
+
+def test_every_code_lies_in_the_range_the_program_states(quantize):
+    model, images = quantize(Residual(), fold=False, wbit=3)
+    program = lower(model, images[:1]).program
+    seen = {}
+    Reference(program).run(program.encode(images.numpy()), lambda name, c: seen.update({name: (c.min(), c.max())}))
+    assert set(seen) == set(program.tensors)
+    for name, (low, high) in seen.items():
+        assert program.tensors[name].low <= low and high <= program.tensors[name].high, name
+
+
+def test_sums_are_wide_unless_they_carry_quantizers(quantize):
+    model, images = quantize(Residual())
+    wide = lower(model, images[:1]).program
+    (sum_,) = (op for op in wide.ops if isinstance(op, Add))
+    assert 24 < wide.tensors[sum_.inputs[0]].bits <= 31
+    narrow = {"sums": {"types": ["Add"], "input": FIXED | {"bits": 12}}}
+    model, images = quantize(Residual(), rules=narrow)
+    program = lower(model, images[:1]).program
+    (sum_,) = (op for op in program.ops if isinstance(op, Add))
+    assert program.tensors[sum_.inputs[0]].bits <= 12
+
+
+class Chain(nn.Sequential):
+    def __init__(self, *between: nn.Module) -> None:
+        super().__init__(nn.Conv2d(3, 4, 3), *between, nn.Flatten(), nn.LazyLinear(3))
+        self(torch.zeros(1, 3, 8, 8))
+
+
+@pytest.mark.parametrize(
+    "between",
+    [
+        (nn.ReLU6(),),
+        (nn.ReLU(), nn.MaxPool2d(3, 2, 1)),
+        (nn.MaxPool2d(2, ceil_mode=True), nn.ReLU()),
+        (nn.AvgPool2d(2), nn.ReLU()),
+        (nn.AvgPool2d(3, 2, 1),),
+        (nn.AdaptiveAvgPool2d(2),),
+        (nn.ReLU(), nn.BatchNorm2d(4), nn.Dropout()),
+        (modules.StridedPad(3, 2),),
+        (nn.Conv2d(4, 4, 3, padding="same", dilation=2, groups=2), nn.ReLU()),
+    ],
+    ids=lambda b: "-".join(type(m).__name__ for m in b),
+)
+def test_layers_between(between, quantize):
+    torch.manual_seed(2)
+    model, images = quantize(Chain(*between), fold=False)
+    verdict = verify(model, lower(model, images[:1]), [(images, None)], progress=False)
+    assert verdict.equal, verdict.line()
+
+
+def test_a_channel_that_batch_norm_makes_constant(quantize):
+    network = Residual()
+    with torch.no_grad():
+        network.bn1.weight[0], network.bn1.weight[1], network.bn1.weight[2] = 0, -1, 1e-20
+    model, images = quantize(network, fold=False)
+    assert verify(model, lower(model, images[:1]), [(images, None)], progress=False).equal
+
+
+PER_CHANNEL = UNIFORM | {"symmetric": True, "granularity": "channel"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"weight": None}, r"stem.weight: cannot be lowered to integers: the weight is float; give it bits"),
+        ({"input": None}, r"stem: cannot be lowered to integers: the images arrive as floats; add deploy=integer"),
+        ({"input": PER_CHANNEL}, r"stem.input: .* its channels have scales of their own, which are no powers of two"),
+        (
+            {"input": UNIFORM | {"rounding": "stochastic"}},
+            r"stem.input: .* rounds stochastically; use rounding: half_even",
+        ),
+        (
+            {"weight": {"_target_": f"{Q}.kmeans.KMeans", "granularity": "tensor"}, "wbit": 3},
+            r"stem.weight: .* magnitudes of KMeans are no multiples of one step",
+        ),
+        (
+            {"input": {"_target_": f"{Q}.exponential.Exponential"}, "abit": 4},
+            r"stem.input: .* levels of Exponential are not evenly spaced",
+        ),
+    ],
+)
+def test_what_has_no_integer_form_is_refused(arguments, message, quantize):
+    torch.manual_seed(0)
+    model, images = quantize(Residual(), **arguments)
+    with pytest.raises(QexpError, match=message):
+        lower(model, images[:1])
+
+
+class Functional(nn.Module):
+    def __init__(self, step) -> None:
+        super().__init__()
+        self.conv, self.fc, self.step = nn.Conv2d(3, 4, 3), nn.Linear(4 * 36, 3), step
+
+    def forward(self, x):
+        return self.fc(torch.flatten(self.step(self.conv(x)), 1))
+
+
+@pytest.mark.parametrize(
+    ("step", "message"),
+    [
+        (lambda x: x + x, r"add: .* the function add has no integer form; write the sum as a module"),
+        (torch.sigmoid, r"sigmoid: .* the function sigmoid has no integer form; known are"),
+        (lambda x: x if x.sum() > 0 else -x, r"Functional: .* cannot be traced \(TraceError"),
+    ],
+)
+def test_functions_without_integer_form_are_refused(step, message, quantize):
+    model, images = quantize(Functional(step), fold=False)
+    with pytest.raises(QexpError, match=message):
+        lower(model, images[:1])
+    model, images = quantize(Functional(torch.relu))
+    assert verify(model, lower(model, images[:1]), [(images, None)], progress=False).equal
+
+
+def test_layers_that_run_twice_are_refused(quantize):
+    model, images = quantize(Tied(), shape=(8, 6), weight=CHANNELS)
+    with pytest.raises(QexpError, match=r"a: .* it runs more than once; give each call a module of its own"):
+        lower(model, images[:1])
