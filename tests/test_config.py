@@ -18,7 +18,19 @@ from qexp.quantizers.base import Quantizer
 
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"
-GROUPS = ("model", "dataset", "quant", "bits", "schedule", "trainer", "experiment", "debug", "callbacks", "search", "deploy")
+GROUPS = (
+    "model",
+    "dataset",
+    "quant",
+    "bits",
+    "schedule",
+    "trainer",
+    "experiment",
+    "debug",
+    "callbacks",
+    "search",
+    "deploy",
+)
 CHOICES = [
     f"{group}={file.relative_to(CONF / group).with_suffix('')}"
     for group in GROUPS
