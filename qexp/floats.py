@@ -35,8 +35,9 @@ def build(cfg: DictConfig) -> nn.Module:
 
 
 def contents(cfg: DictConfig) -> dict[str, str]:
-    """Returns the content hashes of the files a configuration names: weights (or a run's last checkpoint) and plan."""
-    return {"weights": _content(cfg.weights), "plan": _content(cfg.plan)}
+    """Returns the content hashes of the files a configuration names: weights (or a run's last checkpoint), plan, a network's own file."""
+    structure = {"cfg": _content(cfg.model.cfg)} if cfg.model.get("cfg") else {}
+    return {"weights": _content(cfg.weights), "plan": _content(cfg.plan), **structure}
 
 
 def _content(source: str | None) -> str:

@@ -30,7 +30,8 @@ from qexp.record import Record, point_hash
 from qexp.search.setting import Setting
 
 log = logging.getLogger(__name__)
-CALIBRATION_BATCH = 32  # images a calibration batch, as the averaged and moving-average ranges see them
+# images a calibration batch where the data set names none, as the averaged and moving-average ranges see them
+CALIBRATION_BATCH = 32
 
 
 def run(cfg: DictConfig) -> dict[str, Any]:
@@ -132,7 +133,8 @@ def calibration_images(cfg: DictConfig, data: LightningDataModule) -> list[torch
     """Returns the batches that ranges are found on; for a float point with `n_calibrate=0`, one image to trace with."""
     if cfg.n_calibrate == 0 and cfg.schedule.name == "float":
         return [data.example()]
-    return data.calibration_batches(cfg.n_calibrate, CALIBRATION_BATCH, cfg.seed)
+    size = cfg.dataset.get("calibration_batch", CALIBRATION_BATCH)
+    return data.calibration_batches(cfg.n_calibrate, size, cfg.seed)
 
 
 def fold(cfg: DictConfig, model: nn.Module, example: torch.Tensor) -> Facts:

@@ -49,7 +49,7 @@ def load_weights(
     """Loads `source` into `model` strictly and returns what was loaded.
 
     Args:
-        model: The float network; its own keys decide which prefixes are stripped.
+        model: The float network; its own keys decide which prefixes are stripped, its `weight_readers` read formats of its own.
         source: A file (`.safetensors`, `.pt`, `.pth`, `.th`, `.ckpt`, or `.npz` of 8-bit codes); a run folder, whose
             last checkpoint is taken; a torchvision weight name (`ResNet18_Weights.IMAGENET1K_V1`, or
             `IMAGENET1K_V1` for a torchvision model); or `https://...#sha256=<hex>`.
@@ -71,7 +71,11 @@ def load_weights(
         path, kind = _from_torchvision(source, model, cache), "torchvision"
     else:
         raise _not_found(source)
-    found = read_int8(path, model) if path.suffix == ".npz" else read_state(path)
+    own = getattr(model, "weight_readers", {})  # by file ending: what a network reads in a format of its own
+    if path.suffix in own:
+        found = own[path.suffix](path)
+    else:
+        found = read_int8(path, model) if path.suffix == ".npz" else read_state(path)
     state = fit_keys(found, model.state_dict(), key_map or {})
     _check(model, state, source)
     model.load_state_dict(state, strict=True)

@@ -47,7 +47,8 @@ class Score:
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(f".{os.getpid()}.part.npz")
         plain = {k: v for k, v in vars(self).items() if k != "outcomes"}
-        np.savez_compressed(part, score=np.array(json.dumps(plain)), **self.outcomes)
+        arrays = {f"outcome.{name}": array for name, array in self.outcomes.items()}
+        np.savez_compressed(part, score=np.array(json.dumps(plain)), **arrays)
         part.replace(path)
 
     @classmethod
@@ -58,7 +59,7 @@ class Score:
             OSError, ValueError, KeyError: The file is damaged or another one.
         """
         with np.load(path, allow_pickle=False) as kept:
-            outcomes = {name: kept[name] for name in kept.files if name != "score"}
+            outcomes = {name.removeprefix("outcome."): kept[name] for name in kept.files if name != "score"}
             return cls(**json.loads(str(kept["score"])), outcomes=outcomes)
 
 

@@ -13,7 +13,9 @@ from torch import nn
 from qexp.config import register
 
 CONF = Path(__file__).parents[2] / "conf"
-MODELS = sorted(p.stem for p in (CONF / "model").glob("*.yaml"))
+ALL_MODELS = sorted(p.stem for p in (CONF / "model").glob("*.yaml"))
+DETECTORS = [name for name in ALL_MODELS if "\ndetect:" in (CONF / "model" / f"{name}.yaml").read_text()]
+MODELS = [name for name in ALL_MODELS if name not in DETECTORS]
 DATASETS = sorted(p.stem for p in (CONF / "dataset").glob("*.yaml"))
 IMAGENET = {"num_classes": 1000}
 

@@ -13,7 +13,7 @@ from qexp.tasks.classification import Classification
 
 
 def test_a_saved_score_comes_back_whole(tmp_path):
-    outcomes = {"boxes": np.arange(8, dtype=np.float32).reshape(2, 4), "correct": np.array([True, False])}
+    outcomes = {"boxes": np.arange(8, dtype=np.float32).reshape(2, 4), "score": np.array([0.9, 0.1])}
     score = Score("map_voc07", 0.1 + 0.2, 0.25, 1 / 3, "bootstrap", 2, {"map_area": 0.5}, outcomes)
     score.save(tmp_path / "kept" / "one.npz")
     back = Score.load(tmp_path / "kept" / "one.npz")
