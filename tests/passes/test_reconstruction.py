@@ -193,6 +193,16 @@ def test_a_full_disk_is_said_before_anything_is_written(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_mixing_takes_each_element_from_one_side_at_the_chance_asked_for(layout):
+    a, b = (torch.randn(7, 5, 9, 11).contiguous(memory_format=layout) for _ in range(2))
+    for prob in (0.0, 0.25, 0.5):
+        y = learning.mixed(a, b, prob, torch.Generator().manual_seed(0))
+        taken = (y == a).double()
+        assert ((y == a) | (y == b)).all() and abs(taken.mean() - prob) < 0.03
+        assert (taken.mean((0, 2, 3)) - prob).abs().max() < 0.08, "in every channel"
+
+
 def test_drop_prob_1_is_the_method_without_dropping(made, monkeypatch):
     """No number is drawn and no float input is kept; with 0 the activation quantizers have no part in the learning."""
     net, moment = made()

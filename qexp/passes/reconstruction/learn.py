@@ -93,9 +93,13 @@ def batches(n: int, batch: int, generator: torch.Generator) -> Iterator[Tensor]:
 
 
 def mixed(quantized: Tensor, floating: Tensor, prob: float, generator: torch.Generator) -> Tensor:
-    """Returns the quantized value with probability `prob` and the float one otherwise, element by element."""
-    draw = torch.empty_like(quantized, requires_grad=False).uniform_(generator=generator)
-    return torch.where(draw < prob, quantized, floating)
+    """Returns the quantized value with probability `prob` (to 1/65536) and the float one otherwise, element by element."""
+    n, layout = quantized.numel(), torch.empty_like(quantized).stride()
+    draws = torch.empty((n + 3) // 4, dtype=torch.int64, device=quantized.device)  # four elements a random number
+    draws.random_(-(2**63), None, generator=generator)
+    taken = draws.view(torch.int16)[:n].as_strided(quantized.shape, layout) < round(prob * 65536) - 32768
+    # exact at the weights 0 and 1, and several times as fast as torch.where
+    return torch.lerp(floating, quantized, taken.to(quantized.dtype))
 
 
 @contextmanager
@@ -139,7 +143,7 @@ def learn(
     anneal = Annealing(options.iterations, options.warmup, *options.beta)
     groups = [{"params": [r.v for r in roundings], "lr": options.lr}, {"params": steps, "lr": options.step_lr}]
     used = [dict(g) for g in groups if g["params"]]
-    optimizer = torch.optim.Adam([dict(g) for g in used])
+    optimizer = torch.optim.Adam([dict(g) for g in used], fused=True)
     device = used[0]["params"][0].device
     noise = torch.Generator(device).manual_seed(int(torch.randint(2**31, (1,), generator=generator)))
     falling = {True: lambda k: 0.5 + 0.5 * math.cos(math.pi * k / options.iterations), False: lambda _: 1.0}
