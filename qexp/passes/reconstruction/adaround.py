@@ -32,7 +32,7 @@ class AdaRound(Reconstruction):
     def __init__(
         self,
         units: str | Sequence[str] = "layers",
-        iterations: int = 2000,
+        iterations: int = 1000,
         batch: int = 32,
         lr: float = 1e-2,
         strength: float = 0.01,

@@ -29,7 +29,7 @@ class BRECQ(Reconstruction):
     def __init__(
         self,
         units: str | Sequence[str] = "blocks",
-        iterations: int = 2000,
+        iterations: int = 1000,
         batch: int = 32,
         lr: float = 1e-2,
         strength: float = 0.01,

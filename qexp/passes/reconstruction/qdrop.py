@@ -32,7 +32,7 @@ class QDrop(Reconstruction):
         self,
         units: str | Sequence[str] = "blocks",
         drop_prob: float = 0.5,
-        iterations: int = 2000,
+        iterations: int = 1000,
         batch: int = 32,
         lr: float = 1e-2,
         strength: float = 0.01,
