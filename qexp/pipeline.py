@@ -26,6 +26,7 @@ from qexp.layers.swap import check_all_ran
 from qexp.passes.base import Moment, Pass
 from qexp.passes.fold_bn import fold_bn
 from qexp.recipe import Plan, Recipe, apply, resolve
+from qexp.recipe.bits import FLOAT
 from qexp.record import Record, point_hash
 from qexp.search.setting import Setting
 
@@ -124,14 +125,16 @@ def experiment(cfg: DictConfig, data: LightningDataModule, record: Record) -> di
         **moment.findings,
         **proof.prove(cfg, model, data, record),
     }
+    training.task_class(cfg).leave(record.folder, score, float_score, data)
     outcome.write(record, model, plan, structure, seen, images[0], metrics, score)
     log.info("%s: %s", outcome.title(cfg), outcome.line(metrics))
     return metrics
 
 
 def calibration_images(cfg: DictConfig, data: LightningDataModule) -> list[torch.Tensor]:
-    """Returns the batches that ranges are found on; for a float point with `n_calibrate=0`, one image to trace with."""
-    if cfg.n_calibrate == 0 and cfg.schedule.name == "float":
+    """Returns the batches that ranges are found on; with `n_calibrate=0`, where nothing is quantized, one image to trace with."""
+    widths = {str(cfg.layer_wbit), str(cfg.layer_abit), str(cfg.ends_bit or FLOAT)}
+    if cfg.n_calibrate == 0 and (cfg.schedule.name == "float" or widths == {str(FLOAT)}):
         return [data.example()]
     size = cfg.dataset.get("calibration_batch", CALIBRATION_BATCH)
     return data.calibration_batches(cfg.n_calibrate, size, cfg.seed)

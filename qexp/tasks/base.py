@@ -104,6 +104,17 @@ class Task(LightningModule):
         """The score of the test that has just run."""
         raise NotImplementedError
 
+    @classmethod
+    def leave(cls, folder: Path, score: Score, reference: Score | None, data: Any) -> None:
+        """Writes into the run folder what else there is to see of a finished test; nothing, unless a task has something.
+
+        Args:
+            folder: Of the run.
+            score: Of the quantized network.
+            reference: Of the float network, where there is one.
+            data: The data module.
+        """
+
     def forward(self, x: Tensor) -> Any:
         return self.model(x)
 

@@ -1,0 +1,261 @@
+"""Face pairs: images of faces and the pairs a network has to judge."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import logging
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from pytorch_lightning import LightningDataModule
+from torch import Tensor
+from tqdm import tqdm
+
+from qexp.data.pair_lists import Pair, make_pairs, read_pairs, set_aside
+from qexp.data.tensors import Augment, Normalize, TensorLoader
+from qexp.errors import QexpError
+
+log = logging.getLogger(__name__)
+_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
+
+
+class FacePairs(LightningDataModule):
+    """Aligned faces and the pairs of an evaluation protocol, such as LFW's 6,000 in ten folds.
+
+    Three disjoint parts: pairs that are judged; `held_out` pairs, on whose images ranges are found and by which the best checkpoint is
+    chosen; images to train on, labelled by person. Where the folder holds images that no pair of the list names, the held-out pairs and the
+    training images are drawn from those, and the whole list is judged. Where it does not, the held-out pairs are set aside from the list,
+    with every pair that shares an image with them; `left_out` counts those.
+
+    Memory: each image once, as uint8 (LFW at 160 x 160: 0.6 GB for the images of its pairs).
+
+    Args:
+        root: Folder (or zip file) of images, `<person>/<person>_0001.jpg`.
+        pairs: List of pairs, see `read_pairs`.
+        size: Height and width of the network's input; images of another size are resized.
+        batch_size: Training batch.
+        eval_batch_size: Validation and test batch.
+        mean, std: Of each channel, of images in 0..1.
+        channel_order: Of the checkpoint, `rgb` or `bgr`.
+        folds: Folds to judge; null takes all.
+        train_folds: Folds whose images are trained on (and that are not judged).
+        held_out: Pairs for calibration and validation; 0 judges every pair, and nothing can be calibrated.
+        max_samples: Judge the first so many pairs only.
+        augment: `{padding: pixels, flip: true|false}` of the training part.
+        seed: Of the draw, of order and augmentation.
+        channels_last: Memory format of the batches.
+    """
+
+    def __init__(
+        self,
+        *,
+        root: str,
+        pairs: str,
+        size: Sequence[int],
+        batch_size: int,
+        eval_batch_size: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        channel_order: str = "rgb",
+        folds: Sequence[int] | None = None,
+        train_folds: Sequence[int] = (),
+        held_out: int = 100,
+        max_samples: int | None = None,
+        augment: Mapping[str, Any] | None = None,
+        seed: int = 0,
+        channels_last: bool = False,
+    ) -> None:
+        super().__init__()
+        if channel_order not in ("rgb", "bgr"):
+            raise QexpError(f"FacePairs: channel_order={channel_order!r}; allowed are rgb, bgr")
+        self.root, self.list, self.size = Path(root), Path(pairs), tuple(size)
+        self.normalize = Normalize(tuple(map(float, mean)), tuple(map(float, std)))
+        self.batch_size, self.eval_batch_size, self.channels_last = batch_size, eval_batch_size, channels_last
+        self.channel_order, self.max_samples, self.seed = channel_order, max_samples, seed
+        self.folds, self.train_folds, self.held_out_count = folds, tuple(train_folds), held_out
+        self.augment = Augment(**augment) if augment else None
+
+    def setup(self, stage: str | None = None) -> None:
+        """Reads the list and the images, once, whatever the stage."""
+        self.faces  # noqa: B018 - a cached property
+
+    @cached_property
+    def _parts(self) -> tuple[list[Pair], list[Pair], list[str]]:
+        """The judged pairs, the held-out ones, and the images to train on."""
+        pairs = read_pairs(self.list)
+        known = sorted({p.fold for p in pairs})
+        asked = known if self.folds is None else list(self.folds)
+        if unknown := [f for f in [*asked, *self.train_folds] if f not in known]:
+            raise QexpError(f"{self.list}: no fold {unknown[0]}; it has {', '.join(map(str, known))}")
+        judged = [p for p in pairs if p.fold in asked and p.fold not in self.train_folds]
+        named = {name for p in pairs for name in (p.a, p.b)}
+        rest = sorted(self._names - named)
+        if len(rest) >= 4 * self.held_out_count > 0:
+            held = make_pairs(rest, self.held_out_count, self.seed)
+        elif self.held_out_count:
+            before = len(judged)
+            held, judged = set_aside(judged, self.held_out_count, self.seed)
+            log.info(
+                "no images outside the list of pairs: %d pairs are held out for calibration, and %d that share an image with them",
+                len(held),
+                before - len(judged) - len(held),
+            )
+            self.left_out = before - len(judged)
+        else:
+            held = []
+        used = {name for p in held for name in (p.a, p.b)}
+        if self.train_folds:
+            judged_names = {name for p in judged for name in (p.a, p.b)}
+            trained = {n for p in pairs if p.fold in self.train_folds for n in (p.a, p.b)} - used - judged_names
+        else:
+            trained = set(rest) - used
+        return judged[: self.max_samples], held, sorted(trained)
+
+    left_out = 0  # pairs of the list that are not judged, since calibration saw one of their images
+
+    @property
+    def pairs(self) -> list[Pair]:
+        """The judged pairs, in the list's order."""
+        return self._parts[0]
+
+    @property
+    def held_out(self) -> list[Pair]:
+        """The pairs of calibration and validation."""
+        return self._parts[1]
+
+    @cached_property
+    def places(self) -> dict[str, int]:
+        """The position of each image in `faces`."""
+        judged, held, trained = self._parts
+        names = {name for p in [*judged, *held] for name in (p.a, p.b)} | set(trained)
+        return {name: i for i, name in enumerate(sorted(names))}
+
+    @cached_property
+    def faces(self) -> Tensor:
+        """The images the three parts need, uint8 `[N, 3, H, W]`, channels in the checkpoint's order."""
+        missing = sorted(set(self.places) - self._names)
+        if missing:
+            raise QexpError(
+                f"{self.root}: {len(missing)} images that {self.list.name} names are missing: {', '.join(missing[:3])}"
+                f"{' ...' if len(missing) > 3 else ''}; bring the whole set, or choose other folds"
+            )
+        out = torch.empty(len(self.places), 3, *self.size, dtype=torch.uint8)
+        for name, i in tqdm(self.places.items(), desc="faces", unit="image", leave=False, disable=len(out) < 2000):
+            out[i] = self._decode(name)
+        return out.flip(1) if self.channel_order == "bgr" else out
+
+    def _decode(self, name: str) -> Tensor:
+        try:
+            with Image.open(io.BytesIO(self._bytes(name))) as image:
+                image = image.convert("RGB")
+                if image.size != (self.size[1], self.size[0]):
+                    image = image.resize((self.size[1], self.size[0]), Image.Resampling.BILINEAR)
+                return torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)
+        except OSError as error:
+            raise QexpError(f"{self.root}: {name} is damaged or no image ({error})") from None
+
+    @cached_property
+    def _zip(self) -> zipfile.ZipFile | None:
+        if self.root.is_dir():
+            return None
+        try:
+            return zipfile.ZipFile(self.root)
+        except (OSError, zipfile.BadZipFile):
+            raise QexpError(
+                f"root={self.root}: no folder and no zip file of faces (<person>/<person>_0001.jpg); bring the aligned crops there"
+            ) from None
+
+    @cached_property
+    def _names(self) -> set[str]:
+        if self._zip is not None:
+            return {n for n in self._zip.namelist() if Path(n).suffix.lower() in _SUFFIXES}
+        return {p.relative_to(self.root).as_posix() for p in self.root.glob("*/*") if p.suffix.lower() in _SUFFIXES}
+
+    def _bytes(self, name: str) -> bytes:
+        return self._zip.read(name) if self._zip is not None else (self.root / name).read_bytes()
+
+    def _images_of(self, pairs: Sequence[Pair]) -> list[int]:
+        return sorted({self.places[name] for p in pairs for name in (p.a, p.b)})
+
+    @cached_property
+    def people(self) -> Tensor:
+        """Number of the person on each of `faces`, `[N]`, for those that are trained on; -1 elsewhere."""
+        labels = torch.full((len(self.places),), -1, dtype=torch.int64)
+        who = sorted({Path(name).parent.name for name in self._parts[2]})
+        number = {name: i for i, name in enumerate(who)}
+        for name in self._parts[2]:
+            labels[self.places[name]] = number[Path(name).parent.name]
+        return labels
+
+    def train_dataloader(self) -> TensorLoader:
+        """The training images and their persons' numbers."""
+        trained = (self.people >= 0).nonzero().flatten()
+        if not len(trained):
+            raise QexpError(
+                f"{self.root}: every image belongs to a pair that is judged, so there is none to train on; name folds to train on "
+                "(dataset.data.train_folds=[1]) or bring the whole image set"
+            )
+        options = {"indices": trained, "augment": self.augment, "shuffle": True, "seed": self.seed}
+        return TensorLoader(
+            self.faces, self.people, self.batch_size, self.normalize, channels_last=self.channels_last, **options
+        )
+
+    def val_dataloader(self) -> TensorLoader:
+        """The images of the held-out pairs, each once, and their positions."""
+        return self._evaluate(self._images_of(self.held_out))
+
+    def test_dataloader(self) -> TensorLoader:
+        """The images of the judged pairs, each once, and their positions."""
+        return self._evaluate(self._images_of(self.pairs))
+
+    def _evaluate(self, indices: Sequence[int]) -> TensorLoader:
+        positions = torch.arange(len(self.faces))
+        options = {"indices": indices, "channels_last": self.channels_last}
+        return TensorLoader(self.faces, positions, self.eval_batch_size, self.normalize, **options)
+
+    def calibration_batches(self, n: int, batch_size: int, seed: int) -> list[Tensor]:
+        """So many images of the held-out pairs, in batches `[B, 3, H, W]`."""
+        indices = np.array(self._images_of(self.held_out), dtype=np.int64)
+        if not len(indices):
+            raise QexpError("held_out=0: no pair is held out, so there is nothing to calibrate on; only schedule=float runs so")
+        if n > len(indices):
+            log.warning("%d calibration images asked for, %d are held out; using those", n, len(indices))
+        chosen = np.random.default_rng(seed).permutation(indices)[:n]
+        loader = TensorLoader(
+            self.faces,
+            torch.zeros(len(self.faces), dtype=torch.int64),
+            batch_size,
+            self.normalize,
+            indices=torch.from_numpy(chosen),
+            channels_last=self.channels_last,
+        )
+        return [images for images, _ in loader]
+
+    def example(self) -> Tensor:
+        """One input as the network sees it, `[1, 3, H, W]`."""
+        return self.normalize(self.faces[:1])
+
+    @property
+    def preprocessing(self) -> dict[str, Any]:
+        """What happens to an image before the network."""
+        return {**asdict(self.normalize), "size": list(self.size), "channel_order": self.channel_order}
+
+    def fingerprint(self) -> str:
+        """Content hash of images, pairs and normalisation."""
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        parts = [asdict(self.normalize), self.channel_order, *map(list, self._parts)]
+        digest = hashlib.sha256(json.dumps(parts).encode())
+        digest.update(self.faces.numpy())
+        return digest.hexdigest()
