@@ -125,7 +125,7 @@ def experiment(cfg: DictConfig, data: LightningDataModule, record: Record) -> di
         **moment.findings,
         **proof.prove(cfg, model, data, record),
     }
-    training.task_class(cfg).leave(record.folder, score, float_score, data)
+    training.task(cfg, model).leave(record.folder, score, float_score, data)
     outcome.write(record, model, plan, structure, seen, images[0], metrics, score)
     log.info("%s: %s", outcome.title(cfg), outcome.line(metrics))
     return metrics

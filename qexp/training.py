@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.utils import get_class, instantiate
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning import Callback, LightningDataModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
@@ -86,11 +86,6 @@ def task(
         **{key: schedule[key] for key in make.func.of_schedule},
         **({"distill": distill} if distill else {}),
     )
-
-
-def task_class(cfg: DictConfig) -> type[Task]:
-    """Returns the class of the data set's task."""
-    return get_class(task_options(cfg)["_target_"])
 
 
 def task_options(cfg: DictConfig) -> dict[str, Any]:

@@ -226,7 +226,9 @@ class FacePairs(LightningDataModule):
         """So many images of the held-out pairs, in batches `[B, 3, H, W]`."""
         indices = np.array(self._images_of(self.held_out), dtype=np.int64)
         if not len(indices):
-            raise QexpError("held_out=0: no pair is held out, so there is nothing to calibrate on; only schedule=float runs so")
+            raise QexpError(
+                "held_out=0: no pair is held out, so there is nothing to calibrate on; only schedule=float runs so"
+            )
         if n > len(indices):
             log.warning("%d calibration images asked for, %d are held out; using those", n, len(indices))
         chosen = np.random.default_rng(seed).permutation(indices)[:n]
@@ -248,6 +250,18 @@ class FacePairs(LightningDataModule):
     def preprocessing(self) -> dict[str, Any]:
         """What happens to an image before the network."""
         return {**asdict(self.normalize), "size": list(self.size), "channel_order": self.channel_order}
+
+    def notes(self) -> dict[str, Any]:
+        """What the results say of the images besides their score."""
+        rest = (
+            "of other images"
+            if not self.left_out
+            else f"set aside from the list, with {self.left_out - len(self.held_out)} that share an image"
+        )
+        return {
+            "calibration_from": f"{len(self.held_out)} pairs {rest}, seed {self.seed}",
+            "pairs_left_out": self.left_out,
+        }
 
     def fingerprint(self) -> str:
         """Content hash of images, pairs and normalisation."""

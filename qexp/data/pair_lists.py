@@ -58,7 +58,9 @@ def _csv(path: Path, lines: list[str]) -> list[Pair]:
                 raise ValueError
             pairs.append(Pair(a.strip(), b.strip(), same.strip() == "1", int(fold)))
         except ValueError:
-            raise QexpError(f"{path}, line {number}: got {','.join(row)!r}; allowed is fold,a,b,same with same 0 or 1") from None
+            raise QexpError(
+                f"{path}, line {number}: got {','.join(row)!r}; allowed is fold,a,b,same with same 0 or 1"
+            ) from None
     return pairs
 
 
@@ -67,9 +69,13 @@ def _official(path: Path, lines: list[str]) -> list[Pair]:
     try:
         folds, count = (int(head[0]), int(head[1])) if len(head) > 1 else (1, int(head[0]))
     except (ValueError, IndexError):
-        raise QexpError(f"{path}, line 1: got {' '.join(head)!r}; pairs.txt begins with the number of folds and of pairs") from None
+        raise QexpError(
+            f"{path}, line 1: got {' '.join(head)!r}; pairs.txt begins with the number of folds and of pairs"
+        ) from None
     if len(rows) != 2 * folds * count:
-        raise QexpError(f"{path}: {len(rows)} pairs, but its first line promises {2 * folds * count}; it is cut short or another list")
+        raise QexpError(
+            f"{path}: {len(rows)} pairs, but its first line promises {2 * folds * count}; it is cut short or another list"
+        )
     pairs = []
     for i, row in enumerate(rows):
         try:
@@ -79,7 +85,9 @@ def _official(path: Path, lines: list[str]) -> list[Pair]:
                 names = (row[0], row[1]), (row[2], row[3])
             a, b = (f"{name}/{name}_{int(n):04d}.jpg" for name, n in names)
         except (ValueError, IndexError):
-            raise QexpError(f"{path}, line {i + 2}: got {' '.join(row)!r}; allowed is `name i j` or `name i other j`") from None
+            raise QexpError(
+                f"{path}, line {i + 2}: got {' '.join(row)!r}; allowed is `name i j` or `name i other j`"
+            ) from None
         pairs.append(Pair(a, b, len(row) == 3, i // (2 * count)))
     return pairs
 
@@ -91,7 +99,9 @@ def set_aside(pairs: list[Pair], count: int, seed: int) -> tuple[list[Pair], lis
     for same in (True, False):
         kind = [p for p in pairs if p.same == same]
         if len(kind) < count - count // 2:
-            raise QexpError(f"held_out={count}: the list has only {len(kind)} pairs of {'one person' if same else 'two people'}")
+            raise QexpError(
+                f"held_out={count}: the list has only {len(kind)} pairs of {'one person' if same else 'two people'}"
+            )
         order = generator.permutation(len(kind))
         chosen += [kind[i] for i in order[: count // 2 if same else count - count // 2]]
     taken = {name for p in chosen for name in (p.a, p.b)}

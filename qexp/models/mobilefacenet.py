@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ class MobileFaceNet(nn.Module):
     Args:
         features: Length of the embedding.
         settings: (expansion, channels, blocks, stride) of each stage.
-        size: Height and width of the input; multiples of 16.
+        size: Height and width of the input; multiples of what the strides make together (16).
 
     Source: Chen et al. 2018 (arXiv 1804.07573), table 1.
     """
@@ -40,7 +41,8 @@ class MobileFaceNet(nn.Module):
                 channels = out
         self.blocks = nn.Sequential(*blocks)
         self.conv2 = Unit(channels, 512, 1)
-        self.linear7 = Unit(512, 512, (size[0] // 16, size[1] // 16), groups=512, linear=True)
+        shrunk = 2 * math.prod(stride for *_, stride in settings)
+        self.linear7 = Unit(512, 512, (size[0] // shrunk, size[1] // shrunk), groups=512, linear=True)
         self.linear1 = Unit(512, features, 1, linear=True)
 
     def forward(self, x: Tensor) -> Tensor:

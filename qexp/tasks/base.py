@@ -104,8 +104,7 @@ class Task(LightningModule):
         """The score of the test that has just run."""
         raise NotImplementedError
 
-    @classmethod
-    def leave(cls, folder: Path, score: Score, reference: Score | None, data: Any) -> None:
+    def leave(self, folder: Path, score: Score, reference: Score | None, data: Any) -> None:
         """Writes into the run folder what else there is to see of a finished test; nothing, unless a task has something.
 
         Args:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from qexp.data.pair_lists import Pair
 from qexp.errors import QexpError
 from qexp.report.statistics import wilson
+from qexp.report.verification import SHOWN, write_verification
 from qexp.tasks.base import Score, Task
 
 _FAR = (0.1, 0.01, 0.001)  # false accept rates whose true accept rate is reported
@@ -35,6 +36,7 @@ class Verification(Task):
         identities: How many persons there is room for in training.
         scale, margin: Of the cosines, in training.
         mirror: Use the mirror image too.
+        show_images: Show the most shifted pairs' faces on the run's page; they are real people, so only when asked for.
         learning: Optimizer, schedule, groups, freeze_bn, as `Task` takes them.
 
     Source: protocol Huang et al. 2007 (LFW, image-restricted); margin Wang et al. 2018 (arXiv 1801.09414), equation 4.
@@ -50,10 +52,11 @@ class Verification(Task):
         scale: float = 30.0,
         margin: float = 0.35,
         mirror: bool = True,
+        show_images: bool = False,
         **learning: Any,
     ) -> None:
         super().__init__(model, **learning)
-        self.scale, self.margin, self.mirror = scale, margin, mirror
+        self.scale, self.margin, self.mirror, self.show_images = scale, margin, mirror, show_images
         self.persons = None
         if self.make_optimizer is not None:
             directions = torch.randn(identities, features, generator=torch.Generator().manual_seed(0))
@@ -123,13 +126,14 @@ class Verification(Task):
         rows[at] = np.arange(len(at))
         sides = [rows[[places[p[i]] for p in pairs]] for i in (0, 1)]
         if min(side.min() for side in sides) < 0:
-            raise QexpError("verification: not every image of the pairs was seen; do not limit test or validation batches")
+            raise QexpError(
+                "verification: not every image of the pairs was seen; do not limit test or validation batches"
+            )
         x, y = (found[side].astype(np.float64) for side in sides)
         return x, y, np.array([p.same for p in pairs]), np.array([p.fold for p in pairs])
 
-    @classmethod
-    def leave(cls, folder: Path, score: Score, reference: Score | None, data: Any) -> None:
-        """Writes `pairs.csv`: each pair's cosine in float and quantized, the most shifted first."""
+    def leave(self, folder: Path, score: Score, reference: Score | None, data: Any) -> None:
+        """Writes `pairs.csv`, each pair's cosine in float and quantized, the most shifted first, and `verification.html`."""
         outcomes = score.outcomes
         table = pd.DataFrame(
             {
@@ -147,6 +151,14 @@ class Verification(Task):
             table["shift"] = table.cosine - table.cosine_float
             table = table.sort_values("shift", key=np.abs, ascending=False)
         table.to_csv(folder / "pairs.csv", index=False, float_format="%.6f")
+        write_verification(folder, self._thumbnails(table.head(SHOWN), data) if self.show_images else {})
+
+    @staticmethod
+    def _thumbnails(table: pd.DataFrame, data: Any) -> dict[str, np.ndarray]:
+        """Returns the faces of the pairs shown, RGB `[H, W, 3]`, by name."""
+        names = sorted({*table.a, *table.b})
+        faces = {name: data.faces[data.places[name]].permute(1, 2, 0).numpy() for name in names}
+        return {name: face[:, :, ::-1] if data.channel_order == "bgr" else face for name, face in faces.items()}
 
 
 def compare(x: np.ndarray, y: np.ndarray, *seen: np.ndarray) -> np.ndarray:

@@ -1,0 +1,24 @@
+"""The face networks have the published sizes."""
+
+import torch
+
+from qexp.cost import layer_costs, params
+from qexp.graph import facts
+from qexp.models.mobilefacenet import MobileFaceNet
+from qexp.models.squeezenet_face import SqueezeNetFace
+
+
+def test_the_squeezenet_has_the_published_counts():
+    model = SqueezeNetFace().eval()
+    found = facts(model, torch.zeros(1, 3, 160, 160))
+    assert params(model) == 1_366_696
+    assert sum(c.macs for c in layer_costs(model, found).values()) == 170_821_312
+    assert not found.trace_error and len(found.bn_of) == 25
+    assert model(torch.zeros(2, 3, 160, 160)).shape == (2, 128)
+
+
+def test_the_mobilefacenet_is_traced_whole():
+    model = MobileFaceNet().eval()
+    found = facts(model, torch.zeros(1, 3, 112, 96))
+    assert params(model) == 999_552 and not found.trace_error and len(found.bn_of) == 50
+    assert model(torch.zeros(2, 3, 112, 96)).shape == (2, 128)

@@ -1,0 +1,247 @@
+"""Verification: the protocol by hand, the parts disjoint, the path from list to page."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from qexp.data.faces import FacePairs
+from qexp.data.pair_lists import Pair, make_pairs, read_pairs, set_aside
+from qexp.errors import QexpError
+from qexp.report.verification import rates
+from qexp.tasks.verification import best_threshold, compare, judge, tar_at_far
+
+PEOPLE = 12
+
+
+@pytest.fixture(scope="session")
+def faces(tmp_path_factory) -> Path:
+    """A folder of 12 people, 4 images each, that a network can tell apart by their colour; three folds of pairs in CSV."""
+    root, rng = tmp_path_factory.mktemp("faces"), np.random.default_rng(0)
+    for i in range(PEOPLE):
+        color = rng.integers(30, 220, 3)
+        for n in range(1, 5):
+            image = np.clip(color + rng.normal(0, 12, (40, 36, 3)), 0, 255).astype(np.uint8)
+            path = root / "images" / f"P{i}" / f"P{i}_{n:04d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(path)
+    lines = []
+    for i in range(PEOPLE):
+        other = (i + 1) % PEOPLE
+        lines.append(f"{i % 3},P{i}/P{i}_0001.png,P{i}/P{i}_0002.png,1")
+        lines.append(f"{i % 3},P{i}/P{i}_0001.png,P{other}/P{other}_0002.png,0")
+    (root / "pairs.csv").write_text("\n".join(lines))
+    return root
+
+
+def data(faces: Path, **options) -> FacePairs:
+    defaults = {
+        "size": (32, 32),
+        "batch_size": 8,
+        "eval_batch_size": 10,
+        "mean": [0.5] * 3,
+        "std": [0.5] * 3,
+        "held_out": 4,
+    }
+    return FacePairs(root=str(faces / "images"), pairs=str(faces / "pairs.csv"), **{**defaults, **options})
+
+
+def test_thresholds_are_the_best_ones_by_trying_all():
+    rng = np.random.default_rng(1)
+    for _ in range(20):
+        same = rng.random(30) < 0.5
+        cosines = np.clip(rng.normal(0.3 * same, 0.2), -1, 1)
+        right = [((cosines > t) == same).mean() for t in np.linspace(-1, 1, 20001)]
+        assert ((cosines > best_threshold(cosines, same)) == same).mean() == max(right)
+    assert best_threshold(np.array([-0.5, 0.5]), np.array([False, True])) == pytest.approx(
+        -0.5, abs=1e-4
+    )  # the lowest best
+
+
+def test_a_pair_is_judged_by_the_other_folds():
+    """Two folds whose best thresholds differ: each is judged with the other's."""
+    x = np.array([[1.0, 0.0]] * 4 + [[-1.0, 0.0]] * 4)
+    angles = np.array([0.2, 1.0, 0.4, 1.2])
+    y = np.concatenate([np.stack([np.cos(angles), np.sin(angles)], 1), -np.stack([np.cos(angles), np.sin(angles)], 1)])
+    same = np.array([True, False, True, False, True, True, False, False])
+    folds = np.array([0, 0, 0, 0, 1, 1, 1, 1])
+    cosines, correct = judge(x, y, same, folds)
+    for fold in (0, 1):
+        own = folds == fold
+        all_cosines = compare(x, y, x[~own], y[~own])
+        threshold = best_threshold(all_cosines[~own], same[~own])
+        assert (correct[own] == ((all_cosines[own] > threshold) == same[own])).all()
+        np.testing.assert_allclose(cosines[own], all_cosines[own])
+    assert not correct.all()
+
+
+def test_rates_of_a_case_by_hand():
+    cosines = np.array([0.9, 0.8, 0.7, 0.6, 0.5, 0.4])
+    same = np.array([True, True, False, True, False, False])
+    assert tar_at_far(cosines, same, 0.34) == 1.0  # one stranger of three may pass
+    assert tar_at_far(cosines, same, 0.3) == pytest.approx(2 / 3)
+    far, tar = rates(cosines, same)
+    np.testing.assert_allclose(far, [0, 0, 0, 1 / 3, 1 / 3, 2 / 3, 1])
+    np.testing.assert_allclose(tar, [0, 1 / 3, 2 / 3, 2 / 3, 1, 1, 1])
+
+
+def test_the_official_list_is_read(tmp_path):
+    path = tmp_path / "pairs.txt"
+    path.write_text("2 1\nAnn 1 4\nAnn 1 Bob 2\nBob 3 4\nBob 3 Cy 10\n")
+    assert read_pairs(path) == [
+        Pair("Ann/Ann_0001.jpg", "Ann/Ann_0004.jpg", True, 0),
+        Pair("Ann/Ann_0001.jpg", "Bob/Bob_0002.jpg", False, 0),
+        Pair("Bob/Bob_0003.jpg", "Bob/Bob_0004.jpg", True, 1),
+        Pair("Bob/Bob_0003.jpg", "Cy/Cy_0010.jpg", False, 1),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("2 300\nAnn 1 4\n", "cut short"),
+        ("ten\n", "number of folds"),
+        ("1 1\nAnn 1\nBob 1 2\n", "line 2"),
+        ("0,a.jpg,b.jpg,yes\n", "same 0 or 1"),
+    ],
+)
+def test_lists_that_are_none_are_refused(tmp_path, text, says):
+    (tmp_path / "pairs").write_text(text)
+    with pytest.raises(QexpError, match=says):
+        read_pairs(tmp_path / "pairs")
+
+
+def test_a_pair_that_stands_twice_counts_once(tmp_path, caplog):
+    (tmp_path / "pairs").write_text("0,a/1.jpg,b/1.jpg,0\n0,b/1.jpg,a/1.jpg,0\n1,a/1.jpg,b/1.jpg,0\n")
+    assert len(read_pairs(tmp_path / "pairs")) == 2
+    assert "1 pairs stand in their fold twice" in caplog.text
+
+
+def test_pairs_set_aside_share_no_image_with_the_rest():
+    pairs = [Pair(f"p{i}/1", f"p{i}/2", True, 0) for i in range(20)]
+    pairs += [Pair(f"p{i}/1", f"p{(i + 1) % 20}/2", False, 0) for i in range(20)]
+    held, rest = set_aside(pairs, 6, seed=3)
+    assert sum(p.same for p in held) == 3 and len(held) == 6
+    assert not {n for p in held for n in (p.a, p.b)} & {n for p in rest for n in (p.a, p.b)}
+    assert set_aside(pairs, 6, seed=3) == (held, rest)
+
+
+def test_the_three_parts_share_no_image(faces):
+    d = data(faces)  # images 3 and 4 of each person are in no pair
+    assert len(d.pairs) == 2 * PEOPLE and d.left_out == 0 and len(d.held_out) == 4
+    judged, held = ({n for p in part for n in (p.a, p.b)} for part in (d.pairs, d.held_out))
+    trained = {name for name, i in d.places.items() if d.people[i] >= 0}
+    assert trained and not judged & held and not judged & trained and not held & trained
+    assert all((Path(p.a).parent == Path(p.b).parent) == p.same for p in d.held_out)
+    d = data(faces, held_out=6, train_folds=[2])
+    assert {p.fold for p in d.pairs} == {0, 1} and int(d.people.max()) > 0
+    assert sum(p.same for p in make_pairs([f"p{i}/{j}" for i in range(5) for j in range(2)], 10, 0)) == 5
+
+
+def test_channels_come_in_the_checkpoints_order(faces):
+    rgb, bgr = data(faces).faces, data(faces, channel_order="bgr").faces
+    assert torch.equal(rgb.flip(1), bgr) and rgb.dtype == torch.uint8 and rgb.shape[1:] == (3, 32, 32)
+    assert data(faces).fingerprint() != data(faces, channel_order="bgr").fingerprint()
+
+
+def test_what_is_missing_is_named(faces, tmp_path):
+    (tmp_path / "pairs.csv").write_text("0,P0/P0_0001.png,Nobody/Nobody_0001.png,0\n")
+    broken = data(faces, held_out=0)
+    broken.list = tmp_path / "pairs.csv"
+    with pytest.raises(QexpError, match=r"1 images .* missing: Nobody/Nobody_0001\.png"):
+        broken.setup()
+    with pytest.raises(QexpError, match="nothing to calibrate on"):
+        data(faces, held_out=0).calibration_batches(4, 2, 0)
+    with pytest.raises(QexpError, match="no folder and no zip file"):
+        FacePairs(**{**vars_of(faces), "root": str(tmp_path / "nowhere")}).setup()
+    with pytest.raises(QexpError, match="no fold 7"):
+        data(faces, folds=[7]).setup()
+
+
+def vars_of(faces: Path) -> dict:
+    return {
+        "root": str(faces / "images"),
+        "pairs": str(faces / "pairs.csv"),
+        "size": (32, 32),
+        "batch_size": 8,
+        "eval_batch_size": 8,
+        "mean": [0.5] * 3,
+        "std": [0.5] * 3,
+    }
+
+
+def test_a_damaged_image_is_named(tmp_path, faces):
+    for name in ("P0/P0_0001.png", "P0/P0_0002.png"):
+        target = tmp_path / "images" / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes((faces / "images" / name).read_bytes()[:-400])
+    (tmp_path / "pairs.csv").write_text("0,P0/P0_0001.png,P0/P0_0002.png,1\n")
+    with pytest.raises(QexpError, match=r"P0_0001\.png is damaged"):
+        data(tmp_path, held_out=0).setup()
+
+
+@pytest.fixture
+def verify(compose, faces, tmp_path):
+    """Call with overrides; runs one verification point on the coloured people."""
+    from qexp import pipeline
+
+    def one(*overrides: str) -> dict:
+        settings = [
+            "model=mobilefacenet", "model.input_size=[3,32,32]", "model.input_size_hw=[32,32]", "model.net.size=[32,32]",
+            "+model.net.settings=[[2,64,2,2],[2,64,1,2],[2,64,1,1]]", "model.groups=null", "trainer=cpu", "kernels=reference",
+            f"dataset.data.root={faces / 'images'}", f"dataset.data.pairs={faces / 'pairs.csv'}", "dataset.data.held_out=4",
+            "dataset.task.identities=20", "trainer.enable_progress_bar=false", f"runs_dir={tmp_path / 'runs'}",
+            "schedule.pretrain.epochs=2", "study=faces",
+        ]  # fmt: skip
+        return pipeline.run(compose(*settings, *overrides))
+
+    return one
+
+
+def test_a_face_network_is_trained_quantized_and_judged(verify, tmp_path):
+    metrics = verify("quant=mse", "bits=w8a8", "+dataset.task.show_images=true")
+    assert metrics["status"] == "ok", metrics["error"]
+    assert (
+        metrics["metric"] == "lfw_accuracy"
+        and metrics["n_eval"] == 2 * PEOPLE
+        and metrics["interval"] == "Wilson over pairs"
+    )
+    assert abs(metrics["drop"]) < 30 and metrics["tar_far_0.1"] >= 0
+    folder = tmp_path / "runs" / "faces" / metrics["point"]
+    table = pd.read_csv(folder / "pairs.csv")
+    assert len(table) == 2 * PEOPLE and table["shift"].abs().is_monotonic_decreasing
+    np.testing.assert_allclose(table["shift"], table.cosine - table.cosine_float, atol=2e-6)
+    page = (folder / "verification.html").read_text()
+    assert "Pairs whose cosine shifted most" in page and "data:image/jpeg" in page
+    assert len(np.load(folder / "correct.npy")) == 2 * PEOPLE and json.loads((folder / "metrics.json").read_text())
+
+
+@pytest.mark.parametrize("quant", ["lsq", "pact"])
+def test_a_face_network_learns_with_quantizers(verify, quant, tmp_path):
+    metrics = verify(f"quant={quant}", "bits=w4a4", "schedule.epochs=1")
+    assert metrics["status"] == "ok", metrics["error"]
+    page = (tmp_path / "runs" / "faces" / metrics["point"] / "verification.html").read_text()
+    assert "data:image/jpeg" not in page  # real people are not shown unless asked for
+
+
+@pytest.mark.data
+@pytest.mark.slow
+def test_the_published_network_on_two_folds(compose, tmp_path):
+    import os
+
+    from qexp import pipeline
+
+    root = Path(os.environ["QEXP_DATA_DIR"])
+    weights = root / "weights" / "lfw_mobilefacenet_068.ckpt"
+    if not weights.is_file() or not (root / "lfw").is_dir():
+        pytest.skip("the face weights or the crops are not at hand")
+    metrics = pipeline.run(
+        compose("model=mobilefacenet", "dataset=lfw_sample", f"weights={weights}", "bits=float", "n_calibrate=0",
+                "dataset.data.held_out=0", "trainer=cpu", "trainer.enable_progress_bar=false", f"runs_dir={tmp_path}")
+    )  # fmt: skip
+    assert metrics["status"] == "ok", metrics["error"]
+    assert round(metrics["value_float"], 2) == 98.67 and metrics["n_eval"] == 1200
