@@ -170,6 +170,8 @@ def extras(cfg: DictConfig) -> list[str]:
     words = []
     if cfg.get("search") is not None:
         words.append(str(cfg.search["_target_"]).rsplit(".", 1)[-1].lower())
+        if cfg.search.get("hessian"):
+            words[-1] += " by curvature"
     return [word for word in words if word != "sensitivity"] + helps(cfg.schedule)  # sensitivity changes nothing
 
 

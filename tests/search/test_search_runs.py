@@ -47,7 +47,7 @@ def test_an_allocation_by_curvature_runs_and_trains(run):
         "search.hessian=true",
         *SMALL,
     )
-    assert found["status"] == "ok" and found["quant"] == "lsq + allocate"
+    assert found["status"] == "ok" and found["quant"] == "lsq + allocate by curvature"
 
 
 def test_a_front_goes_on_where_it_was_cut_short(run, tmp_path, monkeypatch):
