@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
@@ -19,6 +19,7 @@ class Root:
     schedule: Any = MISSING
     trainer: Any = MISSING
     callbacks: Any = MISSING
+    passes: Any = field(default_factory=dict)
     search: Any = None
     layer_wbit: Any = 8
     layer_abit: Any = 8

@@ -33,6 +33,26 @@ _SAME_VALUES_FUNCTIONS = {
     torch.nn.functional.dropout,
 }
 _SAME_VALUES_METHODS = {"flatten", "view", "reshape", "contiguous", "relu"}
+# what treats each channel by itself, so that a channel can be followed from one weighted layer to the next
+_CHANNELWISE = (
+    *(
+        nn.Identity,
+        nn.Dropout,
+        nn.Dropout2d,
+        nn.ReLU,
+        nn.ReLU6,
+        nn.LeakyReLU,
+        nn.PReLU,
+        nn.SiLU,
+        nn.Hardswish,
+        nn.Flatten,
+    ),
+    *(nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.modules.batchnorm._BatchNorm),
+)
+_CHANNELWISE_NAMES = {
+    *("relu", "relu_", "relu6", "leaky_relu", "prelu", "silu", "hardswish", "dropout", "dropout2d", "flatten"),
+    *("max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "contiguous"),
+}
 
 
 @dataclass(frozen=True)
@@ -46,6 +66,9 @@ class Facts:
         bn_of: Batch norm that directly follows a convolution and has no other source.
         followed_by_relu: Layers (and batch norms) whose result goes into a ReLU and nowhere else.
         sources: For each layer, the layers whose results reach its inputs unchanged in value, one tuple an operand.
+        chains: For a weighted layer whose whole result goes, channel by channel, into one other weighted layer: what it passes on the way
+            (names of modules; functions with `()`), and that layer last. A branch, or a layer called twice, has none.
+        calls: How often each module is called.
         strays: Who computes with weights that cannot carry quantizers, by name and type.
         trace_error: Why the model could not be traced; empty if it was.
     """
@@ -57,6 +80,8 @@ class Facts:
     bn_of: dict[str, str] = field(default_factory=dict)
     followed_by_relu: frozenset[str] = frozenset()
     sources: dict[str, tuple[tuple[str, ...], ...]] = field(default_factory=dict)
+    chains: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    calls: dict[str, int] = field(default_factory=dict)
     strays: tuple[str, ...] = ()
     trace_error: str = ""
 
@@ -171,7 +196,27 @@ def _read(graph: fx.Graph, model: nn.Module) -> dict:
             out.extend(users(user) if issubclass(kind(user), nn.Identity) else [user])
         return out
 
-    bn_of, relu_after, sources = {}, set(), {}
+    def chain(node: fx.Node) -> tuple[str, ...]:
+        """What the result passes, channel by channel and without a branch, up to and with the next weighted layer; () if there is none."""
+        passed: list[str] = []
+        while len(node.users) == 1:
+            before, node = node, next(iter(node.users))
+            if not node.args or node.args[0] is not before:
+                return ()
+            if node.op == "call_module":
+                passed.append(node.target)
+                if issubclass(kind(node), WEIGHTED):
+                    return tuple(passed) if calls[node.target] == 1 else ()
+                known = issubclass(kind(node), _CHANNELWISE)
+            else:
+                function = getattr(node.target, "__name__", node.target)
+                passed.append(f"{function}()")
+                known = node.op in ("call_function", "call_method") and function in _CHANNELWISE_NAMES
+            if not known:
+                return ()
+        return ()
+
+    bn_of, relu_after, sources, chains = {}, set(), {}, {}
     calls: dict[str, int] = {}
     for node in graph.nodes:
         if node.op == "call_module":
@@ -189,7 +234,15 @@ def _read(graph: fx.Graph, model: nn.Module) -> dict:
             and calls[node.target] == calls[after[0].target] == 1
         ):
             bn_of[node.target] = after[0].target
+        if issubclass(kind(node), WEIGHTED) and calls[node.target] == 1 and (found := chain(node)):
+            chains[node.target] = found
         if kind(node) in QUANTIZED:
             operands = tuple(reaches(arg) for arg in node.args if isinstance(arg, fx.Node))
             sources.setdefault(node.target, operands)
-    return {"bn_of": bn_of, "followed_by_relu": frozenset(relu_after), "sources": sources}
+    return {
+        "bn_of": bn_of,
+        "followed_by_relu": frozenset(relu_after),
+        "sources": sources,
+        "chains": chains,
+        "calls": calls,
+    }

@@ -24,10 +24,10 @@ from qexp.errors import QexpError
 from qexp.graph import Facts, facts
 from qexp.layers.swap import check_all_ran
 from qexp.passes.base import Moment, Pass
-from qexp.passes.fold_bn import fold_bn
+from qexp.passes.fold_bn import Normal, fold_bn
 from qexp.recipe import Plan, Recipe, apply, resolve
 from qexp.recipe.bits import FLOAT
-from qexp.record import Record, point_hash
+from qexp.record import Record, passes_of, point_hash
 from qexp.search.setting import Setting
 
 log = logging.getLogger(__name__)
@@ -88,8 +88,8 @@ def experiment(cfg: DictConfig, data: LightningDataModule, record: Record) -> di
     distill = teachers.distillation(cfg, data, model, is_float=not scratch) if trains(cfg) else None
     images = calibration_images(cfg, data)
     size = params(model)
-    structure = fold(cfg, model, data.example())
-    passes, moment = load_passes(cfg), moment_of(cfg, structure, images, record.folder)
+    structure, folded = fold(cfg, model, data.example())
+    passes, moment = load_passes(cfg), moment_of(cfg, structure, folded, images, record.folder)
     for edit in passes:
         edit.on_float(model, moment)
     plan = attach(cfg, model, structure)
@@ -140,27 +140,32 @@ def calibration_images(cfg: DictConfig, data: LightningDataModule) -> list[torch
     return data.calibration_batches(cfg.n_calibrate, size, cfg.seed)
 
 
-def fold(cfg: DictConfig, model: nn.Module, example: torch.Tensor) -> Facts:
-    """Folds batch norms where the run asks for it, in place, and returns the facts of the network that is left."""
+def fold(cfg: DictConfig, model: nn.Module, example: torch.Tensor) -> tuple[Facts, dict[str, Normal]]:
+    """Folds batch norms where the run asks for it, in place; returns the facts of the network that is left, and what was folded."""
     if cfg.bn not in ("fold", "keep", "freeze"):
         raise QexpError(f"bn={cfg.bn!r}; allowed are fold, keep, freeze")
     structure = facts(model, example)
     if cfg.bn != "fold" or not (structure.bn_of or structure.trace_error):
-        return structure
-    log.info("batch norm folded into %d convolutions", len(fold_bn(model, structure)))
-    return facts(model, example)
+        return structure, {}
+    folded = fold_bn(model, structure)
+    log.info("batch norm folded into %d convolutions", len(folded))
+    return facts(model, example), folded
 
 
-def moment_of(cfg: DictConfig, structure: Facts, images: list[torch.Tensor], folder: Path) -> Moment:
+def moment_of(
+    cfg: DictConfig, structure: Facts, folded: dict[str, Normal], images: list[torch.Tensor], folder: Path
+) -> Moment:
     """Returns what passes may look at and use."""
     device = torch.device("cpu" if training.device_name(cfg) == "cpu" else "cuda")
     bar = bool(cfg.trainer.get("enable_progress_bar", True))
-    return Moment(structure, images, {}, folder=folder, seed=cfg.seed, device=device, progress=bar)
+    return Moment(structure, images, {}, folded=folded, folder=folder, seed=cfg.seed, device=device, progress=bar)
 
 
 def load_passes(cfg: DictConfig) -> list[Pass]:
-    """Returns the recipe's passes, in order."""
-    return [instantiate(node, _convert_="all") for node in (cfg.quant.get("passes") or {}).values() if node]
+    """Returns the recipe's passes, then those of `passes=`, each in the order written; a name in both has the recipe's place."""
+    if cfg.schedule.name == "float":
+        return []
+    return [instantiate(node, _convert_="all") for node in passes_of(cfg).values()]
 
 
 def attach(cfg: DictConfig, model: nn.Module, structure: Facts) -> Plan:

@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 # what does not change a result: where it runs and is kept, what happens on the side
 _NOT_CONTENT = ("runs_dir", "study", "kernels", "callbacks", "force")
 PLACES_DATA = ("root", "pack_dir", "workers", "weights")  # the images count, not where they lie, nor who decodes them
-_ABSENT = {"rounding": "float", "verify": 0}  # not part of a point's name unless they are asked for
+_ABSENT = {"rounding": "float", "verify": 0, "passes": {}}  # not part of a point's name unless they are asked for
 NOT_CONTENT_TRAINER = ("accelerator", "devices", "strategy", "num_nodes", "enable_progress_bar")
 
 
@@ -161,13 +161,20 @@ def asked(cfg: DictConfig) -> dict[str, Any]:
         "layer_abit": 32 if floating else short(cfg.layer_abit),
         "ends_bit": 32 if floating else cfg.ends_bit,
         "bn": cfg.bn,
+        "passes": "" if floating else " + ".join(passes_of(cfg)),
         "seed": cfg.seed,
     }
 
 
+def passes_of(cfg: DictConfig) -> dict[str, Any]:
+    """Returns the configurations of all passes by name, in the order they run: the recipe's, then those of `passes=`."""
+    both = {**(cfg.quant.get("passes") or {}), **(cfg.get("passes") or {})}
+    return {name: node for name, node in both.items() if node}
+
+
 def extras(cfg: DictConfig) -> list[str]:
     """Returns what is done besides the method itself, in a word each: a table's rows must tell such runs apart."""
-    words = []
+    words = list(cfg.get("passes") or {})
     if cfg.get("search") is not None:
         words.append(str(cfg.search["_target_"]).rsplit(".", 1)[-1].lower())
         if cfg.search.get("hessian"):

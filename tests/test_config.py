@@ -15,6 +15,7 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf, ValidationError
 
 from qexp.quantizers.base import Quantizer
+from qexp.record import passes_of
 
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"
@@ -30,6 +31,7 @@ GROUPS = (
     "callbacks",
     "search",
     "deploy",
+    "passes",
 )
 CHOICES = [
     f"{group}={file.relative_to(CONF / group).with_suffix('')}"
@@ -100,6 +102,18 @@ def test_a_schedule_brings_its_batch_norm_policy_and_keeps_how_float_is_trained(
     assert compose("schedule=qat", "bn=freeze").bn == "freeze"
     config = compose("schedule=qat", "schedule.epochs=2")
     assert config.schedule.epochs == 2 and config.schedule.pretrain.epochs == config.dataset.epochs.float
+
+
+def test_passes_are_chosen_by_name_in_the_order_written(compose):
+    assert not compose().passes
+    assert list(compose("passes=equalize").passes) == ["equalize"]
+    config = compose("passes=[bias_correction,equalize]", "passes.equalize.relu6=clip")
+    assert list(config.passes) == ["bias_correction", "equalize"] and config.passes.equalize.relu6 == "clip"
+    both = passes_of(compose("quant=aciq_bias", "passes=[equalize,weight_correction]", "passes.correction.form=paper"))
+    assert list(both) == ["correction", "equalize"], "the recipe's first; a name in both keeps its place"
+    assert both["correction"]["form"] == "paper"
+    off = compose("quant=aciq_bias", "quant.passes.correction=null", "passes=equalize")
+    assert list(passes_of(off)) == ["equalize"]
 
 
 def test_ends_bit_reaches_the_rule(compose):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from qexp.graph import Facts
+from qexp.passes.fold_bn import Normal
 
 
 @dataclass
@@ -22,6 +23,7 @@ class Moment:
         images: Calibration batches `[N, C, H, W]`.
         findings: What passes report, by name; goes into the record.
         calibration: Statistics by (layer, site) of the float model; None before calibration.
+        folded: How the results of convolutions with a folded batch norm are distributed, by layer.
         folder: The run's folder, for what a long pass keeps so that a killed run can go on; None keeps nothing.
         seed: The run's.
         device: Where a pass that computes much may do so; None leaves the model where it is.
@@ -32,6 +34,7 @@ class Moment:
     images: Sequence[Tensor]
     findings: dict[str, Any]
     calibration: Any = None
+    folded: dict[str, Normal] = field(default_factory=dict)
     folder: Path | None = None
     seed: int = 0
     device: torch.device | None = None
@@ -41,7 +44,8 @@ class Moment:
 class Pass:
     """An edit of the model, in place; a subclass writes the moments it needs, the others do nothing.
 
-    A recipe lists passes by name under `passes:`; they run in that order.
+    A recipe lists passes by name under `passes:`, and `passes=` on the command line adds others, named in `conf/passes`. At each moment the
+    recipe's come first, then the others, each in the order written; a name that stands in both takes the recipe's place.
     """
 
     def on_float(self, model: nn.Module, moment: Moment) -> None:

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from qexp.errors import QexpError
 from qexp.graph import Facts
 
 
+@dataclass
+class Normal:
+    """What a folded batch norm made of its convolution's result: mean beta and standard deviation |gamma| of each channel, `[C]`."""
+
+    mean: Tensor
+    std: Tensor
+
+
 @torch.no_grad()
-def fold_bn(model: nn.Module, facts: Facts) -> list[str]:
-    """Folds every batch norm into its convolution, in place, and returns the convolutions; the float output does not change.
+def fold_bn(model: nn.Module, facts: Facts) -> dict[str, Normal]:
+    """Folds every batch norm into its convolution, in place; the float output does not change.
+
+    Returns by convolution how its results are distributed now, as far as the batch norm knew.
 
     `W' = W gamma / sqrt(var + eps)` for each output channel, `b' = beta + (b - mean) gamma / sqrt(var + eps)`; the batch norm becomes
     `nn.Identity`. Pairs come from the graph, so grouped, depthwise and transposed convolutions and any naming are handled.
@@ -24,6 +36,7 @@ def fold_bn(model: nn.Module, facts: Facts) -> list[str]:
             f"bn=fold needs to know which convolution each batch norm follows, but {type(model).__name__} cannot be traced "
             f"({facts.trace_error}); use bn=keep"
         )
+    folded: dict[str, Normal] = {}
     for conv_name, bn_name in facts.bn_of.items():
         conv, bn = model.get_submodule(conv_name), model.get_submodule(bn_name)
         gamma = bn.weight if bn.affine else torch.ones_like(bn.running_mean)
@@ -40,6 +53,7 @@ def fold_bn(model: nn.Module, facts: Facts) -> list[str]:
         bias = beta.double() + (bias - bn.running_mean.double()) * factor
         conv.weight.copy_(weight)
         conv.bias = nn.Parameter(bias.to(conv.weight.dtype))
+        folded[conv_name] = Normal(beta.detach().clone(), gamma.detach().abs())
         parent, _, leaf = bn_name.rpartition(".")
         setattr(model.get_submodule(parent), leaf, nn.Identity())
-    return list(facts.bn_of)
+    return folded

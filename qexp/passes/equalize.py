@@ -1,0 +1,220 @@
+"""Cross-layer equalization: consecutive layers share out their weight ranges, channel by channel."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from qexp.errors import QexpError
+from qexp.graph import Facts
+from qexp.layers.quantized import WEIGHTED
+from qexp.layers.swap import evaluating
+from qexp.passes.base import Moment, Pass
+from qexp.passes.channels import channels, input_range, output_range, response, scale_inputs, scale_outputs
+
+log = logging.getLogger(__name__)
+
+# what a positive factor passes through unchanged
+_HOMOGENEOUS = (
+    *(nn.Identity, nn.Dropout, nn.Dropout2d, nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.Flatten),
+    *(nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d),
+)
+_HOMOGENEOUS_NAMES = {
+    f"{name}()"
+    for name in ("relu", "relu_", "leaky_relu", "prelu", "dropout", "dropout2d", "flatten", "max_pool2d", "avg_pool2d")
+} | {"adaptive_avg_pool2d()", "contiguous()"}
+
+
+class ClippedReLU(nn.ReLU6):
+    """`clip(x, 0, bound)` with a bound for each channel, `[C]`: what a ReLU6 becomes between equalized layers."""
+
+    def __init__(self, bound: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("bound", bound)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.minimum(x.relu(), self.bound.reshape(-1, *[1] * (x.ndim - 2)).to(x.dtype))
+
+
+@dataclass
+class Pair:
+    """Two consecutive layers and the ReLU6s between them."""
+
+    first: str
+    second: str
+    relu6: tuple[str, ...]
+
+
+class Equalize(Pass):
+    """Scales output channel i of a layer by `1/s_i` and what meets it in the next layer by `s_i`, `s_i = sqrt(r1_i / r2_i)`.
+
+    `r1_i` is the largest magnitude of the first layer's weights of that channel, `r2_i` of the second's; afterwards both are
+    `sqrt(r1_i r2_i)`. All pairs are swept until every factor is within `tolerance` of 1. Pairs come from the graph: weighted layers
+    with nothing between them but what a positive factor passes through (ReLU, PReLU, leaky ReLU, pooling, flattening), and no branch.
+    Depthwise layers stand in two pairs. A channel of zeros in either layer keeps its factor 1.
+
+    Args:
+        sweeps: Over all pairs, at most.
+        tolerance: Of the factors, at which sweeping ends.
+        relu6: What becomes of a ReLU6 between two layers: `relu` replaces it, as published, which changes what it clipped; `clip` gives
+            it a bound for each channel, which changes nothing; `skip` leaves the pair alone.
+        absorb: Move `c = max(0, beta - 3 gamma)` of each channel, from the folded batch norm, out of the first layer's bias into the
+            second's, so that few large values widen its input. Exact where the input exceeds c, away from padded borders.
+
+    Source: Nagel et al. 2019 (arXiv 1906.04721), equations 7-12 and section 4.2.
+    """
+
+    def __init__(
+        self,
+        sweeps: int = 20,
+        tolerance: float = 1e-3,
+        relu6: Literal["relu", "clip", "skip"] = "relu",
+        absorb: bool = False,
+    ) -> None:
+        if relu6 not in ("relu", "clip", "skip"):
+            raise QexpError(f"Equalize(relu6={relu6!r}): allowed are relu, clip, skip")
+        if sweeps < 1 or tolerance <= 0:
+            raise QexpError(f"Equalize(sweeps={sweeps}, tolerance={tolerance}): allowed are sweeps >= 1, tolerance > 0")
+        self.sweeps, self.tolerance, self.relu6, self.absorb = sweeps, tolerance, relu6, absorb
+
+    @torch.no_grad()
+    def on_float(self, model: nn.Module, moment: Moment) -> None:
+        """Equalizes in place; reports pairs, sweeps, channels of zeros, and how much the network's results moved."""
+        pairs, refused = find_pairs(model, moment.facts, self.relu6 != "skip")
+        for reason, count in Counter(refused.values()).items():
+            log.info("equalize: %d layers left alone: %s", count, reason)
+        if not pairs:
+            reasons = "; ".join(sorted(set(refused.values()))) or moment.facts.trace_error or "one layer only"
+            raise QexpError(f"equalization found no pair of layers it may scale: {reasons}")
+        images = moment.images[0]
+        with evaluating(model):
+            before = model(images)
+            for pair in pairs:
+                self._free(model, pair)
+            total = {p.first: torch.ones(channels(model.get_submodule(p.first))[0], dtype=torch.float64) for p in pairs}
+            done, largest = 0, float("inf")
+            while done < self.sweeps and largest >= self.tolerance:
+                largest = max(self._even_out(model, p, total[p.first]) for p in pairs)
+                done += 1
+            for pair in pairs:
+                self._settle(model, pair, total[pair.first], moment)
+            absorbed = sum(_absorb(model, p, moment) for p in pairs) if self.absorb else 0
+            change = float((model(images) - before).norm() / before.norm().clamp_min(1e-30))
+        dead = sum(int((_ranges(model, p).amin(0) == 0).sum()) for p in pairs)
+        log.info(
+            "equalize: %d pairs in %d sweeps (largest factor left %.2g), %d channels of zeros, results moved by %.2g",
+            *(len(pairs), done, largest, dead, change),
+        )
+        moment.findings |= {"equalized_pairs": len(pairs), "equalize_sweeps": done, "equalize_change": change}
+        moment.findings |= {"equalize_dead": dead} | ({"absorbed_biases": absorbed} if self.absorb else {})
+
+    def _free(self, model: nn.Module, pair: Pair) -> None:
+        """Makes a pair's ReLU6s something that factors pass through; bounds by channel start at 6."""
+        for name in pair.relu6:
+            count = channels(model.get_submodule(pair.first))[0]
+            bound = next(model.get_submodule(pair.first).parameters()).new_full((count,), 6.0)
+            _put(model, name, nn.ReLU() if self.relu6 == "relu" else ClippedReLU(bound))
+
+    def _even_out(self, model: nn.Module, pair: Pair, total: Tensor) -> float:
+        """Scales one pair, multiplies its factors into `total` `[C]`, and returns how far from 1 the farthest was."""
+        r1, r2 = _ranges(model, pair).double()
+        s = torch.where((r1 > 0) & (r2 > 0), torch.sqrt(r1 / torch.where(r2 > 0, r2, 1.0)), 1.0)
+        scale_outputs(model.get_submodule(pair.first), 1 / s)
+        scale_inputs(model.get_submodule(pair.second), s)
+        total *= s.to(total.device)
+        return float((s - 1).abs().max())
+
+    def _settle(self, model: nn.Module, pair: Pair, total: Tensor, moment: Moment) -> None:
+        """Tells bounds and known distributions of the first layer's results what they were scaled by."""
+        if pair.first in moment.folded:
+            normal = moment.folded[pair.first]
+            normal.mean, normal.std = (t / total.to(t) for t in (normal.mean, normal.std))
+        for name in pair.relu6:
+            if self.relu6 == "clip":
+                bound = model.get_submodule(name).bound
+                bound /= total.to(bound)
+
+
+def find_pairs(model: nn.Module, facts: Facts, relu6: bool = True) -> tuple[list[Pair], dict[str, str]]:
+    """Returns the pairs of layers that can be equalized, in order of execution, and for each other weighted layer why not.
+
+    Args:
+        model: Float network.
+        facts: Its structure.
+        relu6: Whether a ReLU6 may stand between them.
+    """
+    if facts.trace_error:
+        raise QexpError(
+            f"equalization needs to know which layers follow each other, but the model cannot be traced ({facts.trace_error})"
+        )
+    pairs, refused = [], {}
+    for name in (n for n in facts.order if isinstance(model.get_submodule(n), WEIGHTED)):
+        between, clipped = facts.chains.get(name, ())[:-1], []
+        if name not in facts.chains:
+            if name != facts.last:
+                refused[name] = "their results branch, meet another tensor, or end in the network's result"
+            continue
+        second = facts.chains[name][-1]
+        for part in between:
+            module = None if part.endswith("()") else model.get_submodule(part)
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                refused[name] = "a batch norm follows (fold it with bn=fold)"
+            elif isinstance(module, nn.ReLU6) and relu6 and _used_once(facts, part):
+                clipped.append(part)
+            elif isinstance(module, nn.ReLU6) or part == "relu6()":
+                refused[name] = "a ReLU6 follows" + (
+                    " that is a function or shared, not a module of its own" if relu6 else ""
+                )
+            elif not (isinstance(module, _HOMOGENEOUS) or part in _HOMOGENEOUS_NAMES):
+                what = part if module is None else type(module).__name__
+                refused[name] = f"{what} follows, which no factor passes through"
+        count, incoming = channels(model.get_submodule(name))[0], channels(model.get_submodule(second))[1]
+        if name not in refused and (
+            incoming % count or (incoming > count and not isinstance(model.get_submodule(second), nn.Linear))
+        ):
+            refused[name] = f"{count} channels do not map onto {incoming} inputs"
+        if name not in refused:
+            pairs.append(Pair(name, second, tuple(clipped)))
+    return pairs, refused
+
+
+def _used_once(facts: Facts, name: str) -> bool:
+    return sum(name in chain for chain in facts.chains.values()) == 1 and facts.calls.get(name, 0) == 1
+
+
+def _ranges(model: nn.Module, pair: Pair) -> Tensor:
+    """Returns `r1` and `r2` of each channel between the two layers, `[2, C]`."""
+    r1 = output_range(model.get_submodule(pair.first))
+    return torch.stack([r1, input_range(model.get_submodule(pair.second), len(r1))])
+
+
+def _absorb(model: nn.Module, pair: Pair, moment: Moment) -> int:
+    """Moves what a channel never falls below from the first layer's bias into the second's; returns how many channels had some."""
+    normal = moment.folded.get(pair.first)
+    between = moment.facts.chains[pair.first][:-1]
+    plain = all(
+        part == "relu()" if part.endswith("()") else isinstance(model.get_submodule(part), nn.Identity | nn.ReLU)
+        for part in between
+    )
+    if normal is None or not plain or pair.first not in moment.facts.followed_by_relu:
+        return 0  # only a ReLU passes on a constant that its input never falls below
+    first, second = model.get_submodule(pair.first), model.get_submodule(pair.second)
+    c = (normal.mean - 3 * normal.std).clamp_min(0)
+    first.bias.sub_(c.to(first.bias))
+    shift = response(second, second.weight, c).to(second.weight)
+    if second.bias is None:
+        second.bias = nn.Parameter(shift)
+    else:
+        second.bias.add_(shift)
+    normal.mean = normal.mean - c
+    return int((c > 0).sum())
+
+
+def _put(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(parent), leaf, module.train(model.get_submodule(name).training))

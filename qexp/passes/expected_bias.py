@@ -1,0 +1,164 @@
+"""Expected-input bias correction: the mean shift that rounded weights give each output is taken off the bias."""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from qexp.calibration.stats import TensorStats
+from qexp.errors import QexpError
+from qexp.layers.quantized import WEIGHTED, Quantized, quantized_layers
+from qexp.layers.swap import evaluating
+from qexp.passes.base import Moment, Pass
+from qexp.passes.channels import response
+from qexp.quantizers.base import Quantizer
+
+log = logging.getLogger(__name__)
+
+MODES = ("empirical", "analytic", "output")
+
+
+def relu_mean(mean: Tensor, std: Tensor) -> Tensor:
+    """Returns `E[relu(x)]` of normal x: `std phi(mean/std) + mean Phi(mean/std)`, float64.
+
+    >>> [round(float(relu_mean(torch.tensor(b), torch.tensor(g))), 6) for b, g in ((0.5, 1.2), (0.0, 1.0))]
+    [0.769696, 0.398942]
+    """
+    mean, std = mean.double(), std.double()
+    z = mean / std.clamp_min(1e-300)
+    density = torch.exp(-z.square() / 2) / math.sqrt(2 * math.pi)
+    return torch.where(std > 0, std * density + mean * torch.special.ndtr(z), mean.clamp_min(0))
+
+
+class ExpectedBias(Pass):
+    """Takes `sum (W_q - W)[o, i, kh, kw] E[x_i]` off the bias of every layer with quantized weights, from the first to the last.
+
+    One forward pass of the quantized network over the calibration images corrects each layer as it comes to it, so that every layer
+    sees the inputs that the corrected layers before it give. A layer without a bias gets one. A quantizer on the bias is fitted anew.
+
+    Args:
+        mode: Where E[x_i] comes from: `empirical`, the mean of the layer's quantized input channel; `analytic`, the folded batch norm
+            and the ReLU before the layer (empirical where none is known, through adds and pools); `output` corrects instead by the
+            difference of the layer's mean result from the float network's, which holds the shift of the inputs too.
+        images: How many calibration images are run, in one batch.
+
+    Source: Nagel et al. 2019 (arXiv 1906.04721), section 4.2 and equations 17-19; `output` as their appendix D.
+    Differs from the paper: `empirical` weighs E[x_i] of the quantized input; padded borders are counted as if they were not.
+    """
+
+    def __init__(self, mode: Literal["empirical", "analytic", "output"] = "empirical", images: int = 128) -> None:
+        if mode not in MODES:
+            raise QexpError(f"ExpectedBias(mode={mode!r}): allowed are {', '.join(MODES)}")
+        if images < 1:
+            raise QexpError(f"ExpectedBias(images={images}): at least 1 calibration image is needed")
+        self.mode, self.images = mode, images
+
+    @torch.no_grad()
+    def on_fitted(self, model: nn.Module, moment: Moment) -> None:
+        """Corrects the biases; reports how many, and the largest shift in standard deviations of its output channel."""
+        layers = {
+            name: layer
+            for name, layer in quantized_layers(model)
+            if isinstance(layer, WEIGHTED) and isinstance(layer.weight_quantizer, Quantizer)
+        }
+        if not layers:
+            raise QexpError("bias correction found no layer with quantized weights")
+        done: dict[str, float] = {}
+        analytic = 0
+        handles = []
+
+        def before(name: str):
+            def hook(layer: Quantized, args: tuple[Tensor, ...]) -> None:
+                nonlocal analytic
+                if name in done:
+                    return  # a layer that is called again keeps its first correction
+                mean = known_input(name, model, moment) if self.mode == "analytic" else None
+                analytic += mean is not None
+                if mean is None:
+                    mean = channel_mean(layer.input_quantizer(args[0]))
+                error = layer.quantized_weight().double() - layer.weight.double()
+                done[name] = _shift(layer, -response(layer, error, mean), name, moment)
+
+            return hook
+
+        def after(name: str):
+            def hook(layer: Quantized, _: tuple[Tensor, ...], y: Tensor) -> Tensor | None:
+                if name in done:
+                    return None
+                wanted = moment.calibration[name, "output"].channel.mean.to(y.device)
+                lack = wanted - channel_mean(y)
+                done[name] = _shift(layer, lack, name, moment)
+                return y + lack.to(y).reshape(-1, *[1] * (y.ndim - 2))
+
+            return hook
+
+        for name, layer in layers.items():
+            if self.mode == "output":
+                handles.append(layer.register_forward_hook(after(name)))
+            else:
+                handles.append(layer.register_forward_pre_hook(before(name)))
+        try:
+            with evaluating(model):
+                model(torch.cat(list(moment.images))[: self.images])
+        finally:
+            for handle in handles:
+                handle.remove()
+        largest = max(done, key=done.__getitem__)
+        log.info(
+            "bias correction: %d biases, the largest shift %.3f of its channel's spread (%s)",
+            len(done),
+            done[largest],
+            largest,
+        )
+        moment.findings |= {"corrected_biases": len(done), "largest_bias_shift": round(done[largest], 4)}
+        if self.mode == "analytic":
+            log.info(
+                "bias correction: %d of %d inputs known from batch norms, the others measured", analytic, len(done)
+            )
+            moment.findings["analytic_inputs"] = analytic
+
+
+def channel_mean(x: Tensor) -> Tensor:
+    """Returns the mean of each channel of `[N, C, ...]`, float64 `[C]`."""
+    return x.double().mean([d for d in range(x.ndim) if d != 1])
+
+
+def known_input(name: str, model: nn.Module, moment: Moment) -> Tensor | None:
+    """Returns E[x] of each input channel of a layer, from the folded batch norm before it, None where that does not tell."""
+    operands = moment.facts.sources.get(name, ())
+    chain = operands[0] if operands else ()
+    if chain and isinstance(model.get_submodule(chain[-1]), nn.ReLU6):  # not looked through, since it changes values
+        inner = moment.facts.sources.get(chain[-1], ())
+        chain += inner[0] if inner else ()
+    normal = moment.folded.get(chain[-1]) if chain else None
+    if normal is None:
+        return None
+    between = [model.get_submodule(part) for part in chain[:-1]]
+    if not all(
+        isinstance(m, nn.Identity | nn.Dropout | nn.ReLU | nn.ReLU6) and not hasattr(m, "bound") for m in between
+    ):
+        return None
+    if any(isinstance(m, nn.ReLU6) for m in between):
+        return relu_mean(normal.mean, normal.std) - relu_mean(normal.mean - 6, normal.std)
+    if chain[-1] in moment.facts.followed_by_relu:
+        return relu_mean(normal.mean, normal.std)
+    return normal.mean.double()
+
+
+def _shift(layer: Quantized, change: Tensor, name: str, moment: Moment) -> float:
+    """Adds `change` `[O]` to a layer's bias; returns the largest change in standard deviations of its channel's float result."""
+    change = change.to(layer.weight)
+    if layer.bias is None:
+        layer.bias = nn.Parameter(change.clone())
+    else:
+        layer.bias.add_(change)
+    if isinstance(layer.bias_quantizer, Quantizer):
+        layer.bias_quantizer.fit(TensorStats.of(layer.bias, layer.bias_quantizer.granularity))
+    seen = moment.calibration[name, "output"].channel.std.to(change) if moment.calibration is not None else None
+    if seen is None:
+        return float(change.abs().max())
+    return float((change.abs() / seen.clamp_min(1e-12)).where(seen > 0, 0.0).max())

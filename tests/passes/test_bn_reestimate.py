@@ -1,0 +1,85 @@
+"""Batch norms measured again: their statistics are those of the quantized network, and nothing else has changed."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from qexp.calibration.calibrate import calibrate
+from qexp.errors import QexpError
+from qexp.graph import facts
+from qexp.passes.base import Moment
+from qexp.passes.bn_reestimate import ReestimateBN
+from qexp.recipe import Recipe, apply, resolve
+
+UNIFORM = {"_target_": "qexp.quantizers.uniform.Uniform", "granularity": "tensor"}
+
+
+def network() -> tuple[nn.Sequential, Moment]:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, bias=False),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Dropout(0.5),
+        nn.Conv2d(8, 6, 3),
+        nn.BatchNorm2d(6),
+    ).eval()
+    images = [torch.randn(16, 3, 10, 10) for _ in range(3)]
+    structure = facts(model, images[0][:1])
+    apply(
+        model, resolve(model, structure, Recipe(sites={"input": UNIFORM, "weight": UNIFORM}, wbit=2, abit=8)), structure
+    )
+    calibrate(model, images, progress=False)
+    return model, Moment(structure, images, {}, progress=False)
+
+
+def test_statistics_are_those_of_the_quantized_network():
+    model, moment = network()
+    weights = {k: v.clone() for k, v in model.state_dict().items() if "running" not in k and "tracked" not in k}
+    modes = [m.training for m in model.modules()]
+    ReestimateBN(batch=48).on_fitted(model, moment)
+    assert [m.training for m in model.modules()] == modes
+    seen = {}
+    model[1].register_forward_pre_hook(lambda _, args: seen.update(x=args[0]))
+    with torch.no_grad():
+        model(torch.cat(moment.images))
+    torch.testing.assert_close(model[1].running_mean, seen["x"].mean((0, 2, 3)), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(model[1].running_var, seen["x"].var((0, 2, 3)), rtol=1e-4, atol=1e-5)
+    assert moment.findings["reestimated_norms"] == 2 and moment.findings["largest_norm_shift"] > 0.1
+    assert all(m.momentum == 0.1 for m in model if isinstance(m, nn.BatchNorm2d))
+    after = model.state_dict()
+    assert all(torch.equal(after[k], v) for k, v in weights.items())
+
+
+def test_batches_are_averaged_alike_and_a_second_time_changes_nothing():
+    model, moment = network()
+    ReestimateBN(batch=16).on_fitted(model, moment)
+    first = model[1].running_mean.clone()
+    assert int(model[1].num_batches_tracked) == 3
+    ReestimateBN(batch=16).on_trained(model, moment)
+    assert torch.equal(model[1].running_mean, first)
+
+
+def test_what_has_no_batch_norm_is_refused():
+    model = nn.Sequential(nn.Conv2d(3, 4, 1))
+    moment = Moment(facts(model, torch.ones(1, 3, 4, 4)), [torch.ones(2, 3, 4, 4)], {})
+    with pytest.raises(QexpError, match="run with bn=keep"):
+        ReestimateBN().on_fitted(model, moment)
+    with pytest.raises(QexpError, match="at least 2 images"):
+        ReestimateBN(batch=1)
+    model, moment = network()
+    moment.images = [torch.ones(1, 3, 10, 10)]
+    with pytest.raises(QexpError, match="at least 2 calibration images"):
+        ReestimateBN().on_fitted(model, moment)
+
+
+def test_a_run_says_which_passes_ran(run):
+    metrics = run("quant=mse", "bits=w4a4", "bn=keep", "passes=[bn_reestimate,bias_correction]", "study=s")
+    assert metrics["status"] == "ok", metrics["error"]
+    assert metrics["passes"] == "bn_reestimate + bias_correction"
+    assert metrics["quant"] == "mse + bn_reestimate + bias_correction"
+    assert metrics["reestimated_norms"] > 0 and metrics["corrected_biases"] == 5
+    plain = run("quant=mse", "bits=w4a4", "bn=keep", "study=s")
+    assert plain["passes"] == "" and plain["quant"] == "mse"
