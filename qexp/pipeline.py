@@ -27,7 +27,7 @@ from qexp.passes.base import Moment, Pass
 from qexp.passes.fold_bn import Normal, fold_bn
 from qexp.recipe import Plan, Recipe, apply, resolve
 from qexp.recipe.bits import FLOAT
-from qexp.record import Record, passes_of, point_hash
+from qexp.record import Record, passes_of, peak_mb, point_hash
 from qexp.search.setting import Setting
 
 log = logging.getLogger(__name__)
@@ -120,6 +120,7 @@ def experiment(cfg: DictConfig, data: LightningDataModule, record: Record) -> di
     metrics |= {
         "kernels": kernels,
         "point": record.folder.name,
+        "peak_mb": peak_mb(),
         "n_calibrate": cfg.n_calibrate and sum(map(len, images)),
         **data.notes(),
         **moment.findings,

@@ -8,8 +8,10 @@ import logging
 import math
 import os
 import platform
+import resource
 import shutil
 import subprocess
+import sys
 import traceback
 from contextlib import AbstractContextManager, suppress
 from functools import cache
@@ -230,6 +232,12 @@ def commit() -> str:
         return head.stdout.strip() + ("+" if changed.stdout.strip() else "")
     except (OSError, subprocess.TimeoutExpired):
         return ""
+
+
+def peak_mb() -> float:
+    """Returns the most memory this process has held so far, in MiB; in a sweep, that of the points before is in it."""
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(most / (2**20 if sys.platform == "darwin" else 2**10), 1)
 
 
 def _version(name: str) -> str:

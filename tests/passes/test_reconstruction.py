@@ -267,8 +267,8 @@ def test_bad_input(made):
         BRECQ(loss="fisher")
     with pytest.raises(QexpError, match=r"drop_prob=1.5; allowed: 0..1"):
         QDrop(drop_prob=1.5)
-    with pytest.raises(QexpError, match=r"memory_mb=-1"):
-        AdaRound(**SHORT, memory_mb=-1).on_fitted(net, moment)
+    with pytest.raises(QexpError, match=r"memory_mb=-1; allowed: 0"):
+        AdaRound(**SHORT, memory_mb=-1)
     with torch.no_grad():
         net.block.conv2.bias.fill_(float("inf"))
     with pytest.raises(QexpError, match=r"block.conv2: the reconstruction error is (nan|inf)"):

@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import resource
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -70,10 +68,12 @@ class Reconstruction(Pass):
     def __init__(self, sweeps: Sequence[Sweep], units: str | Sequence[str], memory_mb: float) -> None:
         for sweep in sweeps:
             _check(type(self).__name__, sweep)
+        if not memory_mb >= 0:
+            raise QexpError(f"{type(self).__name__}: memory_mb={memory_mb!r}; allowed: 0 (all in a file) and more")
         self.sweeps, self.units, self.memory_mb = tuple(sweeps), units, memory_mb
 
     def on_fitted(self, model: nn.Module, moment: Moment) -> None:
-        """Learns; reports how many roundings moved, how many were undecided, the seconds, and the peak memory."""
+        """Learns; reports how many roundings moved, how many were undecided, the seconds, and the memory activations took."""
         started, n = time.perf_counter(), sum(map(len, moment.images))
         largest = max(sweep.options.batch for sweep in self.sweeps)
         if n < largest:
@@ -81,10 +81,8 @@ class Reconstruction(Pass):
                 f"{type(self).__name__}: {n} calibration images do not fill a batch of {largest}; "
                 f"ask for more (n_calibrate) or lower batch to at most {n}"
             )
-        home = next(model.parameters()).device
-        with evaluating(model), _frozen(model):
-            model.to(moment.device or home)
-            units = find_units(model, moment.facts, self.units, moment.images[0].to(moment.device or home))
+        with evaluating(model), _frozen(model), _on(model, moment.device) as device:
+            units = find_units(model, moment.facts, self.units, moment.images[0][:2].to(device))
             walk = _Walk(model, units, moment, self.memory_mb, self._content(model, moment))
             with tqdm(
                 total=sum(len(units) * sweep.options.iterations for sweep in self.sweeps),
@@ -97,7 +95,6 @@ class Reconstruction(Pass):
                     with nullcontext() if sweep.activations else activations_off(model):
                         for index in range(len(units)):
                             walk.unit(number, sweep, index, bar)
-            model.to(home)
         learned = [model.get_submodule(name).weight_quantizer for unit in units for name in unit.layers]
         weights = sum(q.shift.numel() for q in learned if q.shift is not None)
         moment.findings |= {
@@ -107,7 +104,6 @@ class Reconstruction(Pass):
             "reconstruct_seconds": round(time.perf_counter() - started + walk.seconds_before, 1),
             "reconstruct_kept_mb": round(walk.kept / 2**20, 1),
             "reconstruct_spilled_mb": round(walk.spilled / 2**20, 1),
-            "peak_mb": peak_mb(),
         }
 
     def _content(self, model: nn.Module, moment: Moment) -> str:
@@ -251,6 +247,17 @@ def _load(model: nn.Module, unit: Unit, state: dict[str, dict[str, Any]]) -> Non
 
 
 @contextmanager
+def _on(model: nn.Module, device: torch.device | None) -> Iterator[torch.device]:
+    """Inside, the model is on a device (None: where it was), which is given back."""
+    home = next(model.parameters()).device
+    model.to(device or home)
+    try:
+        yield device or home
+    finally:
+        model.to(home)
+
+
+@contextmanager
 def _frozen(model: nn.Module) -> Iterator[None]:
     """Inside, no parameter asks for a gradient."""
     before = [(p, p.requires_grad) for p in model.parameters()]
@@ -261,12 +268,6 @@ def _frozen(model: nn.Module) -> Iterator[None]:
     finally:
         for p, asked in before:
             p.requires_grad_(asked)
-
-
-def peak_mb() -> float:
-    """Returns the most memory this process has held so far, in MiB."""
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return round(most / (2**20 if sys.platform == "darwin" else 2**10), 1)
 
 
 def _check(name: str, sweep: Sweep) -> None:

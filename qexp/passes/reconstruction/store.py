@@ -48,8 +48,6 @@ class Store:
     """
 
     def __init__(self, memory_mb: float, folder: Path | None = None, device: torch.device | None = None) -> None:
-        if not memory_mb >= 0:
-            raise QexpError(f"memory_mb={memory_mb}: the activations kept in memory cannot take less than 0 MiB")
         self.left = int(memory_mb * 2**20)
         self.folder, self.device = Path(folder or tempfile.gettempdir()), device
         self.in_memory = self.spilled = 0

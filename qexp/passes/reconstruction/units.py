@@ -146,19 +146,25 @@ def _watch(model: nn.Module, names: set[str], example: Tensor) -> dict[str, _Cal
     """Returns what the named modules did while the network ran once."""
     calls = {name: _Calls() for name in names}
 
-    def see(name: str):
-        def hook(_, args: tuple, kwargs: dict, y: object) -> None:
+    def enters(name: str):
+        def hook(_, args: tuple, kwargs: dict) -> None:
             call = calls[name]
             call.count += 1
-            call.single = (
-                call.single and len(args) == 1 and not kwargs and all(isinstance(t, Tensor) for t in (*args, y))
-            )
-            if call.single:
-                call.x, call.y = args[0], y
+            call.single = call.single and len(args) == 1 and not kwargs and isinstance(args[0], Tensor)
+            call.x = args[0].clone() if call.single else None  # what follows may change it in place
 
         return hook
 
-    handles = [model.get_submodule(n).register_forward_hook(see(n), with_kwargs=True) for n in names]
+    def leaves(name: str):
+        def hook(_, __, y: object) -> None:
+            call = calls[name]
+            call.single = call.single and isinstance(y, Tensor)
+            call.y = y.clone() if call.single else None
+
+        return hook
+
+    handles = [model.get_submodule(n).register_forward_pre_hook(enters(n), with_kwargs=True) for n in names]
+    handles += [model.get_submodule(n).register_forward_hook(leaves(n)) for n in names]
     try:
         model(example)
     finally:
@@ -177,7 +183,7 @@ def _why_not(model: nn.Module, name: str, inside: Sequence[str], calls: dict[str
     for layer in inside:
         if calls[layer].count != 1:
             return f"its layer {layer} runs {calls[layer].count} times"
-    alone = _watch_alone(model.get_submodule(name), call.x, {layer: model.get_submodule(layer) for layer in inside})
+    alone = _alone(model.get_submodule(name), call.x, {layer: model.get_submodule(layer) for layer in inside})
     if isinstance(alone, str):
         return alone
     if alone.shape != call.y.shape or not torch.equal(alone, call.y):
@@ -186,7 +192,7 @@ def _why_not(model: nn.Module, name: str, inside: Sequence[str], calls: dict[str
 
 
 @torch.no_grad()
-def _watch_alone(module: nn.Module, x: Tensor, layers: dict[str, nn.Module]) -> Tensor | str:
+def _alone(module: nn.Module, x: Tensor, layers: dict[str, nn.Module]) -> Tensor | str:
     """Returns what a module makes of a tensor by itself, or why that is not the whole of it."""
     ran: set[str] = set()
     handles = [m.register_forward_hook(lambda *_, name=name: ran.add(name)) for name, m in layers.items()]
