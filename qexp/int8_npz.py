@@ -22,7 +22,7 @@ def read_int8(path: Path, model: nn.Module) -> dict[str, Tensor]:
         QexpError: Damaged, no such file, a layer of the file that the network lacks or the reverse, other shapes.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise QexpError(f"{path}: damaged or truncated ({error}); fetch or write it again") from error

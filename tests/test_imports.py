@@ -36,7 +36,7 @@ LEVELS = (  # from the bottom; a part imports only from parts on lower levels
     ("floats", "stages"),
     ("teachers",),
     ("outcome", "proof"),
-    ("pipeline",),
+    ("pipeline", "prepare"),
 )
 RANK = {name: i for i, level in enumerate(LEVELS) for name in level}
 BLIND = {"models", "data", "tasks"}  # know nothing of quantization

@@ -72,7 +72,7 @@ class Pack:
 
     def __getitem__(self, chosen: slice | Tensor | list[int]) -> Tensor:
         """The images `[n, C, H, W]` of a slice or of positions, as a tensor of their own."""
-        at = np.arange(len(self))[chosen if isinstance(chosen, slice) else np.asarray(chosen)]
+        at = np.arange(len(self))[chosen if isinstance(chosen, slice) else np.asarray(chosen, dtype=np.int64)]
         if not len(at):
             return torch.empty((0, *self.shape[1:]), dtype=torch.uint8)
         for number in np.unique(np.searchsorted(self.starts, at, side="right") - 1):

@@ -93,9 +93,9 @@ def packed(
             ):  # the points of a sweep that run side by side pack once
                 if not path.exists():
                     _make(path, listing, resize, what, workers, bad_images)
-        except PermissionError as error:
+        except OSError as error:
             raise QexpError(
-                f"{folder}: cannot be written ({error}); name another, dataset.data.pack_dir=..."
+                f"{folder}: cannot be made or written ({error}); name another folder, dataset.data.pack_dir=..."
             ) from error
     pack = Pack(path)
     report(pack, what, bad_images)
@@ -142,12 +142,12 @@ def _make(path: Path, listing: Listing, resize: Resize, what: str, workers: int 
                     raise QexpError(f"{listing.source.path}/{skipped[0][0]} cannot be decoded: {skipped[0][1]}")
                 writer.add(pixels, labels, skipped, converted)
                 bar.update(len(labels) + len(skipped))
-    except BaseException:
+        rate = (len(listing) - done) / max(time.perf_counter() - start, 1e-9)
+        about = {"what": what, "resize": asdict(resize), "source": listing.source.path.name}
+        writer.finish(about | ({"images_per_second": rate} if len(listing) > done else {}))
+    finally:
         writer.close()
-        raise
-    seconds = time.perf_counter() - start
-    writer.finish({"what": what, "resize": asdict(resize), "source": listing.source.path.name})
-    log.info("%s: %d images packed at %.0f/s in %s", what, len(listing) - done, (len(listing) - done) / seconds, path)
+    log.info("%s: %d images packed at %.0f/s in %s", what, len(listing), rate, path)
 
 
 def _as_is(chunk):
