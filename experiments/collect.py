@@ -1,16 +1,21 @@
-"""A study's results as a Markdown table: `python -m experiments.collect runs/STUDY [--paired]`.
+"""A study's results as a Markdown table: `python -m experiments.collect runs/STUDY [--paired] [--cost]`.
 
-One row a method, one column a pair of widths, each cell the accuracy in percent and the half width of its 95 % interval. With `--paired`,
-below the table: for each width, which methods the best one beats on the same images (exact McNemar test, p < 0.05).
+One row a method (with its passes and settings where the study has several), one column a pair of widths, each cell the accuracy in
+percent and the half width of its 95 % interval. With `--paired`, below the table: for each width, which methods the best one beats on the
+same images (exact McNemar test, p < 0.05). With `--cost`, a second table: minutes of calibration and learning, and the most memory the
+process held.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from omegaconf import OmegaConf
 
 from qexp.report.results import collect
 from qexp.report.statistics import mcnemar
@@ -18,16 +23,53 @@ from qexp.report.statistics import mcnemar
 
 def table(points: pd.DataFrame) -> str:
     """Returns the Markdown table of a study's points."""
+    best = points.value_float.dropna()
+    return "\n".join([*rows(points, cell), f"\nfloat {best.iloc[0]:.2f}" if len(best) else ""])
+
+
+def rows(points: pd.DataFrame, write: Callable[[pd.Series], str]) -> list[str]:
+    """Returns a Markdown table's lines, one row a method, one column a pair of widths."""
     widths = list(dict.fromkeys(points.bits))
     lines = ["| method | " + " | ".join(widths) + " |", "|---" * (len(widths) + 1) + "|"]
-    for name, group in points.groupby("quant", sort=False):
-        cells = []
-        for width in widths:
-            row = group[group.bits == width]
-            cells.append(cell(row.iloc[0]) if len(row) else "")
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    best = points.value_float.dropna()
-    return "\n".join([*lines, f"\nfloat {best.iloc[0]:.2f}" if len(best) else ""])
+    for name, group in points.groupby("method", sort=False):
+        at = {row.bits: write(row) for _, row in group.iterrows()}
+        lines.append(f"| {name} | " + " | ".join(at.get(width, "") for width in widths) + " |")
+    return lines
+
+
+def price(row: pd.Series) -> str:
+    """Returns the minutes of calibration and learning, and the memory, of one point."""
+    memory = "" if pd.isna(row.get("peak_mb")) else f", {row.peak_mb:.0f} MiB"
+    return f"{row.seconds_calibrate / 60:.1f} min{memory}" if row.status == "ok" else ""
+
+
+def methods(points: pd.DataFrame, study: Path) -> list[str]:
+    """Returns what to call each point: its quant, its passes where the study has several, and settings that tell equal names apart."""
+    passes = points["passes"].fillna("") if "passes" in points else pd.Series("", points.index)
+    several = passes.groupby(points.quant).transform("nunique") > 1
+    names = [f"{q} + {p}" if many and p else q for q, p, many in zip(points.quant, passes, several)]
+    settings = [flat(OmegaConf.to_container(OmegaConf.load(study / point / "config.yaml"))) for point in points.point]
+    out = []
+    for name, own in zip(names, settings):
+        alike = [other for n, other in zip(names, settings) if n == name]
+        widths = [(other.get("layer_wbit"), other.get("layer_abit")) for other in alike]
+        keys = (
+            []
+            if len(set(widths)) == len(widths)
+            else [k for k in own if k.split(".")[0] in ("quant", "passes", "seed")]
+        )
+        told = [k for k in keys if len({str(other.get(k)) for other in alike}) > 1]
+        words = ", ".join(f"{k.rpartition('.')[2]}={own[k]}" for k in told)
+        out.append(f"{name} ({words})" if told else name)
+    return out
+
+
+def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Returns a nested configuration as one mapping with dotted keys."""
+    out: dict[str, Any] = {}
+    for key, value in config.items():
+        out |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return out
 
 
 def cell(row: pd.Series) -> str:
@@ -42,8 +84,8 @@ def paired(points: pd.DataFrame, study: Path) -> str:
     lines = []
     for width, group in points[points.status == "ok"].groupby("bits", sort=False):
         ranked = group.sort_values("value", ascending=False)
-        hits = {row.quant: np.load(study / row.point / "correct.npy") for row in ranked.itertuples()}
-        best, *others = ranked.quant
+        hits = {row.method: np.load(study / row.point / "correct.npy") for row in ranked.itertuples()}
+        best, *others = ranked.method
         same = [name for name in others if mcnemar(hits[best], hits[name]).p >= 0.05]
         lines.append(f"* {width}: {best} is best; not told apart from it: {', '.join(same) or 'none'}")
     return "\n".join(lines)
@@ -53,10 +95,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", type=Path, help="a study's folder, such as runs/method_shelf")
     parser.add_argument("--paired", action="store_true", help="compare methods on the same images")
+    parser.add_argument("--cost", action="store_true", help="minutes and memory")
+    parser.add_argument("--order", nargs="*", default=[], metavar="QUANT", help="recipes in the order of their rows")
     args = parser.parse_args()
     points = collect(args.study)
+    place = {name: i for i, name in enumerate(args.order)}
+    points = points.sort_values("quant", key=lambda names: names.map(place), kind="stable").reset_index(drop=True)
     points["bits"] = [f"W{w}A{a}" for w, a in zip(points.layer_wbit, points.layer_abit)]
+    points["method"] = methods(points, args.study)
     print(table(points))
+    if args.cost:
+        print("\n" + "\n".join(rows(points, price)))
     if args.paired:
         print("\n" + paired(points, args.study))
 
