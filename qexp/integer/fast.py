@@ -92,6 +92,8 @@ class Fast:
 
 
 def _weighted(fast: Fast, op: Conv | Linear) -> Callable[..., Tensor]:
+    if op.unit:
+        return _own_unit(fast, op)
     source = fast.program.tensors[op.inputs[0]]
     low, high = partial_sums(op, source.low, source.high)
     widest = max(abs(source.low - int(op.zero.max())), abs(source.high - int(op.zero.min())))
@@ -124,11 +126,17 @@ def _weighted(fast: Fast, op: Conv | Linear) -> Callable[..., Tensor]:
     return step
 
 
+def _own_unit(fast: Fast, op: Conv | Linear) -> Callable[..., Tensor]:
+    """A layer of another unit: the unit itself, on NumPy integers."""
+    reference = Reference(fast.program, fast.accumulator)
+    return lambda x: torch.from_numpy(reference.weighted(op, x.cpu().long().numpy())).to(fast.device)
+
+
 def _requantize(fast: Fast, op: Requantize) -> Callable[..., Tensor]:
     ndim = fast.ndim(op.inputs[0])
     source = fast.program.tensors[op.inputs[0]]
     reach = max(abs(source.low), abs(source.high)) + int(np.abs(op.zero).max())
-    most = reach * int(op.multiplier.max()) + int(np.abs(op.addend).max())
+    most = reach * int(np.abs(op.multiplier).max()) + int(np.abs(op.addend).max())
     small = op.low >= -(2**23) and op.high < 2**23
     if most < _DOUBLE and op.rounding in ("half_even", "floor", "trunc"):
         factor = fast.constant(np.ldexp(op.multiplier.astype(np.float64), -op.shift), torch.float64, ndim)

@@ -134,7 +134,8 @@ def integer_weight(weight: Tensor, quantizer: Quantizer, where: str) -> tuple[In
         )
         scale, zero = (v.reshape(outputs, -1).cpu().double().numpy() for v in (scale, zero))
         codes = quantizer.codes(weight).cpu().double().numpy().reshape(outputs, -1)
-        exact = np.abs((codes - zero) * scale - values.reshape(outputs, -1)) <= 1e-4 * scale
+        values32 = values.reshape(outputs, -1)  # rounded to float32, as everything the network computes
+        exact = np.abs((codes - zero) * scale - values32) <= np.maximum(1e-4 * scale, np.abs(values32) * 2.0**-21)
         if exact.all() and (scale == scale[:, :1]).all():
             twice = 2 if (zero != np.rint(zero)).any() else 1  # a binary method's zero lies half-way between its codes
             whole = twice * (codes - zero)

@@ -10,18 +10,24 @@ import numpy as np
 import torch
 from torch import fx, nn
 
+from qexp.integer import families
 from qexp.integer.arithmetic import nearest, width
 from qexp.integer.bounds import by_output
-from qexp.integer.grids import cannot, integer_weight, is_power_of_two
+from qexp.integer.grids import activation_grid, cannot, integer_weight, is_power_of_two
+from qexp.integer.hardware import winograd
 from qexp.integer.lowering import Walk
-from qexp.integer.program import Clamp, Concat, Conv, Flatten, Linear, MaxPool, StridedPad, SumPool
+from qexp.integer.program import Clamp, Concat, Conv, Flatten, Linear, MaxPool, Requantize, StridedPad, SumPool
 from qexp.integer.values import Value
 from qexp.layers import quantized as layers
+from qexp.layers.integer_bn import IntegerBatchNorm2d, bn_constants
 from qexp.models import modules
 from qexp.quantizers.base import Quantizer
 
 _ZERO = np.zeros(1, np.int64)
-BIAS_BITS = 8  # of a bias, below the accumulator's last bit, where int32 has room
+BIAS_BITS = (
+    8,
+    16,
+)  # of a bias below the accumulator's last bit: as many as int32 has room for, the most as 26 bits have
 MOST_ALIGN = 24  # for a bias on power-of-two steps of its own
 
 
@@ -30,21 +36,30 @@ def weighted(walk: Walk, node: fx.Node, name: str, layer: nn.Module, x: Value) -
     x = walk.integers(walk.site(name, layer, "input", x), name)
     quantizer = getattr(layer, "weight_quantizer", None)
     if not isinstance(quantizer, Quantizer):
-        raise cannot(
-            f"{name}.weight",
-            "the weight is float",
-            "give it bits (layer_wbit, or a rule), or choose a method for weights",
-        )
+        remedy = "give it bits (layer_wbit, or a rule), or choose a method for weights"
+        raise cannot(f"{name}.weight", "the weight is float", remedy)
+    how = families.unit(layer, name)
     weight, unit = integer_weight(layer.weight, quantizer, f"{name}.weight")
+    walk.lowered.steps[name] = unit
     if weight.ndim == 4 and layer.padding_mode != "zeros":
         raise cannot(name, f"padding_mode={layer.padding_mode!r}", "use padding_mode='zeros'")
     groups = getattr(layer, "groups", 1)
     weight, unit = _absorb(name, x, weight, unit, groups)
-    bias, align, unit = _bias(name, layer, unit, _room(x, weight, groups))
-    constants = walk.lowered.constants.setdefault(name, {"weight": _real(weight, unit * 2.0**align, x, groups)})
+    word = None
+    if how.get("name") == "fixed_point":  # its sums are rounded to the word of the layer's output
+        word = activation_grid(layer.output_quantizer, f"{name}.output")
+        how |= {"bits": width(word.low, word.high), "rounding": word.rounding, "bias": layer.bias is not None}
+        how["shift"] = round(np.log2(word.scale[0] / unit[0]))
+    if how.get("name") == "shift":
+        how = families.shift_options(layer, how, unit)
+    bias, align, result = _bias(
+        name, layer, unit if word is None else np.repeat(word.scale, len(unit)), _room(x, weight, groups)
+    )
+    constants = walk.lowered.constants.setdefault(name, {"weight": _real(weight, unit, x, groups)})
     if layer.bias is not None:
-        constants["bias"] = bias * unit
-    low, high = _result(x, weight, groups, align, bias)
+        constants["bias"] = bias * result
+    low, high = _result(x, weight, groups, align, bias) if word is None else (word.low, word.high)
+    result = result if word is None else word.scale
     fields = {
         "layer": name,
         "inputs": (x.tensor,),
@@ -58,12 +73,21 @@ def weighted(walk: Walk, node: fx.Node, name: str, layer: nn.Module, x: Value) -
         padding = _padding(name, layer)
         op = Conv(stride=_pair(layer.stride), padding=padding, dilation=_pair(layer.dilation), groups=groups, **fields)
         shape = (len(weight), *_windows(x.shape, weight.shape[2:], op.stride, padding, op.dilation))
+        if how.get("name") == "winograd" and (
+            not winograd.suits(op, x.shape) or winograd.lossless(replace(op, unit=how), x.reach)
+        ):
+            if not winograd.suits(op, x.shape) and layer.stride != (1, 1) and weight.shape[2] > 1 and groups == 1:
+                raise cannot(
+                    name, "the nine 3x3 kernels of a strided one may saturate", "use compute.clamp_int16=false"
+                )
+            how = {}
+        op = replace(op, unit=how)
     else:
         if len(x.shape) != 1:
             raise cannot(name, f"a linear layer on maps {list(x.shape)}", "flatten before it")
-        op, shape = Linear(**fields), (len(weight),)
-    unit = unit[:1] if (unit == unit[0]).all() else unit
-    y = walk.writer.emit(op, Value(op.output, unit, _ZERO, low, high, shape))
+        op, shape = Linear(unit=how, **fields), (len(weight),)
+    result = result[:1] if (result == result[0]).all() else result
+    y = walk.writer.emit(op, Value(op.output, result, _ZERO, low, high, shape))
     return walk.site(name, layer, "output", y)
 
 
@@ -124,9 +148,10 @@ def _result(x: Value, weight: np.ndarray, groups: int, align: int, bias: np.ndar
 
 
 def _room(x: Value, weight: np.ndarray, groups: int) -> int:
-    """Returns how many bits a bias may have below the accumulator's last one: those that int32 has to spare."""
+    """Returns how many bits a bias may have below the accumulator's last one."""
     least, most = by_output(weight, x.zero, groups, x.low, x.high)
-    return max(0, min(BIAS_BITS, 30 - width(int(least.min()), int(most.max()))))
+    taken = width(int(least.min()), int(most.max()))
+    return max(0, min(BIAS_BITS[0], 30 - taken), min(BIAS_BITS[1], 26 - taken))
 
 
 def _padding(name: str, layer: nn.Conv2d) -> tuple[int, int]:
@@ -141,8 +166,8 @@ def _padding(name: str, layer: nn.Conv2d) -> tuple[int, int]:
 def batch_norm(walk: Walk, node: fx.Node, name: str, layer: nn.BatchNorm2d, x: Value) -> Value:
     """A batch norm that was not folded: absorbed by the accumulator before it, else a factor a channel of its own."""
     x = walk.integers(walk.site(name, layer, "input", x), name)
-    if type(layer) not in (nn.BatchNorm2d, layers.QuantBatchNorm2d):
-        return INTEGER_NORMS[type(layer)](walk, node, name, layer, x)
+    if isinstance(layer, IntegerBatchNorm2d):
+        return integer_norm(walk, name, layer, x)
     constants = _statistics(layer)
     if isinstance(layer, layers.Quantized):
         walk.lowered.constants[name] = {k: v for k, v in constants.items() if getattr(layer, k) is not None}
@@ -150,7 +175,7 @@ def batch_norm(walk: Walk, node: fx.Node, name: str, layer: nn.BatchNorm2d, x: V
     summand = constants["bias"] - gain * constants["running_mean"]
     channels = len(gain)
     op = walk.writer.maker(x)
-    own = isinstance(op, Conv | Linear) and walk.sole_user(node) and not _sited(walk, x)
+    own = isinstance(op, Conv | Linear) and not op.unit and walk.sole_user(node) and not _sited(walk, x)
     source = walk.writer.value(op.inputs[0]) if own else x
     groups = getattr(op, "groups", 1) if own else channels
     weight, align = (op.weight, op.align) if own else (np.ones((channels, 1, 1, 1), np.int64), 0)
@@ -180,6 +205,51 @@ def batch_norm(walk: Walk, node: fx.Node, name: str, layer: nn.BatchNorm2d, x: V
         )
         y = walk.writer.emit(op, Value(op.output, unit, _ZERO, low, high, x.shape))
     return walk.site(name, layer, "output", y)
+
+
+def integer_norm(walk: Walk, name: str, layer: IntegerBatchNorm2d, x: Value) -> Value:
+    """A batch norm of `<bit,intbit>` constants: a requantization whose factor and summand they are."""
+    leaving = layer.steps.leaving
+    unit = layer._unit().detach().cpu().numpy()
+    op = walk.writer.maker(x)
+    if isinstance(op, Conv | Linear) and not op.unit:  # what the convolution adds is in the summand
+        x = walk.writer.rewrite(
+            replace(x, unit=unit if (unit != unit[0]).any() else unit[:1], **_plain_sums(walk, op)),
+            bias=op.bias * 0,
+            align=0,
+        )
+    if not np.allclose(x.unit, unit, rtol=1e-9):
+        raise cannot(
+            name, "what arrives is not counted in the steps of the layer before", "quantize that layer's input"
+        )
+    bias = layer._bias_before()
+    step = layer._unit() if leaving is None else torch.as_tensor(leaving.scale).detach().double().flatten()
+    ones = torch.ones_like(bias), torch.zeros_like(bias)
+    gamma, beta = (layer.quantized_weight(), layer.quantized_bias()) if layer.affine else ones
+    norm = (gamma, beta, layer.running_mean.double() - bias, layer.running_var, layer.eps)
+    k, t = bn_constants(norm, layer._unit() / step, 1 / step, layer.bit, layer.intbit, layer.form)
+    low, high = (-(2**47), 2**47) if leaving is None else map(int, layer._limits(leaving))
+    unit = step.cpu().numpy()
+    rescaled = Requantize(
+        layer=name,
+        inputs=(x.tensor,),
+        output=walk.writer.fresh(name),
+        multiplier=k.cpu().numpy(),
+        addend=t.cpu().numpy(),
+        shift=np.array([layer.bit - layer.intbit]),
+        zero=x.zero,
+        rounding=layer.rounding,
+        low=low,
+        high=high,
+    )
+    y = walk.writer.apply(rescaled, x, unit, _ZERO)
+    below_its_grid = layer.clamp == "source" and layer.output_quantizer is leaving
+    return y if below_its_grid else walk.site(name, layer, "output", y)
+
+
+def _plain_sums(walk: Walk, op: Conv | Linear) -> dict[str, int]:
+    low, high = _result(walk.writer.value(op.inputs[0]), op.weight, getattr(op, "groups", 1), 0, op.bias * 0)
+    return {"low": low, "high": high}
 
 
 def _sited(walk: Walk, value: Value) -> bool:
@@ -417,4 +487,3 @@ METHODS: dict[str, Callable] = {
     "contiguous": _passed_call,
     "relu": _relu_call,
 }
-INTEGER_NORMS: dict[type[nn.Module], Callable] = {}

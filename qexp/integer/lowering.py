@@ -50,11 +50,13 @@ class Lowered:
         program: The operations.
         sites: By (layer, site), what happens to activations; the layer `""` is the network's result.
         constants: By layer and site, the real values (float64) of weights, biases and statistics that the integers stand for.
+        steps: By layer, the real value of an integer weight of 1, `[O]`.
     """
 
     program: IntegerProgram
     sites: dict[tuple[str, str], Site] = field(default_factory=dict)
     constants: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
+    steps: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 class _Tracer(Tracer):

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from qexp.errors import QexpError
 from qexp.integer.arithmetic import OVERFLOWS, limit, shift_round
+from qexp.integer.hardware import UNITS
 from qexp.integer.program import (
     Add,
     Clamp,
@@ -123,7 +124,10 @@ class Reference:
 
     def weighted(self, op: Conv | Linear, x: Ints) -> Ints:
         """Returns the sums of a convolution or linear layer."""
-        total = self.accumulator.sum(op.layer, taps(op, x - channels(op.zero, x.ndim)))
+        x = x - channels(op.zero, x.ndim)
+        if op.unit:
+            return UNITS[op.unit["name"]](op, x, self.accumulator)
+        total = self.accumulator.sum(op.layer, taps(op, x))
         return (total << op.align) + channels(op.bias, total.ndim)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,6 +35,16 @@ class IntegerSite(nn.Module):
         super().__init__()
         self.here, self.inner, self.keep = site, inner, keep
 
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:  # whatever a layer asks of its quantizer: bits, scale, zero_point ...
+            return getattr(super().__getattr__("inner"), name)
+
+    def codes(self, x: Tensor) -> Tensor:
+        """Returns the codes of values that lie on the grid, int64."""
+        return _units(x, self.here.leaving.unit) + _spread(self.here.leaving.zero, x)
+
     def forward(self, x: Tensor) -> Tensor:
         here = self.here
         leaving = here.leaving
@@ -53,11 +64,19 @@ class IntegerSite(nn.Module):
 
 
 class _Constant(nn.Module):
-    """Returns a tensor, whatever comes in."""
+    """Returns a tensor, whatever comes in; `scale` is the real value of one of its integers."""
 
-    def __init__(self, values: np.ndarray) -> None:
+    gain = None
+
+    def __init__(self, values: np.ndarray, step: np.ndarray) -> None:
         super().__init__()
         self.values = torch.from_numpy(np.array(values))
+        step = step[:1] if (step == step[0]).all() else step
+        self.scale, self.zero_point = torch.from_numpy(np.array(step)), torch.zeros(1)
+
+    def codes(self, x: Tensor) -> Tensor:
+        """Returns the integers, int64."""
+        return torch.round(x / self.scale.reshape(-1, *[1] * (x.ndim - 1))).long()
 
     def forward(self, x: Tensor) -> Tensor:
         return self.values.to(x.device).reshape(x.shape)
@@ -82,7 +101,7 @@ def integer_rounding(model: nn.Module, lowered: Lowered, keep: Keep | None = Non
             for (name, site), here in lowered.sites.items():
                 stack.callback(_place(model, name, site, here, keep))
             for name, constants in lowered.constants.items():
-                stack.callback(_hold(model.get_submodule(name), constants))
+                stack.callback(_hold(model.get_submodule(name), constants, lowered.steps.get(name, np.ones(1))))
             yield
         finally:
             stack.close()
@@ -109,6 +128,10 @@ def _place(model: nn.Module, name: str, site: str, here: Site, keep: Keep | None
     kind = site.split(" ")[0]  # a site of the program alone: a float tensor of the ordinary simulation
     if kind == "output":
         return layer.register_forward_hook(lambda module, args, result: rounding(result)).remove
+    before = getattr(layer, attribute(kind), None)
+    if isinstance(before, IntegerSite):  # the operand's own quantizer comes first
+        setattr(layer, attribute(kind), nn.Sequential(before, rounding))
+        return lambda: setattr(layer, attribute(kind), before)
     operand = int(kind.split(".")[1]) if "." in kind else 0
 
     def hook(module: nn.Module, args: tuple) -> tuple:
@@ -117,12 +140,12 @@ def _place(model: nn.Module, name: str, site: str, here: Site, keep: Keep | None
     return layer.register_forward_pre_hook(hook).remove
 
 
-def _hold(layer: Quantized, constants: dict[str, np.ndarray]) -> Callable[[], None]:
+def _hold(layer: Quantized, constants: dict[str, np.ndarray], step: np.ndarray) -> Callable[[], None]:
     """Gives a layer the weights, biases or statistics of the program; returns what gives it its own again."""
     before = {site: layer.site(site) for site in constants}
     baked = layer._buffers.pop(BAKED, None)
     for site, values in constants.items():
-        setattr(layer, attribute(site), _Constant(values))
+        setattr(layer, attribute(site), _Constant(values, step))
 
     def restore() -> None:
         for site, module in before.items():

@@ -115,7 +115,7 @@ class Writer:
 
     def apply(self, op: Requantize, value: Value, unit: Reals, zero: Ints) -> Value:
         """Adds a requantization, after checking that int64 holds its products; its result has the codes it can reach."""
-        most = value.reach * int(op.multiplier.max()) + int(np.abs(op.addend).max())
+        most = value.reach * int(np.abs(op.multiplier).max()) + int(np.abs(op.addend).max())
         if most.bit_length() > SUM_BITS:
             raise cannot(
                 op.layer, f"a product of its requantization can need {most.bit_length() + 1} bits", "use fewer bits"
@@ -124,8 +124,8 @@ class Writer:
             shift_round((np.int64(end) - op.zero) * op.multiplier + op.addend, op.shift, op.rounding)
             for end in (value.low, value.high)
         ]
-        low, high = (max(int(ends[0].min()), op.low), min(int(ends[1].max()), op.high))
-        low, high = min(low, op.high), max(high, op.low)
+        low, high = (int(pick([int(pick(e)) for e in ends])) for pick in (np.min, np.max))  # a factor may be negative
+        low, high = min(max(low, op.low), op.high), max(min(high, op.high), op.low)
         return self.emit(op, Value(op.output, unit, zero, low, high, value.shape))
 
     def settle(self, values: list[Value], layer: str, name: str, least_unit: float = 0.0) -> tuple[list[Value], list]:

@@ -197,22 +197,44 @@ def _against_the_definition(
 @contextmanager
 def listening(model: nn.Module, lowered: Lowered, take: Take) -> Iterator[None]:
     """Inside, `take(tensor, codes)` hears the codes of every quantizer of the network as it is."""
-
-    class Ear(nn.Module):
-        def __init__(self, inner: nn.Module, tensor: str) -> None:
-            super().__init__()
-            self.inner, self.tensor = inner, tensor
-
-        def forward(self, x: Tensor) -> Tensor:
-            take(self.tensor, self.inner.codes(x))
-            return self.inner(x)
-
+    heard: dict[int, list[tuple[str, str, str]]] = {}
+    for (name, site), here in lowered.sites.items():
+        if here.quantized:
+            heard.setdefault(id(model.get_submodule(name).site(site)), []).append((name, site, here.tensor))
     with ExitStack() as stack:
         stack.enter_context(evaluating(model))
-        for (name, site), here in lowered.sites.items():
-            if here.quantized:
+        for places in heard.values():
+            for name, site, tensor in places:
                 layer = model.get_submodule(name)
                 inner = layer.site(site)
-                stack.callback(setattr, layer, attribute(site), inner)
-                setattr(layer, attribute(site), Ear(inner, here.tensor))
+                if len(places) == 1:
+                    stack.callback(inner.register_forward_pre_hook(_hears(take, tensor)).remove)
+                else:  # one quantizer on several tensors: each has an ear of its own
+                    stack.callback(setattr, layer, attribute(site), inner)
+                    setattr(layer, attribute(site), _Ear(inner, tensor, take))
         yield
+
+
+def _hears(take: Take, tensor: str) -> Callable[[nn.Module, tuple], None]:
+    def hook(quantizer: nn.Module, args: tuple) -> None:
+        take(tensor, quantizer.codes(args[0]))
+
+    return hook
+
+
+class _Ear(nn.Module):
+    """A quantizer that says its codes."""
+
+    def __init__(self, inner: nn.Module, tensor: str, take: Take) -> None:
+        super().__init__()
+        self.inner, self.tensor, self.take = inner, tensor, take
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:  # whatever a layer asks of its quantizer
+            return getattr(super().__getattr__("inner"), name)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.take(self.tensor, self.inner.codes(x))
+        return self.inner(x)

@@ -214,3 +214,12 @@ def test_layers_that_run_twice_are_refused(quantize):
     model, images = quantize(Tied(), shape=(8, 6), weight=CHANNELS)
     with pytest.raises(QexpError, match=r"a: .* it runs more than once; give each call a module of its own"):
         lower(model, images[:1])
+
+
+def test_operands_that_carry_quantizers_of_any_step(quantize):
+    """The operand's quantizer rounds first, then its codes move to the sum's step."""
+    rules = {"sums": {"types": ["Add"], "input": UNIFORM | {"bits": 5}}}
+    model, images = quantize(Residual(), rules=rules)
+    lowered = lower(model, images[:1])
+    assert {("add", "input.0"), ("add", "input.0 (wide)")} <= set(lowered.sites)
+    assert verify(model, lowered, [(images, None)], progress=False).equal
