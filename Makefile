@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all check bench kernels golden clean
+.PHONY: help setup demo test test-all check bench kernels golden docs clean
 
 help:  ## list what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -39,6 +39,11 @@ kernels: $(READY)  ## build the kernels ahead of their first use
 
 bench: $(READY)  ## what quantization costs in time, as ratios to floating point
 	$(BIN)/python -m experiments.overhead.measure
+
+docs: $(READY)  ## build the documentation into site/, warnings as errors
+	$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check -e ".[docs]"
+	NO_MKDOCS_2_WARNING=1 OMP_NUM_THREADS=1 $(BIN)/python -m mkdocs build --strict --quiet -f docs/mkdocs.yml
+	@echo "site/index.html"
 
 golden: $(READY)  ## write the golden numbers anew (say why in the changelog, under Numerics)
 	QEXP_GOLDEN=write $(BIN)/python -m pytest -q tests/golden

@@ -1,0 +1,73 @@
+"""What the documentation tells people to type is what the program takes."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+
+from qexp.calibration.ranges import Context
+from qexp.calibration.stats import TensorStats
+from qexp.numerics.grid import UniformGrid
+
+ROOT = Path(__file__).parents[1]
+PAGES = [
+    ROOT / "README.md",
+    *sorted((ROOT / "docs" / "pages").rglob("*.md")),
+    *sorted(ROOT.glob("experiments/*/README.md")),
+]
+
+
+def commands() -> list[tuple[str, str]]:
+    """Every line that calls `run.py`, with the page it stands on."""
+    found = []
+    for page in PAGES:
+        for line in page.read_text().splitlines():
+            match = re.match(r"\s*(?:\$ )?python run\.py (.*)", line)
+            if (
+                match
+                and "--help" not in line
+                and "--cfg" not in line
+                and "..." not in match[1].split("#")[0].replace("...]", "")
+            ):
+                found.append((page.relative_to(ROOT).as_posix(), match[1].split("   #")[0].strip()))
+    return found
+
+
+@pytest.mark.parametrize(("page", "command"), commands())
+def test_every_command_composes(page, command):
+    from qexp.config import register
+
+    register()
+    overrides = []
+    for word in shlex.split(command):
+        if word == "-m" or "=" not in word:
+            continue
+        key, value = word.split("=", 1)
+        if "," in value and value[0] not in "[{":
+            value = value.split(",")[0]
+        if key.startswith("hydra"):
+            continue  # launchers are plugins
+        overrides.append(f"{key}={value}")
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        hydra_compose("config", overrides=overrides)
+
+
+def test_every_method_says_when_to_use_it():
+    advice = yaml.safe_load((ROOT / "docs" / "advice.yml").read_text())
+    names = {p.stem for p in (ROOT / "conf" / "quant").glob("*.yaml") if not p.stem.startswith("_")}
+    assert set(advice) == names
+
+
+def test_the_example_of_an_own_rule_runs():
+    code = re.search(r"```python\n(.*?)```", (ROOT / "docs/pages/howto/quantizer.md").read_text(), re.S)[1]
+    space: dict = {}
+    exec(code, space)
+    x = torch.randn(1000, generator=torch.Generator().manual_seed(0))
+    low, high = space["RootMeanSquare"]()(TensorStats.of(x), UniformGrid(4, signed=True), Context())
+    assert float(high) == pytest.approx(min(3 * float(x.square().mean().sqrt()), float(x.max())), rel=1e-3)
+    assert float(low) < 0
