@@ -96,7 +96,9 @@ def facts(model: nn.Module, example: Tensor) -> Facts:
     weighted = [name for name in order if issubclass(float_class(model.get_submodule(name)), WEIGHTED)]
     if not weighted:
         raise QexpError(f"{type(model).__name__} runs no convolution or linear layer: there is nothing to quantize")
-    traced, error = _trace(model)
+    traced, error = trace(model)
+    if error:
+        log.info("the model cannot be traced: %s", error)
     found = _read(traced, model) if traced is not None else {}
     strays = stray_weights(model, example)
     return Facts(tuple(order), shapes, weighted[0], weighted[-1], strays=strays, trace_error=error, **found)
@@ -147,15 +149,11 @@ class Tracer(fx.Tracer):
         return m.__module__.startswith("torch.nn") and not isinstance(m, nn.Sequential)
 
 
-def _trace(model: nn.Module) -> tuple[fx.Graph | None, str]:
+def trace(model: nn.Module) -> tuple[fx.Graph | None, str]:
+    """Returns the graph of an eval-mode copy, layers that can carry quantizers being its leaves; or None and why there is none."""
     try:
         return Tracer().trace(copy.deepcopy(model).eval()), ""
     except Exception as error:  # whatever a foreign model's forward raises while being traced
-        log.info(
-            "the model cannot be traced (%s): %s",
-            type(error).__name__,
-            str(error).splitlines()[0] if str(error) else "",
-        )
         return None, f"{type(error).__name__}: {error}".splitlines()[0]
 
 

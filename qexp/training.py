@@ -27,6 +27,7 @@ from qexp.data.later import LaterEpochs
 from qexp.errors import QexpError
 from qexp.layers.quantized import is_quantizer_parameter, latent_decays
 from qexp.layers.swap import baked_weights
+from qexp.passes.lean import lean
 from qexp.tasks.base import Score, Task
 from qexp.tasks.distillation import Distillation
 
@@ -242,7 +243,7 @@ def evaluate(
     module = task(cfg, model)
     trainer = make_trainer(cfg, phase, folder, enable_checkpointing=False)
     start = time.perf_counter()
-    with baked_weights(model):
+    with baked_weights(model), lean(model):
         trainer.test(module, datamodule=data, verbose=False)
     return module.score(), time.perf_counter() - start
 

@@ -6,9 +6,17 @@ from torch.nn import functional as F
 
 
 class Add(nn.Module):
-    """The sum of two tensors of one shape."""
+    """The sum of two tensors of one shape.
+
+    Attributes:
+        inplace: Write the sum where the first operand lies; only for who knows that nobody else reads it (see `lean`).
+    """
+
+    inplace: bool = False
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        if self.inplace and a.shape == b.shape and a.dtype == b.dtype:
+            return a.add_(b)
         return a + b
 
 
