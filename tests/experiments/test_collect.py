@@ -1,0 +1,58 @@
+"""A study's table: rows named by what tells them apart, cells with intervals, and what they cost."""
+
+import pandas as pd
+from omegaconf import OmegaConf
+
+from experiments.collect import methods, price, rows, table
+
+
+def study(tmp_path, points):
+    """Writes the configurations of points (quant, passes, wbit, settings of passes, value) and returns their table."""
+    made = []
+    for i, (quant, passes, wbit, settings, value) in enumerate(points):
+        (tmp_path / str(i)).mkdir()
+        OmegaConf.save(
+            OmegaConf.create(
+                {"quant": {"name": quant}, "passes": settings, "layer_wbit": wbit, "layer_abit": 8, "seed": 0}
+            ),
+            tmp_path / str(i) / "config.yaml",
+        )
+        made.append(
+            {"point": str(i), "quant": quant, "passes": passes, "bits": f"W{wbit}A8", "status": "ok", "value": value}
+            | {
+                "ci_low": value - 1,
+                "ci_high": value + 1,
+                "value_float": 92.0,
+                "seconds_calibrate": 90,
+                "peak_mb": 1000.4,
+            }
+        )
+    frame = pd.DataFrame(made)
+    frame["method"] = methods(frame, tmp_path)
+    return frame
+
+
+def test_rows_are_named_by_passes_and_settings_only_where_there_are_several(tmp_path):
+    correct = {"bias": {"mode": "mean", "images": 128}}
+    frame = study(
+        tmp_path,
+        [
+            ("adaround", "reconstruct", 4, {}, 91.0),
+            ("mse", "", 4, {}, 90.0),
+            ("mse", "bias", 4, correct, 90.5),
+            ("mse", "bias", 4, {"bias": {"mode": "output", "images": 128}}, 90.7),
+            ("mse", "bias", 2, correct, 80.0),
+        ],
+    )
+    assert frame.method.tolist() == [
+        "adaround",
+        "mse",
+        "mse + bias (mode=mean)",
+        "mse + bias (mode=output)",
+        "mse + bias (mode=mean)",
+    ]
+    lines = table(frame).splitlines()
+    assert lines[0] == "| method | W4A8 | W2A8 |" and lines[-1] == "float 92.00"
+    assert "| mse + bias (mode=mean) | 90.50 ± 1.00 | 80.00 ± 1.00 |" in lines
+    assert "| adaround | 91.00 ± 1.00 |  |" in lines
+    assert "| adaround | 1.5 min, 1000 MiB |  |" in rows(frame, price)
