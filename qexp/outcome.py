@@ -14,6 +14,8 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from qexp.calibration.calibrate import Calibration
+from qexp.calibration.channels import channel_measures
+from qexp.calibration.depth import errors_by_depth, norm_drift
 from qexp.calibration.kept import weight_stats
 from qexp.calibration.measure import measure
 from qexp.calibration.stats import TensorStats
@@ -23,6 +25,7 @@ from qexp.graph import Facts
 from qexp.layers.quantized import WEIGHTED, float_class, quantizers, weight_of
 from qexp.recipe import Plan
 from qexp.record import Record, asked, commit
+from qexp.report.runfolder import read_history
 from qexp.report.wording import metric_name
 from qexp.tasks.base import Score
 from qexp.training import device_name
@@ -131,11 +134,13 @@ def write(
     row: dict[str, Any],
     score: Score,
 ) -> None:
-    """Writes `layers.csv`, `histograms.json`, what each sample gave and, last, `metrics.json`; adds the diagnosis to the row.
+    """Writes `layers.csv`, `histograms.json`, `depth.json`, what each sample gave and, last, `metrics.json`; adds the diagnosis to the row.
 
     `correct.npy` says which samples were right, where each is right or wrong; `outcomes.npz` holds what else the task keeps.
     """
-    table = layer_table(model, plan, facts, images)
+    depth, own = errors_by_depth(model, images)
+    norms = norm_drift(model, images)
+    table = layer_table(model, plan, facts, images, seen, own)
     record.write("layers.csv", table.to_csv(index=False))
     record.write("histograms.json", json.dumps(histograms(model, seen)))
     rest = dict(score.outcomes)
@@ -143,16 +148,24 @@ def write(
         np.save(record.folder / "correct.npy", rest.pop("correct"))
     if rest:
         np.savez_compressed(record.folder / "outcomes.npz", **rest)
-    row["diagnosis"] = diagnose(row, table)
+    record.write("depth.json", json.dumps({"layers": depth, "norms": norms}))
+    row["diagnosis"] = diagnose(row, table, depth, norms, read_history(record.folder))
     if row["diagnosis"]:
-        log.warning("collapsed: %s", "; ".join(row["diagnosis"]))
+        log.warning("collapsed: %s", "\n  ".join(row["diagnosis"]))
     row["quantized_layers"] = int(table[table.quantizer != "float"].layer.nunique())
     row["left_float"] = left_float(model, plan, facts)
     row["worst_sqnr"] = float(table.sqnr.min()) if table.sqnr.notna().any() else None
     record.metrics(row)
 
 
-def layer_table(model: nn.Module, plan: Plan, facts: Facts, images: Tensor) -> pd.DataFrame:
+def layer_table(
+    model: nn.Module,
+    plan: Plan,
+    facts: Facts,
+    images: Tensor,
+    seen: Calibration,
+    own: dict[tuple[str, str], dict[str, float]],
+) -> pd.DataFrame:
     """Returns the plan with what calibration chose and what quantization did, one row a (layer, site)."""
     costs = layer_costs(model, facts)
     measured = measure(model, images)
@@ -167,7 +180,7 @@ def layer_table(model: nn.Module, plan: Plan, facts: Facts, images: Tensor) -> p
             qmin, qmax = (torch.as_tensor(v).detach().float().flatten() for v in q.limits)
             row |= q.describe() | {"scale": _brief(scale), "zero_point": _brief(zero)}
             row |= {"low": float(((qmin - zero) * scale).min()), "high": float(((qmax - zero) * scale).max())}
-            row |= measured.get(key, {})
+            row |= measured.get(key, {}) | own.get(key, {}) | channel_measures(model, *key, q, seen)
         if base["layer"] in costs:
             c = costs[base["layer"]]
             row |= {
@@ -202,6 +215,10 @@ def layer_table(model: nn.Module, plan: Plan, facts: Facts, images: Tensor) -> p
         "low",
         "high",
         "rounding",
+        "sqnr_float",
+        "saturation_float",
+        "channel_spread",
+        "sqnr_channel",
     ]
     return pd.DataFrame(rows).reindex(columns=columns)
 

@@ -109,6 +109,7 @@ def experiment(cfg: DictConfig, data: LightningDataModule, record: Record) -> di
             model, data, cfg, plan, structure, images, seen, record.folder, outcome.title(cfg), distill
         )
         seconds["train"] = sum(stage["seconds"] for stage in trained)
+        moment.findings["train_value"] = 100 * trained[-1]["train"]
         if len(trained) > 1:
             moment.findings["stages"] = trained
         for edit in passes:

@@ -112,7 +112,7 @@ def train(
     phase: str,
     distill: Distillation | None = None,
 ) -> list[dict[str, Any]]:
-    """Trains the calibrated model through its stages, in place; returns each one's bits, epochs, steps, seconds and validation score.
+    """Trains the calibrated model through its stages, in place; returns each one's bits, epochs, steps, seconds and scores.
 
     Between two stages the quantizers whose width changes are made anew, and fitted by their own rule to the weights and to the inputs
     that the quantized network of the stage before computes with; the others keep what they have learned. Each stage has the
@@ -163,10 +163,12 @@ def _write(kept: Path, done: list[dict[str, Any]]) -> None:
 
 
 def _outcome(module: Task) -> dict[str, float]:
-    """Returns the steps and the last validation score of a training."""
+    """Returns the steps and the last scores, on training and on held-out images, of a training."""
+    scores = module.trainer.callback_metrics
     return {
         "steps": module.trainer.global_step,
-        "validation": round(float(module.trainer.callback_metrics.get(module.monitor, float("nan"))), 5),
+        "train": round(float(scores.get(f"train_{module.metric}", float("nan"))), 5),
+        "validation": round(float(scores.get(module.monitor, float("nan"))), 5),
     }
 
 

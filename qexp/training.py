@@ -18,8 +18,9 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import nn
 
 from qexp.callbacks.averaging import AveragedWeights
-from qexp.callbacks.curves import Curves
 from qexp.callbacks.divergence import Divergence
+from qexp.callbacks.growing import Growing
+from qexp.callbacks.history import History
 from qexp.callbacks.oscillation import Oscillation
 from qexp.callbacks.progress import Progress
 from qexp.callbacks.steps import OptimizerSteps
@@ -108,8 +109,8 @@ def make_trainer(
         *(callbacks or []),
     ]
     for callback in chosen:
-        if isinstance(callback, Curves):
-            callback.path = folder / "curves.csv"
+        if isinstance(callback, Growing):
+            callback.path = folder / callback.file
         if isinstance(callback, Progress):
             callback.phase = phase
     if not cfg.trainer.get("enable_progress_bar", True):
@@ -176,8 +177,10 @@ def fit(
         gradient_clip_val=schedule.get("gradient_clip"),
     )
     for callback in trainer.callbacks:
-        if isinstance(callback, Curves):
+        if isinstance(callback, Growing):
             callback.epochs_before, callback.steps_before = part.epochs_before, part.steps_before
+        if isinstance(callback, History):
+            callback.images = next(iter(data.val_dataloader()))[0]
     last = checkpoints / "last.ckpt"
     if last.exists() and _is_whole(last):
         check_recipe(module, last)

@@ -26,6 +26,8 @@ LEVELS = (  # from the bottom; a part imports only from parts on lower levels
         "calibration.cache",
         "calibration.kept",
         "calibration.calibrate",
+        "calibration.depth",
+        "calibration.channels",
         "calibration.measure",
     ),
     ("passes",),

@@ -97,7 +97,7 @@ class Oscillation(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._total = int(trainer.estimated_stepping_batches)
-        self.follow(pl_module)
+        self.follow(pl_module.model)
         for name, saved in self._loaded.items():
             for key, value in saved.items():
                 setattr(self.memory[name], key, value.to(self.memory[name].codes.device))

@@ -27,6 +27,24 @@ def read_curves(point_dir: Path) -> pd.DataFrame:
     return _csv(point_dir / "curves.csv", required={"step", "name", "value"})
 
 
+def read_history(point_dir: Path) -> pd.DataFrame:
+    """Returns `history.csv` (`step, layer, site, scale, ...`); an empty frame where there is none or it cannot be read."""
+    return _csv(point_dir / "history.csv", required={"step", "layer", "site", "scale", "oscillating"})
+
+
+def read_depth(point_dir: Path) -> dict[str, list[dict[str, Any]]]:
+    """Returns `depth.json`: `layers` (layer, local, total in dB) and `norms` (layer, shift, spread); empty where there is none."""
+    path = point_dir / "depth.json"
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        log.warning("%s is left out: %s", path, error)
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def read_histograms(point_dir: Path) -> list[dict[str, Any]]:
     """Returns the entries of `histograms.json` that name a layer, a site and counts; an empty list for none."""
     path = point_dir / "histograms.json"
