@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# Runs every study, for a machine with the data sets and a GPU: experiments/run_all.sh [KEY=VALUE ...]   (added to every run)
+# Resumable: a finished point is not run again, an interrupted training goes on. WEIGHTS names the folder of weight files.
+# STUDIES="fixed_point_ladder aciq" runs these alone; FAST=1 tries everything on a few images.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+python=${PYTHON:-.venv/bin/python}
+weights=${WEIGHTS:-${QEXP_DATA_DIR:-data}/weights}
+resnet20="weights=$weights/cifar10_resnet20-12fca82f.th"
+fast=${FAST:+debug=fast}
+
+declare -A options=(
+    [method_shelf]="$resnet20" [ptq_ladder]="$resnet20" [low_bit_resnet20]="$resnet20" [low_bit_resnet20_full]="$resnet20"
+    [one_bit_methods]="$resnet20"
+)
+studies=${STUDIES:-method_shelf ptq_ladder fixed_point_ladder fixed_point_ladder_cifar aciq caq caq_faces caq_detection
+    toynet_cfg1 toynet_cfg1s toynet_cfg2 toynet_cfg3 dorefa_pact dorefa_pact_mobilenet mobilenetv2_cfg1s
+    one_bit one_bit_methods one_bit_thresholds low_bit_resnet20 low_bit_resnet20_full mobilenet_collapse}
+
+failed=()
+for study in $studies; do
+    echo "== $study"
+    # shellcheck disable=SC2086 -- options are words
+    $python run.py -m experiment=$study ${options[$study]:-} $fast "$@" || failed+=("$study")
+done
+if [ ${#failed[@]} -gt 0 ]; then
+    echo "points failed in: ${failed[*]} (each study's page and table name them)"
+    exit 1
+fi
