@@ -1,8 +1,8 @@
 """Published figures beside ours: `python -m experiments.published experiments/STUDY/targets.csv runs/STUDY [runs/OTHER ...]`.
 
 A target is a line `model,dataset,quant,wbit,abit,float,value,tolerance,source,needs`: what was published for that network, method and
-pair of widths (percent), and how far from it counts as reproduced (points). What is compared is the loss against float, since float networks
-differ; ours is the mean over seeds. `dataset` may name several with `|`: a target of ImageNet's validation images is compared on
+pair of widths (percent), and how far from it counts as reproduced (points). What is compared is the loss against float, since float
+networks differ; ours is the mean over seeds. `dataset` may name several with `|`: a target of ImageNet's validation images is compared on
 whichever images were run, and the table says on which. `needs` says what a machine must have to run a row that has not been run.
 """
 
