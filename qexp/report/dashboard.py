@@ -43,6 +43,7 @@ def write_page(study_dirs: Sequence[str | Path], out: Path, budget: int = payloa
             frame["study"] = str(folder)
         frame["study_dir"] = str(folder)
         frame["folder"] = [_relative(folder / point, out.parent) for point in frame["point"]]
+        frame["pages"] = [" ".join(sorted(p.name for p in (folder / point).glob("*.html"))) for point in frame["point"]]
     skipped = [text for frame in frames.values() for text in frame.attrs["skipped"]]
     df = pd.concat(frames.values(), ignore_index=True) if len(frames) > 1 else next(iter(frames.values()))
     if df.empty:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +13,10 @@ from torch import Tensor
 from torchvision.ops import nms as suppress
 
 from qexp.models.detector import Detector
+from qexp.report.detections import write_detections
+from qexp.report.results import write_text
 from qexp.tasks.base import Score, Task
+from qexp.tasks.detection_samples import samples
 from qexp.tasks.mean_ap import Matches, class_ap, interval, match, mean_ap
 
 Batch = tuple[Tensor, Sequence[dict[str, Tensor]]]
@@ -114,6 +119,11 @@ class Detection(Task):
         outcomes = {**self.detections(), "positives": found.positives, "class_ap": class_ap(found, points=11)[0]}
         how = f"bootstrap over images, {DRAWS} draws, {counted} classes"
         return Score(self.metric, value, low, high, how, len(found.positives), {"map_area": area}, outcomes)
+
+    def leave(self, folder: Path, score: Score, reference: Score | None, data: Any) -> None:
+        """Writes `detections.json` and, from it, `detections.html`: a few images with their boxes, float beside quantized."""
+        write_text(folder / "detections.json", json.dumps(samples(score, reference, data)))
+        write_detections(folder)
 
 
 @torch.no_grad()

@@ -40,11 +40,12 @@ const drawSummary = (row) => {
     fact("weights", qexp.finite(row.weight_bytes) ? qexp.bytes(row.weight_bytes) : undefined), fact("bit operations", qexp.finite(row.bops) ? qexp.count(row.bops) : undefined),
     fact("time", qexp.seconds(qexp.total(row))),
   ];
-  const shown = new Set(["series", "network", "extra", "index", "width", "folder", "error", "diagnosis", "rank_low", "rank_high", "value", "value_float", "drop", "ci_low", "ci_high", "model", "dataset", "schedule", "seed", "status"]);
+  const shown = new Set(["series", "network", "extra", "index", "width", "folder", "pages", "error", "diagnosis", "rank_low", "rank_high", "value", "value_float", "drop", "ci_low", "ci_high", "model", "dataset", "schedule", "seed", "status"]);
   const written = (value) => (typeof value === "object" ? JSON.stringify(value) : qexp.finite(value) ? qexp.number(value, 5) : String(value));
   const rest = Object.entries(row).filter(([name]) => !shown.has(name)).map(([name, value]) => fact(name, written(value)));
   const link = (file) => qexp.el("a", { href: `${row.folder.split("/").map(encodeURIComponent).join("/")}/${file}` }, file);
   const files = row.folder ? [fact("files", qexp.el("span", {}, link("config.yaml"), " · ", link("log.txt"), " · ", link("layers.csv")))] : [];
+  if (row.folder && row.pages) main.push(fact("see", qexp.el("span", {}, ...row.pages.split(" ").flatMap((page, i) => [i ? " · " : "", link(page)]))));
   const lines = [].concat(row.diagnosis || []);
   qexp.fill("summary", qexp.el("dl", { class: "facts" }, ...main.filter(Boolean)),
     lines.length ? qexp.el("div", { class: "callout" }, qexp.el("b", {}, "Diagnosis"), qexp.el("ul", {}, ...lines.map((line) => qexp.el("li", {}, String(line))))) : null,
