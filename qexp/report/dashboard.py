@@ -22,7 +22,7 @@ from qexp.report.overview_figures import overview_figures
 from qexp.report.point_figures import point_figures
 from qexp.report.results import collect, write_text
 
-SCRIPTS = ("format", "state", "theme", "filters", "overview", "cells", "board", "point", "histogram", "main")
+SCRIPTS = ("format", "state", "theme", "filters", "overview", "cells", "board", "point", "histogram", "history", "main")
 
 
 def write_dashboard(study_dir: str | Path) -> Path:

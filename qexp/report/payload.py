@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 BUDGET = 3_300_000  # bytes of embedded data; the plotting library adds 1.3 MB
 CURVE_POINTS = 120
 HIDDEN = {"study_dir"}
+FOLLOWED = ("sqnr", "saturation", "levels_used", "oscillating", "frozen")  # while training, beside the scale
 
 
 class Pool:
@@ -46,7 +47,7 @@ def build(df: pd.DataFrame, budget: int = BUDGET) -> dict[str, Any]:
 
     Args:
         df: rows of one or several studies as `collect` gives them, with a column `study_dir`.
-        budget: bytes the JSON may take; layers come first, best points first, then curves, then histograms.
+        budget: bytes the JSON may take; layers come first, best points first, then errors by depth, curves, histories, histograms.
     """
     df = rank(df)
     cells = aggregate_seeds(df)
@@ -60,7 +61,7 @@ def build(df: pd.DataFrame, budget: int = BUDGET) -> dict[str, Any]:
     folders = {i: Path(df.at[i, "study_dir"]) / df.at[i, "point"] for i in range(len(df))}
     used = len(dump(head))
     embedded = {}
-    for name, read in (("layers", _layers), ("curves", _curves), ("histograms", _histograms)):
+    for name, read in READERS:
         embedded[name] = 0
         for i in order:
             if used + pool.size > budget:
@@ -145,6 +146,34 @@ def _curves(folder: Path, pool: Pool) -> dict[str, list[int]] | None:
     return curves or None
 
 
+def _depth(folder: Path, pool: Pool) -> dict[str, Any] | None:
+    """Returns the numbers in the pool of `layer`, `local` and `total` (dB) in order of execution, and the batch norms' drift."""
+    found = runfolder.read_depth(folder)
+    layers = found.get("layers") or []
+    if not layers:
+        return None
+    columns = {name: pool.add(tidy([entry[name] for entry in layers], 4)) for name in ("layer", "local", "total")}
+    norms = found.get("norms") or []
+    worst = max(norms, key=lambda n: n["shift"] ** 2 + math.log(max(n["spread"], 1e-9)) ** 2, default=None)
+    return columns | ({"norm": tidy([worst["layer"], worst["shift"], worst["spread"]], 3)} if worst else {})
+
+
+def _history(folder: Path, pool: Pool) -> list[list[Any]] | None:
+    """Returns `[layer, site, steps in the pool, {measure: values in the pool}]` for each quantizer that was followed in training."""
+    df = runfolder.read_history(folder)
+    if df.empty:
+        return None
+    df = df.assign(
+        levels_used=100 * df["levels_used"] / df["levels"], scale=pd.to_numeric(df["scale"], errors="coerce")
+    )
+    out = []
+    for (layer, site), part in df.groupby(["layer", "site"], sort=False):
+        values = {"scale": part["scale"] / part["scale"].iloc[0]} | {n: part[n] for n in FOLLOWED if n in part}
+        known = {n: pool.add(tidy(v.tolist(), 4)) for n, v in values.items() if v.notna().any()}
+        out.append([str(layer), str(site), pool.add(tidy(part["step"].tolist())), known])
+    return out
+
+
 def _histograms(folder: Path, pool: Pool) -> list[list[Any]] | None:
     """Returns `[layer, site, counts in the pool, low, high, levels in the pool]` for each histogram."""
     out = []
@@ -165,3 +194,12 @@ def _spaced(levels: list[float]) -> list[float] | dict[str, list[float]]:
     if np.allclose(gaps, gaps[0], rtol=1e-3):
         return [*tidy([levels[0], levels[-1]], 5), len(levels)]
     return {"at": tidy(levels, 4)}
+
+
+READERS = (
+    ("layers", _layers),
+    ("depth", _depth),
+    ("curves", _curves),
+    ("history", _history),
+    ("histograms", _histograms),
+)

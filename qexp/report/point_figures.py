@@ -3,17 +3,21 @@
 from bokeh.models import BoxAnnotation, CustomJSTickFormatter, FactorRange, NumeralTickFormatter, Range1d
 from bokeh.plotting import figure
 
-from qexp.report.style import ALARM, card_figure, empty, hover, tap
+from qexp.report.style import ALARM, INPUT, card_figure, empty, hover, tap
 
 
 def point_figures() -> list[figure]:
-    """Returns `sqnr`, `saturation`, `histogram`, `loss`, `score`, `rate`, filled whenever a point is selected."""
+    """Returns `sqnr`, `saturation`, `depth`, `histogram`, `loss`, `score`, `rate`, `history`, filled whenever a point is selected."""
     layers = FactorRange()
     sqnr = _by_layer("sqnr", "SQNR (dB), higher is better", layers)
     saturation = _by_layer("saturation", "saturated values (%)", layers)
-    return [sqnr, saturation, _histogram(), *(_curve(name, y) for name, y in CURVES)]
+    return [sqnr, saturation, _depth(), _histogram(), *(_curve(name, y) for name, y in CURVES), _history()]
 
 
+DEPTHS = (
+    ("local", INPUT, "square", "made by the layer, on float inputs"),
+    ("total", ALARM, "circle", "added up by then"),
+)
 CURVES = (("loss", "loss"), ("score", "score"), ("rate", "learning rate and others"))
 
 
@@ -28,6 +32,31 @@ def _by_layer(name: str, label: str, layers: FactorRange) -> figure:
     hover(fig, dots, [*tips, ("range", "@range"), ("rule", "@rule")])
     tap(fig, dots, "layer")
     fig.ygrid.grid_line_alpha = 0.4
+    return fig
+
+
+def _depth() -> figure:
+    """Returns the SQNR of each layer's result, made by itself and added up, first layer at the top."""
+    fig = card_figure("depth", "SQNR of the layer's result (dB)", "", 400, x_range=Range1d(0, 1), y_range=FactorRange())
+    for name, color, marker, label in DEPTHS:
+        source = empty(f"depth-{name}", "x", "layer", "value", "what")
+        fig.line("x", "layer", color=color, line_width=1.6, line_alpha=0.6, source=source, legend_label=label)
+        dots = fig.scatter(
+            "x", "layer", size=7, marker=marker, color=color, line_color=None, source=source, legend_label=label
+        )
+        hover(fig, dots, [("", "@what"), ("layer", "@layer"), ("SQNR", "@value")])
+    fig.ygrid.grid_line_alpha = 0.4
+    fig.legend.location = "bottom_right"
+    return fig
+
+
+def _history() -> figure:
+    """Returns what became of every quantizer while training: one line a tensor, the measure chosen in the page."""
+    fig = card_figure("history", "training step", "", 320, x_range=Range1d(0, 1), y_range=Range1d(0, 1))
+    source = empty("history-lines", "xs", "ys", "color", "name", "alpha")
+    lines = fig.multi_line("xs", "ys", color="color", line_width=1.6, line_alpha="alpha", source=source)
+    hover(fig, lines, [("", "@name"), ("step", "$data_x{0,0}"), ("value", "$data_y")])
+    fig.xaxis.formatter = NumeralTickFormatter(format="0,0")
     return fig
 
 

@@ -95,8 +95,10 @@ def make_point(folder: Path, method: str, w: int, a: int, seed: int = 0, plain: 
     if not plain:
         _layers(rng, w, a, method).to_csv(point / "layers.csv", index=False)
         (point / "histograms.json").write_text(json.dumps(_histograms(rng, w, a, trains)))
+        (point / "depth.json").write_text(json.dumps(_depth(w, a)))
         if trains:
             _curves(rng, value).to_csv(point / "curves.csv", index=False)
+            _history(w, a).to_csv(point / "history.csv", index=False)
     return point
 
 
@@ -166,6 +168,51 @@ def _histograms(rng: np.random.Generator, w: int, a: int, trained: bool) -> list
                 }
             )
     return entries
+
+
+def _depth(w: int, a: int) -> dict[str, Any]:
+    """Returns errors that add up with depth, the last layer but one the worst, and one drifted batch norm."""
+    local = [5.0 * min(w, a) - 0.3 * i for i in range(len(LAYERS))]
+    local[-2] -= 12
+    total = [min(local[: i + 1]) - 0.2 * i for i in range(len(LAYERS))]
+    layers = [{"layer": name, "local": one, "total": all_} for name, one, all_ in zip(LAYERS, local, total)]
+    return {
+        "layers": layers,
+        "norms": [{"layer": f"bn{i}", "shift": 0.1 * i, "spread": 1.0 + 0.1 * i} for i in range(4)],
+    }
+
+
+def _history(w: int, a: int) -> pd.DataFrame:
+    """Returns scales that grow while training, the more the deeper, and weights that oscillate at the end."""
+    return pd.DataFrame(
+        [
+            {
+                **{
+                    "step": step,
+                    "epoch": step // 391,
+                    "layer": layer,
+                    "site": site,
+                    "scale": 0.1 * (1 + step * depth / 4e4),
+                },
+                **{
+                    "low": -1.0,
+                    "high": 1.0,
+                    "sqnr": 5.0 * bits,
+                    "saturation": 0.5,
+                    "levels_used": 2**bits,
+                    "levels": 2**bits,
+                },
+                **(
+                    {"oscillating": step / 200, "frozen": 0.0}
+                    if site == "weight"
+                    else {"oscillating": None, "frozen": None}
+                ),
+            }
+            for step in range(0, 2001, 250)
+            for depth, layer in enumerate(LAYERS)
+            for site, bits in (("weight", w), ("input", a))
+        ]
+    )
 
 
 def _curves(rng: np.random.Generator, value: float) -> pd.DataFrame:

@@ -84,7 +84,21 @@ def visit(chromium: str, tmp_path: Path) -> Callable[..., dict[str, Any]]:
 
 
 def test_all_figures_are_drawn(study: Path, visit: Callable[..., dict[str, Any]]) -> None:
-    names = ["bits", "size", "time", "grid", "methods", "seeds", "sqnr", "saturation", "histogram", "loss", "score"]
+    names = [
+        "bits",
+        "size",
+        "time",
+        "grid",
+        "methods",
+        "seeds",
+        "sqnr",
+        "saturation",
+        "depth",
+        "histogram",
+        "history",
+        "loss",
+        "score",
+    ]
     script = f"""
     qexp.choose(rowOf("lsq-w4a4-s0"), true);
     for (let i = 0; i < 40 && {names}.some((name) => inked(name) < 2000); i++) await wait(200);  // drawn one after another
@@ -126,6 +140,27 @@ def test_a_click_on_a_dot_shows_its_layers(study: Path, visit: Callable[..., dic
     assert report["layer"] == "layer1.0.conv2 weight"
     assert ", 4 levels (green)" in report["range"]
     assert report["bins"] > 20
+
+
+def test_errors_by_depth_and_histories(study: Path, visit: Callable[..., dict[str, Any]]) -> None:
+    script = """
+    const shown = (id) => !document.getElementById(id).hidden;
+    qexp.choose(rowOf("mse-w4a4-s0"), true); await wait(300);
+    const ptq = { depth: shown("box-depth"), history: shown("box-history"), hint: text("hint-depth"),
+      dots: qexp.model("depth-total").data.x.length, top: qexp.model("depth").y_range.factors.at(-1) };
+    qexp.choose(rowOf("lsq-w4a4-s0"), true); await wait(300);
+    const scale = { lines: qexp.model("history-lines").data.xs.length, hint: text("hint-history") };
+    [...document.querySelectorAll("#c-history button")].find((b) => b.textContent === "oscillating").click();
+    await wait(300);
+    return { ptq, scale, lines: qexp.model("history-lines").data.xs.length, end: qexp.model("history-lines").data.ys[0].at(-1),
+      label: qexp.model("history").left[0].axis_label, hint: text("hint-history") };"""
+    report = visit(write_dashboard(study), script)
+    ptq = report["ptq"]
+    assert (ptq["depth"], ptq["history"], ptq["dots"], ptq["top"]) == (True, False, 22, "conv1")
+    assert "Most is made in layer3.2.conv2" in ptq["hint"] and "Of the batch norms bn3 is furthest" in ptq["hint"]
+    assert report["scale"]["lines"] == 44 and "greatest in linear" in report["scale"]["hint"]
+    assert (report["lines"], report["end"]) == (22, 10)
+    assert report["label"] == "weights that oscillate (%)" and "greatest in" in report["hint"]
 
 
 def test_rows_filters_and_sorting_work(study: Path, visit: Callable[..., dict[str, Any]]) -> None:

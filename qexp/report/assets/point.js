@@ -26,6 +26,8 @@ qexp.drawPoint = () => {
   qexp.layer = null;
   qexp.buildHistogram(row, columns);
   drawCurves(row);
+  qexp.drawDepth(row);
+  qexp.buildHistory(row);
 };
 
 const drawSummary = (row) => {
