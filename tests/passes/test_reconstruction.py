@@ -47,7 +47,7 @@ class Block(nn.Module):
 class Net(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.stem, self.relu, self.block = nn.Conv2d(1, 6, 3, padding=1), nn.ReLU(), Block()
+        self.stem, self.relu, self.block = nn.Conv2d(1, 6, 3, padding=1), nn.ReLU(inplace=True), Block()
         self.flat, self.fc = nn.Flatten(), nn.Linear(6 * 64, 10)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

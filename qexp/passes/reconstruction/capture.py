@@ -104,7 +104,7 @@ def importance(model: nn.Module, facts: Facts, unit: Unit, images: Sequence[Tens
 
     def see(_, __, y: Tensor) -> Tensor:
         cut.append(y.detach().requires_grad_())
-        return cut[-1]
+        return cut[-1].clone()  # a ReLU may work in place
 
     found: Samples | None = None
     for batch in images:
