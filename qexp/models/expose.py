@@ -8,7 +8,17 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from torchvision.models import inception, mobilenetv2, resnet, squeezenet
+from torchvision.models import (
+    convnext,
+    efficientnet,
+    inception,
+    mnasnet,
+    mobilenetv2,
+    mobilenetv3,
+    regnet,
+    resnet,
+    squeezenet,
+)
 from torchvision.models.googlenet import BasicConv2d as GoogLeNetConv  # `models.googlenet` is the function
 from torchvision.models.googlenet import Inception as GoogLeNetInception
 
@@ -20,12 +30,14 @@ def expose_adds(model: nn.Module) -> None:
 
     Afterwards `BasicBlock` has `add, relu1, relu2`; `Bottleneck` `add, relu1, relu2, relu3`; `InvertedResidual` `add`
     where it is residual; Fire and Inception blocks `concat` (the widest Inception blocks also `concat3x3` and
-    `concat3x3dbl`); their convolutions `relu`; MobileNetV2 `pool`. Other modules are left alone, a second call too.
+    `concat3x3dbl`); their convolutions `relu`; MobileNetV2 `pool`; the residual blocks of MobileNetV3, MNASNet, EfficientNet,
+    RegNet and ConvNeXt `add`. Other modules are left alone, a second call too.
     """
     for module in list(model.modules()):
         exposed = EXPOSED.get(type(module))
-        # an InvertedResidual without a residual keeps its class: an add that never runs could never be calibrated
-        if exposed is None or not getattr(module, "use_res_connect", True):
+        # a block without a residual keeps its class: an add that never runs could never be calibrated
+        residual = getattr(module, "use_res_connect", True) and getattr(module, "apply_residual", True)
+        if exposed is None or not residual:
             continue
         module.__class__ = exposed
         if "relu1" in exposed.parts:
@@ -73,6 +85,60 @@ class ExposedMobileNetV2(mobilenetv2.MobileNetV2):
 
     def _forward_impl(self, x: Tensor) -> Tensor:
         return self.classifier(torch.flatten(self.pool(self.features(x)), 1))
+
+
+class ExposedInvertedResidualV3(mobilenetv3.InvertedResidual):
+    """MobileNetV3's block where it has a residual."""
+
+    parts: ClassVar = {"add": Add}
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.add(self.block(x), x)
+
+
+class ExposedMNASNetBlock(mnasnet._InvertedResidual):
+    """MNASNet's block where it has a residual."""
+
+    parts: ClassVar = {"add": Add}
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.add(self.layers(x), x)
+
+
+class ExposedMBConv(efficientnet.MBConv):
+    """EfficientNet's block where it has a residual."""
+
+    parts: ClassVar = {"add": Add}
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.add(self.stochastic_depth(self.block(x)), x)
+
+
+class ExposedFusedMBConv(efficientnet.FusedMBConv):
+    """EfficientNetV2's block of a full convolution, where it has a residual."""
+
+    parts: ClassVar = {"add": Add}
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.add(self.stochastic_depth(self.block(x)), x)
+
+
+class ExposedRegNetBlock(regnet.ResBottleneckBlock):
+    """RegNet's block."""
+
+    parts: ClassVar = {"add": Add}
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.activation(self.add(x if self.proj is None else self.proj(x), self.f(x)))
+
+
+class ExposedCNBlock(convnext.CNBlock):
+    """ConvNeXt's block."""
+
+    parts: ClassVar = {"add": Add}
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.add(self.stochastic_depth(self.layer_scale * self.block(x)), x)
 
 
 class ExposedFire(squeezenet.Fire):
@@ -156,6 +222,12 @@ EXPOSED: dict[type[nn.Module], type[nn.Module]] = {
     resnet.Bottleneck: ExposedBottleneck,
     mobilenetv2.InvertedResidual: ExposedInvertedResidual,
     mobilenetv2.MobileNetV2: ExposedMobileNetV2,
+    mobilenetv3.InvertedResidual: ExposedInvertedResidualV3,
+    mnasnet._InvertedResidual: ExposedMNASNetBlock,
+    efficientnet.MBConv: ExposedMBConv,
+    efficientnet.FusedMBConv: ExposedFusedMBConv,
+    regnet.ResBottleneckBlock: ExposedRegNetBlock,
+    convnext.CNBlock: ExposedCNBlock,
     squeezenet.Fire: ExposedFire,
     GoogLeNetConv: ExposedGoogLeNetConv,
     GoogLeNetInception: ExposedInception,

@@ -35,7 +35,8 @@ def config(model: str, dataset: str | dict) -> DictConfig:
 
 
 def build(cfg: DictConfig) -> nn.Module:
-    with torch.device("meta"):
+    # torchvision computes RegNet's widths with tensors, which meta has no values for
+    with torch.device("cpu" if cfg.model.name.startswith("regnet") else "meta"):
         return instantiate(cfg.model.net)
 
 
@@ -82,7 +83,8 @@ def test_groups_that_include_the_ends_cover_every_layer(model):
 def test_the_input_size_fits_the_network(model):
     cfg = config(model, {"num_classes": 7})
     with torch.no_grad():
-        scores = build(cfg).eval()(torch.zeros(1, *cfg.model.input_size, device="meta"))
+        net = build(cfg).eval().to("meta")
+        scores = net(torch.zeros(1, *cfg.model.input_size, device="meta"))
     assert scores.shape == (1, 7)
 
 
@@ -134,6 +136,25 @@ def test_imagenet_networks_have_the_published_counts(model, count):
 )
 def test_ten_class_heads_have_the_published_counts(model, params):
     assert sum(p.numel() for p in build(config(model, {"num_classes": 10})).parameters()) == params
+
+
+TORCHVISION = [m for m in MODELS if config(m, IMAGENET).model.net["_target_"].endswith("torchvision_model")]
+
+
+@pytest.mark.parametrize("model", TORCHVISION)
+def test_images_are_prepared_as_torchvisions_weights_ask(model):
+    from torchvision import models
+
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("config", [f"model={model}", "dataset=imagenet"])
+    theirs = models.get_model_weights(cfg.model.net.name)["IMAGENET1K_V1"].transforms()
+    ours = instantiate(cfg.dataset.data)
+    assert [ours.resize.resize, ours.resize.crop] == [*theirs.resize_size, *theirs.crop_size]
+    assert ours.resize.interpolation == theirs.interpolation.value
+    # googlenet's and inception's own normalisation undoes ImageNet's: x -> 2x - 1 of images in 0..1
+    own = model in ("googlenet", "inception_v3")
+    assert list(ours.normalize.mean) == ([0.5] * 3 if own else theirs.mean)
+    assert list(ours.normalize.std) == ([0.5] * 3 if own else theirs.std)
 
 
 def test_aliases_are_the_networks_they_name():

@@ -23,6 +23,12 @@ COUNTS = {
     "squeezenet1_1": (0, 8),
     "googlenet": (0, 9),
     "inception_v3": (0, 15),
+    "mobilenet_v3_small": (6, 0),
+    "mnasnet1_0": (10, 0),
+    "efficientnet_b0": (9, 0),
+    "efficientnet_v2_s": (35, 0),
+    "regnet_y_400mf": (16, 0),
+    "convnext_tiny": (18, 0),
 }
 
 
