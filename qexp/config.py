@@ -32,6 +32,8 @@ class Root:
     kernels: str = "auto"
     rounding: str = "float"
     verify: int = 0
+    export: str | None = None
+    accumulator: Any = None
     seed: int = 0
     study: str = "default"
     runs_dir: str = "runs"

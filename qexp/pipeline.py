@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning import LightningDataModule
 from torch import nn
 
-from qexp import floats, outcome, proof, stages, teachers, training
+from qexp import export, floats, outcome, proof, stages, teachers, training
 from qexp.calibration.calibrate import Calibration, calibrate, fit
 from qexp.callbacks.kernels import load_kernels
 from qexp.cost import params
@@ -44,6 +44,8 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     Returns:
         The columns of `results.csv` for this point, `status` (`ok` or `failed`) among them.
     """
+    if cfg.export is not None:
+        return export.again(cfg, experiment)
     study, request = Path(cfg.runs_dir) / cfg.study, point_hash(cfg, {})
     record = Record(study / f"failed-{request}", request)  # until the contents that name the point are known
     try:

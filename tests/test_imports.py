@@ -37,7 +37,7 @@ LEVELS = (  # from the bottom; a part imports only from parts on lower levels
     ("training",),
     ("floats", "stages"),
     ("teachers",),
-    ("outcome", "proof"),
+    ("outcome", "proof", "export"),
     ("pipeline", "prepare"),
 )
 RANK = {name: i for i, level in enumerate(LEVELS) for name in level}

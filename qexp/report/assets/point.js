@@ -40,13 +40,15 @@ const drawSummary = (row) => {
     fact("rank", row.rank_low ? `${qexp.rankText(row)}${qexp.nearBest(row) ? " (within noise of the best)" : ""}` : undefined),
     fact("model", row.model), fact("data set", row.dataset), fact("schedule", row.schedule), fact("seed", row.seed === undefined ? undefined : String(row.seed)),
     fact("weights", qexp.finite(row.weight_bytes) ? qexp.bytes(row.weight_bytes) : undefined), fact("bit operations", qexp.finite(row.bops) ? qexp.count(row.bops) : undefined),
+    fact("integers", row.verify ? `${row.verify === "equal" ? "equal to the simulation" : "DIFFERENT from the simulation"} on ${row.verify_images} images` : undefined),
+    fact("codes that real scales round otherwise", qexp.finite(row.verify_codes_differ_real_scales) ? qexp.percent(row.verify_codes_differ_real_scales) : undefined),
     fact("time", qexp.seconds(qexp.total(row))),
   ];
   const shown = new Set(["series", "network", "extra", "index", "width", "folder", "pages", "error", "diagnosis", "rank_low", "rank_high", "value", "value_float", "drop", "ci_low", "ci_high", "model", "dataset", "schedule", "seed", "status"]);
   const written = (value) => (typeof value === "object" ? JSON.stringify(value) : qexp.finite(value) ? qexp.number(value, 5) : String(value));
   const rest = Object.entries(row).filter(([name]) => !shown.has(name)).map(([name, value]) => fact(name, written(value)));
   const link = (file) => qexp.el("a", { href: `${row.folder.split("/").map(encodeURIComponent).join("/")}/${file}` }, file);
-  const files = row.folder ? [fact("files", qexp.el("span", {}, link("config.yaml"), " · ", link("log.txt"), " · ", link("layers.csv")))] : [];
+  const files = row.folder ? [fact("files", qexp.el("span", {}, link("config.yaml"), " · ", link("log.txt"), " · ", link("layers.csv"), ...(row.verify ? [" · ", link("integer.csv"), " · ", link("integer/program.json")] : [])))] : [];
   if (row.folder && row.pages) main.push(fact("see", qexp.el("span", {}, ...row.pages.split(" ").flatMap((page, i) => [i ? " · " : "", link(page)]))));
   const lines = [].concat(row.diagnosis || []);
   qexp.fill("summary", qexp.el("dl", { class: "facts" }, ...main.filter(Boolean)),

@@ -1,0 +1,77 @@
+"""Every recipe of the shelf: it becomes integers that compute the same, or says which tensor cannot and why."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from qexp import pipeline
+from qexp.calibration.calibrate import calibrate
+from qexp.errors import QexpError
+from qexp.graph import facts
+from qexp.integer.lowering import lower
+from qexp.integer.verify import verify
+from qexp.models.digits_cnn import DigitsCNN
+from qexp.passes.base import Moment
+from qexp.passes.fold_bn import fold_bn
+from qexp.passes.integer_layers import IntegerLayers
+from qexp.recipe import apply, resolve
+
+RECIPES = sorted(p.stem for p in (Path(__file__).parents[2] / "conf" / "quant").glob("[!_]*.yaml"))
+OTHER_NETWORKS = ("toynet_", "mobilenetv2_")  # rules that name layers this network lacks
+BITS = {"bwn": "layer_wbit=1", "hysteresis": "layer_wbit=1", "one_bit": "bits=w1a2", "xnor": "bits=w1a1"}
+NARROW = {"apot": "bits=w4a4", "exponential": "bits=w4a4", "inq": "bits=w4a8", "inq_shift": "bits=w4a8"}
+KEEPS_NORMS = {"mpact_integer_bn", "inq_shift"}
+QUICK = ("minmax", "fixed_point", "caq_winograd", "mpact_integer_bn", "fixed_point_per_op")  # the rest is marked slow
+SHELF = [
+    pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in RECIPES if not n.startswith(OTHER_NETWORKS)
+]
+REASONS = (  # and who may give it
+    ("aciq_|caq_simple|midtread", "channels have scales of their own|channels have widths of their own"),
+    ("aciq_bias|aciq_full", "with its correction are no multiples of one step"),
+    ("kmeans", "are no multiples of one step"),
+    ("exponential|playground|tanh|log|apot", "not evenly spaced|zero is no code|no multiples of one step"),
+    ("lsq_plus", "zero is no code of LSQPlus"),
+    ("xnor", "scales its sums by real numbers|zero is no code|not evenly spaced"),
+)
+
+
+@pytest.mark.parametrize("name", SHELF)
+def test_recipes_become_integers_or_say_why_not(name, compose, digit_images):
+    bits = BITS.get(name) or NARROW.get(name) or "bits=w8a8"
+    cfg = compose(f"quant={name}", "schedule=ptq", "deploy=integer", bits)
+    torch.manual_seed(0)
+    model, images = DigitsCNN(width=4).eval(), digit_images[:32]
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.running_var, 0.5, 2.0)
+            torch.nn.init.uniform_(module.bias, -0.3, 0.3)
+    structure = facts(model, images[:1])
+    if name not in KEEPS_NORMS:
+        fold_bn(model, structure)
+        structure = facts(model, images[:1])
+    plan = resolve(model, structure, pipeline.recipe(cfg))
+    apply(model, plan, structure)
+    moment = Moment(structure, [images], {})
+    quick = [p for p in pipeline.load_passes(cfg) if isinstance(p, IntegerLayers)]
+
+    def before_fit(seen):
+        for edit in quick:
+            edit.on_statistics(model, moment)
+
+    calibrate(model, [images], progress=False, before_fit=before_fit)
+    try:
+        lowered = lower(model, images[:1])
+    except QexpError as error:
+        assert re.search(r"^[\w.]+: cannot be lowered to integers: .*; .+", str(error)), error
+        reasons = [reason for who, reason in REASONS if re.search(who, name)]
+        assert any(re.search(reason, str(error)) for reason in reasons), (
+            f"{name} was expected to become integers: {error}"
+        )
+        return
+    verdict = verify(model, lowered, [(images, None)], progress=False)
+    assert verdict.equal, verdict.line()
+    assert verdict.share < 6, "what few codes differ from real scales"
