@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -21,8 +22,10 @@ from qexp.passes.reconstruction import learn as learning
 from qexp.passes.reconstruction import reconstruct
 from qexp.passes.reconstruction.adaround import AdaRound
 from qexp.passes.reconstruction.brecq import BRECQ
+from qexp.passes.reconstruction.capture import importance
 from qexp.passes.reconstruction.qdrop import QDrop
 from qexp.passes.reconstruction.store import Store
+from qexp.passes.reconstruction.units import Unit
 from qexp.quantizers.learned_rounding import LearnedRounding
 from qexp.quantizers.lsq import LSQ
 
@@ -233,6 +236,33 @@ def test_steps_are_learned_from_a_poor_start(made, digit_images, method):
     options = {"step_iterations": 150} if method is BRECQ else {}
     method(iterations=150, batch=16, step_lr=5e-3, **options).on_fitted(net, moment)
     assert 0 < steps["block.conv2"].item() < 0.9 * poor and output_error(net, digit_images) < 0.8 * before
+
+
+def test_importance_is_the_closed_form_at_the_scores(made):
+    """The gradient of the divergence to the scores is `softmax(quantized) - softmax(float)`; in numpy, float64."""
+    net, moment = made(abits=2)
+    unit = Unit("fc", ("fc",))
+    found = importance(net, moment.facts, unit, moment.images, Store(10))[:].double().numpy()
+    with torch.no_grad():
+        quantized = torch.cat([net(x) for x in moment.images]).double().numpy()
+        with quantizers_off(net):
+            floating = torch.cat([net(x) for x in moment.images]).double().numpy()
+
+    def softmax(z: np.ndarray) -> np.ndarray:
+        e = np.exp(z - z.max(1, keepdims=True))
+        return e / e.sum(1, keepdims=True)
+
+    squares = (softmax(quantized) - softmax(floating)) ** 2
+    np.testing.assert_allclose(found, (1 + squares / squares.mean(1, keepdims=True)) / 2, rtol=2e-3)
+    np.testing.assert_allclose(found.mean(1), 1, rtol=1e-5)
+
+
+def test_importance_is_even_where_nothing_is_quantized(made):
+    net, moment = made()
+    for layer in (net.stem, net.block.conv1, net.block.conv2, net.fc):
+        layer.enabled = False
+    found = importance(net, moment.facts, Unit("block", ()), moment.images, Store(10))
+    assert (found[:] == 1).all()
 
 
 def test_a_unit_that_ends_worse_keeps_what_it_had(made):

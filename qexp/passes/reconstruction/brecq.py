@@ -22,8 +22,9 @@ class BRECQ(Reconstruction):
         memory_mb: Bound on the activations kept in memory, in MiB; beyond it they go to a file.
 
     Source: Li et al. 2021, "BRECQ" (arXiv 2102.05426), equation 10 and section 4.
-    Differs from the paper: fewer iterations at ten times the learning rate by default; squared gradients are divided by their mean, and
-    are those of the divergence from the float network's class probabilities; a block that ends worse than it began stays as it was.
+    Differs from the paper: fewer iterations at ten times the learning rate by default; squared gradients are those of the divergence
+    from the float network's class probabilities, divided by their mean in each image, half of the weight spread evenly; a block that
+    ends worse than it began stays as it was.
     """
 
     def __init__(

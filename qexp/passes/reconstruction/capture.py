@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qexp.errors import QexpError
@@ -91,12 +90,14 @@ def _float_after(model: nn.Module, facts: Facts, last: str) -> Iterator[None]:
 
 
 def importance(model: nn.Module, facts: Facts, unit: Unit, images: Sequence[Tensor], store: Store) -> Samples:
-    """Returns, for each value of the unit's output, the squared gradient of the loss there, divided by their mean.
+    """Returns a weight for each value of the unit's output, 1 on average over each sample: `(1 + g^2 / mean(g^2)) / 2`.
 
-    The loss is the divergence of the float network's class probabilities from those of the network quantized up to and with the unit, so
-    no labels are needed.
+    g is the gradient, at that value, of the divergence of the float network's class probabilities from those of the network quantized up to
+    and with the unit, so no labels are needed.
 
     Source: Li et al. 2021 (arXiv 2102.05426), equation 10, with the loss of their code.
+    Differs from the source: the mean is that of the sample, and half of the weight is spread evenly (their code adds 1 to |g|): left alone,
+    a tenth of the images, those near a class boundary, hold 99 % of the weight in early blocks, and the others are not reconstructed.
     """
     device = next(model.parameters()).device
     last = max((n for n in facts.order if n == unit.name or n.startswith(unit.name + ".")), key=facts.order.index)
@@ -118,17 +119,14 @@ def importance(model: nn.Module, facts: Facts, unit: Unit, images: Sequence[Tens
         try:
             with torch.enable_grad(), _float_after(model, facts, last):
                 scores = model(batch)
-                loss = F.kl_div(scores.log_softmax(1), wanted.softmax(1), reduction="sum")
-                (gradient,) = torch.autograd.grad(loss, cut[0])
+                differ = scores.detach().softmax(1) - wanted.softmax(1)  # the divergence's gradient to the scores
+                (gradient,) = torch.autograd.grad(scores, cut[0], differ)
         finally:
             handle.remove()
         found = store.room(sum(map(len, images)), gradient) if found is None else found
-        found.add(gradient.square())
-    mean = found.base.mean(dtype=torch.float64).float()
-    if mean > 0:
-        found.base.div_(mean)
-    else:  # the networks agree to the last bit: every value counts alike
-        found.base.fill_(1.0)
+        squares = gradient.square()
+        mean = squares.flatten(1).mean(1).reshape(-1, *[1] * (squares.ndim - 1))
+        found.add(torch.where(mean > 0, (1 + squares / mean) / 2, 1.0))  # 1 where the networks agree to the last bit
     return found
 
 
