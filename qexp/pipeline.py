@@ -94,6 +94,7 @@ def experiment(cfg: DictConfig, data: LightningDataModule, record: Record) -> di
     passes, moment = load_passes(cfg), moment_of(cfg, structure, folded, images, record.folder)
     for edit in passes:
         edit.on_float(model, moment)
+    structure = moment.facts
     plan = attach(cfg, model, structure)
     stages.check(cfg.schedule, plan, passes)
     with _timed(seconds, "calibrate"):

@@ -19,7 +19,7 @@ class Moment:
     """What a pass may look at besides the model.
 
     Attributes:
-        facts: What the graph says.
+        facts: What the graph says; a pass that puts other modules into the float model reads it off anew.
         images: Calibration batches `[N, C, H, W]`.
         findings: What passes report, by name; goes into the record.
         calibration: Statistics by (layer, site) of the float model; None before calibration.

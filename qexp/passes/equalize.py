@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from qexp.errors import QexpError
-from qexp.graph import Facts
+from qexp.graph import Facts, facts
 from qexp.layers.quantized import WEIGHTED
 from qexp.layers.swap import evaluating
 from qexp.passes.base import Moment, Pass
@@ -30,15 +30,19 @@ _HOMOGENEOUS_NAMES = {
 } | {"adaptive_avg_pool2d()", "contiguous()"}
 
 
-class ClippedReLU(nn.ReLU6):
-    """`clip(x, 0, bound)` with a bound for each channel, `[C]`: what a ReLU6 becomes between equalized layers."""
+class ClippedReLU(nn.Module):
+    """`clip(x, 0, bound)` with a bound for each channel: what a ReLU6 becomes between equalized layers.
+
+    Args:
+        bound: In a shape that broadcasts against the tensor, such as `[C, 1, 1]`.
+    """
 
     def __init__(self, bound: Tensor) -> None:
         super().__init__()
         self.register_buffer("bound", bound)
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.minimum(x.relu(), self.bound.reshape(-1, *[1] * (x.ndim - 2)).to(x.dtype))
+        return torch.minimum(torch.relu(x), self.bound)
 
 
 @dataclass
@@ -105,6 +109,8 @@ class Equalize(Pass):
                 self._settle(model, pair, total[pair.first], moment)
             absorbed = sum(_absorb(model, p, moment) for p in pairs) if self.absorb else 0
             change = float((model(images) - before).norm() / before.norm().clamp_min(1e-30))
+        if any(pair.relu6 for pair in pairs):
+            moment.facts = facts(model, images[:1])  # other modules stand there now
         dead = sum(int((_ranges(model, p).amin(0) == 0).sum()) for p in pairs)
         log.info(
             "equalize: %d pairs in %d sweeps (largest factor left %.2g), %d channels of zeros, results moved by %.2g",
@@ -116,8 +122,8 @@ class Equalize(Pass):
     def _free(self, model: nn.Module, pair: Pair) -> None:
         """Makes a pair's ReLU6s something that factors pass through; bounds by channel start at 6."""
         for name in pair.relu6:
-            count = channels(model.get_submodule(pair.first))[0]
-            bound = next(model.get_submodule(pair.first).parameters()).new_full((count,), 6.0)
+            weight = model.get_submodule(pair.first).weight
+            bound = weight.new_full((channels(model.get_submodule(pair.first))[0], *[1] * (weight.ndim - 2)), 6.0)
             _put(model, name, nn.ReLU() if self.relu6 == "relu" else ClippedReLU(bound))
 
     def _even_out(self, model: nn.Module, pair: Pair, total: Tensor) -> float:
@@ -137,34 +143,34 @@ class Equalize(Pass):
         for name in pair.relu6:
             if self.relu6 == "clip":
                 bound = model.get_submodule(name).bound
-                bound /= total.to(bound)
+                bound /= total.to(bound).reshape(bound.shape)
 
 
-def find_pairs(model: nn.Module, facts: Facts, relu6: bool = True) -> tuple[list[Pair], dict[str, str]]:
+def find_pairs(model: nn.Module, structure: Facts, relu6: bool = True) -> tuple[list[Pair], dict[str, str]]:
     """Returns the pairs of layers that can be equalized, in order of execution, and for each other weighted layer why not.
 
     Args:
         model: Float network.
-        facts: Its structure.
+        structure: What its graph says.
         relu6: Whether a ReLU6 may stand between them.
     """
-    if facts.trace_error:
+    if structure.trace_error:
         raise QexpError(
-            f"equalization needs to know which layers follow each other, but the model cannot be traced ({facts.trace_error})"
+            f"equalization needs to know which layers follow each other, but the model cannot be traced ({structure.trace_error})"
         )
     pairs, refused = [], {}
-    for name in (n for n in facts.order if isinstance(model.get_submodule(n), WEIGHTED)):
-        between, clipped = facts.chains.get(name, ())[:-1], []
-        if name not in facts.chains:
-            if name != facts.last:
+    for name in (n for n in structure.order if isinstance(model.get_submodule(n), WEIGHTED)):
+        between, clipped = structure.chains.get(name, ())[:-1], []
+        if name not in structure.chains:
+            if name != structure.last:
                 refused[name] = "their results branch, meet another tensor, or end in the network's result"
             continue
-        second = facts.chains[name][-1]
+        second = structure.chains[name][-1]
         for part in between:
             module = None if part.endswith("()") else model.get_submodule(part)
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 refused[name] = "a batch norm follows (fold it with bn=fold)"
-            elif isinstance(module, nn.ReLU6) and relu6 and _used_once(facts, part):
+            elif isinstance(module, nn.ReLU6) and relu6 and _used_once(structure, part):
                 clipped.append(part)
             elif isinstance(module, nn.ReLU6) or part == "relu6()":
                 refused[name] = "a ReLU6 follows" + (
@@ -183,8 +189,8 @@ def find_pairs(model: nn.Module, facts: Facts, relu6: bool = True) -> tuple[list
     return pairs, refused
 
 
-def _used_once(facts: Facts, name: str) -> bool:
-    return sum(name in chain for chain in facts.chains.values()) == 1 and facts.calls.get(name, 0) == 1
+def _used_once(structure: Facts, name: str) -> bool:
+    return sum(name in chain for chain in structure.chains.values()) == 1 and structure.calls.get(name, 0) == 1
 
 
 def _ranges(model: nn.Module, pair: Pair) -> Tensor:

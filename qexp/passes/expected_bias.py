@@ -39,6 +39,7 @@ class ExpectedBias(Pass):
 
     One forward pass of the quantized network over the calibration images corrects each layer as it comes to it, so that every layer
     sees the inputs that the corrected layers before it give. A layer without a bias gets one. A quantizer on the bias is fitted anew.
+    Layers whose batch norm was measured again after quantization hold no shift any more and are left out.
 
     Args:
         mode: Where E[x_i] comes from: `empirical`, the mean of the layer's quantized input channel; `analytic`, the folded batch norm
@@ -60,10 +61,11 @@ class ExpectedBias(Pass):
     @torch.no_grad()
     def on_fitted(self, model: nn.Module, moment: Moment) -> None:
         """Corrects the biases; reports how many, and the largest shift in standard deviations of its output channel."""
+        settled = moment.facts.bn_of if "reestimated_norms" in moment.findings else {}
         layers = {
             name: layer
             for name, layer in quantized_layers(model)
-            if isinstance(layer, WEIGHTED) and isinstance(layer.weight_quantizer, Quantizer)
+            if isinstance(layer, WEIGHTED) and isinstance(layer.weight_quantizer, Quantizer) and name not in settled
         }
         if not layers:
             raise QexpError("bias correction found no layer with quantized weights")
@@ -131,16 +133,16 @@ def known_input(name: str, model: nn.Module, moment: Moment) -> Tensor | None:
     """Returns E[x] of each input channel of a layer, from the folded batch norm before it, None where that does not tell."""
     operands = moment.facts.sources.get(name, ())
     chain = operands[0] if operands else ()
-    if chain and isinstance(model.get_submodule(chain[-1]), nn.ReLU6):  # not looked through, since it changes values
+    if chain and isinstance(
+        model.get_submodule(chain[-1]), nn.ReLU | nn.ReLU6
+    ):  # a ReLU6 is not looked through, nor what took its place
         inner = moment.facts.sources.get(chain[-1], ())
         chain += inner[0] if inner else ()
     normal = moment.folded.get(chain[-1]) if chain else None
     if normal is None:
         return None
     between = [model.get_submodule(part) for part in chain[:-1]]
-    if not all(
-        isinstance(m, nn.Identity | nn.Dropout | nn.ReLU | nn.ReLU6) and not hasattr(m, "bound") for m in between
-    ):
+    if not all(isinstance(m, nn.Identity | nn.Dropout | nn.ReLU | nn.ReLU6) for m in between):
         return None
     if any(isinstance(m, nn.ReLU6) for m in between):
         return relu_mean(normal.mean, normal.std) - relu_mean(normal.mean - 6, normal.std)

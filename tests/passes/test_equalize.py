@@ -10,12 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from qexp.calibration.calibrate import calibrate
 from qexp.errors import QexpError
 from qexp.graph import facts
 from qexp.passes.base import Moment
 from qexp.passes.channels import input_range, output_range, response
 from qexp.passes.equalize import ClippedReLU, Equalize, find_pairs
 from qexp.passes.fold_bn import fold_bn
+from qexp.passes.lean import lean
+from qexp.recipe import Recipe, apply, resolve
 
 
 def moment_of(model: nn.Module, x: Tensor, folded=None) -> Moment:
@@ -131,11 +134,23 @@ def test_relu6_becomes_relu_or_keeps_its_function_with_bounds_by_channel_or_bars
     assert type(found[1]) is nn.ReLU and moment.findings["equalize_change"] > 1e-2
     torch.testing.assert_close(found(x), pure(x), rtol=1e-4, atol=1e-4)
     found, moment = equalized(model, x, relu6="clip")
-    assert type(found[1]) is ClippedReLU and found[1].bound.shape == (12,) and found[1].bound.unique().numel() > 1
+    assert type(found[1]) is ClippedReLU and found[1].bound.shape == (12, 1, 1) and found[1].bound.unique().numel() > 1
     torch.testing.assert_close(found(x), model(x), rtol=1e-4, atol=1e-4)
     assert "1.bound" in found.state_dict()
     with pytest.raises(QexpError, match="a ReLU6 follows"):
         equalized(model, x, relu6="skip")
+
+
+def test_bounds_by_channel_survive_an_evaluation_that_leaves_out_redundant_relus():
+    x = torch.randn(4, 4, 8, 8) * 3
+    model, moment = equalized(block(), x, relu6="clip")
+    uniform = {"_target_": "qexp.quantizers.uniform.Uniform", "granularity": "tensor"}
+    apply(model, resolve(model, moment.facts, Recipe(sites={"input": uniform, "weight": uniform})), moment.facts)
+    calibrate(model, [x], progress=False)
+    with torch.no_grad():
+        before = model.eval()(x)
+        with lean(model):
+            assert torch.equal(model(x), before)
 
 
 def test_a_relu6_that_is_shared_is_left_alone():

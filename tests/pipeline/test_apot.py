@@ -24,7 +24,13 @@ def test_without_normalisation_resnet20_collapses(compose, tmp_path):
     from qexp import pipeline
 
     weights = f"{os.environ['QEXP_DATA_DIR']}/weights/cifar10_resnet20-12fca82f.th"
-    few = ("schedule.epochs=1", "trainer.limit_train_batches=20", "trainer.limit_val_batches=1", "max_samples=500", "n_calibrate=128")
+    few = (
+        "schedule.epochs=1",
+        "trainer.limit_train_batches=20",
+        "trainer.limit_val_batches=1",
+        "max_samples=500",
+        "n_calibrate=128",
+    )
     common = ("model=resnet20", "dataset=cifar10", f"weights={weights}", *few, "trainer=cpu", f"runs_dir={tmp_path}")
     found = {}
     for normalize in ("true", "false"):
