@@ -20,6 +20,7 @@ from qexp.calibration.kept import weight_stats
 from qexp.calibration.measure import measure
 from qexp.calibration.stats import TensorStats
 from qexp.cost import cost, layer_costs
+from qexp.devices import device_name
 from qexp.diagnosis import diagnose
 from qexp.graph import Facts
 from qexp.layers.quantized import WEIGHTED, float_class, quantizers, weight_of
@@ -28,7 +29,6 @@ from qexp.record import Record, asked, commit
 from qexp.report.runfolder import read_history
 from qexp.report.wording import metric_name
 from qexp.tasks.base import Score
-from qexp.training import device_name
 
 log = logging.getLogger(__name__)
 _HISTOGRAM_BINS = 128

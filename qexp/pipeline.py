@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning import LightningDataModule
 from torch import nn
 
-from qexp import export, floats, outcome, proof, stages, teachers, training
+from qexp import devices, export, floats, outcome, proof, stages, teachers, training
 from qexp.calibration.calibrate import Calibration, calibrate, fit
 from qexp.callbacks.kernels import load_kernels
 from qexp.cost import params
@@ -161,9 +161,10 @@ def moment_of(
     cfg: DictConfig, structure: Facts, folded: dict[str, Normal], images: list[torch.Tensor], folder: Path
 ) -> Moment:
     """Returns what passes may look at and use."""
-    device = torch.device("cpu" if training.device_name(cfg) == "cpu" else "cuda")
     bar = bool(cfg.trainer.get("enable_progress_bar", True))
-    return Moment(structure, images, {}, folded=folded, folder=folder, seed=cfg.seed, device=device, progress=bar)
+    return Moment(
+        structure, images, {}, folded=folded, folder=folder, seed=cfg.seed, device=devices.device(cfg), progress=bar
+    )
 
 
 def load_passes(cfg: DictConfig) -> list[Pass]:
@@ -220,6 +221,8 @@ def find_ranges(cfg: DictConfig, model: nn.Module, moment: Moment, passes: list[
         cache_dir=floats.cache_dir(cfg) / "calibration",
         progress=cfg.trainer.enable_progress_bar,
         before_fit=before_fit,
+        device=moment.device,
+        processes=devices.processes(cfg),
     )
 
 

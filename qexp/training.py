@@ -15,8 +15,10 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning import Callback, LightningDataModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.plugins.environments import LightningEnvironment
 from torch import nn
 
+from qexp import ranks
 from qexp.callbacks.averaging import AveragedWeights
 from qexp.callbacks.divergence import Divergence
 from qexp.callbacks.growing import Growing
@@ -25,6 +27,7 @@ from qexp.callbacks.oscillation import Oscillation
 from qexp.callbacks.progress import Progress
 from qexp.callbacks.steps import OptimizerSteps
 from qexp.data.later import LaterEpochs
+from qexp.devices import processes, spread
 from qexp.errors import QexpError
 from qexp.layers.quantized import is_quantizer_parameter, latent_decays
 from qexp.layers.swap import baked_weights
@@ -113,16 +116,14 @@ def make_trainer(
             callback.path = folder / callback.file
         if isinstance(callback, Progress):
             callback.phase = phase
-    if not cfg.trainer.get("enable_progress_bar", True):
+    if not cfg.trainer.get("enable_progress_bar", True) or ranks.rank():
         chosen = [c for c in chosen if not isinstance(c, Progress)]
-    if str(cfg.trainer.get("devices")) not in ("1", "auto") and cfg.trainer.get("num_nodes", 1) == 1:
-        raise QexpError(
-            f"trainer.devices={cfg.trainer.devices}: a point runs on one device so far (statistics and scores of several "
-            "processes are not merged yet); spread the points of a sweep instead"
-        )
+    # one device a process; where several work together Lightning finds them as `spread` has started them
+    several = {"strategy": cfg.trainer.get("strategy", "ddp"), "plugins": [LightningEnvironment()]}
     return instantiate(
-        cfg.trainer,
+        {**OmegaConf.to_container(cfg.trainer, resolve=True), "strategy": "auto", "devices": ranks.world()},
         callbacks=chosen,
+        **(several if ranks.world() > 1 else {}),
         logger=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,
@@ -159,8 +160,12 @@ def fit(
     """Trains, resuming from `checkpoints/last.ckpt` where an interrupted run left one; returns the seconds it took.
 
     `checkpoints/last.ckpt` is written after every epoch, `best.ckpt` where the validation score rises. The network
-    ends at its last state.
+    ends at its last state. With `trainer.devices` above 1 as many processes share each step's images.
     """
+    if processes(cfg) > ranks.world():
+        state, seconds = spread(cfg, _fit_share, data, module, cfg, schedule, phase, folder, part)
+        module.load_state_dict(state)
+        return seconds
     part = part or Part(epochs=schedule.epochs)
     checkpoints = folder / "checkpoints" / part.name
     # two, since one alone writes `last` only where it also writes a new `best`
@@ -197,6 +202,12 @@ def fit(
         if isinstance(callback, AveragedWeights):
             callback.take(module)
     return time.perf_counter() - start
+
+
+def _fit_share(data: LightningDataModule, module: Task, *args: Any) -> tuple[dict[str, torch.Tensor], float]:
+    """Returns the trained state, on the CPU, and the seconds the training took."""
+    seconds = fit(module, data, *args)
+    return {key: value.cpu() for key, value in module.state_dict().items()}, seconds
 
 
 def _is_whole(checkpoint: Path) -> bool:
@@ -244,6 +255,8 @@ def evaluate(
 ) -> tuple[Score, float]:
     """Returns the score on the test samples and the seconds it took."""
     module = task(cfg, model)
+    if processes(cfg) > ranks.world() and module.merges:
+        return spread(cfg, _evaluate_share, data, model, cfg, phase, folder)
     trainer = make_trainer(cfg, phase, folder, enable_checkpointing=False)
     start = time.perf_counter()
     with baked_weights(model), lean(model):
@@ -251,14 +264,12 @@ def evaluate(
     return module.score(), time.perf_counter() - start
 
 
+def _evaluate_share(data: LightningDataModule, model: nn.Module, *args: Any) -> tuple[Score, float]:
+    return evaluate(model, data, *args)
+
+
 def seed(value: int) -> None:
     """Seeds Python, NumPy and torch."""
     from pytorch_lightning import seed_everything
 
     seed_everything(value, workers=True, verbose=False)
-
-
-def device_name(cfg: DictConfig) -> str:
-    """Returns the name of the accelerator the trainer uses, or `cpu`."""
-    on_gpu = cfg.trainer.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
-    return torch.cuda.get_device_name() if on_gpu else "cpu"

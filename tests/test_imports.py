@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LEVELS = (  # from the bottom; a part imports only from parts on lower levels
-    ("errors", "locks", "int8_npz", "qexp_kernels"),
+    ("errors", "locks", "ranks", "int8_npz", "qexp_kernels"),
     ("numerics",),
     ("calibration.histogram", "calibration.density"),
     ("calibration", "calibration.stats"),
@@ -33,7 +33,7 @@ LEVELS = (  # from the bottom; a part imports only from parts on lower levels
     ("passes",),
     ("recipe",),
     ("integer", "search"),
-    ("data", "tasks", "callbacks", "weights", "diagnosis", "config", "record", "datasets", "report"),
+    ("data", "tasks", "callbacks", "weights", "diagnosis", "config", "devices", "record", "datasets", "report"),
     ("training",),
     ("floats", "stages"),
     ("teachers",),

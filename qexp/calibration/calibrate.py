@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from qexp import ranks
 from qexp.calibration.cache import content_hash, save_stats
 from qexp.calibration.collectors import Collector, merged, synced
 from qexp.calibration.kept import kept_stats, weight_stats
@@ -81,6 +82,7 @@ def collect(
     progress: bool = True,
     collectors: Sequence[Collector] = (),
     quantized: bool = False,
+    device: torch.device | None = None,
 ) -> Calibration:
     """Returns the statistics of every tensor that could carry a quantizer, from one pass of the float model over the batches.
 
@@ -91,6 +93,7 @@ def collect(
         progress: Show a progress bar.
         collectors: What to collect of every tensor besides.
         quantized: Leave the quantizers on: what is seen is what the quantized network computes with.
+        device: Where the model runs meanwhile; None leaves it where it is. Statistics are on the CPU.
 
     Raises:
         NonFinite: Layer, site and batch of the first NaN or infinity.
@@ -135,11 +138,13 @@ def collect(
         if float_class(module) in QUANTIZED:
             handles.append(module.register_forward_pre_hook(before(name)))
             handles.append(module.register_forward_hook(lambda _, __, y, name=name: see((name, "output"), y)))
+    home = next((t.device for t in model.parameters()), torch.device("cpu"))
     try:
+        model.to(device or home)
         with evaluating(model), nullcontext() if quantized else quantizers_off(model):
             bar = tqdm(batches, desc="calibrate", unit="batch", leave=False, disable=not progress)
             for number, images in enumerate(bar):
-                model(images)
+                model(images if device is None else images.to(device))
                 if number == 0:
                     aliases.update(_same(carried))
                     for key in aliases:
@@ -147,6 +152,7 @@ def collect(
     finally:
         for handle in handles:
             handle.remove()
+        model.to(home)
     calibration = Calibration(stats, aliases)
     calibration.sync(collectors)
     return calibration
@@ -168,6 +174,8 @@ def calibrate(
     cache_dir: Path | None = None,
     progress: bool = True,
     before_fit: Callable[[Calibration], None] | None = None,
+    device: torch.device | None = None,
+    processes: int = 1,
 ) -> Calibration:
     """Fits every quantizer of the model and returns what was seen.
 
@@ -181,6 +189,8 @@ def calibrate(
         cache_dir: Folder of kept statistics; None keeps none.
         progress: Show a progress bar.
         before_fit: Called with the statistics before quantizers take their ranges from them.
+        device: Where the forward pass runs; None leaves the model where it is.
+        processes: How many share the batches; what they have seen is merged in the order of the batches.
     """
     if not len(batches):
         raise QexpError("calibration got no images; ask for at least one batch (n_calibrate)")
@@ -189,7 +199,9 @@ def calibrate(
     path = cache_dir and Path(cache_dir) / f"{content_hash(model, batches, channelwise, names)}.safetensors"
     calibration = kept_stats(path) if path else None
     if calibration is None:
-        calibration = collect(model, batches, channelwise, progress, asked)
+        job = (model, batches, channelwise, progress, asked, device)
+        share, gpu = min(processes, len(batches)), device is not None and device.type == "cuda"
+        calibration = ranks.spread(_collect_share, share, *job, gpu=gpu) if share > 1 else _collect_share(*job)
         if path:
             save_stats(calibration, path)
     else:
@@ -198,6 +210,21 @@ def calibrate(
         before_fit(calibration)
     fit(model, calibration, followed_by_relu)
     return calibration
+
+
+def _collect_share(
+    model: nn.Module,
+    batches: Sequence[Tensor],
+    channelwise: bool,
+    progress: bool,
+    collectors: Sequence[Collector],
+    device: torch.device | None,
+) -> Calibration:
+    """Returns the merged statistics of all ranks, each of which has looked at its share of the batches."""
+    if device is not None and device.type == "cuda" and ranks.world() > 1:
+        device = torch.device("cuda", ranks.rank())
+    progress = progress and ranks.rank() == 0
+    return collect(model, ranks.share(batches), channelwise, progress, collectors, device=device)
 
 
 def wanted(model: nn.Module) -> tuple[bool, list[Collector]]:

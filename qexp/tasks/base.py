@@ -80,6 +80,7 @@ class Task(LightningModule):
     """
 
     metric: ClassVar[str]
+    merges: ClassVar[bool] = False  # `score` is that of all ranks' samples; a task that cannot is scored by one process
     of_schedule: ClassVar[tuple[str, ...]] = ()  # keys of the schedule that a subclass takes as arguments
 
     def __init__(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
+from qexp.ranks import interleaved
 from qexp.report.statistics import wilson
 from qexp.tasks.base import Score, Task
 from qexp.tasks.distillation import Distillation
@@ -28,6 +29,7 @@ class Classification(Task):
     """
 
     metric = "top1"
+    merges = True
     of_schedule: ClassVar = ("label_smoothing",)
 
     def __init__(
@@ -75,7 +77,7 @@ class Classification(Task):
         self.top1[part](logits, labels)
         self.top5[part](logits, labels)
         loss = nn.functional.cross_entropy(logits, labels)
-        self.log(f"{part}_loss", loss, batch_size=len(labels))
+        self.log(f"{part}_loss", loss, batch_size=len(labels), sync_dist=True)
         self.log(f"{part}_top1", self.top1[part], prog_bar=True)
         self.log(f"{part}_top5", self.top5[part])
         return logits
@@ -89,7 +91,7 @@ class Classification(Task):
         self.hits.append(torch.stack([logits.argmax(1) == labels, among]).cpu())
 
     def score(self) -> Score:
-        hits = torch.cat(self.hits, 1) if self.hits else torch.zeros(2, 0, dtype=torch.bool)
+        hits = interleaved(torch.cat(self.hits, 1) if self.hits else torch.zeros(2, 0, dtype=torch.bool))
         n = hits.shape[1]
         low, high = wilson(int(hits[0].sum()), n)
         top1, top5 = (float(h.double().mean()) if n else math.nan for h in hits)
