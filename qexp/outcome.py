@@ -23,6 +23,7 @@ from qexp.cost import cost, layer_costs
 from qexp.devices import device_name
 from qexp.diagnosis import diagnose
 from qexp.graph import Facts
+from qexp.hardware import hardware
 from qexp.layers.quantized import WEIGHTED, float_class, quantizers, weight_of
 from qexp.recipe import Plan
 from qexp.record import Record, asked, commit
@@ -110,6 +111,7 @@ def metrics(
         "bops": price.bops,
         "weight_bytes": price.weight_bytes,
         "weight_bytes_float": price.weight_bytes_float,
+        **hardware(model, facts, plan.bits("weight"), plan.bits("input"), plan.bits("output")),
         "seconds_calibrate": round(seconds.get("calibrate", 0.0), 3),
         "seconds_train": round(seconds.get("train", 0.0), 3),
         "seconds_evaluate": round(seconds.get("evaluate", 0.0), 3),

@@ -164,9 +164,9 @@ def _write(kept: Path, done: list[dict[str, Any]]) -> None:
 
 def _outcome(module: Task) -> dict[str, float]:
     """Returns the steps and the last scores, on training and on held-out images, of a training."""
-    scores = module.trainer.callback_metrics
+    scores = module.trained
     return {
-        "steps": module.trainer.global_step,
+        "steps": scores["steps"],
         "train": round(float(scores.get(f"train_{module.metric}", float("nan"))), 5),
         "validation": round(float(scores.get(module.monitor, float("nan"))), 5),
     }

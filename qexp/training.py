@@ -163,7 +163,7 @@ def fit(
     ends at its last state. With `trainer.devices` above 1 as many processes share each step's images.
     """
     if processes(cfg) > ranks.world():
-        state, seconds = spread(cfg, _fit_share, data, module, cfg, schedule, phase, folder, part)
+        state, module.trained, seconds = spread(cfg, _fit_share, data, module, cfg, schedule, phase, folder, part)
         module.load_state_dict(state)
         return seconds
     part = part or Part(epochs=schedule.epochs)
@@ -198,16 +198,17 @@ def fit(
     trainer.fit(module, **images, ckpt_path=str(last) if last.exists() else None, weights_only=True)
     if trainer.interrupted:
         raise KeyboardInterrupt
+    module.trained = {"steps": trainer.global_step, **{k: float(v) for k, v in trainer.callback_metrics.items()}}
     for callback in trainer.callbacks:
         if isinstance(callback, AveragedWeights):
             callback.take(module)
     return time.perf_counter() - start
 
 
-def _fit_share(data: LightningDataModule, module: Task, *args: Any) -> tuple[dict[str, torch.Tensor], float]:
-    """Returns the trained state, on the CPU, and the seconds the training took."""
+def _fit_share(data: LightningDataModule, module: Task, *args: Any) -> tuple[dict[str, Any], dict[str, float], float]:
+    """Returns the trained state, on the CPU, what the training came to, and the seconds it took."""
     seconds = fit(module, data, *args)
-    return {key: value.cpu() for key, value in module.state_dict().items()}, seconds
+    return {key: value.cpu() for key, value in module.state_dict().items()}, module.trained, seconds
 
 
 def _is_whole(checkpoint: Path) -> bool:
@@ -218,7 +219,7 @@ def _is_whole(checkpoint: Path) -> bool:
         log.warning(
             "%s is damaged (%s); training starts anew", checkpoint, str(error).splitlines()[0] if str(error) else error
         )
-        checkpoint.unlink()
+        checkpoint.unlink(missing_ok=True)  # another rank may have found the same
         return False
     return True
 

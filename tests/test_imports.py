@@ -29,6 +29,7 @@ LEVELS = (  # from the bottom; a part imports only from parts on lower levels
         "calibration.depth",
         "calibration.channels",
         "calibration.measure",
+        "hardware",
     ),
     ("passes",),
     ("recipe",),

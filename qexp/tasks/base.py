@@ -95,6 +95,7 @@ class Task(LightningModule):
         self.model = model
         self.make_optimizer, self.make_scheduler, self.groups = optimizer, scheduler, groups
         self.freeze_bn = freeze_bn
+        self.trained: dict[str, Any] = {}  # `steps` and the last logged values of the training that has just ended
 
     @property
     def monitor(self) -> str:
