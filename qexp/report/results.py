@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from qexp.errors import QexpError
+from qexp.report.statistics import seed_columns
 
 log = logging.getLogger(__name__)
 
@@ -94,10 +95,14 @@ def _whole(column: pd.Series) -> pd.Series:
 
 
 def write_results(study_dir: str | Path) -> Path:
-    """Returns the path of `results.csv`, rebuilt from the points and put in place in one step."""
+    """Returns the path of `results.csv`, rebuilt from the points and put in place in one step.
+
+    Where a configuration ran with several seeds its rows also say what they come to together (`seed_columns`).
+    """
     df = collect(study_dir)
     path = Path(study_dir) / "results.csv"
-    return write_text(path, df.map(_cell).to_csv(index=False))
+    several = seed_columns(df).dropna(how="all", axis="columns")
+    return write_text(path, df.map(_cell).join(several).to_csv(index=False))
 
 
 def _cell(value: Any) -> Any:

@@ -5,6 +5,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 log = logging.getLogger(__name__)
@@ -20,6 +21,15 @@ def worst_layer(point_dir: Path) -> str:
     layers = read_layers(point_dir)
     sqnr = pd.to_numeric(layers["sqnr"], errors="coerce").dropna() if "sqnr" in layers else pd.Series(dtype=float)
     return f"{layers.at[sqnr.idxmin(), 'layer']} {sqnr.min():.1f} dB" if len(sqnr) else ""
+
+
+def read_correct(point_dir: Path) -> np.ndarray | None:
+    """Returns which test samples the point got right, booleans `[n]`; None where it is not known."""
+    try:
+        kept = np.load(point_dir / "correct.npy", allow_pickle=False)
+    except (OSError, ValueError):
+        return None
+    return kept if kept.dtype == bool and kept.ndim == 1 else None
 
 
 def read_curves(point_dir: Path) -> pd.DataFrame:

@@ -1,7 +1,7 @@
 """How sure an accuracy is: Wilson intervals, the exact paired test, the spread over seeds, ranks with their noise."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -82,6 +82,44 @@ def aggregate_seeds(df: pd.DataFrame) -> pd.DataFrame:
         for part in [group.loc[[index]] for index in group.index] if same_seed else [group]:
             cells.append({**dict(zip(keys, key)), **_spread(part), "rows": list(part.index)})
     return pd.DataFrame(cells, columns=[*keys, "mean", "sd", "n", "ci_low", "ci_high", "rows"])
+
+
+def ties(cells: pd.DataFrame, points: pd.DataFrame, correct: Mapping[str, np.ndarray]) -> tuple[int, list[int]] | None:
+    """Returns the index of the best cell, and of those whose distance from it may be chance; None for fewer than two cells.
+
+    Two cells of one point each on the same images: the exact McNemar test at 5 %, its p-value times the number of cells compared
+    (Bonferroni). Cells of several seeds, or whose hits are not known: chance where the mean of one lies in the interval of the other.
+
+    Args:
+        cells: What `aggregate_seeds` returned.
+        points: The rows it joined.
+        correct: Which images were right, by point.
+    """
+    if len(cells) < 2:
+        return None
+    best = cells["mean"].idxmax()
+    tied = []
+    for index in cells.index.drop(best):
+        pair = [[correct.get(points.at[row, "point"]) for row in cells.at[i, "rows"]] for i in (best, index)]
+        hits = [found[0] for found in pair if len(found) == 1 and found[0] is not None and len(found[0])]
+        if len(hits) == 2 and len(hits[0]) == len(hits[1]):
+            chance = mcnemar(hits[1], hits[0]).p * (len(cells) - 1) >= 0.05
+        else:
+            a, b = cells.loc[best], cells.loc[index]
+            chance = not (a["ci_low"] > b["mean"] and b["ci_high"] < a["mean"])
+        if chance:
+            tied.append(index)
+    return best, tied
+
+
+def seed_columns(df: pd.DataFrame) -> pd.DataFrame:
+    """Returns `seeds, seed_mean, seed_sd, seed_ci_low, seed_ci_high` of the cell each row belongs to; gaps where it has one seed."""
+    names = {"n": "seeds", "mean": "seed_mean", "sd": "seed_sd", "ci_low": "seed_ci_low", "ci_high": "seed_ci_high"}
+    out = pd.DataFrame(math.nan, index=df.index, columns=list(names.values()))
+    for cell in aggregate_seeds(df).to_dict("records"):
+        if cell["n"] > 1:
+            out.loc[cell["rows"]] = [cell[name] for name in names]
+    return out.astype({"seeds": "Int64"})
 
 
 def _spread(points: pd.DataFrame) -> dict[str, float]:

@@ -87,10 +87,13 @@ def finish(study: Path) -> None:
     """Writes a study's CSV and page and prints its table and their paths."""
     from qexp.report.dashboard import write_dashboard
     from qexp.report.results import collect, write_results
+    from qexp.report.runfolder import read_correct
     from qexp.report.table import closing_table
 
     csv = write_results(study)
     page = write_dashboard(study)
     print()
-    print(closing_table(collect(study)))
+    points = collect(study)
+    correct = {p: hits for p in points["point"] if (hits := read_correct(study / p)) is not None}
+    print(closing_table(points, correct=correct))
     print(f"\n  table  {csv}\n  page   {page}")

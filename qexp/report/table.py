@@ -1,20 +1,27 @@
 """The short table a run or a sweep ends with, in plain text."""
 
 import math
+import textwrap
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from qexp.report import wording
-from qexp.report.statistics import aggregate_seeds, wilson
+from qexp.report.statistics import aggregate_seeds, ties, wilson
 
 WIDTH = 100
 VARIED = ("study", "schedule", "granularity", "rounding", "ends_bit", "bn", "add", "quantize_input", "n_calibrate")
 WORDS = ("study", "schedule")  # their values say what they are
 
 
-def closing_table(df: pd.DataFrame, worst: Mapping[str, str] | None = None, limit: int = 30) -> str:
+def closing_table(
+    df: pd.DataFrame,
+    worst: Mapping[str, str] | None = None,
+    limit: int = 30,
+    correct: Mapping[str, np.ndarray] | None = None,
+) -> str:
     """Returns the results as an aligned table of at most 100 columns: float first, then every configuration.
 
     Seeds of one configuration share a line (`± sd`); failed points follow with their error.
@@ -23,6 +30,7 @@ def closing_table(df: pd.DataFrame, worst: Mapping[str, str] | None = None, limi
         df: what `collect` returned.
         worst: point -> what to print about its worst layer, for an extra column.
         limit: how many configurations are printed; of more, the most accurate ones.
+        correct: point -> which images it got right; with it, a line says which cells cannot be told from the best one.
     """
     if df.empty:
         return "no results yet"
@@ -35,7 +43,8 @@ def closing_table(df: pd.DataFrame, worst: Mapping[str, str] | None = None, limi
             if _room(rows) >= 0:
                 break
         if len(rows) > 1:
-            blocks.append(f"{_text(model)} on {_text(dataset)}\n{_align(rows)}")
+            noise = _noise(group, correct) if correct is not None else ""
+            blocks.append(f"{_text(model)} on {_text(dataset)}\n{_align(rows)}{noise}")
     failed = [_failure(row) for row in df[df["status"] != "ok"].to_dict("records")]
     if failed:
         blocks.append("\n".join([f"{len(failed)} of {len(df)} points failed:", *failed[:limit]]))
@@ -67,6 +76,22 @@ def _lines(group: pd.DataFrame, worst: Mapping[str, str], limit: int) -> list[li
             line.append(_cut(worst.get(points["point"].iloc[0]) or "-", 30))
         lines.append([*line, wording.seconds(_seconds(points))])
     return lines if shown is cells else [*lines, [f"the {limit} most accurate of {len(cells)}; all are in results.csv"]]
+
+
+def _noise(group: pd.DataFrame, correct: Mapping[str, np.ndarray]) -> str:
+    """Returns the lines that name the best cell and those that chance alone may have put below it; empty for a single cell."""
+    cells = aggregate_seeds(group)
+    found = ties(cells, group, correct)
+    if found is None:
+        return ""
+    best, tied = found
+    name = {i: f"{_text(cells.at[i, 'quant'])} {wording.width(dict(cells.loc[i]))}" for i in (best, *tied)}
+    if not tied:
+        return f"\n\nbest: {name[best]}; every other is below it beyond chance (5 %, paired on the same images)"
+    listed = ", ".join(name[i] for i in sorted(tied, key=lambda i: -cells.at[i, "mean"])[:6])
+    more = f" and {len(tied) - 6} more" if len(tied) > 6 else ""
+    text = f"best: {name[best]}; the distance of these from it may be chance (5 %, paired on the same images): {listed}{more}"
+    return "\n\n" + "\n".join(textwrap.wrap(text, WIDTH))
 
 
 def _float_line(group: pd.DataFrame, with_worst: bool) -> list[str]:

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from qexp.report.statistics import aggregate_seeds, mcnemar, rank_ranges, wilson
+from qexp.report.statistics import aggregate_seeds, mcnemar, rank_ranges, seed_columns, ties, wilson
 
 
 @pytest.mark.parametrize(
@@ -112,3 +112,50 @@ def test_noise_is_not_transitive() -> None:
 def test_values_without_interval_are_ranked_as_they_are() -> None:
     nothing = [math.nan] * 3
     assert rank_ranges([1.0, 3.0, 2.0], nothing, nothing) == [(3, 3), (1, 1), (2, 2)]
+
+
+def _points(rows: list[tuple[str, int, float]]) -> pd.DataFrame:
+    """Points of a method and a seed with a value and an interval of 1 point to each side."""
+    columns = {
+        "status": "ok",
+        "study": "s",
+        "model": "m",
+        "dataset": "d",
+        "metric": "top1",
+        "layer_wbit": 4,
+        "layer_abit": 4,
+    }
+    made = [
+        {**columns, "quant": q, "seed": s, "value": v, "ci_low": v - 1, "ci_high": v + 1, "point": f"{q}{s}"}
+        for q, s, v in rows
+    ]
+    return pd.DataFrame(made)
+
+
+def test_a_difference_on_the_same_images_is_told_where_intervals_overlap():
+    """99 images only `a` gets right of 1000 both were asked: certain, though 1-point intervals around 90 and 89.5 overlap."""
+    points = _points([("a", 0, 90.0), ("b", 0, 89.5), ("c", 0, 89.9)])
+    hits = np.ones(1000, bool)
+    fewer, others = hits.copy(), hits.copy()
+    fewer[:50] = False
+    others[0] = False
+    best, tied = ties(aggregate_seeds(points), points, {"a0": hits, "b0": fewer, "c0": others})
+    cells = aggregate_seeds(points)
+    assert cells.at[best, "quant"] == "a" and [cells.at[i, "quant"] for i in tied] == ["c"]
+    best, tied = ties(cells, points, {})
+    assert len(tied) == 2, "without the hits the intervals leave both open"
+
+
+def test_seeds_are_compared_by_their_intervals():
+    points = _points([("a", 0, 90.0), ("a", 1, 90.2), ("b", 0, 80.0), ("b", 1, 80.4), ("c", 0, 89.0), ("c", 1, 91.0)])
+    cells = aggregate_seeds(points)
+    best, tied = ties(cells, points, {name: np.ones(10, bool) for name in points["point"]})
+    assert cells.at[best, "quant"] == "a" and [cells.at[i, "quant"] for i in tied] == ["c"]
+    assert ties(cells.head(1), points, {}) is None
+
+
+def test_rows_know_what_their_seeds_come_to():
+    columns = seed_columns(_points([("a", 0, 90.0), ("a", 1, 92.0), ("b", 0, 80.0)]))
+    assert list(columns.seeds[:2]) == [2, 2] and columns.seeds.isna()[2]
+    assert columns.seed_mean[0] == 91 and columns.seed_sd[1] == pytest.approx(2**0.5)
+    assert columns.seed_ci_low[0] < 90 < 92 < columns.seed_ci_high[0]
