@@ -42,7 +42,8 @@ def rows(points: pd.DataFrame, write: Callable[[pd.Series], str]) -> list[str]:
 def price(row: pd.Series) -> str:
     """Returns the minutes of calibration and learning, and the memory, of one point."""
     memory = "" if pd.isna(row.get("peak_mb")) else f", {row.peak_mb:.0f} MiB"
-    return f"{row.seconds_calibrate / 60:.1f} min{memory}" if row.status == "ok" else ""
+    seconds = row.seconds_calibrate
+    return (f"{seconds / 60:.1f} min" if seconds >= 60 else f"{seconds:.0f} s") + memory if row.status == "ok" else ""
 
 
 def methods(points: pd.DataFrame, study: Path) -> list[str]:
@@ -120,7 +121,9 @@ def main() -> None:
     args = parser.parse_args()
     points = collect(args.study)
     place = {name: i for i, name in enumerate(args.order)}
-    points = points.sort_values("quant", key=lambda names: names.map(place), kind="stable").reset_index(drop=True)
+    points = points.sort_values(
+        "quant", key=lambda names: names.str.split(" + ", regex=False).str[0].map(place), kind="stable"
+    ).reset_index(drop=True)
     points["bits"] = [f"W{w}A{a}" for w, a in zip(points.layer_wbit, points.layer_abit)]
     points["method"] = methods(points, args.study)
     print(table(points, args.column))
