@@ -39,6 +39,11 @@ kernels: $(READY)  ## build the kernels ahead of their first use
 
 bench: $(READY)  ## what quantization costs in time, as ratios to floating point
 	$(BIN)/python -m experiments.overhead.measure
+	$(BIN)/python -m experiments.overhead.measure --model mobilenetv2 --quant lsq,pact --batch 32 --rounds 5
+	$(BIN)/python -m qexp_kernels.bench --memory
+
+asan: $(READY)  ## the kernel tests under AddressSanitizer and UBSan
+	$(BIN)/python -m qexp_kernels.asan
 
 docs: $(READY)  ## build the documentation into site/, warnings as errors
 	$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check -e ".[docs]"

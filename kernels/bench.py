@@ -3,10 +3,12 @@
 import argparse
 import importlib
 import json
+import platform
 from pathlib import Path
 
 import torch
 
+from .fixed_point.bench import peak
 from .loader import load
 from .timing import Figure, figure
 
@@ -21,6 +23,16 @@ def figures(device: torch.device, only: str = "", rounds: int = 15) -> list[Figu
             module = importlib.import_module(f"{__package__}.{path.parent.name}.bench")
             found += [figure(m, device, rounds) for m in module.measures(device)]
     return found
+
+
+def environment(device: torch.device) -> dict[str, str | int]:
+    """Returns what the figures hold for: implementation, torch, processor and threads."""
+    return {
+        "torch": torch.__version__,
+        "machine": platform.machine(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "threads": torch.get_num_threads(),
+    }
 
 
 def table(found: list[Figure]) -> str:
@@ -42,15 +54,25 @@ def main() -> None:
     parser.add_argument("--kernels", default="auto", help="auto, cuda, cpp or reference")
     parser.add_argument("--only", default="", help="part of an operator's folder name")
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--memory", action="store_true", help="also the memory of the convolutions of one image")
+    parser.add_argument("--json", type=Path, help="file the figures are written to")
     arguments = parser.parse_args()
     loaded = load(arguments.kernels)
     print(f"kernels: {loaded.implementation} ({loaded.reason}), torch {torch.__version__}")
     print(f"device: {arguments.device}, threads: {torch.get_num_threads()}\n")
     found = figures(torch.device(arguments.device), arguments.only, arguments.rounds)
     print(table(found))
+    memory = {name: peak(name) for name in ("kernel", "materialised")} if arguments.memory else None
+    if memory:
+        print("\npeak memory of a ResNet-18 image, MiB:", memory)
     if arguments.json:
-        arguments.json.write_text(json.dumps([f._asdict() for f in found], indent=1) + "\n")
+        result = {
+            **environment(torch.device(arguments.device)),
+            "kernels": loaded.implementation,
+            "figures": [f._asdict() for f in found],
+            "memory_mib": memory,
+        }
+        arguments.json.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

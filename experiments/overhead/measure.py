@@ -1,16 +1,18 @@
 """What quantization costs in time, as ratios to floating point: `python -m experiments.overhead.measure --help`.
 
-Variants run interleaved in one process, one step of each in turn, and the median of each is taken, so that what else the machine does
-falls on all of them alike.
+Variants run interleaved in one process, one step of each in turn, and medians are taken, so that what else the machine does falls
+on all of them alike.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import json
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
@@ -18,6 +20,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
+from experiments.overhead.peers import PEERS
 from qexp import pipeline
 from qexp.calibration.calibrate import calibrate
 from qexp.callbacks.kernels import load_kernels
@@ -26,8 +29,10 @@ from qexp.graph import facts
 from qexp.layers.quantized import quantized_layers
 from qexp.layers.swap import baked_weights
 from qexp.passes.fold_bn import fold_bn
+from qexp.passes.lean import lean
 
 ROOT = Path(__file__).resolve().parents[2]
+PARTS = ("training step", "evaluation")
 
 
 def quantized(cfg: DictConfig, model: nn.Module, images: Tensor, fold: bool) -> nn.Module:
@@ -70,8 +75,11 @@ def evaluation(model: nn.Module, images: Tensor) -> Callable[[], None]:
     return step
 
 
-def medians(steps: dict[str, Callable[[], None]], rounds: int) -> dict[str, float]:
-    """Returns the median seconds of each step, run in turn, the first two rounds not counted."""
+def figures(steps: dict[str, Callable[[], None]], rounds: int, bases: tuple[str, ...]) -> dict[str, dict[str, float]]:
+    """Returns, for each step, its median milliseconds and its ratio to each base, the first two rounds not counted.
+
+    All steps run in turn in each round; a ratio is the median of the ratios within a round, which a busy machine moves least.
+    """
     times: dict[str, list[float]] = {name: [] for name in steps}
     for i in range(rounds + 2):
         for name, step in steps.items():
@@ -79,14 +87,20 @@ def medians(steps: dict[str, Callable[[], None]], rounds: int) -> dict[str, floa
             step()
             if i >= 2:
                 times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(t) for name, t in times.items()}
+    return {
+        name: {"ms": 1000 * statistics.median(taken)}
+        | {base: statistics.median(t / b for t, b in zip(taken, times[base])) for base in bases}
+        for name, taken in times.items()
+    }
 
 
-def report(title: str, seconds: dict[str, float], base: str) -> None:
-    """Prints each variant's median and its ratio to the base."""
-    print(f"\n{title}")
-    for name, value in seconds.items():
-        print(f"  {name:<24} {1000 * value:9.1f} ms   {value / seconds[base]:5.2f} x {base}")
+def table(title: str, found: dict[str, dict[str, float]]) -> str:
+    """Returns the figures as a Markdown table."""
+    bases = [name for name in next(iter(found.values())) if name != "ms"]
+    lines = [f"| {title} | ms | {' | '.join(f'/ {b}' for b in bases)} |", "|---" * (2 + len(bases)) + "|"]
+    for name, row in found.items():
+        lines.append(f"| {name} | {row['ms']:.0f} | {' | '.join(f'{row[b]:.2f}' for b in bases)} |")
+    return "\n".join(lines)
 
 
 def main() -> None:
@@ -98,45 +112,71 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--kernels", default="auto", help="auto, cuda, cpp or reference")
+    parser.add_argument("--channels-last", action="store_true", help="images with the channels innermost")
+    parser.add_argument("--json", type=Path, help="file the figures are written to")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    print(
-        f"{args.model}, batch {args.batch}, {args.threads} threads, torch {torch.__version__}, kernels {load_kernels(args.kernels)}"
-    )
+    kernels = load_kernels(args.kernels)
+    print(f"{args.model}, batch {args.batch}, {args.threads} threads, torch {torch.__version__}, kernels {kernels}")
 
     register()
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         common = [f"model={args.model}", "dataset=cifar10", f"bits={args.bits}"]
         configs = {q: compose("config", [*common, f"quant={q}"]) for q in args.quant.split(",")}
     model = pipeline.instantiate(next(iter(configs.values())).model.net)
-    images = torch.randn(args.batch, *next(iter(configs.values())).model.input_size)
+    layout = torch.channels_last if args.channels_last else torch.contiguous_format
+    images = torch.randn(args.batch, *next(iter(configs.values())).model.input_size).contiguous(memory_format=layout)
     labels = torch.randint(0, 10, (args.batch,))
+    result = {
+        "model": args.model,
+        "batch": args.batch,
+        "bits": args.bits,
+        "layout": str(layout).removeprefix("torch."),
+        "threads": args.threads,
+        "rounds": args.rounds,
+        "torch": torch.__version__,
+        "kernels": kernels,
+        "training step": training(model, configs, images, labels, args.rounds),
+        "evaluation": evaluations(model, configs, images, args.rounds),
+    }
+    for part in PARTS:
+        print(f"\n{table(part, result[part])}", flush=True)
+    if args.json:
+        args.json.write_text(json.dumps(result, indent=1) + "\n")
 
-    training = {"float": train_step(copy.deepcopy(model), images, labels)}
-    training |= {q: train_step(quantized(cfg, model, images, fold=False), images, labels) for q, cfg in configs.items()}
-    report("training step", medians(training, args.rounds), "float")
 
+def training(
+    model: nn.Module, configs: dict[str, DictConfig], images: Tensor, labels: Tensor, rounds: int
+) -> dict[str, dict[str, float]]:
+    """Returns the figures of a training step: float, each recipe, each peer."""
+    steps = {"float": train_step(copy.deepcopy(model), images, labels)}
+    steps |= {q: train_step(quantized(cfg, model, images, fold=False), images, labels) for q, cfg in configs.items()}
+    steps |= {name: train_step(peer, images, labels) for name, peer in peers(model, images).items()}
+    return figures(steps, rounds, ("float",))
+
+
+def evaluations(
+    model: nn.Module, configs: dict[str, DictConfig], images: Tensor, rounds: int
+) -> dict[str, dict[str, float]]:
+    """Returns the figures of an evaluation batch: float, with folded batch norms, each recipe as a run evaluates it, each peer."""
     folded = copy.deepcopy(model).eval()
     fold_bn(folded, facts(folded, images[:1]))
-    evaluated = {"float": copy.deepcopy(model), "float, BN folded": folded}
-    evaluated |= {q: quantized(cfg, model, images, fold=True) for q, cfg in configs.items()}
-    with _all_baked(list(evaluated.values())):
-        report("evaluation", medians({n: evaluation(m, images) for n, m in evaluated.items()}, args.rounds), "float")
+    networks = {"float": copy.deepcopy(model), "float, BN folded": folded, **peers(model, images)}
+    with ExitStack() as held:
+        for name, cfg in configs.items():
+            networks[name] = quantized(cfg, model, images, fold=True)
+            held.enter_context(baked_weights(networks[name]))
+            held.enter_context(lean(networks[name]))
+        return figures({n: evaluation(m, images) for n, m in networks.items()}, rounds, ("float", "float, BN folded"))
 
 
-class _all_baked:
-    """Holds the quantized weights of several networks inside a `with` block."""
-
-    def __init__(self, models: list[nn.Module]) -> None:
-        self.contexts = [baked_weights(m) for m in models]
-
-    def __enter__(self) -> None:
-        for context in self.contexts:
-            context.__enter__()
-
-    def __exit__(self, *error: object) -> None:
-        for context in self.contexts:
-            context.__exit__(*error)
+def peers(model: nn.Module, images: Tensor) -> dict[str, nn.Module]:
+    """Returns the other toolkits' networks; says which cannot be had, and why."""
+    made = {name: make(model, images) for name, make in PEERS.items()}
+    for name, peer in made.items():
+        if isinstance(peer, str):
+            print(f"{name}: left out ({peer})")
+    return {name: peer for name, peer in made.items() if not isinstance(peer, str)}
 
 
 if __name__ == "__main__":

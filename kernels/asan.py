@@ -1,0 +1,57 @@
+"""Runs the kernel tests on C++ built with AddressSanitizer and UBSan: `python -m qexp_kernels.asan`; the exit status is theirs."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from . import build
+
+TESTS = Path(__file__).resolve().parent.parent / "tests" / "kernels"
+FLAGS = (
+    "-O1",
+    "-g1",
+    *(flag for flag in build.CPP_FLAGS if flag != "-O3"),
+    "-fsanitize=address,undefined",
+    "-fno-sanitize=vptr",
+    "-fno-omit-frame-pointer",
+)
+FILES = ("test_equal.py", "test_bad_input.py", "test_fixed_point.py", "test_gradients.py", "test_integer.py")
+
+
+def child() -> int:
+    """Builds with the sanitizers, loads, and runs the tests in this process."""
+    import pytest
+
+    from .loader import load
+
+    build.CPP_FLAGS = FLAGS
+    print(load("cpp").reason, flush=True)
+    # faulthandler would take the signals the sanitizers report by
+    options = ["-q", "-n0", "-m", "not slow", "-k", "not reference", "-p", "no:cacheprovider", "-p", "no:faulthandler"]
+    return pytest.main([*(str(TESTS / name) for name in FILES), *options])
+
+
+def main() -> int:
+    """Starts a process with the sanitizer's library loaded before everything else."""
+    compiler = os.environ.get("CXX", "g++")
+    libraries = [
+        subprocess.run(
+            [compiler, f"-print-file-name={name}"], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        for name in ("libasan.so", "libstdc++.so")  # the sanitizer looks for the functions of the second when it starts
+    ]
+    environment = os.environ | {
+        "LD_PRELOAD": ":".join(libraries),
+        "ASAN_OPTIONS": "detect_leaks=0:" + os.environ.get("ASAN_OPTIONS", ""),  # Python keeps what it has at exit
+        "UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1",
+        "OMP_NUM_THREADS": "1",
+    }
+    code = "import sys, qexp_kernels.asan as a; sys.exit(a.child())"
+    status = subprocess.run([sys.executable, "-c", code], env=environment).returncode
+    print("AddressSanitizer and UBSan: " + ("no finding" if status == 0 else f"see above (exit status {status})"))
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
