@@ -226,6 +226,7 @@ def test_drop_prob_0_learns_as_if_activations_were_float(made, monkeypatch):
     assert all(torch.equal(found[0][k], v) for k, v in found[1].items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [BRECQ, QDrop])
 def test_steps_are_learned_from_a_poor_start(made, digit_images, method):
     net, moment = made(wbits=6, abits=4)

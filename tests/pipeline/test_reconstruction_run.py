@@ -24,6 +24,7 @@ def test_the_recipe_runs_and_the_record_says_what_was_learned(run, tmp_path, qua
     assert metrics["value"] >= nearest["value"] - 2
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_and_force_starts_over(run, tmp_path, monkeypatch):
     whole = run("quant=adaround", "bits=w2a8", "study=whole", *QUICK)
     real, learned = reconstruct.learn, []
