@@ -20,7 +20,7 @@ _USUAL = 5.0  # dB a bit that a tensor of weights or activations has with a rang
 _BROKEN = 6.0  # dB below the usual: something is wrong with this tensor besides its width
 _POOR_SQNR = 6.0  # dB: the error is half the signal
 _MUCH_SATURATION = 5.0  # percent
-_UNEVEN = 8.0  # greatest over median channel
+_UNEVEN = 4.0  # greatest over median channel; below it, a scale for each channel gains less than 2 bits
 _OSCILLATING = 10.0  # percent of a layer's weights
 _RUNAWAY = 8.0  # factor by which training moved a scale
 _DRIFT = 0.5  # standard deviations
@@ -76,9 +76,10 @@ def diagnose(
 def _tensors(table: pd.DataFrame) -> list[Finding | None]:
     """Returns what is wrong with tensors whose error is greater than their width explains; where nothing is, that they are narrow."""
     broken = table[table.deficit > _BROKEN].sort_values("deficit", ascending=False)
-    uneven = broken.uneven
-    clipped = ~uneven & (broken.saturation > _MUCH_SATURATION)
-    dead = ~uneven & ~clipped & (broken.levels_used < 0.5 * broken.levels)
+    torn = broken.uneven & (broken.channel_spread > 2 * _UNEVEN)
+    clipped = ~torn & (broken.saturation > _MUCH_SATURATION)
+    dead = ~torn & ~clipped & (broken.levels_used < 0.5 * broken.levels)
+    uneven = broken.uneven & ~clipped & ~dead
     rest = broken[~uneven & ~clipped & ~dead]
     causes = [
         _finding(
@@ -86,7 +87,7 @@ def _tensors(table: pd.DataFrame) -> list[Finding | None]:
             "channel_spread",
             "x the median",
             "one scale serves channels of very different size, so that most of them lose their levels",
-            "try a scale for each channel (quant.weight.granularity=channel), cross-layer equalization, or more bits there",
+            "try a scale for each channel (quant.weight.granularity=channel), passes=[equalize], or more bits there",
         ),
         _finding(
             broken[clipped],
