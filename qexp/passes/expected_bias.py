@@ -19,7 +19,7 @@ from qexp.quantizers.base import Quantizer
 
 log = logging.getLogger(__name__)
 
-MODES = ("empirical", "analytic", "output")
+MODES = ("empirical", "analytic")
 
 
 def relu_mean(mean: Tensor, std: Tensor) -> Tensor:
@@ -43,15 +43,16 @@ class ExpectedBias(Pass):
 
     Args:
         mode: Where E[x_i] comes from: `empirical`, the mean of the layer's quantized input channel; `analytic`, the folded batch norm
-            and the ReLU before the layer (empirical where none is known, through adds and pools); `output` corrects instead by the
-            difference of the layer's mean result from the float network's, which holds the shift of the inputs too.
+            and the ReLU before the layer (empirical where none is known, through adds and pools).
         images: How many calibration images are run, in one batch.
 
-    Source: Nagel et al. 2019 (arXiv 1906.04721), section 4.2 and equations 17-19; `output` as their appendix D.
+    Source: Nagel et al. 2019 (arXiv 1906.04721), section 4.2 and equations 17-19.
     Differs from the paper: `empirical` weighs E[x_i] of the quantized input; padded borders are counted as if they were not.
+    Matching each layer's mean result to the float network's instead (their appendix D) was tried and is left out: on ResNet-20 it
+    measured worse at every width (W4A8 90.85 against 91.36 %, W3A8 58.6 against 85.1 %).
     """
 
-    def __init__(self, mode: Literal["empirical", "analytic", "output"] = "empirical", images: int = 128) -> None:
+    def __init__(self, mode: Literal["empirical", "analytic"] = "empirical", images: int = 128) -> None:
         if mode not in MODES:
             raise QexpError(f"ExpectedBias(mode={mode!r}): allowed are {', '.join(MODES)}")
         if images < 1:
@@ -69,6 +70,7 @@ class ExpectedBias(Pass):
         }
         if not layers:
             raise QexpError("bias correction found no layer with quantized weights")
+        images = torch.cat(list(moment.images))[: self.images]
         done: dict[str, float] = {}
         analytic = 0
         handles = []
@@ -87,25 +89,11 @@ class ExpectedBias(Pass):
 
             return hook
 
-        def after(name: str):
-            def hook(layer: Quantized, _: tuple[Tensor, ...], y: Tensor) -> Tensor | None:
-                if name in done:
-                    return None
-                wanted = moment.calibration[name, "output"].channel.mean.to(y.device)
-                lack = wanted - channel_mean(y)
-                done[name] = _shift(layer, lack, name, moment)
-                return y + lack.to(y).reshape(-1, *[1] * (y.ndim - 2))
-
-            return hook
-
         for name, layer in layers.items():
-            if self.mode == "output":
-                handles.append(layer.register_forward_hook(after(name)))
-            else:
-                handles.append(layer.register_forward_pre_hook(before(name)))
+            handles.append(layer.register_forward_pre_hook(before(name)))
         try:
             with evaluating(model):
-                model(torch.cat(list(moment.images))[: self.images])
+                model(images)
         finally:
             for handle in handles:
                 handle.remove()

@@ -9,6 +9,7 @@ from torch import nn
 from qexp.calibration.calibrate import calibrate
 from qexp.errors import QexpError
 from qexp.graph import facts
+from qexp.layers.swap import quantizers_off
 from qexp.passes.base import Moment
 from qexp.passes.bn_reestimate import ReestimateBN
 from qexp.recipe import Recipe, apply, resolve
@@ -35,18 +36,48 @@ def network() -> tuple[nn.Sequential, Moment]:
     return model, Moment(structure, images, {}, progress=False)
 
 
-def test_statistics_are_those_of_the_quantized_network():
+def met(model: nn.Sequential, moment: Moment, at: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns mean and variance, by channel, of what a batch norm meets."""
+    seen = {}
+    handle = model[at].register_forward_pre_hook(lambda _, args: seen.update(x=args[0]))
+    with torch.no_grad():
+        model(torch.cat(moment.images))
+    handle.remove()
+    return seen["x"].mean((0, 2, 3)), seen["x"].var((0, 2, 3))
+
+
+def test_statistics_move_by_what_quantization_moved_them():
+    model, moment = network()
+    nn.init.uniform_(model[1].running_mean, -3, 3)  # of a training on other images
+    nn.init.uniform_(model[1].running_var, 0.5, 3)
+    mean, var = model[1].running_mean.clone(), model[1].running_var.clone()
+    with quantizers_off(model):
+        mean_f, var_f = met(model, moment, 1)
+    mean_q, var_q = met(model, moment, 1)
+    ReestimateBN(batch=48).on_fitted(model, moment)
+    torch.testing.assert_close(model[1].running_mean, mean + mean_q - mean_f, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(model[1].running_var, var * var_q / var_f, rtol=1e-4, atol=1e-4)
+
+
+def test_without_quantization_nothing_moves():
+    model, moment = network()
+    nn.init.uniform_(model[1].running_mean, -3, 3)
+    mean, var = model[1].running_mean.clone(), model[1].running_var.clone()
+    with quantizers_off(model):
+        ReestimateBN().on_fitted(model, moment)
+    torch.testing.assert_close(model[1].running_mean, mean, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(model[1].running_var, var, rtol=1e-5, atol=1e-5)
+
+
+def test_statistics_can_be_those_of_the_quantized_network():
     model, moment = network()
     weights = {k: v.clone() for k, v in model.state_dict().items() if "running" not in k and "tracked" not in k}
     modes = [m.training for m in model.modules()]
-    ReestimateBN(batch=48).on_fitted(model, moment)
+    ReestimateBN(batch=48, relative=False).on_fitted(model, moment)
     assert [m.training for m in model.modules()] == modes
-    seen = {}
-    model[1].register_forward_pre_hook(lambda _, args: seen.update(x=args[0]))
-    with torch.no_grad():
-        model(torch.cat(moment.images))
-    torch.testing.assert_close(model[1].running_mean, seen["x"].mean((0, 2, 3)), rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(model[1].running_var, seen["x"].var((0, 2, 3)), rtol=1e-4, atol=1e-5)
+    mean, var = met(model, moment, 1)
+    torch.testing.assert_close(model[1].running_mean, mean, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(model[1].running_var, var, rtol=1e-4, atol=1e-5)
     assert moment.findings["reestimated_norms"] == 2 and moment.findings["largest_norm_shift"] > 0.1
     assert all(m.momentum == 0.1 for m in model if isinstance(m, nn.BatchNorm2d))
     after = model.state_dict()
@@ -55,11 +86,15 @@ def test_statistics_are_those_of_the_quantized_network():
 
 def test_batches_are_averaged_alike_and_a_second_time_changes_nothing():
     model, moment = network()
-    ReestimateBN(batch=16).on_fitted(model, moment)
+    edit = ReestimateBN(batch=16, relative=False, after_training=True)
+    edit.on_fitted(model, moment)
     first = model[1].running_mean.clone()
     assert int(model[1].num_batches_tracked) == 3
-    ReestimateBN(batch=16).on_trained(model, moment)
+    edit.on_trained(model, moment)
     assert torch.equal(model[1].running_mean, first)
+    model[1].running_mean.zero_()
+    ReestimateBN(batch=16).on_trained(model, moment)
+    assert not model[1].running_mean.any(), "a training's own statistics stay, unless asked"
 
 
 def test_what_has_no_batch_norm_is_refused():

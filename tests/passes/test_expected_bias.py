@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from qexp.calibration.calibrate import calibrate
 from qexp.errors import QexpError
 from qexp.graph import facts
-from qexp.layers.swap import quantizers_off
 from qexp.passes.base import Moment
 from qexp.passes.expected_bias import ExpectedBias, relu_mean
 from qexp.passes.fold_bn import fold_bn
@@ -99,16 +98,6 @@ def test_each_layer_gives_on_average_what_float_weights_would_give_on_the_same_i
     )
 
 
-def test_output_mode_gives_the_float_networks_means():
-    model, moment = quantized()
-    with quantizers_off(model):
-        wanted = results(model, moment.images)
-    ExpectedBias("output", images=64).on_fitted(model, moment)
-    found = results(model, moment.images)
-    for name in wanted:
-        torch.testing.assert_close(found[name], wanted[name], rtol=1e-4, atol=1e-4)
-
-
 @pytest.mark.parametrize("act", [nn.ReLU, nn.ReLU6, nn.Identity])
 def test_analytic_inputs_are_those_of_the_batch_norm(act):
     model, moment = quantized(act=act)
@@ -132,7 +121,7 @@ def test_a_quantized_bias_is_fitted_anew():
 
 
 def test_what_cannot_be_corrected_is_refused():
-    with pytest.raises(QexpError, match="allowed are empirical, analytic, output"):
+    with pytest.raises(QexpError, match="allowed are empirical, analytic"):
         ExpectedBias("guess")
     with pytest.raises(QexpError, match="at least 1 calibration image"):
         ExpectedBias(images=0)
