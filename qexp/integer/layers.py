@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,13 +14,14 @@ from torch import fx, nn
 from qexp.integer import families
 from qexp.integer.arithmetic import nearest, width
 from qexp.integer.bounds import by_output
-from qexp.integer.grids import activation_grid, cannot, integer_weight, is_power_of_two
+from qexp.integer.grids import Grid, activation_grid, cannot, integer_weight, is_power_of_two
 from qexp.integer.hardware import winograd
-from qexp.integer.lowering import Walk
-from qexp.integer.program import Clamp, Concat, Conv, Flatten, Linear, MaxPool, Requantize, StridedPad, SumPool
+from qexp.integer.lowering import Site, Walk
+from qexp.integer.program import Clamp, Concat, Conv, Flatten, Linear, Lookup, MaxPool, Requantize, StridedPad, SumPool
 from qexp.integer.values import Value
 from qexp.layers import quantized as layers
 from qexp.layers.integer_bn import IntegerBatchNorm2d, bn_constants
+from qexp.layers.swap import quantizers_off
 from qexp.models import modules
 from qexp.quantizers.base import Quantizer
 
@@ -28,6 +30,7 @@ BIAS_BITS = (
     8,
     16,
 )  # of a bias below the accumulator's last bit: as many as int32 has room for, the most as 26 bits have
+TABLE_BITS = 16
 MOST_ALIGN = 24  # for a bias on power-of-two steps of its own
 
 
@@ -374,6 +377,36 @@ def _sum_pool(walk: Walk, name: str, layer: nn.Module, x: Value, window, stride,
     return walk.site(name, layer, "output", y)
 
 
+def table(walk: Walk, node: fx.Node, name: str, layer: nn.Module, x: Value) -> Value:
+    """Any other activation: a table with one entry for each code of its input, rounded half up to the result's grid."""
+    x = walk.integers(walk.site(name, layer, "input", x), name)
+    if not x.even or x.zero.size > 1 or width(x.low, x.high) > TABLE_BITS:
+        reason = (
+            f"a table needs an input of one scale and at most {TABLE_BITS} bits, this one has {width(x.low, x.high)}"
+        )
+        raise cannot(name, reason, "quantize its input (deploy=integer)")
+    if sum(p.numel() for p in layer.parameters(recurse=False)) > 1:
+        raise cannot(name, "its channels have slopes of their own", "use nn.PReLU() with one slope")
+    codes = np.arange(x.low, x.high + 1)
+    with quantizers_off(layer):
+        values = copy.deepcopy(layer).double()(torch.from_numpy((codes - x.zero) * x.unit)).detach().numpy()
+    quantizer = layer.site("output") if isinstance(layer, layers.Quantized) else None
+    if isinstance(quantizer, Quantizer):
+        grid = activation_grid(quantizer, f"{name}.output")
+    else:
+        unit = 2.0 ** (np.ceil(np.log2(max(float(np.abs(values).max()), 1e-30))) - 15)
+        grid = Grid(np.array([unit]), _ZERO, -(2**15), 2**15, "half_up")
+    if grid.scale.size > 1:
+        raise cannot(f"{name}.output", "its channels have scales of their own", "use granularity: tensor there")
+    entries = (nearest(values / grid.scale).astype(np.int64) + grid.zero).clip(grid.low, grid.high)
+    low, high = int(entries.min()), int(entries.max())
+    op = Lookup(layer=name, inputs=(x.tensor,), output=walk.writer.fresh(name), table=entries, low=x.low)
+    y = walk.writer.emit(op, Value(op.output, grid.scale, grid.zero, low, high, x.shape))
+    quantized = isinstance(quantizer, Quantizer)
+    walk.lowered.sites[name, "output" if quantized else "output (wide)"] = Site(y.tensor, y, None, y, quantized)
+    return y
+
+
 def strided_pad(walk: Walk, node: fx.Node, name: str, layer: modules.StridedPad, x: Value) -> Value:
     """The parameter-free shortcut: new channels hold zero."""
     x = walk.integers(x, name)
@@ -468,6 +501,12 @@ LAYERS: dict[type[nn.Module], Callable] = {
     nn.Flatten: flatten,
     nn.Identity: passed,
     nn.Dropout: passed,
+    nn.PReLU: table,
+    nn.SiLU: table,
+    nn.Hardswish: table,
+    nn.Sigmoid: table,
+    nn.Tanh: table,
+    nn.GELU: table,
     modules.Add: add,
     modules.Concat: concat,
     modules.StridedPad: strided_pad,

@@ -51,7 +51,7 @@ class IntegerSite(nn.Module):
         if here.arriving is None:
             codes = self.inner.codes(x.float()).long()
         elif here.op is None:
-            codes = _units(x, leaving.unit) + _spread(leaving.zero, x)
+            codes = (_units(x, leaving.unit) + _spread(leaving.zero, x)).clamp(leaving.low, leaving.high)
         else:
             op = here.op
             factor, addend, shift = (_spread(v, x) for v in (op.multiplier, op.addend, op.shift))

@@ -223,3 +223,25 @@ def test_operands_that_carry_quantizers_of_any_step(quantize):
     lowered = lower(model, images[:1])
     assert {("add", "input.0"), ("add", "input.0 (wide)")} <= set(lowered.sites)
     assert verify(model, lowered, [(images, None)], progress=False).equal
+
+
+@pytest.mark.parametrize("activation", [nn.SiLU, nn.Hardswish, nn.PReLU])
+@pytest.mark.parametrize("quantized", [True, False])
+def test_other_activations_are_tables(activation, quantized, quantize):
+    torch.manual_seed(3)
+    rules = {"tables": {"types": [activation.__name__], "input": UNIFORM | {"bits": 9}}}
+    if quantized:
+        rules["tables"]["output"] = UNIFORM | {"bits": 6}
+    model, images = quantize(Chain(activation()), fold=False, rules=rules)
+    lowered = lower(model, images[:1])
+    verdict = verify(model, lowered, [(images, None)], progress=False)
+    assert verdict.equal and verdict.share < 1, verdict.line()
+    (op,) = (op for op in lowered.program.ops if op.kind == "lookup")
+    assert 2**8 < len(op.table) <= 2**9
+    assert ("1", "output" if quantized else "output (wide)") in lowered.sites
+
+
+def test_tables_need_narrow_inputs(quantize):
+    model, images = quantize(Chain(nn.SiLU()), fold=False)
+    with pytest.raises(QexpError, match=r"1: .* a table needs an input of one scale and at most 16 bits, this one has"):
+        lower(model, images[:1])
