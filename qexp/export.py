@@ -14,7 +14,7 @@ from qexp.errors import QexpError, near
 from qexp.record import Record
 
 log = logging.getLogger(__name__)
-EXPORTS = ("verify",)
+EXPORTS = ("verify", "package", "onnx")
 IMAGES = 1000  # a proof is tried on, where nobody says how many
 Experiment = Callable[[DictConfig, Any, Record], dict[str, Any]]
 
@@ -70,7 +70,7 @@ def _finished(cfg: DictConfig) -> tuple[Record, DictConfig]:
         for key in cfg:  # what later versions of the configuration have
             if key not in own:
                 own[key] = cfg[key]
-        own.verify, own.accumulator, own.export = cfg.verify or IMAGES, cfg.accumulator, None
+        own.verify, own.accumulator, own.export = cfg.verify or IMAGES, cfg.accumulator, cfg.export
         own.runs_dir, own.study, own.force = str(folder.parent.parent), folder.parent.name, False
         own.trainer.enable_progress_bar = cfg.trainer.enable_progress_bar
     return record, own

@@ -1,0 +1,162 @@
+"""A network to take away: packed weights, the program, golden vectors, and C99 that reproduces them.
+
+    program.json, constants.safetensors   the integer program (`qexp.integer.files`)
+    weights.bin                           weights of all convolutions and linear layers at their own bits (`package.json` says where)
+    golden.safetensors                    codes of a few images and of their scores
+    c/                                    the network as C99 with its executor and a test: cc -std=c99 -O2 c/*.c -o golden && ./golden
+    package.json                          version, layout of weights.bin, and the SHA-256 of every file
+
+Element i of a layer's weights is bits `[i * bits, (i + 1) * bits)` of its bytes in `weights.bin`, lowest bit first, two's complement where
+`signed`; elements in C order, a layer begins at a whole byte.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import subprocess
+import tempfile
+from importlib.resources import files as resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from qexp.errors import QexpError
+from qexp.integer import files
+from qexp.integer.package.c_source import MAIN, golden, network
+from qexp.integer.package.packing import form, pack, unpack
+from qexp.integer.program import Conv, IntegerProgram, Linear
+from qexp.integer.reference import Reference
+
+FORMAT, VERSION = "qexp package", 1
+MANIFEST, WEIGHTS, GOLDEN = "package.json", "weights.bin", "golden.safetensors"
+Ints = NDArray[np.int64]
+
+
+def write(program: IntegerProgram, folder: Path, images: NDArray[np.float32]) -> dict[str, Any]:
+    """Writes a package and returns its manifest.
+
+    Args:
+        program: What to package.
+        folder: Made, or emptied of an earlier package.
+        images: A few real images `[N, C, H, W]` for the golden vectors.
+
+    Raises:
+        QexpError: A layer has no C form.
+    """
+    head, body = network(program)  # refuses before anything is written
+    shutil.rmtree(folder, ignore_errors=True)
+    files.save(program, folder)
+    blocks, layout = [], []
+    for i, op in enumerate(program.ops):
+        if isinstance(op, Conv | Linear):
+            bits, signed = form(op.weight)
+            block = pack(op.weight, bits)
+            place = {"op": i, "layer": op.layer, "offset": sum(map(len, blocks)), "bytes": len(block)}
+            layout.append({**place, "bits": bits, "signed": signed, "shape": list(op.weight.shape)})
+            blocks.append(block)
+    (folder / WEIGHTS).write_bytes(b"".join(blocks))
+    codes = program.encode(images)
+    scores = Reference(program).run(codes)
+    save_file({"input": codes.astype(np.int32), "output": scores}, folder / GOLDEN)
+    c = folder / "c"
+    c.mkdir()
+    for name in ("qexp_int.h", "qexp_int.c"):
+        (c / name).write_text((resources("qexp.integer.package") / name).read_text())
+    for name, text in (("network.h", head), ("network.c", body), ("golden.h", golden(codes, scores)), ("main.c", MAIN)):
+        (c / name).write_text(text)
+    (folder / "README.txt").write_text(__doc__.strip() + "\n")
+    manifest = {
+        "format": FORMAT,
+        "version": VERSION,
+        "about": program.about,
+        "weights": layout,
+        "weight_bytes": sum(map(len, blocks)),
+        "golden_images": len(images),
+        "files": {p.relative_to(folder).as_posix(): _sha256(p) for p in sorted(folder.rglob("*")) if p.is_file()},
+    }
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
+    return manifest
+
+
+def read(folder: Path) -> tuple[IntegerProgram, dict[str, Any], Ints, Ints]:
+    """Returns a package's program, manifest, and golden codes of images and scores, after checking every file.
+
+    Raises:
+        QexpError: A file is missing, cut short or edited, or the package is of another version: it says which file, and what differs.
+    """
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+    except (OSError, ValueError) as error:
+        raise QexpError(f"{folder}: no package, {MANIFEST} cannot be read ({error})") from None
+    if manifest.get("format") != FORMAT or manifest.get("version") != VERSION:
+        raise QexpError(
+            f"{folder}: {manifest.get('format')!r} of version {manifest.get('version')!r}; this qexp reads {FORMAT!r} of version "
+            f"{VERSION}: export the run again"
+        )
+    for name, said in manifest["files"].items():
+        path = folder / name
+        if not path.is_file():
+            raise QexpError(f"{folder}: {name} is missing; export the run again")
+        if _sha256(path) != said:
+            raise QexpError(
+                f"{folder}: {name} was edited or cut short since it was written (SHA-256 differs); export the run again"
+            )
+    program = files.load(folder)
+    packed = (folder / WEIGHTS).read_bytes()
+    for entry in manifest["weights"]:
+        op, shape = program.ops[entry["op"]], tuple(entry["shape"])
+        block = packed[entry["offset"] : entry["offset"] + entry["bytes"]]
+        values = unpack(block, int(np.prod(shape)), entry["bits"], entry["signed"]).reshape(shape)
+        if not np.array_equal(values, op.weight):
+            raise QexpError(f"{folder}: {WEIGHTS} and the program disagree on the weights of {entry['layer']}")
+    try:
+        vectors = load_file(folder / GOLDEN)
+    except SafetensorError as error:
+        raise QexpError(f"{folder}: {GOLDEN} is damaged ({error})") from None
+    return program, manifest, vectors["input"].astype(np.int64), vectors["output"].astype(np.int64)
+
+
+def check(folder: Path) -> dict[str, Any]:
+    """Returns what a package's own files say of it: `differ` scores of the NumPy definition, and what the compiled C printed.
+
+    `c` is None where no C compiler is at hand.
+    """
+    program, manifest, codes, scores = read(folder)
+    found = {
+        "differ": int((Reference(program).run(codes) != scores).sum()),
+        "c": None,
+        "weight_bytes": manifest["weight_bytes"],
+    }
+    compiler = shutil.which("cc")
+    if compiler:
+        found["c"] = compile_and_run(folder, compiler)
+    return found
+
+
+def compile_and_run(folder: Path, compiler: str = "cc") -> str:
+    """Returns what the package's C test prints.
+
+    Raises:
+        QexpError: It does not compile, or a score differs.
+    """
+    sources = sorted(str(p) for p in (folder / "c").glob("*.c"))
+    with tempfile.TemporaryDirectory() as scratch:
+        binary = Path(scratch) / "golden"
+        flags = ["-std=c99", "-O2", "-Wall", "-Wextra", "-pedantic"]
+        built = subprocess.run([compiler, *flags, *sources, "-o", str(binary)], capture_output=True, text=True)
+        if built.returncode:
+            raise QexpError(f"{folder}/c does not compile with {compiler}:\n{built.stderr[:1000]}")
+        ran = subprocess.run([str(binary)], capture_output=True, text=True)
+    if ran.returncode:
+        raise QexpError(f"{folder}/c: {ran.stdout.strip()}; the C does not compute what the program says")
+    return ran.stdout.strip()
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
