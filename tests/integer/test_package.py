@@ -44,7 +44,7 @@ class Everything(nn.Module):
 
 
 def everything_rules() -> dict:
-    wide = {"_target_": "qexp.quantizers.uniform.Uniform", "symmetric": False, "granularity": "tensor", "bits": 8}
+    wide = {"_target_": "qexp.quantizers.uniform.Uniform", "symmetric": True, "granularity": "tensor", "bits": 8}
     return {
         "sums": {"types": ["Add"], "input.0": wide, "input.1": wide, "output": wide},
         "acts": {"types": ["PReLU", "Concat", "AdaptiveAvgPool2d"], "output": wide},
