@@ -9,5 +9,9 @@ setup(
         *(f"qexp_kernels.{name}" for name in find_packages("kernels")),
     ],
     package_dir={"qexp_kernels": "kernels"},
-    package_data={"qexp_kernels": ["*.cpp", "*.cu", "*.h", "*/*.cpp", "*/*.cu", "*/*.h"], "qexp.report": ["assets/*"], "qexp.integer.package": ["*.c", "*.h"]},
+    package_data={
+        "qexp_kernels": ["*.cpp", "*.cu", "*.h", "*/*.cpp", "*/*.cu", "*/*.h"],
+        "qexp.report": ["assets/*"],
+        "qexp.integer.package": ["*.c", "*.h"],
+    },
 )
