@@ -21,8 +21,14 @@ pytestmark = [
 @pytest.fixture
 def detect(compose, tmp_path):
     """Call with overrides; returns the metrics of the float detector."""
-    quiet = ("trainer=cpu", "trainer.enable_progress_bar=false", f"runs_dir={tmp_path}", "n_calibrate=0")
-    own = ("model=darknet", f"weights={WEIGHTS}", "schedule=float", *quiet)
+    quiet = (
+        "trainer=cpu",
+        "kernels=reference",
+        "trainer.enable_progress_bar=false",
+        f"runs_dir={tmp_path}",
+        "n_calibrate=0",
+    )
+    own = ("model=darknet", f"weights={WEIGHTS}", "schedule=float", "schedule.epochs=0", *quiet)
     return lambda *overrides: pipeline.run(compose(*own, *overrides))
 
 
