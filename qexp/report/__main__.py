@@ -1,4 +1,4 @@
-"""`python -m qexp.report STUDY_DIR ...`: rebuilds `results.csv` and the page; several studies share one page."""
+"""`python -m qexp.report STUDY_DIR ...`: rebuilds `results.csv` and the page, or shows it live; several studies share one page."""
 
 import argparse
 import sys
@@ -11,11 +11,13 @@ from qexp.errors import QexpError
 from qexp.report.dashboard import write_page
 from qexp.report.results import collect, write_results
 from qexp.report.runfolder import worst_layer
+from qexp.report.serve import serve
 from qexp.report.table import closing_table
 
 EXAMPLES = """examples:
   python -m qexp.report runs/widths                      rebuild results.csv and dashboard.html of one study
-  python -m qexp.report runs/ptq runs/qat --out both.html   compare two studies on one page"""
+  python -m qexp.report runs/ptq runs/qat --out both.html   compare two studies on one page
+  python -m qexp.report runs/widths --serve              watch a sweep that still runs, in a browser"""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -33,6 +35,11 @@ def parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="where the page goes (default: dashboard.html in the study; comparison.html here for several studies)",
     )
+    made.add_argument("--serve", action="store_true", help="show the page and renew it with every finished point")
+    made.add_argument("--port", type=int, default=5006, help="with --serve: the port, 0 for a free one (default: 5006)")
+    made.add_argument(
+        "--address", default="localhost", help="with --serve: where to listen (default: localhost, this machine only)"
+    )
     made.add_argument("--quiet", action="store_true", help="print the paths only, not the table")
     return made
 
@@ -41,13 +48,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit status: 0, or 2 with one line on stderr for a mistake in what was asked."""
     args = parser().parse_args(argv)
     try:
-        tables = [write_results(study) for study in args.studies]
         several = len(args.studies) > 1
         out = args.out or (Path("comparison.html") if several else args.studies[0] / "dashboard.html")
         if not out.parent.is_dir():
             raise QexpError(f"--out {str(out)!r}: the folder {str(out.parent)!r} does not exist; create it first")
         if out.is_dir():
             raise QexpError(f"--out {str(out)!r}: is a folder; name a file, such as {str(out / 'dashboard.html')!r}")
+        if args.serve:
+            serve(args.studies, out, args.address, args.port)
+            return 0
+        tables = [write_results(study) for study in args.studies]
         page = write_page(args.studies, out)
         if not args.quiet:
             frames = [collect(study) for study in args.studies]

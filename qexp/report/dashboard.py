@@ -21,8 +21,22 @@ from qexp.report.cell_figures import cell_figures
 from qexp.report.overview_figures import overview_figures
 from qexp.report.point_figures import point_figures
 from qexp.report.results import collect, write_text
+from qexp.report.search_figures import search_figures
 
-SCRIPTS = ("format", "state", "theme", "filters", "overview", "cells", "board", "point", "histogram", "history", "main")
+SCRIPTS = (
+    "format",
+    "state",
+    "theme",
+    "filters",
+    "overview",
+    "cells",
+    "board",
+    "point",
+    "histogram",
+    "history",
+    "search",
+    "main",
+)
 
 
 def write_dashboard(study_dir: str | Path) -> Path:
@@ -83,7 +97,7 @@ def render(df: pd.DataFrame, skipped: Sequence[str] = (), budget: int = payload.
 def _plots() -> tuple[str, dict[str, str]]:
     """Returns the script that builds all figures as one document, and the element of each."""
     document = Document()
-    figures = [*overview_figures(), *cell_figures(), *point_figures()]
+    figures = [*overview_figures(), *cell_figures(), *point_figures(), *search_figures()]
     for fig in figures:
         document.add_root(fig)
     document.js_on_event(DocumentReady, CustomJS(code="window.qexp.start()"))

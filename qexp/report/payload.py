@@ -7,6 +7,7 @@ column and every histogram is stored once, in a pool, and points refer to it by 
 import json
 import logging
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,18 @@ import numpy as np
 import pandas as pd
 
 from qexp.report import runfolder, wording
-from qexp.report.statistics import aggregate_seeds, rank_ranges
+from qexp.report.statistics import aggregate_seeds, rank_ranges, surely_better
 
 log = logging.getLogger(__name__)
 
 BUDGET = 3_300_000  # bytes of embedded data; the plotting library adds 1.3 MB
 CURVE_POINTS = 120
 HIDDEN = {"study_dir"}
+NETWORK = ("model", "dataset", "metric")  # points that differ in these are not compared
+COMPARED = 24  # cells at one pair of widths
+TENSORS = 3000  # lines of a sensitivity table
+TRIALS = 1000
+ACCUMULATOR = ("bits", "overflow", "top1", "share")
 FOLLOWED = ("sqnr", "saturation", "levels_used", "oscillating", "frozen")  # while training, beside the scale
 
 
@@ -49,11 +55,14 @@ def build(df: pd.DataFrame, budget: int = BUDGET) -> dict[str, Any]:
         df: rows of one or several studies as `collect` gives them, with a column `study_dir`.
         budget: bytes the JSON may take; layers come first, best points first, then errors by depth, curves, histories, histograms.
     """
-    df = rank(df)
+    correct = _correct(df)
+    df = rank(df, correct)
     cells = aggregate_seeds(df)
+    cells["near"] = near(cells, df, correct)
     head = {
         "rows": [_record(row) for row in df.drop(columns=list(HIDDEN & set(df.columns))).to_dict("records")],
         "cells": [_record(cell) for cell in cells.to_dict("records")],
+        "paired": bool(correct),
     }
     pool = Pool()
     points: list[dict[str, Any]] = [{} for _ in range(len(df))]
@@ -81,18 +90,45 @@ def build(df: pd.DataFrame, budget: int = BUDGET) -> dict[str, Any]:
     return {"data": text, **embedded}
 
 
-def rank(df: pd.DataFrame) -> pd.DataFrame:
-    """Returns the rows with `rank_low`, `rank_high`: the ranks the intervals leave open among comparable points.
+def rank(df: pd.DataFrame, correct: Mapping[int, np.ndarray] | None = None) -> pd.DataFrame:
+    """Returns the rows with `rank_low`, `rank_high`: the ranks that chance leaves open among comparable points.
 
-    Comparable are points of one network, data set and measure. `rank_low == 1` means "within noise of the best".
+    Comparable are points of one network, data set and measure. `rank_low == 1` means "chance may have put it below the best".
+
+    Args:
+        df: One row a point.
+        correct: By row, which images it got right; such rows are compared on the same images, others by their intervals.
     """
-    df = df.copy()
+    df, correct = df.copy(), correct or {}
     df["rank_low"], df["rank_high"] = math.nan, math.nan
     ok = df[(df["status"] == "ok") & df["value"].notna()]
-    for _, group in ok.groupby(["model", "dataset", "metric"], dropna=False) if len(ok) else []:
-        ranges = rank_ranges(*(group[name].to_numpy(float) for name in ("value", "ci_low", "ci_high")))
+    for _, group in ok.groupby(list(NETWORK), dropna=False) if len(ok) else []:
+        ends = (group[name].to_numpy(float) for name in ("value", "ci_low", "ci_high"))
+        ranges = rank_ranges(*ends, [correct.get(i) for i in group.index])
         df.loc[group.index, ["rank_low", "rank_high"]] = np.array(ranges, dtype=float)
     return df
+
+
+def near(cells: pd.DataFrame, df: pd.DataFrame, correct: Mapping[int, np.ndarray]) -> list[list[int]]:
+    """Returns for each cell the cells of its network and its widths that it cannot be told from; the most accurate of each only."""
+    found: list[list[int]] = [[] for _ in range(len(cells))]
+    if cells.empty:
+        return found
+    width = pd.Series([wording.width(cell) for cell in cells.to_dict("records")], index=cells.index, name="width")
+    for _, group in cells.groupby([*(cells[name] for name in NETWORK), width], dropna=False):
+        top = group.nlargest(COMPARED, "mean")
+        hits = [correct.get(rows[0]) if len(rows) == 1 else None for rows in top["rows"]]
+        sure = surely_better(*(top[name].to_numpy(float) for name in ("mean", "ci_low", "ci_high")), hits)
+        open_ = ~(sure | sure.T)
+        for i, index in enumerate(top.index):
+            found[index] = [int(other) for j, other in enumerate(top.index) if open_[i, j] or j == i]
+    return found
+
+
+def _correct(df: pd.DataFrame) -> dict[int, np.ndarray]:
+    """Returns which images each row's point got right, where its folder says so."""
+    kept = {i: runfolder.read_correct(Path(df.at[i, "study_dir"]) / df.at[i, "point"]) for i in df.index}
+    return {i: hits for i, hits in kept.items() if hits is not None}
 
 
 def dump(value: Any) -> str:
@@ -158,6 +194,31 @@ def _depth(folder: Path, pool: Pool) -> dict[str, Any] | None:
     return columns | ({"norm": tidy([worst["layer"], worst["shift"], worst["spread"]], 3)} if worst else {})
 
 
+def _sensitivity(folder: Path, pool: Pool) -> dict[str, int] | None:
+    """Returns the numbers in the pool of `layer`, `site`, `bits` and the measures of what each tensor alone costs at those bits."""
+    df = runfolder.read_sensitivity(folder).head(TENSORS)
+    names = [name for name in ("layer", "site", "bits", "divergence", "drop") if name in df and df[name].notna().any()]
+    return {name: pool.add(tidy(df[name].tolist(), 4)) for name in names} if len(df) else None
+
+
+def _trials(folder: Path, pool: Pool) -> dict[str, Any] | None:
+    """Returns the search's goal and the numbers in the pool of each trial's score and costs; those of the front always stay."""
+    df = runfolder.read_trials(folder)
+    if df.empty:
+        return None
+    df["front"] = df["front"].astype(str).str.lower() == "true"
+    df = df.sort_values("front", ascending=False, kind="stable").head(TRIALS)
+    goal = next(name for name in df.columns if name not in ("trial", "weight_bytes", "bops", "front"))
+    columns = {name: pool.add(tidy(df[name].tolist(), 5)) for name in ("trial", "weight_bytes", "bops", "front")}
+    return {"goal": goal, **columns, "score": pool.add(tidy(df[goal].tolist(), 5))}
+
+
+def _accumulator(folder: Path, pool: Pool) -> dict[str, int] | None:
+    """Returns the numbers in the pool of the columns of the accumulator study: bits, kind of overflow, accuracy, share that overflows."""
+    df = runfolder.read_accumulator(folder)
+    return {name: pool.add(tidy(df[name].tolist(), 5)) for name in ACCUMULATOR if name in df} if len(df) else None
+
+
 def _history(folder: Path, pool: Pool) -> list[list[Any]] | None:
     """Returns `[layer, site, steps in the pool, {measure: values in the pool}]` for each quantizer that was followed in training."""
     df = runfolder.read_history(folder)
@@ -198,6 +259,9 @@ def _spaced(levels: list[float]) -> list[float] | dict[str, list[float]]:
 
 READERS = (
     ("layers", _layers),
+    ("sensitivity", _sensitivity),
+    ("trials", _trials),
+    ("accumulator", _accumulator),
     ("depth", _depth),
     ("curves", _curves),
     ("history", _history),

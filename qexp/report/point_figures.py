@@ -22,13 +22,18 @@ CURVES = (("loss", "loss"), ("score", "score"), ("rate", "learning rate and othe
 
 
 def _by_layer(name: str, label: str, layers: FactorRange) -> figure:
-    """Returns one measure by layer, input and weight as two colours, first layer at the top."""
+    """Returns one measure by layer, input and weight as two colours, first layer at the top; the page may change the measure."""
     fig = card_figure(name, label, "", 400, x_range=Range1d(0, 1), y_range=layers)
     columns = ("x", "y", "zero", "color", "marker", "index", "layer", "site", "bits", "value", "rule", "range")
     source = empty(f"{name}-dots", *columns)
     fig.segment("zero", "y", "x", "y", color="color", line_width=1.4, line_alpha=0.4, source=source)
     dots = fig.scatter("x", "y", size=8, marker="marker", color="color", line_color=None, source=source)
-    tips = [("layer", "@layer"), ("site", "@site"), ("bits", "@bits"), (label.split(" (")[0], "@value")]
+    tips = [
+        ("layer", "@layer"),
+        ("site", "@site"),
+        ("bits", "@bits"),
+        ("value" if name == "saturation" else "SQNR", "@value"),
+    ]
     hover(fig, dots, [*tips, ("range", "@range"), ("rule", "@rule")])
     tap(fig, dots, "layer")
     fig.ygrid.grid_line_alpha = 0.4

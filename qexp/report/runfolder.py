@@ -42,6 +42,21 @@ def read_history(point_dir: Path) -> pd.DataFrame:
     return _csv(point_dir / "history.csv", required={"step", "layer", "site", "scale", "oscillating"})
 
 
+def read_sensitivity(point_dir: Path) -> pd.DataFrame:
+    """Returns `sensitivity.csv` (`layer, site, bits, divergence, ...`); an empty frame where there is none or it cannot be read."""
+    return _csv(point_dir / "sensitivity.csv", required={"layer", "site", "bits", "divergence"})
+
+
+def read_trials(point_dir: Path) -> pd.DataFrame:
+    """Returns `pareto.csv` (`trial, <goal>, weight_bytes, bops, front, ...`); an empty frame where there is none or it cannot be read."""
+    return _csv(point_dir / "pareto.csv", required={"trial", "weight_bytes", "bops", "front"})
+
+
+def read_accumulator(point_dir: Path) -> pd.DataFrame:
+    """Returns `accumulator.csv` (`bits, overflow, top1, ...`); an empty frame where there is none or it cannot be read."""
+    return _csv(point_dir / "accumulator.csv", required={"bits", "overflow", "top1"})
+
+
 def read_depth(point_dir: Path) -> dict[str, list[dict[str, Any]]]:
     """Returns `depth.json`: `layers` (layer, local, total in dB) and `norms` (layer, shift, spread); empty where there is none."""
     path = point_dir / "depth.json"

@@ -1,7 +1,9 @@
 """How sure an accuracy is: Wilson intervals, the exact paired test, the spread over seeds, ranks with their noise."""
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
+from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
@@ -60,11 +62,17 @@ def mcnemar(a_correct: Sequence[bool], b_correct: Sequence[bool]) -> Paired:
     if a.shape != b.shape or a.ndim != 1 or not a.size:
         raise ValueError(f"mcnemar: needs two equally long non-empty 1-D sequences, got shapes {a.shape} and {b.shape}")
     only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
-    n, tail, term = only_a + only_b, 0, 1
-    for k in range(min(only_a, only_b) + 1):  # integers throughout: exact for any number of discordant images
+    return Paired(only_a, only_b, 100 * (only_b - only_a) / a.size, sign_test(only_a, only_b))
+
+
+@functools.lru_cache(maxsize=65536)
+def sign_test(a: int, b: int) -> float:
+    """Returns the exact two-sided probability of a split of `a + b` fair tosses at least as uneven as this one."""
+    n, tail, term = a + b, 0, 1
+    for k in range(min(a, b) + 1):  # integers throughout: exact for any number of tosses
         tail += term
         term = term * (n - k) // (k + 1)
-    return Paired(only_a, only_b, 100 * (only_b - only_a) / a.size, min(1.0, 2 * tail / (1 << n)))
+    return min(1.0, 2 * tail / (1 << n))
 
 
 def aggregate_seeds(df: pd.DataFrame) -> pd.DataFrame:
@@ -87,8 +95,7 @@ def aggregate_seeds(df: pd.DataFrame) -> pd.DataFrame:
 def ties(cells: pd.DataFrame, points: pd.DataFrame, correct: Mapping[str, np.ndarray]) -> tuple[int, list[int]] | None:
     """Returns the index of the best cell, and of those whose distance from it may be chance; None for fewer than two cells.
 
-    Two cells of one point each on the same images: the exact McNemar test at 5 %, its p-value times the number of cells compared
-    (Bonferroni). Cells of several seeds, or whose hits are not known: chance where the mean of one lies in the interval of the other.
+    See `surely_better` for what decides; cells of several seeds are compared by their intervals.
 
     Args:
         cells: What `aggregate_seeds` returned.
@@ -98,18 +105,16 @@ def ties(cells: pd.DataFrame, points: pd.DataFrame, correct: Mapping[str, np.nda
     if len(cells) < 2:
         return None
     best = cells["mean"].idxmax()
-    tied = []
-    for index in cells.index.drop(best):
-        pair = [[correct.get(points.at[row, "point"]) for row in cells.at[i, "rows"]] for i in (best, index)]
-        hits = [found[0] for found in pair if len(found) == 1 and found[0] is not None and len(found[0])]
-        if len(hits) == 2 and len(hits[0]) == len(hits[1]):
-            chance = mcnemar(hits[1], hits[0]).p * (len(cells) - 1) >= 0.05
-        else:
-            a, b = cells.loc[best], cells.loc[index]
-            chance = not (a["ci_low"] > b["mean"] and b["ci_high"] < a["mean"])
-        if chance:
-            tied.append(index)
-    return best, tied
+    sure = surely_better(
+        *(cells[name].to_numpy(float) for name in ("mean", "ci_low", "ci_high")), hits_of(cells, points, correct)
+    )
+    place = list(cells.index).index(best)
+    return best, [index for i, index in enumerate(cells.index) if i != place and not sure[place, i]]
+
+
+def hits_of(cells: pd.DataFrame, points: pd.DataFrame, correct: Mapping[str, np.ndarray]) -> list[np.ndarray | None]:
+    """Returns which images each cell got right; None for a cell of several seeds, or whose hits are not known."""
+    return [correct.get(points.at[rows[0], "point"]) if len(rows) == 1 else None for rows in cells["rows"]]
 
 
 def seed_columns(df: pd.DataFrame) -> pd.DataFrame:
@@ -138,15 +143,55 @@ def _known(half_width: float) -> float:
     return 0.0 if math.isnan(half_width) else half_width
 
 
-def rank_ranges(value: Sequence[float], low: Sequence[float], high: Sequence[float]) -> list[tuple[int, int]]:
-    """Returns the best and the worst rank (1 = highest value) each entry may have, given the intervals.
+def surely_better(
+    value: Sequence[float],
+    low: Sequence[float],
+    high: Sequence[float],
+    hits: Sequence[np.ndarray | None] | None = None,
+) -> np.ndarray:
+    """Returns `[n, n]` booleans: whether entry i is better than entry j beyond chance.
 
-    Entry j is surely better than i if its whole interval lies above i's; what is not sure is left open. Intervals
-    of models tested on the same images overlap sooner than a paired test would say, so this errs towards a tie.
+    Two entries whose hits on the same images are known: the exact McNemar test at 5 %, its p-value times the number of others
+    (Bonferroni). Any other two: the whole interval of one lies above that of the other. Intervals of models tested on the same images
+    overlap sooner than a paired test would say, so this errs towards a tie.
+
+    Args:
+        value: Accuracies.
+        low, high: Their intervals; where one is not known (NaN), the value itself.
+        hits: Which images each got right, booleans `[images]`, or None.
     """
     low = np.where(np.isnan(np.asarray(low, float)), value, low)
     high = np.where(np.isnan(np.asarray(high, float)), value, high)
-    lows, highs = np.sort(low), np.sort(high)
-    surely_better = len(lows) - np.searchsorted(lows, high, side="right")
-    surely_worse = np.searchsorted(highs, low, side="left")
-    return [(int(b) + 1, len(lows) - int(w)) for b, w in zip(surely_better, surely_worse)]
+    sure = low[:, None] > high[None, :]
+    images: dict[int, list[int]] = {}
+    for i, hit in enumerate(hits or ()):
+        if hit is not None and len(hit):
+            images.setdefault(len(hit), []).append(i)
+    for group in images.values():
+        if len(group) > 1:
+            right = np.stack([hits[i] for i in group]).astype(np.float32)
+            only = np.rint(right @ (1 - right).T).astype(int)  # [i, j]: images that i got right and j did not
+            sure[np.ix_(group, group)] = _beyond_chance(only, only.T, len(low) - 1)
+    return sure
+
+
+def _beyond_chance(won: np.ndarray, lost: np.ndarray, comparisons: int) -> np.ndarray:
+    """Returns where `won` of `won + lost` is too many for chance; the exact test wherever the normal limit does not settle it by far."""
+    total = won + lost
+    critical = NormalDist().inv_cdf(1 - 0.025 / comparisons)
+    z = (won - lost - 1) / np.sqrt(np.maximum(total, 1))
+    sure = z > critical
+    for i, j in np.argwhere((won > lost) & ((total < 50) | (np.abs(z - critical) < 0.5))):
+        sure[i, j] = sign_test(int(won[i, j]), int(lost[i, j])) * comparisons < 0.05
+    return sure
+
+
+def rank_ranges(
+    value: Sequence[float],
+    low: Sequence[float],
+    high: Sequence[float],
+    hits: Sequence[np.ndarray | None] | None = None,
+) -> list[tuple[int, int]]:
+    """Returns the best and the worst rank (1 = highest value) each entry may have, given what `surely_better` says."""
+    sure = surely_better(value, low, high, hits)
+    return [(int(above) + 1, len(sure) - int(below)) for above, below in zip(sure.sum(0), sure.sum(1))]

@@ -34,6 +34,12 @@ def write_point() -> Callable[..., Path]:
     return make_point
 
 
+@pytest.fixture
+def write_findings() -> Callable[[Path], None]:
+    """Returns a function that adds the tables of a search and of a proof to a point."""
+    return add_findings
+
+
 @pytest.fixture(scope="session")
 def written_study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Returns the study that `study` copies: writing it takes longer than copying."""
@@ -230,6 +236,29 @@ def _curves(rng: np.random.Generator, value: float) -> pd.DataFrame:
             top1 = value - 20 * math.exp(-5 * gone) + 10 * noise
             rows += [(step, step // 391, "val_top1", top1), (step, step // 391, "train_top1", top1 + 3)]
     return pd.DataFrame(rows, columns=["step", "epoch", "name", "value"])
+
+
+def add_findings(point: Path) -> None:
+    """Writes what a search and a proof of integers leave in a run folder."""
+    bits = (2, 4, 8)
+    rows = [
+        {"layer": layer, "site": site, "bits": b, "divergence": (1 + i) / 4**b, "drop": 10 / b}
+        for i, layer in enumerate(LAYERS[1:-1])
+        for site in ("weight", "input")
+        for b in bits
+    ]
+    pd.DataFrame(rows).to_csv(point / "sensitivity.csv", index=False)
+    trials = [
+        {"trial": i, "agree": 90 + i % 9, "weight_bytes": 5e4 + 1e3 * i, "bops": 1e8 + 1e7 * i, "front": i < 9}
+        for i in range(40)
+    ]
+    pd.DataFrame(trials).to_csv(point / "pareto.csv", index=False)
+    kinds = [
+        {"bits": b, "overflow": kind, "images": 100, "top1": min(90, (4 + (kind == "wrap")) * b), "share": 30 / b}
+        for b in (12, 16, 20, 24)
+        for kind in ("saturate", "wrap")
+    ]
+    pd.DataFrame(kinds).to_csv(point / "accumulator.csv", index=False)
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -163,6 +163,43 @@ def test_errors_by_depth_and_histories(study: Path, visit: Callable[..., dict[st
     assert report["label"] == "weights that oscillate (%)" and "greatest in" in report["hint"]
 
 
+def test_what_searches_and_proofs_found(
+    study: Path, write_findings: Callable[[Path], None], visit: Callable[..., dict[str, Any]]
+) -> None:
+    write_findings(study / "mse-w4a4-s0")
+    script = """
+    const shown = (id) => !document.getElementById(id).hidden;
+    const size = (name) => qexp.model(name).data.x.length;
+    const boxes = ["box-sensitivity", "box-trials", "box-accumulator"];
+    qexp.choose(rowOf("mse-w2a2-s0"), true); await wait(300);
+    const without = boxes.map(shown);
+    qexp.choose(rowOf("mse-w4a4-s0"), true);
+    for (const name of ["sensitivity", "trials", "accumulator"]) view(name).el.scrollIntoView(), await wait(200);
+    for (let i = 0; i < 40 && ["sensitivity", "trials", "accumulator"].some((name) => inked(name) < 2000); i++) await wait(200);
+    const first = { bars: size("sensitivity-bars"), top: qexp.model("sensitivity").y_range.factors.at(-1),
+      longest: qexp.model("sensitivity-bars").data.x[0],
+      note: qexp.model("sensitivity-bars").data.note[0], hint: text("hint-sensitivity"), front: size("trials-front"),
+      others: size("trials-others"),
+      wrap: qexp.model("accumulator-wrap").data.y, ink: ["sensitivity", "trials", "accumulator"].map(inked) };
+    const pick = document.querySelector("#c-sensitivity select");
+    pick.value = "2"; pick.dispatchEvent(new Event("change"));
+    [...document.querySelectorAll("#c-trials button")].find((b) => b.textContent === "bit operations").click();
+    [...document.querySelectorAll("#c-saturation button")].find((b) => b.textContent === "codes used").click();
+    await wait(300);
+    return { without, shown: boxes.map(shown), first, at2: qexp.model("sensitivity-bars").data.x[0],
+      cost: qexp.model("trials-front").data.x[0],
+      used: qexp.model("saturation-dots").data.x, axis: qexp.model("saturation").below[0].axis_label };"""
+    report = visit(write_dashboard(study), script)
+    first = report["first"]
+    assert (report["without"], report["shown"]) == ([False] * 3, [True] * 3)
+    assert (first["bars"], first["top"], first["longest"]) == (40, "layer3.2.conv2 · weight", pytest.approx(20 / 4**4))
+    assert first["note"] == "4 bits" and "at 4 bits" in first["hint"]
+    assert (first["front"], first["others"], first["wrap"]) == (9, 31, [60, 80, 90, 90])
+    assert all(pixels > 2000 for pixels in first["ink"]), first["ink"]
+    assert (report["at2"], report["cost"]) == (pytest.approx(20 / 16), 1e8)
+    assert all(0 < share <= 100 for share in report["used"]) and report["axis"] == "codes that occur (%)"
+
+
 def test_rows_filters_and_sorting_work(study: Path, visit: Callable[..., dict[str, Any]]) -> None:
     script = """
     const order = () => [...document.querySelectorAll("#board tbody tr")].map((row) => qexp.rows[Number(row.dataset.row)]);

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from qexp.errors import QexpError
@@ -61,6 +62,27 @@ def test_noise_is_marked_in_the_ranks(tmp_path: Path, write_point: Callable[...,
     }
 
 
+def test_hits_on_the_same_images_settle_what_intervals_leave_open(
+    tmp_path: Path, write_point: Callable[..., Path]
+) -> None:
+    hits = np.ones(1000, bool)
+    wrong = {"a": hits[:0], "b": np.arange(50), "c": np.arange(999, 1000)}
+    for point, missed in wrong.items():
+        ends = {"value": 90.0 - len(missed) / 100, "ci_low": 88.0, "ci_high": 91.0}
+        folder = write_point(tmp_path / "s", "mse", 4, 4, plain=True, point=point, **ends)
+        np.save(folder / "correct.npy", np.where(np.isin(np.arange(1000), missed), False, hits))
+    data = data_of(write_dashboard(tmp_path / "s"))
+    assert data["paired"]
+    ranks = {row["point"]: (row["rank_low"], row["rank_high"]) for row in data["rows"]}
+    assert ranks == {"a": (1, 2), "b": (3, 3), "c": (1, 2)}
+    points = {i: row["point"] for i, row in enumerate(data["rows"])}
+    near = {
+        points[cell["rows"][0]]: sorted(points[data["cells"][i]["rows"][0]] for i in cell["near"])
+        for cell in data["cells"]
+    }
+    assert near == {"a": ["a", "c"], "b": ["b"], "c": ["a", "c"]}
+
+
 def test_the_page_needs_no_network(study: Path) -> None:
     text = write_dashboard(study).read_text()
     text = re.sub(r"<script[^>]*>.*?</script>", "", text, flags=re.S)  # what runs is watched in a browser
@@ -86,7 +108,9 @@ def test_names_from_configs_stay_text(tmp_path: Path, write_point: Callable[...,
     assert data_of(page)["rows"][0]["model"] == EVIL
 
 
-@pytest.mark.parametrize("name", ["layers.csv", "curves.csv", "histograms.json"])
+@pytest.mark.parametrize(
+    "name", ["layers.csv", "curves.csv", "histograms.json", "sensitivity.csv", "pareto.csv", "accumulator.csv"]
+)
 @pytest.mark.parametrize("content", ["", "{", "\x00\x01", "a,b\n1,2\n", '[{"layer": 1}]', '"text"', "layer,site\n"])
 def test_a_damaged_file_costs_its_own_figure_only(
     tmp_path: Path, write_point: Callable[..., Path], name: str, content: str
@@ -94,7 +118,8 @@ def test_a_damaged_file_costs_its_own_figure_only(
     (write_point(tmp_path, "lsq", 4, 4) / name).write_text(content)
     built = payload.build(collect(tmp_path).assign(study_dir=str(tmp_path)))
     (point,) = json.loads(built["data"])["points"]
-    assert set(point) - {"none"} == {"layers", "curves", "histograms"} - {name.split(".")[0]}
+    everything = {"layers", "curves", "histograms", "depth", "history"}
+    assert set(point) - {"none"} == everything - {name.split(".")[0]}
 
 
 def test_a_histogram_of_nonsense_is_left_out(tmp_path: Path, write_point: Callable[..., Path]) -> None:
@@ -102,7 +127,7 @@ def test_a_histogram_of_nonsense_is_left_out(tmp_path: Path, write_point: Callab
     (write_point(tmp_path, "mse", 4, 4) / "histograms.json").write_text(json.dumps([entry]))
     built = payload.build(collect(tmp_path).assign(study_dir=str(tmp_path)))
     (point,) = json.loads(built["data"])["points"]
-    assert set(point) == {"layers"}
+    assert set(point) == {"layers", "depth"}
 
 
 def test_layer_names_that_look_like_numbers_stay_names(tmp_path: Path, write_point: Callable[..., Path]) -> None:

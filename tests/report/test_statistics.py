@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from qexp.report.statistics import aggregate_seeds, mcnemar, rank_ranges, seed_columns, ties, wilson
+from qexp.report.statistics import aggregate_seeds, mcnemar, rank_ranges, seed_columns, surely_better, ties, wilson
 
 
 @pytest.mark.parametrize(
@@ -159,3 +159,14 @@ def test_rows_know_what_their_seeds_come_to():
     assert list(columns.seeds[:2]) == [2, 2] and columns.seeds.isna()[2]
     assert columns.seed_mean[0] == 91 and columns.seed_sd[1] == pytest.approx(2**0.5)
     assert columns.seed_ci_low[0] < 90 < 92 < columns.seed_ci_high[0]
+
+
+def test_the_shortcut_for_many_images_says_what_the_exact_test_says():
+    rng = np.random.default_rng(0)
+    hits = list(rng.random((12, 800)) < np.linspace(0.5, 0.62, 12)[:, None])
+    value = [100 * hit.mean() for hit in hits]
+    sure = surely_better(value, [0.0] * 12, [100.0] * 12, hits)
+    for i in range(12):
+        for j in range(12):
+            assert sure[i, j] == (value[i] > value[j] and 11 * mcnemar(hits[i], hits[j]).p < 0.05)
+    assert 0 < sure.sum() < 66

@@ -13,7 +13,7 @@ const methodCell = (row) => qexp.el("span", { class: "method" }, qexp.symbol(qex
 
 const rankCell = (row) => {
   if (row.status !== "ok") return qexp.el("span", { class: "mark bad" }, "failed");
-  const near = qexp.nearBest(row) ? qexp.el("span", { class: "mark", title: "its 95 % interval overlaps that of the best" }, "≈ best") : null;
+  const near = qexp.nearBest(row) ? qexp.el("span", { class: "mark", title: "chance may have put it below the best" }, "≈ best") : null;
   return qexp.el("span", {}, qexp.rankText(row), near);
 };
 
@@ -73,7 +73,7 @@ qexp.drawBoard = () => {
   const networks = new Set(qexp.rows.map((row) => `${row.model}|${row.dataset}`)).size;
   const near = rows.filter(qexp.nearBest).length;
   const noise = near > 1 ? ` ${near} points are within noise of the best.` : "";
-  qexp.fill("hint-board", `${rows.length} of ${qexp.rows.length} points. A rank such as 1–4 means that the 95 % intervals do not decide between these places${networks > 1 ? " of the same network and data set" : ""}.${noise} Click a row to see its layers.`);
+  qexp.fill("hint-board", `${rows.length} of ${qexp.rows.length} points. A rank such as 1–4 means that chance may have decided between these places${networks > 1 ? " of the same network and data set" : ""} (${qexp.basis}).${noise} Click a row to see its layers.`);
 };
 
 qexp.markBoard = () => {

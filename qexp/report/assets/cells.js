@@ -9,6 +9,8 @@ const cellTip = (cell) => ({
   seeds: cell.n > 1 ? `${cell.n}, standard deviation ${qexp.points(cell.sd)}` : "1",
   verdict: "–",
 });
+// Whether chance may have put `cell` below `best`: judged beforehand among the best of each network and width.
+const open = (best, cell) => (best.near && cell.near ? best.near.includes(cell.index) : cell.ci_high >= best.ci_low);
 const network = (cell) => `${cell.model}|${cell.dataset}|${cell.metric}`;
 const bitsOf = (spec) => (qexp.finite(Number(spec)) && spec !== "" && spec !== null ? Number(spec) : null);
 
@@ -66,11 +68,12 @@ qexp.drawMethods = () => {
   const names = unique(here.map((cell) => [cell.series, ...apart.map((name) => cell[name]), cell.extra].filter(Boolean).join("  ")));
   const dots = here.map((cell, i) => {
     const best = top.get(network(cell));
-    const near = cell !== best && cell.ci_high >= best.ci_low;
-    const tied = cell === best && here.some((other) => other !== cell && network(other) === network(cell) && other.ci_high >= cell.ci_low);
+    const near = cell !== best && open(best, cell);
+    const tied = cell === best && here.some((other) => other !== cell && network(other) === network(cell) && open(cell, other));
     const verdict = cell === best ? (tied ? "highest, but not alone: others are within noise" : "best") : near ? "within noise of the best" : NO_NOISE;
     return { ...cellTip(cell), x: cell.mean, low: cell.ci_low, high: cell.ci_high, y: names[i], verdict, note: `${near || tied ? "≈ " : ""}${cell.mean.toFixed(2)}` };
   });
+  qexp.fill("hint-methods", `≈ marks what chance may have put below the best (${qexp.basis}).`);
   const figure = qexp.model("methods");
   qexp.factors(figure.y_range, [...names].reverse());
   figure.height = Math.max(180, 90 + 42 * names.length);

@@ -33,7 +33,7 @@ qexp.seconds = (x) => {
 qexp.tick = (kind, x) => {
   if (kind === "time") return qexp.seconds(x);
   if (kind === "size" && qexp.view && qexp.view.size === "weight_bytes") return qexp.bytes(x);
-  return qexp.count(x);
+  return kind === "trials" ? qexp.price(x) : qexp.count(x);
 };
 
 // el("td", {class: "text"}, "words", otherElement): strings become text nodes.

@@ -39,7 +39,7 @@ qexp.buildHistory = (row) => {
 const drawHistory = (stored) => {
   const lines = stored.filter(([, , , values]) => values[measure] !== undefined).map(([layer, site, steps, values]) => ({
     name: `${layer} · ${site}`, xs: qexp.data.pool[steps], ys: qexp.data.pool[values[measure]].map((y) => (qexp.finite(y) ? y : NaN)), alpha: 0.7,
-    color: site.startsWith("weight") ? qexp.shade(qexp.about.sites.weight) : site.startsWith("input") ? qexp.about.sites.input : "#009E73",
+    color: qexp.siteColor(site),
   }));
   const fig = qexp.model("history");
   fig.left[0].axis_label = MEASURES[measure][1];

@@ -5,7 +5,7 @@ const plan = (row) => {
   return stored ? Object.fromEntries(Object.entries(stored).map(([name, at]) => [name, qexp.data.pool[at]])) : null;
 };
 const names = (columns) => columns.layer.map((layer) => String(layer));
-const siteColor = (site) => (String(site).startsWith("weight") ? qexp.shade(qexp.about.sites.weight) : String(site).startsWith("input") ? qexp.about.sites.input : "#009E73");
+qexp.siteColor = (site) => (String(site).startsWith("weight") ? qexp.shade(qexp.about.sites.weight) : String(site).startsWith("input") ? qexp.about.sites.input : "#009E73");
 const siteMarker = (site) => (String(site).startsWith("weight") ? "circle" : String(site).startsWith("input") ? "square" : "triangle");
 
 qexp.drawPoint = () => {
@@ -26,6 +26,7 @@ qexp.drawPoint = () => {
   qexp.layer = null;
   qexp.buildHistogram(row, columns);
   drawCurves(row);
+  qexp.drawSearch(row);
   qexp.drawDepth(row);
   qexp.buildHistory(row);
 };
@@ -57,21 +58,39 @@ const drawSummary = (row) => {
   qexp.fill("failure", row.error ? qexp.el("div", { class: "callout bad" }, qexp.el("b", {}, "It failed with"), qexp.el("pre", {}, String(row.error))) : null);
 };
 
+// What became of a tensor's codes, one measure at a time.
+const USES = {
+  saturation: ["saturation", "%", "saturated values (%)", "Share of values outside the chosen range."],
+  levels: ["codes used", "%", "codes that occur (%)", "Share of the codes a tensor may use that occur at all, on the calibration images."],
+  entropy: ["entropy", "bits", "entropy of the codes (bits)", "What a code carries: as many bits as it has where all codes are equally frequent, less where few do the work."],
+};
+let use = "saturation";
+const useOf = (columns, name) => (name === "levels" ? (columns.levels_used || []).map((used, i) => (qexp.finite(used) && columns.levels && columns.levels[i] ? (100 * used) / columns.levels[i] : null)) : columns[name] || []);
+const buildUse = (columns) => {
+  const options = Object.keys(USES).filter((name) => useOf(columns, name).some(qexp.finite));
+  const shown = options.includes(use) ? use : options[0] || "saturation";
+  qexp.fill("c-saturation", options.length > 1 ? qexp.segment(options.map((name) => [name, USES[name][0]]), shown, (name) => { use = name; drawLayers(columns); }) : null);
+  const figure = qexp.model("saturation");
+  figure.below[0].axis_label = USES[shown][2];
+  qexp.fill("hint-saturation", USES[shown][3]);
+  return shown;
+};
+
 const drawLayers = (columns) => {
   const layers = [...new Set(names(columns))];
   const height = Math.max(200, 86 + Math.min(19, Math.max(11, 1500 / layers.length)) * layers.length);
   const sites = [...new Set(columns.site.map(String))];
-  qexp.fill("legend-sites", ...sites.map((site) => qexp.el("span", {}, qexp.symbol(siteColor(site), siteMarker(site)), site)));
+  qexp.fill("legend-sites", ...sites.map((site) => qexp.el("span", {}, qexp.symbol(qexp.siteColor(site), siteMarker(site)), site)));
   const shift = (site) => 0.3 * ((sites.indexOf(String(site)) + 0.5) / sites.length - 0.5);  // sites side by side
   const records = columns.layer.map((layer, i) => ({
-    y: [String(layer), shift(columns.site[i])], index: i, layer: String(layer), site: String(columns.site[i]), color: siteColor(columns.site[i]), marker: siteMarker(columns.site[i]),
+    y: [String(layer), shift(columns.site[i])], index: i, layer: String(layer), site: String(columns.site[i]), color: qexp.siteColor(columns.site[i]), marker: siteMarker(columns.site[i]),
     zero: 0, bits: columns.bits ? String(columns.bits[i] ?? "float") : "–", rule: columns.range ? String(columns.range[i] ?? "–") : "–",
     range: columns.low && columns.high && columns.low[i] !== null ? `${qexp.number(columns.low[i])} to ${qexp.number(columns.high[i])}` : "–",
   }));
   const fields = ["x", "y", "zero", "color", "marker", "index", "layer", "site", "bits", "value", "rule", "range"];
   qexp.factors(qexp.model("sqnr").y_range, [...layers].reverse());
-  for (const [name, unit] of [["sqnr", "dB"], ["saturation", "%"]]) {
-    const values = columns[name] || [];
+  const use = buildUse(columns);
+  for (const [name, unit, values] of [["sqnr", "dB", columns.sqnr || []], ["saturation", USES[use][1], useOf(columns, use)]]) {
     const known = records.filter((record) => qexp.finite(values[record.index])).map((record) => ({ ...record, x: values[record.index], value: `${qexp.number(values[record.index])} ${unit}` }));
     qexp.put(`${name}-dots`, qexp.columns(fields, known));
     qexp.model(name).height = height;

@@ -28,6 +28,9 @@ qexp.metricName = () => {
   return metrics.length === 1 ? METRICS[metrics[0]] || metrics[0] : "accuracy";
 };
 
+// How differences were judged (see surely_better in statistics.py).
+qexp.basis = qexp.data.paired ? "5 %, McNemar's test on the same images, corrected for the number compared; seeds and runs without kept hits by their 95 % intervals" : "their 95 % intervals overlap";
+
 // A series is a method (with its schedule where that varies): one colour. A network is a marker where there are several.
 const seriesOf = (row) => [row.quant, several("schedule") ? row.schedule : null].filter(Boolean).join(" · ") || "none";
 const networkOf = (row) => ["study", "model", "dataset"].filter(several).map((name) => row[name]).filter(Boolean).join(" / ");
@@ -39,6 +42,7 @@ for (const row of [...qexp.rows, ...qexp.cells]) {
   row.extra = VARIED.filter((name) => row[name] !== undefined).map((name) => `${name} ${row[name]}`).join(", ");
 }
 qexp.rows.forEach((row, index) => { row.index = index; });
+qexp.cells.forEach((cell, index) => { cell.index = index; });
 qexp.series = [...new Set(qexp.rows.map((row) => row.series))].sort((a, b) => a.localeCompare(b));
 qexp.networks = [...new Set(qexp.rows.map((row) => row.network))];
 
