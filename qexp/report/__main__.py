@@ -48,6 +48,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit status: 0, or 2 with one line on stderr for a mistake in what was asked."""
     args = parser().parse_args(argv)
     try:
+        for study in args.studies:
+            if not study.is_dir():
+                raise QexpError(
+                    f"study folder {str(study)!r}: no such folder; give the folder that holds the point folders"
+                )
         several = len(args.studies) > 1
         out = args.out or (Path("comparison.html") if several else args.studies[0] / "dashboard.html")
         if not out.parent.is_dir():

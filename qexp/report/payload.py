@@ -70,10 +70,10 @@ def build(df: pd.DataFrame, budget: int = BUDGET) -> dict[str, Any]:
     folders = {i: Path(df.at[i, "study_dir"]) / df.at[i, "point"] for i in range(len(df))}
     used = len(dump(head))
     embedded = {}
-    for name, read in READERS:
+    for name, read, share in READERS:
         embedded[name] = 0
         for i in order:
-            if used + pool.size > budget:
+            if used + pool.size > share * budget:
                 break
             try:
                 value = read(folders[i], pool)
@@ -257,13 +257,14 @@ def _spaced(levels: list[float]) -> list[float] | dict[str, list[float]]:
     return {"at": tidy(levels, 4)}
 
 
+# What a reader may fill the budget up to: what only few points fit into leaves room for the histograms of the best.
 READERS = (
-    ("layers", _layers),
-    ("sensitivity", _sensitivity),
-    ("trials", _trials),
-    ("accumulator", _accumulator),
-    ("depth", _depth),
-    ("curves", _curves),
-    ("history", _history),
-    ("histograms", _histograms),
+    ("layers", _layers, 1),
+    ("sensitivity", _sensitivity, 1),
+    ("trials", _trials, 1),
+    ("accumulator", _accumulator, 1),
+    ("depth", _depth, 0.8),
+    ("curves", _curves, 0.8),
+    ("history", _history, 0.7),
+    ("histograms", _histograms, 1),
 )

@@ -3,7 +3,7 @@
 from bokeh.models import BoxAnnotation, CustomJSTickFormatter, FactorRange, NumeralTickFormatter, Range1d
 from bokeh.plotting import figure
 
-from qexp.report.style import ALARM, INPUT, card_figure, empty, hover, tap
+from qexp.report.style import ALARM, INPUT, card_figure, empty, hover, legend_above, tap
 
 
 def point_figures() -> list[figure]:
@@ -51,7 +51,7 @@ def _depth() -> figure:
         )
         hover(fig, dots, [("", "@what"), ("layer", "@layer"), ("SQNR", "@value")])
     fig.ygrid.grid_line_alpha = 0.4
-    fig.legend.location = "bottom_right"
+    legend_above(fig, stacked=True)
     return fig
 
 

@@ -4,7 +4,7 @@ from bokeh.core.properties import value
 from bokeh.models import CustomJSTickFormatter, FactorRange, NumeralTickFormatter, Range1d
 from bokeh.plotting import figure
 
-from qexp.report.style import FONT, HALO, card_figure, empty, hover
+from qexp.report.style import FONT, HALO, card_figure, empty, hover, legend_above
 
 
 def search_figures() -> list[figure]:
@@ -15,7 +15,7 @@ def search_figures() -> list[figure]:
 def _sensitivity() -> figure:
     """Returns one bar a tensor, the most sensitive at the top, with the bits the run's plan gives it."""
     options = {"x_range": Range1d(0, 1), "y_range": FactorRange()}
-    fig = card_figure("sensitivity", "divergence from the float network (nats)", "", 400, **options)
+    fig = card_figure("sensitivity", "divergence from float (nats)", "", 400, **options)
     source = empty(
         "sensitivity-bars", "x", "y", "color", "layer", "site", "bits", "divergence", "drop", "given", "note"
     )
@@ -30,7 +30,7 @@ def _sensitivity() -> figure:
 
 def _trials() -> figure:
     """Returns one dot a plan that was tried, its score against what it costs; those nothing beats in colour."""
-    options = {"x_range": Range1d(1, 10), "y_range": Range1d(0, 1), "x_axis_type": "log"}
+    options = {"x_range": Range1d(1, 10), "y_range": Range1d(0, 1)}
     fig = card_figure("trials", "size of the packed weights", "score", 340, **options)
     tips = [("plan", "@trial"), ("score", "@score"), ("weights", "@weight_bytes"), ("bit operations", "@bops")]
     for name, color, size in (("others", "#8a8f98", 6), ("front", "#D55E00", 9)):
@@ -39,7 +39,7 @@ def _trials() -> figure:
         label = "beaten by another" if name == "others" else "beaten by none"
         look = {"color": color, "fill_alpha": alpha, "line_color": HALO, "legend_label": label}
         hover(fig, fig.scatter("x", "y", size=size, source=source, **look), tips)
-    fig.legend.location = "bottom_right"
+    legend_above(fig)
     fig.xaxis.ticker.desired_num_ticks = 4
     fig.xaxis.formatter = CustomJSTickFormatter(code="return window.qexp ? window.qexp.tick('trials', tick) : tick")
     return fig
@@ -55,7 +55,7 @@ def _accumulator() -> figure:
         fig.line("x", "y", line_width=2, line_alpha=0.7, **line)
         dots = fig.scatter("x", "y", size=9, marker=marker, line_color=HALO, **line | {"color": color})
         hover(fig, dots, [("", "@what"), ("accuracy", "@accuracy"), ("sums that do not fit", "@share")])
-    fig.legend.location = "bottom_right"
+    legend_above(fig)
     fig.xaxis.formatter = NumeralTickFormatter(format="0")
     fig.xaxis.ticker.desired_num_ticks = 8
     return fig

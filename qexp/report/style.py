@@ -52,6 +52,14 @@ def card_figure(name: str, x: str, y: str, height: int = 340, **options: Any) ->
     return fig
 
 
+def legend_above(fig: figure, stacked: bool = False) -> None:
+    """Moves the legend out of the plot, where it covers nothing on a narrow screen either."""
+    legend = fig.legend[0]
+    legend.orientation = "vertical" if stacked else "horizontal"
+    legend.margin, legend.padding, legend.spacing = 0, 2, 2 if stacked else 14
+    fig.add_layout(legend, "above")
+
+
 def empty(name: str, *columns: str) -> ColumnDataSource:
     """Returns a named source with empty columns, to be filled by the page."""
     return ColumnDataSource({column: [] for column in columns}, name=name)

@@ -38,7 +38,8 @@ const drawSensitivity = (point, columns) => {
   qexp.factors(figure.y_range, bars.map((bar) => bar.y).reverse());
   figure.height = Math.max(200, 86 + 19 * bars.length);
   const most = Math.max(1e-9, ...bars.map((bar) => bar.x));
-  figure.x_range.setv({ start: 0, end: 1.14 * most, reset_start: 0, reset_end: 1.14 * most });
+  const end = (window.innerWidth < 700 ? 1.4 : 1.1) * most;  // room for the words beside the longest bar
+  figure.x_range.setv({ start: 0, end, reset_start: 0, reset_end: end });
   qexp.put("sensitivity-bars", qexp.columns(["x", "y", "color", "layer", "site", "bits", "divergence", "drop", "given", "note"], bars));
   const more = all.length > bars.length ? `, the ${bars.length} most sensitive of ${all.length}` : "";
   qexp.fill("hint-sensitivity", `Each tensor alone at ${tried} bits, all others in float${more}; blue weights, orange inputs. Beside each bar: the bits this run gives it.`);
@@ -60,7 +61,7 @@ const drawTrials = (row, stored) => {
   qexp.put("trials-front", qexp.columns(names, dots.filter((dot) => dot.front)));
   qexp.put("trials-others", qexp.columns(names, dots.filter((dot) => !dot.front)));
   const figure = qexp.model("trials");
-  qexp.span(figure.x_range, dots.map((dot) => dot.x), { log: true });
+  qexp.span(figure.x_range, dots.map((dot) => dot.x));
   qexp.span(figure.y_range, dots.map((dot) => dot.y));
   figure.below[0].axis_label = price === "weight_bytes" ? "size of the packed weights" : "bit operations (MAC × bits × bits)";
   figure.left[0].axis_label = qexp.plain(GOALS[stored.goal] || String(stored.goal));
