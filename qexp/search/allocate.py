@@ -20,6 +20,7 @@ from qexp.search.shelf import Key, Shelf
 
 log = logging.getLogger(__name__)
 _NAMED = 5  # layers a log line names
+_CURVATURE_IMAGES = 128  # each costs a second backward pass a layer and probe; the estimate is steady long before
 
 
 class Sensitivity:
@@ -108,7 +109,7 @@ class Allocate(Sensitivity):
         memory_mb: int = 1024,
         budget: Mapping[str, object] | None = None,
         hessian: bool = False,
-        probes: int = 8,
+        probes: int = 4,
     ) -> None:
         super().__init__(widths, sites, layers, images, memory_mb)
         self.budget = dict(budget) if budget is not None else {"weight_bytes": "same", "bops": "same"}
@@ -125,7 +126,7 @@ class Allocate(Sensitivity):
     def table(self, setting: Setting, shelf: Shelf) -> pd.DataFrame:
         if not self.hessian:
             return super().table(setting, shelf)
-        images = [x for x, _ in setting.first(self.images)]
+        images = [x for x, _ in setting.first(min(self.images, _CURVATURE_IMAGES))]
         trace = traces(shelf, torch.cat(images), self.probes, seed=setting.seed, progress=setting.progress)
         weights = weigh(shelf, trace, shelf.widths)
         tried = [key for key in self.keys(shelf) if key[1] == "input"]

@@ -16,18 +16,18 @@ from qexp.search.shelf import Shelf
 
 
 def traces(
-    shelf: Shelf, images: Tensor, probes: int = 8, batch: int = 64, seed: int = 0, progress: bool = True
+    shelf: Shelf, images: Tensor, probes: int = 4, batch: int = 64, seed: int = 0, progress: bool = True
 ) -> dict[str, float]:
     """Returns the mean Hessian eigenvalue (trace over number of weights) of each searched layer's weight.
 
-    The trace is Hutchinson's estimate, the mean of `v' H v` over random signs v. The loss is the cross-entropy against the float
-    network's own output distribution: its Hessian at the float weights is the Fisher information, which needs no labels and is never
-    negative.
+    The trace is Hutchinson's estimate, the mean of `v' H v` over random signs v on that layer's weights. The loss is the cross-entropy
+    against the float network's own output distribution: its Hessian at the float weights is the Fisher information, which needs no labels
+    and is never negative.
 
     Args:
         shelf: Which weights; its network is float meanwhile.
         images: `[N, C, H, W]`, all used.
-        probes: Random vectors a batch.
+        probes: Random vectors a layer and batch.
         batch: Images a backward pass, which holds its graph.
         seed: Of the random signs.
         progress: Show a progress bar.
@@ -54,11 +54,12 @@ def traces(
                     )
                 loss = -(F.softmax(y, 1).detach() * F.log_softmax(y, 1)).sum() / len(images)
                 gradients = torch.autograd.grad(loss, weights, create_graph=True)
-                for probe in range(probes):
-                    signs = [torch.randint(0, 2, w.shape, generator=generator).to(w) * 2 - 1 for w in weights]
-                    last = probe == probes - 1
-                    products = torch.autograd.grad(gradients, weights, signs, retain_graph=not last)
-                    for i, (sign, product) in enumerate(zip(signs, products)):
+                for i, (w, gradient) in enumerate(zip(weights, gradients)):
+                    # one layer at a time: probing all at once adds the terms between layers, whose noise drowns the small traces
+                    for probe in range(probes):
+                        sign = torch.randint(0, 2, w.shape, generator=generator).to(w) * 2 - 1
+                        last = i == len(weights) - 1 and probe == probes - 1
+                        (product,) = torch.autograd.grad(gradient, w, sign, retain_graph=not last)
                         totals[i] += float((sign * product).sum()) / probes
     finally:
         for w, was in zip(weights, asked):

@@ -103,6 +103,42 @@ class Linear(nn.Module):
         return self.fc(x.flatten(1))
 
 
+def test_curvature_of_a_layer_has_no_share_of_another():
+    """Two layers in a row: each trace is that of its own block of the exact Hessian."""
+    from qexp.search.hessian import traces
+    from tests.search.test_shelf_and_replay import shelved
+
+    torch.manual_seed(3)
+
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 3), nn.Linear(3, 3)
+
+        def forward(self, x):
+            return self.b(torch.tanh(self.a(x.flatten(1))))
+
+    model, images = Two(), torch.randn(32, 1, 2, 2)
+    x = images.flatten(1).double()
+    parts = {n: p.detach().double() for n, p in model.named_parameters()}
+
+    def scores(w):
+        now = parts | w
+        return torch.tanh(x @ now["a.weight"].T + now["a.bias"]) @ now["b.weight"].T + now["b.bias"]
+
+    p = torch.softmax(scores({}), 1)
+    shelf, _ = shelved(model, images)
+    found = traces(shelf, images, probes=400, progress=False)
+    for name in ("a", "b"):
+
+        def loss(w, name=name):
+            return -(p * torch.log_softmax(scores({f"{name}.weight": w}), 1)).sum() / len(x)
+
+        weight = parts[f"{name}.weight"]
+        exact = torch.autograd.functional.hessian(loss, weight).reshape(weight.numel(), -1).trace() / weight.numel()
+        assert found[name] == pytest.approx(float(exact), rel=0.1), name
+
+
 def test_curvature_is_the_hessians():
     from qexp.search.hessian import traces
     from tests.search.test_shelf_and_replay import shelved
