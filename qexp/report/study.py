@@ -9,10 +9,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from qexp.errors import QexpError
+from qexp.report.remaining import Remaining, points_of
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +29,14 @@ class StudyPage(Callback):
     def __init__(self) -> None:
         self.studies: list[Path] = []
         self.failed: set[str] = set()
+        self.remaining: Remaining | None = None
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        try:
+            total = points_of(config)
+        except HydraException:  # a mistake in what was asked, which the sweeper is about to name
+            return
+        self.remaining = Remaining(total) if total else None
 
     def on_job_end(self, config: DictConfig, job_return: Any, **kwargs: Any) -> None:
         metrics = getattr(job_return, "_return_value", None)
@@ -34,6 +44,8 @@ class StudyPage(Callback):
         job = config.hydra.job.get("num")
         name = f"{config.study}/{metrics.get('point') or f'job {job}'}"
         self._note(str(Path(config.runs_dir) / config.study), name, metrics.get("status") == "ok")
+        if self.remaining is not None:  # points that other processes run are counted by none of them
+            log.info("%s", self.remaining.line())
         if job is not None:  # a sweep's
             try:
                 folder = _receipts(config)

@@ -1,0 +1,47 @@
+"""How far a sweep is: one line a finished point, with the time that is left."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf
+
+from qexp.report import wording
+
+RECENT = 10  # points; those found finished cost nothing, and come first when a sweep is started again
+
+
+class Remaining:
+    """Counts the points of a sweep in this process; `line` after each.
+
+    Args:
+        total: How many there are in all.
+    """
+
+    def __init__(self, total: int) -> None:
+        self.total, self.done = total, 0
+        self.began = self.last = time.monotonic()
+        self.recent: deque[float] = deque(maxlen=RECENT)
+
+    def line(self) -> str:
+        """Returns `point 3 of 36, 12 s gone, about 2 min 10 s left` after one more point; without the rest where it is the last."""
+        now = time.monotonic()
+        self.recent.append(now - self.last)
+        self.last, self.done = now, self.done + 1
+        left = (self.total - self.done) * sum(self.recent) / len(self.recent)
+        text = f"point {self.done} of {self.total}, {wording.seconds(now - self.began)} gone"
+        return f"{text}, about {wording.seconds(left)} left" if self.done < self.total else text
+
+
+def points_of(config: DictConfig) -> int | None:
+    """Returns how many points the sweep asks for: the product of its lists; None where a sweeper decides as it goes."""
+    if not str(OmegaConf.select(config, "hydra.sweeper._target_")).endswith("BasicSweeper"):
+        return None
+    params = config.hydra.sweeper.get("params") or {}
+    asked = [*(f"{key}={value}" for key, value in params.items()), *config.hydra.overrides.task]
+    swept = (parsed for parsed in OverridesParser.create().parse_overrides(asked) if parsed.is_sweep_override())
+    choices = {parsed.get_key_element(): len(list(parsed.sweep_string_iterator())) for parsed in swept}
+    return math.prod(choices.values())
