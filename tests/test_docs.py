@@ -9,6 +9,7 @@ import torch
 import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from qexp.calibration.ranges import Context
 from qexp.calibration.stats import TensorStats
@@ -43,16 +44,13 @@ def test_every_command_composes(page, command):
     from qexp.config import register
 
     register()
+    words = [
+        word for word in shlex.split(command) if "=" in word and not word.startswith("hydra")
+    ]  # launchers are plugins
     overrides = []
-    for word in shlex.split(command):
-        if word == "-m" or "=" not in word:
-            continue
-        key, value = word.split("=", 1)
-        if "," in value and value[0] not in "[{":
-            value = value.split(",")[0]
-        if key.startswith("hydra"):
-            continue  # launchers are plugins
-        overrides.append(f"{key}={value}")
+    for word, override in zip(words, OverridesParser.create().parse_overrides(words)):
+        key = word.split("=", 1)[0]
+        overrides.append(f"{key}={next(override.sweep_string_iterator())}" if override.is_sweep_override() else word)
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         hydra_compose("config", overrides=overrides)
 
