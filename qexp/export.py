@@ -26,7 +26,8 @@ def again(cfg: DictConfig, experiment: Experiment) -> dict[str, Any]:
     The run is evaluated again, and a score that is not the recorded one is said: then these are not the files of that run.
 
     Args:
-        cfg: `export`, `weights` (the run's folder), `verify` (how many images).
+        cfg: `export`, `weights` (the run's folder), `verify` (how many images; by default as many as its last proof had, at
+            least 1,000).
         experiment: What computes a point.
     """
     try:
@@ -66,11 +67,15 @@ def _finished(cfg: DictConfig) -> tuple[Record, DictConfig]:
         )
     own = OmegaConf.load(folder / "config.yaml")
     record.request = finished.get("request", "")
+    proven = int(finished.get("verify_images") or 0)
+    images = cfg.verify or max(proven, IMAGES)
+    if images < proven:
+        log.warning("%s: its proof on %d images gives way to one on %d (verify=%d)", folder, proven, images, images)
     with open_dict(own):
         for key in cfg:  # what later versions of the configuration have
             if key not in own:
                 own[key] = cfg[key]
-        own.verify, own.accumulator, own.export = cfg.verify or IMAGES, cfg.accumulator, cfg.export
+        own.verify, own.accumulator, own.export = images, cfg.accumulator, cfg.export
         own.runs_dir, own.study, own.force = str(folder.parent.parent), folder.parent.name, False
         own.trainer.enable_progress_bar = cfg.trainer.enable_progress_bar
     return record, own
