@@ -26,7 +26,7 @@ def overview_figures() -> list[figure]:
     for fig in (size, time):
         code = f"return window.qexp ? window.qexp.tick('{fig.name}', tick) : tick"
         fig.xaxis.formatter = CustomJSTickFormatter(code=code)
-    size.xaxis.ticker.desired_num_ticks = 4
+    size.xaxis.ticker.desired_num_ticks = 3  # of a phone's width
     time.xaxis.ticker = FixedTicker(name="time-ticks")  # powers of ten are no round durations; the page sets them
     return [bits, size, time]
 

@@ -66,7 +66,7 @@ def build(df: pd.DataFrame, budget: int = BUDGET) -> dict[str, Any]:
     }
     pool = Pool()
     points: list[dict[str, Any]] = [{} for _ in range(len(df))]
-    order = df["rank_low"].fillna(math.inf).sort_values(kind="stable").index
+    order = df.sort_values(["rank_low", "value"], ascending=[True, False], kind="stable").index
     folders = {i: Path(df.at[i, "study_dir"]) / df.at[i, "point"] for i in range(len(df))}
     used = len(dump(head))
     embedded = {}
