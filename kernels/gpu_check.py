@@ -1,10 +1,16 @@
-"""Runs the kernel tests and benchmarks on a machine with a GPU and writes one JSON: `python -m qexp_kernels.gpu_check`."""
+"""Runs the kernel tests and benchmarks on a machine with a GPU and writes one JSON: `python -m qexp_kernels.gpu_check`.
+
+Needs torch, pytest and nvcc; the cost of a training step, which needs what the package itself does, is left out with the reason
+where that is missing. In a clone that is not installed, `ln -s kernels qexp_kernels` comes first.
+"""
 
 import argparse
 import json
+import os
 import platform
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import torch
@@ -13,7 +19,11 @@ from .bench import figures, table
 from .loader import load
 from .timing import Measure, figure
 
-TESTS = Path(__file__).resolve().parent.parent / "tests" / "kernels"
+ROOT = Path(__file__).resolve().parent.parent
+TESTS = ROOT / "tests" / "kernels"
+# Only the kernels' own fixtures and no settings of the project: neither Hydra nor pytest's plugins need be there.
+PYTEST = ("-q", "-c", os.devnull, "--rootdir", str(ROOT), "--confcutdir", str(TESTS), "--import-mode=importlib")
+NETWORKS = {"resnet20": 512, "resnet50": 64}  # images a batch
 
 
 def bandwidth(device: torch.device) -> dict[str, float]:
@@ -37,6 +47,24 @@ def bandwidth(device: torch.device) -> dict[str, float]:
     }
 
 
+def tests() -> dict[str, int | list[str]]:
+    """Returns the exit status of the tests that run on CUDA, and the end of what they printed."""
+    command = [sys.executable, "-m", "pytest", str(TESTS), *PYTEST, "-k", "cuda", "-p", "no:cacheprovider"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    return {"status": done.returncode, "tail": (done.stdout + done.stderr).splitlines()[-15:]}
+
+
+def steps(model: str, batch: int, device: str = "cuda", rounds: int = 30) -> dict:
+    """Returns what a training step and an evaluation of a quantized network cost against floating point."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "steps.json"
+        options = {"--model": model, "--batch": batch, "--device": device, "--rounds": rounds, "--json": out}
+        words = [str(word) for option in options.items() for word in option]
+        command = [sys.executable, "-m", "experiments.overhead.measure", "--quant", "lsq,pact", *words]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        return json.loads(out.read_text()) if out.exists() else {"left out": done.stderr.splitlines()[-3:]}
+
+
 def main() -> int:
     """Runs everything; the exit status is that of the tests."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -55,15 +83,15 @@ def main() -> int:
     print(f"{result['gpu']}, torch {result['torch']}, kernels: {loaded.reason}")
     status = 0
     if not arguments.skip_tests:
-        command = [sys.executable, "-m", "pytest", str(TESTS), "-q", "-k", "cuda", "-p", "no:cacheprovider"]
-        tests = subprocess.run(command, capture_output=True, text=True)
-        status = tests.returncode
-        result["tests"] = {"status": status, "tail": tests.stdout.splitlines()[-15:]}
+        result["tests"] = tests()
+        status = result["tests"]["status"]
         print("\n".join(result["tests"]["tail"]))
     result["bandwidth"] = bandwidth(device)
     found = figures(device)
     result["figures"] = [f._asdict() for f in found]
     print(json.dumps(result["bandwidth"]), table(found), sep="\n")
+    result["steps"] = {model: steps(model, batch) for model, batch in NETWORKS.items()}
+    print(json.dumps(result["steps"], indent=1))
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(result, indent=1) + "\n")
     return status

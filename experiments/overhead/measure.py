@@ -85,6 +85,8 @@ def figures(steps: dict[str, Callable[[], None]], rounds: int, bases: tuple[str,
         for name, step in steps.items():
             start = time.perf_counter()
             step()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
             if i >= 2:
                 times[name].append(time.perf_counter() - start)
     return {
@@ -112,6 +114,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--kernels", default="auto", help="auto, cuda, cpp or reference")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--channels-last", action="store_true", help="images with the channels innermost")
     parser.add_argument("--json", type=Path, help="file the figures are written to")
     args = parser.parse_args()
@@ -123,16 +126,17 @@ def main() -> None:
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         common = [f"model={args.model}", "dataset=cifar10", f"bits={args.bits}"]
         configs = {q: compose("config", [*common, f"quant={q}"]) for q in args.quant.split(",")}
-    model = pipeline.instantiate(next(iter(configs.values())).model.net)
+    model = pipeline.instantiate(next(iter(configs.values())).model.net).to(args.device)
     layout = torch.channels_last if args.channels_last else torch.contiguous_format
     images = torch.randn(args.batch, *next(iter(configs.values())).model.input_size).contiguous(memory_format=layout)
-    labels = torch.randint(0, 10, (args.batch,))
+    images, labels = images.to(args.device), torch.randint(0, 10, (args.batch,), device=args.device)
     result = {
         "model": args.model,
         "batch": args.batch,
         "bits": args.bits,
         "layout": str(layout).removeprefix("torch."),
         "threads": args.threads,
+        "device": args.device,
         "rounds": args.rounds,
         "torch": torch.__version__,
         "kernels": kernels,

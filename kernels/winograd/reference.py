@@ -51,5 +51,6 @@ def forward(x: Tensor, weight: Tensor, outputs: int, two_d: bool, padding: int, 
         y = _apply(m.at, y, 4).permute(0, 1, 2, 4, 3, 5)
     divisor = m.divisor**2 if two_d else m.divisor
     y = torch.div(y, divisor, rounding_mode="trunc")
-    y = y.reshape(x.shape[0], weight.shape[0], -1, tiles * outputs)[:, :, :height, :width]
+    rows = bands * outputs if two_d else height
+    y = y.reshape(x.shape[0], weight.shape[0], rows, tiles * outputs)[:, :, :height, :width]
     return y.contiguous(), torch.stack([saturated_u, saturated_v])
