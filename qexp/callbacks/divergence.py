@@ -10,7 +10,7 @@ from qexp.errors import QexpError
 
 
 class Divergence(Callback):
-    """Raises, with layer, step and value, when a module's `must_stay_positive()` is zero, negative or not finite.
+    """Raises, with layer and step, when a module's `must_stay_positive()` is zero, negative or not finite.
 
     Modules without that method are not asked. All their answers are looked at in one reduction, ahead of validation and checkpoints at
     the end of each epoch, so that what `checkpoints/last.ckpt` holds is always sound; and between, after every step on a CPU (whose

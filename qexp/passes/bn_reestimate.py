@@ -25,7 +25,7 @@ class ReestimateBN(Pass):
     quantizers with memory) stays as in evaluation.
 
     Args:
-        batch: Images a batch, at most; at least 2.
+        batch: Images a batch, at most (one more where a single image would be left over); at least 2.
         relative: False takes `mean_q` and `var_q` themselves. Networks trained on augmented images lose by that, since calibration images
             are not augmented: padded crops alone move the first mean of the public ResNet-20 by a quarter of its standard deviation.
         after_training: Measure again, themselves, when a training with quantizers has ended; the same caution holds.
@@ -64,7 +64,7 @@ class ReestimateBN(Pass):
         images = torch.cat(list(moment.images))
         if len(images) < 2:
             raise QexpError("batch norm re-estimation needs at least 2 calibration images (n_calibrate)")
-        batches = images.tensor_split(-(-len(images) // self.batch))
+        batches = images.tensor_split(min(-(-len(images) // self.batch), len(images) // 2))  # none of a single image
         old = {name: (m.running_mean.clone(), m.running_var.clone()) for name, m in norms.items()}
         if relative:
             with quantizers_off(model):

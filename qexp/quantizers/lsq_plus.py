@@ -126,5 +126,10 @@ class LSQPlus(LSQ):
         rows, _ = self.rows(codes)
         return (rows.float() * self.scale + self.beta).reshape(codes.shape)
 
+    def must_stay_positive(self) -> Tensor:
+        if self.beta is None:
+            return super().must_stay_positive()
+        return torch.where(self.beta.detach().isfinite(), super().must_stay_positive(), torch.nan)
+
     def describe(self) -> dict[str, Any]:
         return super().describe() | ({} if self.beta is None else {"signed": bool((self.beta < 0).any())})

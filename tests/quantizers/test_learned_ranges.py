@@ -303,3 +303,11 @@ def test_apot_without_normalisation_warns(caplog):
 def test_bad_options_are_refused(make, says):
     with pytest.raises(QexpError, match=says):
         make()
+
+
+def test_an_offset_that_is_no_number_counts_as_diverged():
+    q = LSQPlus(2, (2,), init=Fixed(-0.2, 0.7))
+    q.fit(TensorStats.of(torch.tensor([-0.2, 0.7])))
+    assert bool((q.must_stay_positive() > 0).all())
+    q.beta.data.fill_(float("inf"))
+    assert not q.must_stay_positive().isfinite().any()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import pickle
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -216,7 +217,7 @@ class _Walk:
             return None
         try:
             kept = torch.load(path, map_location=next(self.model.parameters()).device, weights_only=True)
-        except (OSError, RuntimeError, EOFError, ValueError):
+        except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError):
             kept = {}
         if kept.get("content") != self.content:
             self.going_on = False
