@@ -37,6 +37,7 @@ from qexp.integer.program import (
 )
 
 OPSET = 21  # the first with int4 and 16-bit grids
+KINDS = {"UINT8": (0, 255), "INT8": (-128, 127), "UINT16": (0, 65535), "INT16": (-32768, 32767)}
 INSTALL = "export=onnx needs onnx and onnxruntime, which are not installed: pip install 'qexp[export]'"
 
 
@@ -113,7 +114,11 @@ class _Graph:
         if isinstance(op, Requantize):
             return self._quantized(xs[0], out, name)
         if isinstance(op, Clamp):
+            if self._done_by_the_grid(op):
+                return xs[0]
             zero, unit = out.zero_point, out.unit
+            if np.array_equal(op.low, zero) and op.high.min() >= self.program.tensors[op.inputs[0]].high:
+                return self._node("Relu", xs, name)
             low = self._constant(f"{name}.low", _broadcast((op.low - zero) * unit, len(out.shape)))
             high = self._constant(f"{name}.high", _broadcast((op.high - zero) * unit, len(out.shape)))
             return self._node("Min", [self._node("Max", [xs[0], low], f"{name}.least"), high], name)
@@ -138,6 +143,21 @@ class _Graph:
             return self._lookup(op, xs[0], name, out)
         raise QexpError(f"export=onnx: {op.layer}: the operation {op.kind!r} has no ONNX form")
 
+    def _done_by_the_grid(self, op: Clamp) -> bool:
+        """Whether every reader puts the result on a grid that ends within the clamp's limits: then runtimes fuse what is around it."""
+        source = self.program.tensors[op.inputs[0]]
+        if self.program.output == op.output or source.unit.size > 1:
+            return False
+        for reader in (later for later in self.program.ops if op.output in later.inputs):
+            grid = self.program.tensors[reader.output]
+            if not isinstance(reader, Requantize) or grid.unit.size > 1 or _kind(grid) is None:
+                return False
+            low, high = ((end - grid.zero_point) * grid.unit for end in (reader.low, reader.high))
+            least, most = ((end - source.zero_point) * source.unit for end in (op.low, op.high))
+            if low.min() < least.max() or (high.max() > most.min() and op.high.min() < source.high):
+                return False
+        return True
+
     def _weighted(self, i: int, op: Conv | Linear, x: str) -> str:
         if op.unit:
             raise QexpError(f"export=onnx: {op.layer} computes in a {op.unit['name']!r} unit, which ONNX has not")
@@ -161,6 +181,8 @@ class _Graph:
         )
         bias_scale = self._constant(f"{name}.bias_scale", (step * into.unit.ravel()).astype(np.float32))
         whole = np.rint(op.bias / 2.0**op.align).astype(np.int64)
+        if np.abs(whole).max(initial=0) >= 2**31:
+            raise QexpError(f"export=onnx: {op.layer}: its bias needs more than the 32 bits that runtimes take")
         bias = self._node(
             "DequantizeLinear", [self._integers(f"{name}.bias", whole, "INT32"), bias_scale], f"{name}.offset", axis=0
         )
@@ -177,29 +199,31 @@ class _Graph:
                 f"export=onnx: {name}: a scale for each channel of activations has no QDQ form that runtimes take"
             )
         unit, zero = float(spec.unit.ravel()[0]), int(spec.zero_point.ravel()[0])
-        kinds = {"UINT8": (0, 255), "INT8": (-128, 127), "UINT16": (0, 65535), "INT16": (-32768, 32767)}
-        kind = next((k for k, (a, b) in kinds.items() if a <= spec.low and spec.high <= b), None)
+        kind = _kind(spec)
         if kind is None:
             return x
         self.bits[name] = spec.bits
-        if kinds[kind] != (spec.low, spec.high):
+        if KINDS[kind] != (spec.low, spec.high):
             ends = [
                 self._constant(f"{name}.{k}", np.float32((v - zero) * unit))
                 for k, v in (("low", spec.low), ("high", spec.high))
             ]
             x = self._node("Clip", [x, *ends], f"{name}.clipped")
         scale = self._constant(f"{name}.scale", np.float32(unit))
-        point = self._integers(f"{name}.zero", np.int64(min(max(zero, kinds[kind][0]), kinds[kind][1])), kind)
-        if not kinds[kind][0] <= zero <= kinds[kind][1]:
+        point = self._integers(f"{name}.zero", np.int64(min(max(zero, KINDS[kind][0]), KINDS[kind][1])), kind)
+        if not KINDS[kind][0] <= zero <= KINDS[kind][1]:
             raise QexpError(f"export=onnx: {name}: its zero point {zero} lies outside {kind.lower()}")
         codes = self._node("QuantizeLinear", [x, scale, point], f"{name}.codes")
         return self._node("DequantizeLinear", [codes, scale, point], f"{name}.value")
 
     def _average(self, op: SumPool, x: str, name: str, out: TensorSpec) -> str:
         into = self.program.tensors[op.inputs[0]]
-        pads = [*op.padding, *op.padding]
-        shape = {"kernel_shape": op.window, "strides": op.stride, "pads": pads, "count_include_pad": 1}
-        mean = self._node("AveragePool", [x], f"{name}.mean", **shape)
+        if op.window == into.shape[1:] and not any(op.padding):
+            mean = self._node("GlobalAveragePool", [x], f"{name}.mean")
+        else:
+            pads = [*op.padding, *op.padding]
+            shape = {"kernel_shape": op.window, "strides": op.stride, "pads": pads, "count_include_pad": 1}
+            mean = self._node("AveragePool", [x], f"{name}.mean", **shape)
         factor = np.prod(op.window) * out.unit / into.unit
         if np.allclose(factor, 1, rtol=1e-6):
             return mean
@@ -241,6 +265,11 @@ class _Graph:
         number, values = getattr(self.onnx.TensorProto, kind), np.asarray(values)
         self.constants[name] = self.onnx.helper.make_tensor(name, number, values.shape, values.ravel().tolist())
         return name
+
+
+def _kind(spec: TensorSpec) -> str | None:
+    """Returns the narrowest type that holds a grid's codes, None where 16 bits do not."""
+    return next((k for k, (a, b) in KINDS.items() if a <= spec.low and spec.high <= b), None)
 
 
 def _bits(weight: NDArray[np.int64]) -> int:
