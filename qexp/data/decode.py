@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import re
+import struct
 import warnings
 import zipfile
 import zlib
@@ -93,7 +94,16 @@ def rgb(content: bytes):
             return image.convert("RGB"), mode
     except UnidentifiedImageError:
         raise BadImage("no image that Pillow knows" if content else "empty file") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+        EOFError,
+        IndexError,
+        struct.error,
+        zlib.error,
+        Image.DecompressionBombError,
+    ) as error:
         raise BadImage(str(error)) from error
 
 
@@ -150,5 +160,5 @@ class Source:
             return (self.path / name).read_bytes() if self.path.is_dir() else self.archive().read(name)
         except OSError as error:
             raise QexpError(f"{self.path / name}: cannot be read ({error})") from error
-        except (zipfile.BadZipFile, zlib.error) as error:
+        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:  # the last: it is encrypted
             raise BadImage(f"damaged in its archive ({error})") from error

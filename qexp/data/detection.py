@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import logging
 from collections import Counter
@@ -21,6 +20,7 @@ from torch.utils.data import DataLoader
 
 from qexp.data.annotations import CORNERS, VOC_CLASSES, Objects
 from qexp.data.balance import balanced
+from qexp.data.decode import BadImage, rgb
 from qexp.data.pictures import Draws, Pictures, collate
 from qexp.data.tensors import Normalize
 from qexp.errors import QexpError
@@ -123,6 +123,12 @@ class DetectionData(LightningDataModule):
                 raise QexpError(
                     f"{type(self).__name__}: the {split} split holds no annotated image; check root and files"
                 )
+        both = {str(p.source) for p in found["train"]} & {str(p.source) for p in found["test"]}
+        if both:
+            raise QexpError(
+                f"{type(self).__name__}: {len(both)} images are in the train and in the test split; nothing may be fitted to what "
+                "is tested: choose disjoint lists (trainval and test, or train and val)"
+            )
         if self.findings:
             what = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in self.findings.items())
             log.warning("%s: %s", type(self).__name__, what)
@@ -202,9 +208,8 @@ class DetectionData(LightningDataModule):
             QexpError: The file is damaged.
         """
         try:
-            with Image.open(io.BytesIO(self.load(picture))) as image:
-                return image.convert("RGB")
-        except (OSError, ValueError, SyntaxError) as error:
+            return rgb(self.load(picture))[0]
+        except (OSError, BadImage) as error:
             raise QexpError(f"{picture.name}: cannot be decoded ({error}); fetch the image again") from error
 
     def pixels(self, image: Image.Image) -> Tensor:

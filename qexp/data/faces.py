@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import logging
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
@@ -20,7 +18,8 @@ from pytorch_lightning import LightningDataModule
 from torch import Tensor
 from tqdm import tqdm
 
-from qexp.data.pair_lists import Pair, make_pairs, read_pairs, set_aside
+from qexp.data.decode import BadImage, Source, rgb
+from qexp.data.pair_lists import Pair, every_kind, make_pairs, read_pairs, set_aside
 from qexp.data.tensors import Augment, Normalize, TensorLoader
 from qexp.errors import QexpError
 
@@ -49,7 +48,7 @@ class FacePairs(LightningDataModule):
         folds: Folds to judge; null takes all.
         train_folds: Folds whose images are trained on (and that are not judged).
         held_out: Pairs for calibration and validation; 0 judges every pair, and nothing can be calibrated.
-        max_samples: Judge the first so many pairs only.
+        max_samples: Judge so many pairs only, taken alike from every fold and of both kinds.
         augment: `{padding: pixels, flip: true|false}` of the training part.
         seed: Of the draw, of order and augmentation.
         channels_last: Memory format of the batches.
@@ -77,6 +76,10 @@ class FacePairs(LightningDataModule):
         super().__init__()
         if channel_order not in ("rgb", "bgr"):
             raise QexpError(f"FacePairs: channel_order={channel_order!r}; allowed are rgb, bgr")
+        if max_samples is not None and max_samples < 1:
+            raise QexpError(f"FacePairs: max_samples={max_samples}; at least 1, or null for all pairs")
+        if held_out < 0:
+            raise QexpError(f"FacePairs: held_out={held_out}; at least 0")
         self.root, self.list, self.size = Path(root), Path(pairs), tuple(size)
         self.normalize = Normalize(tuple(map(float, mean)), tuple(map(float, std)))
         self.batch_size, self.eval_batch_size, self.channels_last = batch_size, eval_batch_size, channels_last
@@ -118,7 +121,12 @@ class FacePairs(LightningDataModule):
             trained = {n for p in pairs if p.fold in self.train_folds for n in (p.a, p.b)} - used - judged_names
         else:
             trained = set(rest) - used
-        return judged[: self.max_samples], held, sorted(trained)
+        if not judged:
+            raise QexpError(
+                f"{self.list}: no pair is left to judge; held_out={self.held_out_count} and train_folds="
+                f"{list(self.train_folds)} take them all: lower or leave out one"
+            )
+        return every_kind(judged, self.max_samples), held, sorted(trained)
 
     left_out = 0  # pairs of the list that are not judged, since calibration saw one of their images
 
@@ -155,33 +163,25 @@ class FacePairs(LightningDataModule):
 
     def _decode(self, name: str) -> Tensor:
         try:
-            with Image.open(io.BytesIO(self._bytes(name))) as image:
-                image = image.convert("RGB")
-                if image.size != (self.size[1], self.size[0]):
-                    image = image.resize((self.size[1], self.size[0]), Image.Resampling.BILINEAR)
-                return torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)
-        except OSError as error:
+            image, _ = rgb(self._source.read(name))
+        except BadImage as error:
             raise QexpError(f"{self.root}: {name} is damaged or no image ({error})") from None
+        if image.size != (self.size[1], self.size[0]):
+            image = image.resize((self.size[1], self.size[0]), Image.Resampling.BILINEAR)
+        return torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)
 
     @cached_property
-    def _zip(self) -> zipfile.ZipFile | None:
-        if self.root.is_dir():
-            return None
+    def _source(self) -> Source:
         try:
-            return zipfile.ZipFile(self.root)
-        except (OSError, zipfile.BadZipFile):
+            return Source(self.root)
+        except QexpError:
             raise QexpError(
                 f"root={self.root}: no folder and no zip file of faces (<person>/<person>_0001.jpg); bring the aligned crops there"
             ) from None
 
     @cached_property
     def _names(self) -> set[str]:
-        if self._zip is not None:
-            return {n for n in self._zip.namelist() if Path(n).suffix.lower() in _SUFFIXES}
-        return {p.relative_to(self.root).as_posix() for p in self.root.glob("*/*") if p.suffix.lower() in _SUFFIXES}
-
-    def _bytes(self, name: str) -> bytes:
-        return self._zip.read(name) if self._zip is not None else (self.root / name).read_bytes()
+        return {n for n in self._source.names() if Path(n).suffix.lower() in _SUFFIXES}
 
     def _images_of(self, pairs: Sequence[Pair]) -> list[int]:
         return sorted({self.places[name] for p in pairs for name in (p.a, p.b)})
@@ -203,6 +203,13 @@ class FacePairs(LightningDataModule):
             raise QexpError(
                 f"{self.root}: every image belongs to a pair that is judged, so there is none to train on; name folds to train on "
                 "(dataset.data.train_folds=[1]) or bring the whole image set"
+            )
+        judged = {Path(name).parent.name for p in self.pairs for name in (p.a, p.b)}
+        both = judged & {Path(name).parent.name for name in self._parts[2]}
+        if both:
+            log.warning(
+                "%d people who are judged are trained on too, by other images: the accuracy is not that of strangers",
+                len(both),
             )
         options = {"indices": trained, "augment": self.augment, "shuffle": True, "seed": self.seed}
         return TensorLoader(

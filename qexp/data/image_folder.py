@@ -42,7 +42,7 @@ class ImageFolder(ImageData):
         labels: A file below `root` with lines `file,class` for the evaluation images.
         label_from: A regular expression whose group is the class (id or number) in a file's name.
         pack_dir: Where packs are kept.
-        resize: Shorter side, or `[height, width]` to squash to, before the crop; that of the weights, else of `usual`, by default.
+        resize: Shorter side, or `[height, width]` to squash to, before the crop; of the weights, else of `usual`, else 8/7 crop.
         crop: Side of the square that is cut from the middle.
         interpolation: `nearest`, `bilinear`, `bicubic`, `lanczos`; by default as for `resize`.
         usual: `{resize, interpolation}` of the network.
@@ -86,7 +86,14 @@ class ImageFolder(ImageData):
         self.root, self.pack_dir, self.name, self.num_classes = Path(root), Path(pack_dir), name, num_classes
         self.test, self.train, self.classes_file = test, train, classes
         self.labels_file, self.label_from = labels, label_from
-        usual = {"resize": 256, "interpolation": "bilinear", **(usual or {})}
+        if train is not None and _same_or_inside(self.root / (test or ""), self.root / train):
+            raise QexpError(
+                f"{name}: test={test} and train={train} hold the same images; nothing may be fitted to what is evaluated: name "
+                "disjoint folders, or train=null, and a part of the evaluation images is set aside"
+            )
+        usual = {"resize": None, "interpolation": "bilinear", **(usual or {})}
+        if usual["resize"] is None:
+            usual["resize"] = round(crop * 8 / 7)  # 256 for 224: the middle shows as much of the image at any size
         if found := of_weights(weights, network):
             usual["resize"], usual["interpolation"] = found
         size = resize if resize is not None else usual["resize"]
@@ -215,3 +222,11 @@ class ImageFolder(ImageData):
         packs = [self.arrays.train_images.content, self.arrays.test_images.content]
         text = json.dumps([asdict(self.normalize), packs, self.calibration_part.tolist()])
         return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _same_or_inside(one: Path, other: Path) -> bool:
+    """Returns whether two folders that are there are the same, or one lies in the other."""
+    if not (one.exists() and other.exists()):
+        return False
+    one, other = one.resolve(), other.resolve()
+    return one == other or one in other.parents or other in one.parents

@@ -30,15 +30,28 @@ def read_pairs(path: Path) -> list[Pair]:
     `name i other j`), and a CSV of lines `fold,a,b,same`. A pair that stands there twice is counted once and reported.
 
     Raises:
-        QexpError: No such file, a line that is neither, a list cut short.
+        QexpError: No such file, a line that is neither, a list cut short or without a pair, an image paired with itself, a pair said
+            to be of one person and of two.
     """
     if not path.is_file():
         raise QexpError(f"pairs={path}: no such file; it is the list of face pairs (pairs.txt, or lines fold,a,b,same)")
-    lines = path.read_text().split("\n")
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        raise QexpError(f"{path}: is no text ({error}); pairs.txt, or lines fold,a,b,same are needed") from None
     pairs = _csv(path, lines) if "," in lines[0] else _official(path, lines)
-    once, seen = [], set()
+    if not pairs:
+        raise QexpError(f"{path}: no pairs in it; pairs.txt, or lines fold,a,b,same are needed")
+    once, seen, kinds = [], set(), {}
     for pair in pairs:
-        key = (pair.fold, *sorted((pair.a, pair.b)))
+        images = tuple(sorted((pair.a, pair.b)))
+        if pair.a == pair.b:
+            raise QexpError(
+                f"{path}: {pair.a} is paired with itself, which any network judges rightly; take the pair out"
+            )
+        if kinds.setdefault(images, pair.same) != pair.same:
+            raise QexpError(f"{path}: {pair.a} and {pair.b} are said to be one person and two people; correct the list")
+        key = (pair.fold, *images)
         if key not in seen:
             seen.add(key)
             once.append(pair)
@@ -65,7 +78,7 @@ def _csv(path: Path, lines: list[str]) -> list[Pair]:
 
 
 def _official(path: Path, lines: list[str]) -> list[Pair]:
-    head, *rows = [line.split() for line in lines if line.strip()]
+    head, *rows = [line.split() for line in lines if line.strip()] or [[]]
     try:
         folds, count = (int(head[0]), int(head[1])) if len(head) > 1 else (1, int(head[0]))
     except (ValueError, IndexError):
@@ -79,6 +92,8 @@ def _official(path: Path, lines: list[str]) -> list[Pair]:
     pairs = []
     for i, row in enumerate(rows):
         try:
+            if len(row) not in (3, 4):
+                raise ValueError
             if len(row) == 3:
                 names = (row[0], row[1]), (row[0], row[2])
             else:
@@ -108,6 +123,20 @@ def set_aside(pairs: list[Pair], count: int, seed: int) -> tuple[list[Pair], lis
     return chosen, [p for p in pairs if p.a not in taken and p.b not in taken]
 
 
+def every_kind(pairs: list[Pair], count: int | None) -> list[Pair]:
+    """Returns so many of the pairs, in their order: the first of each fold and kind, then the second, and so on; all for None.
+
+    A list has a fold's pairs of one person before those of two: its beginning alone would be judged rightly by saying "one" always.
+    """
+    turns: dict[tuple[int, bool], int] = {}
+    order = []
+    for place, pair in enumerate(pairs):
+        kind = (pair.fold, pair.same)
+        turns[kind] = turns.get(kind, -1) + 1
+        order.append((turns[kind], place))
+    return [pairs[place] for place in sorted(place for _, place in sorted(order)[:count])]
+
+
 def make_pairs(names: list[str], count: int, seed: int) -> list[Pair]:
     """Returns so many pairs of these images, half of them of one person (the folder is the person)."""
     generator = np.random.default_rng(seed)
@@ -117,6 +146,10 @@ def make_pairs(names: list[str], count: int, seed: int) -> list[Pair]:
     several = [images for images in people.values() if len(images) > 1]
     everyone = list(people.values())
     pairs = []
+    if len(everyone) < 2:
+        raise QexpError(
+            f"held_out={count}: the images outside the list show {len(everyone)} person; give held_out=0 or more images"
+        )
     for i in range(count):
         if i % 2 == 0 and several:
             a, b = generator.choice(several[generator.integers(len(several))], 2, replace=False)

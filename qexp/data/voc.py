@@ -57,6 +57,8 @@ class VOC(DetectionData):
                 f"{path}: no such list; there are {', '.join(known) or 'none'}. Test annotations are an archive of their own"
             )
         names = [line.split()[0] for line in path.read_text().splitlines() if line.strip()]
+        self.tally["duplicate_images"] += len(names) - len(set(names))
+        names = list(dict.fromkeys(names))
         for name in tqdm(names, desc=f"annotations of {self.lists[split]}", leave=False, disable=len(names) < 2000):
             image, annotation = folder / "JPEGImages" / f"{name}.jpg", folder / "Annotations" / f"{name}.xml"
             if not image.is_file() or not annotation.is_file():

@@ -59,6 +59,10 @@ class Darknet(Detector):
             channels.append(width)
             strides.append((strides[sources[0]] if sources[0] >= 0 else 1) * step)
             if section.name == "yolo":
+                if any(s % strides[-1] for s in self.size):
+                    raise QexpError(
+                        f"{cfg}: size {list(self.size)}; multiples of {strides[-1]:g} are needed (model.input_size)"
+                    )
                 heads.append((place, _head(section, [s // strides[-1] for s in self.size], came[0], num_classes)))
         if not heads:
             raise QexpError(f"{cfg}: has no [yolo] section; only detectors are read")
@@ -194,6 +198,10 @@ def _head(section: Section, cells: list[float], channels: int, num_classes: int 
     sides = section.numbers("anchors")
     pairs = list(zip(sides[::2], sides[1::2]))
     mask = [int(v) for v in section.numbers("mask")] if "mask" in section.options else range(len(pairs))
+    if any(not 0 <= i < len(pairs) for i in mask):
+        raise QexpError(
+            f"[yolo] in line {section.line}: mask={section.options['mask']}; there are {len(pairs)} anchors, from 0"
+        )
     classes = section.whole("classes", 20)
     if channels != len(mask) * (5 + classes):
         raise QexpError(

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from qexp.errors import QexpError
 from qexp.models.modules import Add
 
 SETTINGS = ((2, 64, 5, 2), (4, 128, 1, 2), (2, 128, 6, 1), (4, 128, 1, 2), (2, 128, 2, 1))
@@ -22,6 +23,9 @@ class MobileFaceNet(nn.Module):
         settings: (expansion, channels, blocks, stride) of each stage.
         size: Height and width of the input; multiples of what the strides make together (16).
 
+    Raises:
+        QexpError: A size that the strides do not divide.
+
     Source: Chen et al. 2018 (arXiv 1804.07573), table 1.
     """
 
@@ -32,6 +36,11 @@ class MobileFaceNet(nn.Module):
         size: Sequence[int] = (112, 96),
     ) -> None:
         super().__init__()
+        shrunk = 2 * math.prod(stride for *_, stride in settings)
+        if any(side < shrunk or side % shrunk for side in size):
+            raise QexpError(
+                f"MobileFaceNet: size={list(size)}; multiples of {shrunk} are needed, such as [112, 96], [112, 112]"
+            )
         self.conv1 = Unit(3, 64, 3, 2, 1)
         self.dw_conv1 = Unit(64, 64, 3, 1, 1, groups=64)
         blocks, channels = [], 64
@@ -41,7 +50,6 @@ class MobileFaceNet(nn.Module):
                 channels = out
         self.blocks = nn.Sequential(*blocks)
         self.conv2 = Unit(channels, 512, 1)
-        shrunk = 2 * math.prod(stride for *_, stride in settings)
         self.linear7 = Unit(512, 512, (size[0] // shrunk, size[1] // shrunk), groups=512, linear=True)
         self.linear1 = Unit(512, features, 1, linear=True)
 

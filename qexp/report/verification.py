@@ -29,7 +29,8 @@ _PAGE = Template("""<!doctype html>
 <title>$title</title><style>
 :root { color-scheme: light dark; }
 body { font: 15px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 1100px; padding: 1rem; background: #fff; color: #1f2937; }
-section { overflow-x: auto; background: #fff; }
+section { overflow-x: auto; }
+.plots { background: #fff; border-radius: 8px; padding: 8px; }  /* the figures are drawn for a light ground */
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { text-align: right; padding: .3rem .6rem; border-bottom: 1px solid #d1d5db; white-space: nowrap; }
 th:first-child, td:first-child, .words { text-align: left; }
@@ -37,7 +38,7 @@ img { height: 72px; vertical-align: middle; border-radius: 4px; }
 .changed { font-weight: 600; }
 @media (prefers-color-scheme: dark) { body { background: #14171c; color: #e5e7eb; } th, td { border-color: #374151; } }
 </style>$bokeh</head><body><h1>$title</h1><p>$summary</p>
-<section>$plots</section><h2>Pairs whose cosine shifted most</h2><section>$table</section>$script</body></html>
+<section class="plots">$plots</section><h2>Pairs whose cosine shifted most</h2><section>$table</section>$script</body></html>
 """)
 
 

@@ -132,6 +132,12 @@ def test_class_counts_and_missing_folders_are_named(pets):
         data(pets, augment={"padding": 4})
 
 
+@pytest.mark.parametrize("parts", [{"train": "val"}, {"test": None, "train": "val"}, {"train": "val/ant"}], ids=str)
+def test_images_that_are_evaluated_are_never_trained_on(pets, parts):
+    with pytest.raises(QexpError, match=r"hold the same images.*disjoint"):
+        data(pets, **parts)
+
+
 def test_a_folder_that_cannot_be_written_is_named(pets):
     (pets / "file").write_text("")
     with pytest.raises(QexpError, match=r"cannot be made or written.*pack_dir"):
@@ -145,8 +151,9 @@ def test_the_transforms_follow_user_then_weights_then_network(pets):
         made = data(pets, **{"resize": None, "usual": usual, "network": "resnet50", **how}).resize
         return made.resize, made.interpolation
 
-    assert found() == (342, "bicubic") and found(usual=None) == (256, "bilinear")
+    assert found() == (342, "bicubic") and found(usual=None, crop=224) == (256, "bilinear")
     assert found(weights="IMAGENET1K_V2") == (232, "bilinear") and found(weights="a.pt") == (342, "bicubic")
+    assert found(usual=None, crop=28) == (32, "bilinear")  # a small network sees as much of the image
     assert found(weights="IMAGENET1K_V2", resize=[64, 48]) == ((64, 48), "bilinear")
 
 

@@ -110,6 +110,17 @@ def test_damaged_input_is_an_error_that_names_it(devkit, fault, says):
         opened(devkit)
 
 
+def test_an_image_listed_twice_is_tested_once_and_one_in_both_lists_is_refused(devkit):
+    lists = devkit / "VOCdevkit/VOC2007/ImageSets/Main"
+    names = (lists / "test.txt").read_text()
+    (lists / "test.txt").write_text(names + names)
+    data = opened(devkit)
+    assert len(data.splits["test"]) == len(names.split()) == data.findings["duplicate_images"]
+    (lists / "test.txt").write_text(names + "a\n")
+    with pytest.raises(QexpError, match="1 images are in the train and in the test split"):
+        opened(devkit)
+
+
 def test_a_truncated_jpeg_is_named_when_it_is_decoded(devkit):
     path = devkit / "VOCdevkit/VOC2007/JPEGImages/d.jpg"
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (60, 60, 3), dtype=np.uint8))

@@ -144,6 +144,18 @@ def test_a_file_that_cannot_be_read_says_where(cfg, old, new, says):
         Darknet(cfg, 2)
 
 
+def test_anchors_that_are_not_there_and_sizes_that_do_not_divide_are_refused(cfg):
+    text = cfg.read_text()
+    cfg.write_text(
+        text.replace("mask=", "mask=9,", 1) if "mask=" in text else text.replace("[yolo]", "[yolo]\nmask=9", 1)
+    )
+    with pytest.raises(QexpError, match=r"there are \d+ anchors, from 0"):
+        Darknet(cfg, 2)
+    cfg.write_text(text)
+    with pytest.raises(QexpError, match=r"multiples of \d+ are needed \(model\.input_size\)"):
+        Darknet(cfg, 2, size=(33, 33))
+
+
 def test_another_number_of_classes_and_a_missing_file_are_refused(cfg, tmp_path):
     with pytest.raises(QexpError, match="has 2 classes, the data set 20"):
         Darknet(cfg, 20)

@@ -1,8 +1,10 @@
 """The face networks have the published sizes."""
 
+import pytest
 import torch
 
 from qexp.cost import layer_costs, params
+from qexp.errors import QexpError
 from qexp.graph import facts
 from qexp.models.mobilefacenet import MobileFaceNet
 from qexp.models.squeezenet_face import SqueezeNetFace
@@ -22,3 +24,9 @@ def test_the_mobilefacenet_is_traced_whole():
     found = facts(model, torch.zeros(1, 3, 112, 96))
     assert params(model) == 999_552 and not found.trace_error and len(found.bn_of) == 50
     assert model(torch.zeros(2, 3, 112, 96)).shape == (2, 128)
+
+
+def test_other_inputs_fit_or_are_refused():
+    assert MobileFaceNet(size=(112, 112)).eval()(torch.zeros(1, 3, 112, 112)).shape == (1, 128)
+    with pytest.raises(QexpError, match=r"size=\[100, 96\]; multiples of 16"):
+        MobileFaceNet(size=(100, 96))

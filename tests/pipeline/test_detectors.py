@@ -9,10 +9,8 @@ import pytest
 from PIL import Image
 
 from qexp import pipeline
+from tests.shelf import METHODS, OWN
 
-CONF = Path(__file__).parents[2] / "conf"
-NETWORKS = {"toynet", "resnet20", "mobilenetv2"}  # recipes that name the layers of one network
-METHODS = [p.stem for p in sorted((CONF / "quant").glob("[!_]*.yaml")) if p.stem.split("_")[0] not in NETWORKS]
 CFG = """
 [net]
 width=64
@@ -135,18 +133,6 @@ def test_training_lowers_the_loss_and_keeps_the_best_by_its_own_measure(detect, 
     values = [float(line.split(",")[3]) for line in curves.read_text().splitlines() if ",train_loss," in line]
     assert len(values) == 8 and values[-1] < values[0]
     assert ",val_map_voc07," in curves.read_text()
-
-
-QUICK = ("quant.passes.reconstruct.batch=4", "quant.passes.reconstruct.iterations=3")
-OWN = {  # widths that a method is made for, and learned rounding cut short
-    "bwn": ("bits=w1a8",),
-    "hysteresis": ("bits=w1a4",),
-    "one_bit": ("bits=w1a2",),
-    "xnor": ("bits=w1a1",),
-    "adaround": QUICK,
-    "brecq": (*QUICK, "quant.passes.reconstruct.loss=mse"),  # its own weights the error by class scores, one an image
-    "qdrop": QUICK,
-}
 
 
 @pytest.mark.slow

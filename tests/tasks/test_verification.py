@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from qexp.data.faces import FacePairs
-from qexp.data.pair_lists import Pair, make_pairs, read_pairs, set_aside
+from qexp.data.pair_lists import Pair, every_kind, make_pairs, read_pairs, set_aside
 from qexp.errors import QexpError
 from qexp.report.verification import rates
 from qexp.tasks.verification import best_threshold, compare, judge, tar_at_far
@@ -107,6 +107,12 @@ def test_the_official_list_is_read(tmp_path):
         ("ten\n", "number of folds"),
         ("1 1\nAnn 1\nBob 1 2\n", "line 2"),
         ("0,a.jpg,b.jpg,yes\n", "same 0 or 1"),
+        ("0,a.jpg,a.jpg,1\n", "paired with itself"),
+        ("0,a.jpg,b.jpg,1\n1,b.jpg,a.jpg,0\n", "one person and two people"),
+        ("1 1\nAnn 1 Bob 2 3\nBob 1 2\n", "line 2"),
+        ("", "number of folds"),
+        ("fold,a,b,same\n", "no pairs in it"),
+        ("0 0\n", "no pairs in it"),
     ],
 )
 def test_lists_that_are_none_are_refused(tmp_path, text, says):
@@ -119,6 +125,15 @@ def test_a_pair_that_stands_twice_counts_once(tmp_path, caplog):
     (tmp_path / "pairs").write_text("0,a/1.jpg,b/1.jpg,0\n0,b/1.jpg,a/1.jpg,0\n1,a/1.jpg,b/1.jpg,0\n")
     assert len(read_pairs(tmp_path / "pairs")) == 2
     assert "1 pairs stand in their fold twice" in caplog.text
+
+
+def test_few_pairs_are_of_every_fold_and_kind(faces):
+    """The beginning of a list is of one fold and one kind: "one person" would always be right."""
+    pairs = [Pair(f"{fold}{same}{i}", "b", same, fold) for fold in range(2) for same in (True, False) for i in range(5)]
+    few = every_kind(pairs, 8)
+    assert sorted((p.fold, p.same) for p in few) == sorted([(f, s) for f in range(2) for s in (True, False)] * 2)
+    assert few == sorted(few, key=pairs.index) and every_kind(pairs, None) == pairs
+    assert len({(p.fold, p.same) for p in data(faces, max_samples=6).pairs}) == 6
 
 
 def test_pairs_set_aside_share_no_image_with_the_rest():
@@ -160,6 +175,12 @@ def test_what_is_missing_is_named(faces, tmp_path):
         FacePairs(**{**vars_of(faces), "root": str(tmp_path / "nowhere")}).setup()
     with pytest.raises(QexpError, match="no fold 7"):
         data(faces, folds=[7]).setup()
+    with pytest.raises(QexpError, match="max_samples=0"):
+        data(faces, max_samples=0)
+    with pytest.raises(QexpError, match="held_out=-1"):
+        data(faces, held_out=-1)
+    with pytest.raises(QexpError, match="no pair is left to judge"):
+        data(faces, train_folds=[0, 1, 2]).setup()
 
 
 def vars_of(faces: Path) -> dict:
@@ -184,6 +205,24 @@ def test_a_damaged_image_is_named(tmp_path, faces):
         data(tmp_path, held_out=0).setup()
 
 
+@pytest.mark.parametrize("mode", ["L", "CMYK", "RGBA", "P"])
+def test_faces_of_any_mode_become_rgb_and_sixteen_bits_are_refused(tmp_path, mode):
+    for n in (1, 2):
+        path = tmp_path / "images" / "A" / f"A_{n:04d}.{'jpg' if mode == 'CMYK' else 'png'}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (32, 32), 102).convert("RGB").convert(mode).save(path)
+    (tmp_path / "pairs.csv").write_text(f"0,A/{path.name.replace('0002', '0001')},A/{path.name},1\n")
+    assert (data(tmp_path, held_out=0).faces.int() - 102).abs().max() <= 2
+    Image.fromarray(np.full((32, 32), 40_000, np.uint16)).save(path, "PNG")
+    with pytest.raises(QexpError, match=r"A_0002.*not 8 bits a channel"):
+        data(tmp_path, held_out=0).setup()
+
+
+def test_training_on_people_who_are_judged_is_said(faces, caplog):
+    data(faces).train_dataloader()
+    assert "people who are judged are trained on too" in caplog.text
+
+
 @pytest.fixture
 def verify(compose, faces, tmp_path):
     """Call with overrides; runs one verification point on the coloured people."""
@@ -191,7 +230,7 @@ def verify(compose, faces, tmp_path):
 
     def one(*overrides: str) -> dict:
         settings = [
-            "model=mobilefacenet", "model.input_size=[3,32,32]", "model.input_size_hw=[32,32]", "model.net.size=[32,32]",
+            "model=mobilefacenet", "model.input_size=[3,32,32]",
             "+model.net.settings=[[2,64,2,2],[2,64,1,2],[2,64,1,1]]", "model.groups=null", "trainer=cpu", "kernels=reference",
             f"dataset.data.root={faces / 'images'}", f"dataset.data.pairs={faces / 'pairs.csv'}", "dataset.data.held_out=4",
             "dataset.task.identities=20", "trainer.enable_progress_bar=false", f"runs_dir={tmp_path / 'runs'}",
