@@ -68,7 +68,8 @@ def main() -> int:
         subprocess.run(
             [compiler, f"-print-file-name={name}"], capture_output=True, text=True, check=True
         ).stdout.strip()
-        for name in ("libasan.so", "libstdc++.so")  # the sanitizer looks for the functions of the second when it starts
+        # torch's loader links none of them; the first looks for the functions of the third when it starts
+        for name in ("libasan.so", "libubsan.so", "libstdc++.so")
     ]
     environment = os.environ | {
         "LD_PRELOAD": ":".join(libraries),
