@@ -150,6 +150,8 @@ class Oscillation(Callback):
     def after_step(self, progress: float) -> None:
         """Takes over the codes after an optimizer step and holds the frozen weights, at this share of the training."""
         for name, weight, quantizer in self._weights:
+            if _diverged(quantizer):
+                return  # there are no codes; the training ends at this step's end, with the layer's name
             memory = self.memory[name]
             codes = quantizer.codes(weight).to(torch.int32)
             if memory.frozen is None:
@@ -184,6 +186,13 @@ class Oscillation(Callback):
             if memory.frozen is not None:
                 moving = moving & ~memory.frozen
             yield name, 100 * float(moving.float().mean()), 100 * float(frozen.float().mean())
+
+
+def _diverged(quantizer: Quantizer) -> bool:
+    """Whether a learned scale is none any more; looked at on the CPU alone, where it costs no wait."""
+    watched = getattr(quantizer, "must_stay_positive", None)
+    scale = watched() if callable(watched) else None
+    return scale is not None and scale.device.type == "cpu" and not bool((torch.isfinite(scale) & (scale > 0)).all())
 
 
 def _holds(quantizer: Quantizer) -> bool:

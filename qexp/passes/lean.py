@@ -51,7 +51,7 @@ def lean(model: nn.Module) -> Iterator[Spared]:
     spared = find_spared(model)
     absorbed = [model.get_submodule(name) for name in spared.absorbed]
     in_place = [model.get_submodule(name) for name in spared.in_place]
-    before = [module.inplace for module in in_place]
+    before = [vars(module).get("inplace") for module in in_place]  # None: that of the class
     for module in absorbed:
         module.forward = _without_relu(module)
     for module in in_place:
@@ -62,7 +62,10 @@ def lean(model: nn.Module) -> Iterator[Spared]:
         for module in absorbed:
             del module.forward
         for module, inplace in zip(in_place, before):
-            module.inplace = inplace
+            if inplace is None:  # nothing may stay behind: what a module is set to enters the hash of kept statistics
+                del module.inplace
+            else:
+                module.inplace = inplace
 
 
 def _without_relu(module: nn.Module) -> Callable[[Tensor], Tensor]:

@@ -160,3 +160,15 @@ def test_what_clips_does_so_for_every_number(bits, symmetric, low, values):
     x = torch.tensor(values)
     same = torch.equal(quantizer(x), quantizer(torch.relu(x)))
     assert same or not clips(quantizer, torch.relu)
+
+
+def test_nothing_stays_behind():
+    """What a module is set to enters the hash of kept statistics: a run that has evaluated must calibrate under the same one."""
+    from qexp.calibration.cache import behaviour
+    from qexp.models.digits_cnn import DigitsCNN
+
+    model = DigitsCNN().eval()
+    before = [behaviour(m) for m in model.modules()]
+    with lean(model), torch.no_grad():
+        model(torch.zeros(1, 1, 8, 8))
+    assert [behaviour(m) for m in model.modules()] == before
