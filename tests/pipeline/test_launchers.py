@@ -28,6 +28,8 @@ LAUNCHERS = {
     ),
 }
 PLUGINS = {name: f"hydra_plugins.hydra_{name.split('_')[0]}_launcher" for name in LAUNCHERS if name != "basic"}
+# A cluster of another test may run meanwhile, which Ray would join of itself
+OWN = {"ray": {"RAY_ADDRESS": "local"}}
 RAY = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16)}  # head and driver know each other by it
 
 pytestmark = pytest.mark.slow
@@ -89,7 +91,8 @@ def check(done: subprocess.CompletedProcess, runs: Path, expected: pd.DataFrame)
 def test_every_launcher_gives_the_same_table(launcher, digits, tmp_path, expected):
     if launcher in PLUGINS and importlib.util.find_spec(PLUGINS[launcher]) is None:
         pytest.skip(f"{PLUGINS[launcher]} is not installed (the extra `sweep`)")
-    check(sweep(tmp_path, digits, *LAUNCHERS[launcher]), tmp_path, expected)
+    done = sweep(tmp_path, digits, *LAUNCHERS[launcher], **OWN.get(launcher, {}))
+    check(done, tmp_path, expected)
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from qexp import pipeline
 from qexp.report.results import collect, write_results
 
 ROOT = Path(__file__).parents[2]
-VOLATILE = ["seconds_calibrate", "seconds_train", "seconds_evaluate", "study", "commit"]
+VOLATILE = ["seconds_calibrate", "seconds_train", "seconds_evaluate", "peak_mb", "study", "commit"]
 SWEEP = ["layer_wbit=3,8", "layer_abit=2,8", "quant=mse"]
 POINTS = [f"layer_wbit={w} layer_abit={a} quant=mse".split() for w in (3, 8) for a in (2, 8)]
 
