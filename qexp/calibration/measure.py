@@ -72,7 +72,8 @@ def tensor_errors(quantizer: Quantizer, x: Tensor, y: Tensor | None = None) -> d
 def _counts(codes: Tensor) -> Tensor:
     """Returns how often each code that occurs does, in ascending order of the codes."""
     low, high = codes.min(), codes.max()
-    if not float(high - low) < _SORTED_ABOVE:  # NaN too: a network that has diverged is measured all the same
+    span = float(high) - float(low)  # of a diverged network: NaN, or more than its integers hold
+    if not 0 <= span < _SORTED_ABOVE:
         return torch.unique(codes, return_counts=True)[1]
     counts = torch.bincount((codes - low).long())
     return counts[counts > 0]
