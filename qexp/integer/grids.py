@@ -98,7 +98,8 @@ def _rounds_evenly(quantizer: Quantizer, grid: Grid) -> bool:
         return False
     values = quantizer.dequantize(torch.from_numpy(np.repeat(codes, channels, 1)).float().reshape(ask(codes).shape))
     expected = np.broadcast_to((codes - zero) * scale, (len(codes), channels))
-    return bool((np.abs(values.double().numpy().reshape(len(codes), -1) - expected) <= 1e-4 * scale).all())
+    apart = max(1e-4, span * 2.0**-23)  # float32 holds the outermost of 2^16 levels no better
+    return bool((np.abs(values.double().numpy().reshape(len(codes), -1) - expected) <= apart * scale).all())
 
 
 def _channels(quantizer: Quantizer) -> int:

@@ -62,6 +62,16 @@ def test_fixed_point_needs_no_special_simulation(quantize):
     assert {op.layer for op in rescaled} - plain == {"pool"}, "powers of two are plain shifts; nine pixels are none"
 
 
+def test_an_average_of_what_a_batch_norm_leaves_between_steps(quantize):
+    torch.manual_seed(0)
+    norm = nn.BatchNorm2d(8)
+    norm.bias.data.uniform_(-1, 1)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), norm, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10))
+    model, images = quantize(model, fold=False, abit=16, shape=(400, 3, 8, 8))
+    verdict = verify(model, lower(model, images[:1]), [(images, None)], progress=False)
+    assert verdict.equal, "36 summands that are rounded each, as the integers are, and not once their sum is made"
+
+
 def test_results_that_carry_quantizers(quantize):
     rules = {"stem": {"layers": "stem", "input": UNIFORM}}
     model, images = quantize(Residual(), input=None, output=UNIFORM, rules=rules)
