@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import json
 import logging
+import signal
 import socket
 from collections.abc import Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -137,7 +138,12 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def serve(studies: Sequence[Path], page: Path, address: str, port: int) -> None:
-    """Shows the page until Ctrl-C, and says where."""
+    """Shows the page until Ctrl-C or a signal to end, and says where."""
+    for number in (
+        signal.SIGINT,
+        signal.SIGTERM,
+    ):  # also where a shell that starts it in the background has Ctrl-C ignored
+        signal.signal(number, signal.default_int_handler)
     with Server(studies, page, address, port) as server:
         names = ", ".join(str(study) for study in studies)
         who = "this machine only" if server.private else "ANYONE who reaches this machine may read it"

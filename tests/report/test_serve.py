@@ -80,16 +80,25 @@ def test_another_name_that_leads_here_is_refused(served: Server) -> None:
     assert status(served, "", Host="example.com") == 403
 
 
-def test_the_command_names_its_address_and_ends_with_ctrl_c(study: Path) -> None:
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
+def test_the_command_names_its_address_and_ends_with_ctrl_c(study: Path, ending: signal.Signals) -> None:
     command = [sys.executable, "-m", "qexp.report", str(study), "--serve", "--port", "0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # what a program started in the background inherits
+    try:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    try:
         line = process.stdout.readline()
         url = re.search(r"http://localhost:\d+/", line)[0]
         with urllib.request.urlopen(url, timeout=60) as answer:
             assert b"mse-w4a4-s0" in answer.read()
-        process.send_signal(signal.SIGINT)
+        process.send_signal(ending)
         assert process.wait(20) == 0
         assert process.stderr.read() == ""
+    finally:
+        process.kill()
+        process.communicate()
     assert "this machine only" in line and "Ctrl-C ends it" in line
 
 
