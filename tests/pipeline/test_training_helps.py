@@ -62,6 +62,7 @@ HELPS = {
         "schedule.ema=0.9",
         "schedule.oscillation.freeze=[0.008,0.004]",
         "schedule.progressive=[4]",
+        "schedule.quantizer.lr=1e-4",
         "schedule.epochs=3",
     ),
     "distill": (*DISTILL, "schedule.epochs=2"),
