@@ -92,7 +92,7 @@ def lower(model: nn.Module, example: Tensor, about: dict[str, Any] | None = None
 
 
 class Walk:
-    """Visits the nodes of a traced network; what is made of each type of layer is in `layers.py`."""
+    """Visits the nodes of a traced network; what is made of each type of layer is in `layers`."""
 
     def __init__(self, model: nn.Module, example: Tensor) -> None:
         self.model, self.writer = model, Writer()

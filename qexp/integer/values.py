@@ -14,6 +14,7 @@ from qexp.integer.program import Add, IntegerProgram, Op, Requantize, TensorSpec
 
 Ints = NDArray[np.int64]
 Reals = NDArray[np.float64]
+ZERO = np.zeros(1, np.int64)  # of codes whose zero is 0
 FLOAT_BITS = 52  # products below it are exact in float64 too, which fast executors use
 WIDE_BITS = 31  # of a tensor that is float in the simulation: one sign and 30 bits
 

@@ -1,0 +1,127 @@
+"""Batch norms that were not folded."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import fx, nn
+
+from qexp.integer.arithmetic import nearest
+from qexp.integer.grids import cannot
+from qexp.integer.layers.weighted import result_range, room
+from qexp.integer.lowering import Walk
+from qexp.integer.program import Conv, Linear, Requantize
+from qexp.integer.values import ZERO, Value
+from qexp.layers.integer_bn import IntegerBatchNorm2d, bn_constants
+from qexp.layers.quantized import Quantized
+from qexp.quantizers.base import Quantizer
+
+
+def batch_norm(walk: Walk, node: fx.Node, name: str, layer: nn.BatchNorm2d, x: Value) -> Value:
+    """A batch norm that was not folded: absorbed by the accumulator before it, else a factor a channel of its own."""
+    x = walk.integers(walk.site(name, layer, "input", x), name)
+    if isinstance(layer, IntegerBatchNorm2d):
+        return integer_norm(walk, name, layer, x)
+    constants = _statistics(layer)
+    if isinstance(layer, Quantized):
+        walk.lowered.constants[name] = {k: v for k, v in constants.items() if getattr(layer, k) is not None}
+    gain = constants["weight"] / np.sqrt(constants["running_var"] + layer.eps)
+    summand = constants["bias"] - gain * constants["running_mean"]
+    channels = len(gain)
+    op = walk.writer.maker(x)
+    own = isinstance(op, Conv | Linear) and not op.unit and walk.sole_user(node) and not _sited(walk, x)
+    source = walk.writer.value(op.inputs[0]) if own else x
+    groups = getattr(op, "groups", 1) if own else channels
+    weight, align = (op.weight, op.align) if own else (np.ones((channels, 1, 1, 1), np.int64), 0)
+    finer = max(room(source, weight, groups) - align, 0)
+    unit = np.abs(gain) * x.unit * 2.0**-finer
+    constant = unit < np.abs(summand) * 2.0**-48  # what the sum adds is lost beside the summand
+    sign = np.where(constant, 0, np.where(gain < 0, -1, 1))
+    unit = np.where(constant, np.maximum(np.abs(summand), 2.0**-20) / 1024, unit)
+    weight = weight * sign.reshape(-1, *[1] * (weight.ndim - 1))
+    bias = nearest(summand / unit).astype(np.int64)
+    if own:
+        bias = bias + ((sign * op.bias) << finer)
+        low, high = result_range(source, weight, groups, align + finer, bias)
+        made = replace(x, unit=unit, low=low, high=high)
+        y = walk.writer.rewrite(made, weight=weight, bias=bias, align=align + finer)
+    else:
+        low, high = result_range(x, weight, groups, finer, bias)
+        op = Conv(
+            layer=name,
+            inputs=(x.tensor,),
+            output=walk.writer.fresh(name),
+            weight=weight,
+            bias=bias,
+            zero=x.zero,
+            groups=channels,
+            align=finer,
+        )
+        y = walk.writer.emit(op, Value(op.output, unit, ZERO, low, high, x.shape))
+    return walk.site(name, layer, "output", y)
+
+
+def integer_norm(walk: Walk, name: str, layer: IntegerBatchNorm2d, x: Value) -> Value:
+    """A batch norm of `<bit,intbit>` constants: a requantization whose factor and summand they are."""
+    leaving = layer.steps.leaving
+    unit = layer._unit().detach().cpu().numpy()
+    op = walk.writer.maker(x)
+    if isinstance(op, Conv | Linear) and not op.unit:  # what the convolution adds is in the summand
+        x = walk.writer.rewrite(
+            replace(x, unit=unit if (unit != unit[0]).any() else unit[:1], **_plain_sums(walk, op)),
+            bias=op.bias * 0,
+            align=0,
+        )
+    if not np.allclose(x.unit, unit, rtol=1e-9):
+        raise cannot(
+            name, "what arrives is not counted in the steps of the layer before", "quantize that layer's input"
+        )
+    bias = layer._bias_before()
+    step = layer._unit() if leaving is None else torch.as_tensor(leaving.scale).detach().double().flatten()
+    ones = torch.ones_like(bias), torch.zeros_like(bias)
+    gamma, beta = (layer.quantized_weight(), layer.quantized_bias()) if layer.affine else ones
+    norm = (gamma, beta, layer.running_mean.double() - bias, layer.running_var, layer.eps)
+    k, t = bn_constants(norm, layer._unit() / step, 1 / step, layer.bit, layer.intbit, layer.form)
+    low, high = (-(2**47), 2**47) if leaving is None else map(int, layer._limits(leaving))
+    unit = step.cpu().numpy()
+    rescaled = Requantize(
+        layer=name,
+        inputs=(x.tensor,),
+        output=walk.writer.fresh(name),
+        multiplier=k.cpu().numpy(),
+        addend=t.cpu().numpy(),
+        shift=np.array([layer.bit - layer.intbit]),
+        zero=x.zero,
+        rounding=layer.rounding,
+        low=low,
+        high=high,
+    )
+    y = walk.writer.apply(rescaled, x, unit, ZERO)
+    below_its_grid = layer.clamp == "source" and layer.output_quantizer is leaving
+    return y if below_its_grid else walk.site(name, layer, "output", y)
+
+
+def _plain_sums(walk: Walk, op: Conv | Linear) -> dict[str, int]:
+    low, high = result_range(walk.writer.value(op.inputs[0]), op.weight, getattr(op, "groups", 1), 0, op.bias * 0)
+    return {"low": low, "high": high}
+
+
+def _sited(walk: Walk, value: Value) -> bool:
+    """Whether somebody compares this very tensor with the simulation."""
+    return any(s.tensor == value.tensor for s in walk.lowered.sites.values())
+
+
+def _statistics(layer: nn.BatchNorm2d) -> dict[str, np.ndarray]:
+    """Returns weight, bias, mean and variance of each channel, float64, as evaluation uses them."""
+
+    def real(site: str, fallback: float) -> np.ndarray:
+        tensor = getattr(layer, site)
+        if tensor is None:
+            return np.full(layer.num_features, fallback)
+        quantizer = layer.site(site) if isinstance(layer, Quantized) else None
+        tensor = quantizer(tensor) if isinstance(quantizer, Quantizer) else tensor
+        return tensor.detach().cpu().double().numpy()
+
+    return {s: real(s, v) for s, v in (("weight", 1.0), ("bias", 0.0), ("running_mean", 0.0), ("running_var", 1.0))}

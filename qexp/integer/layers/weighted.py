@@ -1,0 +1,156 @@
+"""Convolutions and linear layers: integer weights, biases in units of the accumulator."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+from torch import fx, nn
+
+from qexp.integer import families
+from qexp.integer.arithmetic import nearest, width
+from qexp.integer.bounds import by_output
+from qexp.integer.grids import activation_grid, cannot, integer_weight, is_power_of_two
+from qexp.integer.hardware import winograd
+from qexp.integer.layers.shapes import pair, windows
+from qexp.integer.lowering import Walk
+from qexp.integer.program import Conv, Linear
+from qexp.integer.values import ZERO, Value
+from qexp.layers.quantized import Quantized
+from qexp.quantizers.base import Quantizer
+
+# of a bias below the accumulator's last bit: as many as int32 has room for, the most as 26 bits have
+BIAS_BITS = (8, 16)
+MOST_ALIGN = 24  # for a bias on power-of-two steps of its own
+
+
+def weighted(walk: Walk, node: fx.Node, name: str, layer: nn.Module, x: Value) -> Value:
+    """A convolution or linear layer: integer weights, a bias in units of the accumulator."""
+    x = walk.integers(walk.site(name, layer, "input", x), name)
+    quantizer = getattr(layer, "weight_quantizer", None)
+    if not isinstance(quantizer, Quantizer):
+        remedy = "give it bits (layer_wbit, or a rule), or choose a method for weights"
+        raise cannot(f"{name}.weight", "the weight is float", remedy)
+    how = families.unit(layer, name)
+    weight, unit = integer_weight(layer.weight, quantizer, f"{name}.weight")
+    walk.lowered.steps[name] = unit
+    if weight.ndim == 4 and layer.padding_mode != "zeros":
+        raise cannot(name, f"padding_mode={layer.padding_mode!r}", "use padding_mode='zeros'")
+    groups = getattr(layer, "groups", 1)
+    weight, unit = _absorb(name, x, weight, unit, groups)
+    word = None
+    if how.get("name") == "fixed_point":  # its sums are rounded to the word of the layer's output
+        word = activation_grid(layer.output_quantizer, f"{name}.output")
+        how |= {"bits": width(word.low, word.high), "rounding": word.rounding, "bias": layer.bias is not None}
+        how["shift"] = round(np.log2(word.scale[0] / unit[0]))
+    if how.get("name") == "shift":
+        how = families.shift_options(layer, how, unit)
+    bias, align, result = _bias(
+        name, layer, unit if word is None else np.repeat(word.scale, len(unit)), room(x, weight, groups)
+    )
+    constants = walk.lowered.constants.setdefault(name, {"weight": _real(weight, unit, x, groups)})
+    if layer.bias is not None:
+        constants["bias"] = bias * result
+    low, high = result_range(x, weight, groups, align, bias) if word is None else (word.low, word.high)
+    result = result if word is None else word.scale
+    fields = {
+        "layer": name,
+        "inputs": (x.tensor,),
+        "output": walk.writer.fresh(name),
+        "weight": weight,
+        "bias": bias,
+        "zero": x.zero,
+        "align": align,
+    }
+    if weight.ndim == 4:
+        padding = _padding(name, layer)
+        op = Conv(stride=pair(layer.stride), padding=padding, dilation=pair(layer.dilation), groups=groups, **fields)
+        shape = (len(weight), *windows(x.shape, weight.shape[2:], op.stride, padding, op.dilation))
+        if how.get("name") == "winograd" and (
+            not winograd.suits(op, x.shape) or winograd.lossless(replace(op, unit=how), x.reach)
+        ):
+            if not winograd.suits(op, x.shape) and layer.stride != (1, 1) and weight.shape[2] > 1 and groups == 1:
+                raise cannot(
+                    name, "the nine 3x3 kernels of a strided one may saturate", "use compute.clamp_int16=false"
+                )
+            how = {}
+        op = replace(op, unit=how)
+    else:
+        if len(x.shape) != 1:
+            raise cannot(name, f"a linear layer on maps {list(x.shape)}", "flatten before it")
+        op, shape = Linear(unit=how, **fields), (len(weight),)
+    result = result[:1] if (result == result[0]).all() else result
+    y = walk.writer.emit(op, Value(op.output, result, ZERO, low, high, shape))
+    return walk.site(name, layer, "output", y)
+
+
+def _absorb(name: str, x: Value, weight: np.ndarray, unit: np.ndarray, groups: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns weights and units of the accumulator: units of input channels that differ are absorbed into the weights."""
+    if x.even:
+        return weight, unit * x.unit
+    per = weight.shape[1]
+    inside = np.repeat(x.unit.reshape(groups, per), len(weight) // groups, axis=0)  # [O, I / groups]
+    least = inside.min(axis=1)
+    factor = inside / least[:, None]
+    if not is_power_of_two(factor):
+        raise cannot(
+            f"{name}.input",
+            "its channels have scales of their own, which are no powers of two and cannot be moved through the sum over channels",
+            "use granularity: tensor for this input, or power-of-two scales (quant=inq_shift, fixed_point)",
+        )
+    return weight * factor.astype(np.int64).reshape(*factor.shape, *[1] * (weight.ndim - 2)), unit * least
+
+
+def _real(weight: np.ndarray, unit: np.ndarray, x: Value, groups: int) -> np.ndarray:
+    """Returns the weights' real values: what was absorbed of the input's units comes out again."""
+    spread = [1] * (weight.ndim - 1)
+    values = weight * unit.reshape(-1, *spread)
+    inside = np.broadcast_to(x.unit, (weight.shape[1] * groups,)).reshape(groups, -1)
+    return values / np.repeat(inside, len(weight) // groups, axis=0).reshape(*weight.shape[:2], *spread[1:])
+
+
+def _bias(name: str, layer: nn.Module, unit: np.ndarray, room: int) -> tuple[np.ndarray, int, np.ndarray]:
+    """Returns the bias in units of the result, the left shift of the sum before it, and that unit.
+
+    The shift makes the unit finer, so that little is lost when the bias is rounded to it; of a bias on power-of-two steps nothing is.
+    """
+    if layer.bias is None:
+        return np.zeros(len(unit), np.int64), 0, unit
+    bias = layer.quantized_bias() if isinstance(layer, Quantized) else layer.bias
+    real = bias.detach().cpu().double().numpy()
+    align, steps = 0, real / unit
+    while align < MOST_ALIGN and not np.array_equal(steps * 2.0**align, np.rint(steps * 2.0**align)):
+        align += 1
+    align = align if align < MOST_ALIGN and is_power_of_two(unit) else room
+    unit = unit * 2.0**-align
+    whole = nearest(real / unit)
+    if np.abs(whole).max() >= 2.0**52:
+        worst = int(np.abs(whole).argmax())
+        raise cannot(
+            f"{name}.bias",
+            f"the bias of channel {worst} is {whole[worst]:.3g} steps of its accumulator",
+            "check the weights of that channel",
+        )
+    return whole.astype(np.int64), align, unit
+
+
+def result_range(x: Value, weight: np.ndarray, groups: int, align: int, bias: np.ndarray) -> tuple[int, int]:
+    """Returns between which numbers the result of a layer stays."""
+    least, most = by_output(weight, x.zero, groups, x.low, x.high)
+    return int(((least << align) + bias).min()), int(((most << align) + bias).max())
+
+
+def room(x: Value, weight: np.ndarray, groups: int) -> int:
+    """Returns how many bits a bias may have below the accumulator's last one."""
+    least, most = by_output(weight, x.zero, groups, x.low, x.high)
+    taken = width(int(least.min()), int(most.max()))
+    return max(0, min(BIAS_BITS[0], 30 - taken), min(BIAS_BITS[1], 26 - taken))
+
+
+def _padding(name: str, layer: nn.Conv2d) -> tuple[int, int]:
+    if not isinstance(layer.padding, str):
+        return pair(layer.padding)
+    left = layer._reversed_padding_repeated_twice
+    if left[0] != left[1] or left[2] != left[3]:
+        raise cannot(name, f"padding={layer.padding!r} adds more on one side", "use an odd kernel, or numbers")
+    return left[2], left[0]
