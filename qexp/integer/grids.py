@@ -18,6 +18,10 @@ Reals = NDArray[np.float64]
 _PROBES = 33  # codes of a wide grid that are looked at
 _NEAR = 1e-3  # of a step: how near to a decision the probes go
 _MOST = 2**15  # greatest integer weight that a set of levels may ask for
+_LEAST = (
+    2**11
+)  # and the least of the greatest: levels without a common step are rounded to a finer one than that of 12 bits
+_SUM = 2**31  # sums of such levels stay below it, where that costs no more than the above
 
 
 @dataclass(frozen=True)
@@ -116,14 +120,21 @@ def _narrow(values: NDArray) -> NDArray:
 
 
 @torch.no_grad()
-def integer_weight(weight: Tensor, quantizer: Quantizer, where: str) -> tuple[Ints, Reals]:
+def integer_weight(weight: Tensor, quantizer: Quantizer, where: str, reach: int) -> tuple[Ints, Reals]:
     """Returns integer weights `[O, ...]` and the real value of one, `[O]`: `w^ = integers * unit`.
 
     Codes less their zero point where the method has even codes; else the levels as multiples of a step: powers of two of the least of
-    them, signs of a binary method, additive powers.
+    them, signs of a binary method, additive powers. Levels that are no multiples of one step (k-means, logarithms, corrected weights) are
+    rounded to integers of up to 16 bits: then `integers * unit` is near the level, within half a unit.
+
+    Args:
+        weight: The float weight `[O, I, ...]`.
+        quantizer: Its quantizer.
+        where: Layer and site, for the error.
+        reach: Greatest magnitude of an input's integer, which bounds the sums.
 
     Raises:
-        QexpError: The levels are no multiples of one step.
+        QexpError: More levels than the quantizer has bits for: it does not hold its weights to a grid.
     """
     values = quantizer(weight).detach().cpu().double().numpy()
     outputs = len(values)
@@ -142,15 +153,15 @@ def integer_weight(weight: Tensor, quantizer: Quantizer, where: str) -> tuple[In
             whole = twice * (codes - zero)
             if np.array_equal(whole, np.rint(whole)):
                 return whole.astype(np.int64).reshape(values.shape), scale[:, 0] / twice
-    if quantizer.granularity.axis == 0:
-        parts = [_multiples(row, where, quantizer) for row in values]
-        return np.stack([p[0] for p in parts]), np.array([p[1] for p in parts])
-    whole, step = _multiples(values, where, quantizer)
+    if quantizer.granularity.axis == 0 or quantizer.gain is not None:
+        parts = [_multiples(row[None], where, quantizer, reach) for row in values]
+        return np.concatenate([p[0] for p in parts]), np.array([p[1] for p in parts])
+    whole, step = _multiples(values, where, quantizer, reach)
     return whole, np.full(outputs, step)
 
 
-def _multiples(values: Reals, where: str, quantizer: Quantizer) -> tuple[Ints, float]:
-    """Returns values as integer multiples of the greatest step that fits them all."""
+def _multiples(values: Reals, where: str, quantizer: Quantizer, reach: int) -> tuple[Ints, float]:
+    """Returns values `[O, ...]` as integer multiples of the greatest step that fits them all, else of one that is fine enough."""
     magnitudes = np.unique(np.abs(values))
     magnitudes = magnitudes[magnitudes > 0]
     if not len(magnitudes):
@@ -161,9 +172,13 @@ def _multiples(values: Reals, where: str, quantizer: Quantizer) -> tuple[Ints, f
         step = float((magnitudes * whole).sum() / (whole * whole).sum()) if not is_power_of_two(magnitudes) else step
         if whole.max() <= _MOST and np.abs(magnitudes - whole * step).max() <= 1e-4 * step:
             return np.rint(values / step).astype(np.int64), float(step)
-    raise cannot(
-        where,
-        f"the {len(magnitudes)} magnitudes of {type(quantizer).__name__}{' with its correction' if quantizer.gain is not None else ''} "
-        "are no multiples of one step",
-        "choose a method with even or power-of-two levels for this weight, or leave the correction out",
-    )
+    if len(np.unique(values)) > 2**quantizer.bits:
+        raise cannot(
+            where,
+            f"{type(quantizer).__name__} leaves {len(np.unique(values))} different values, more than {quantizer.bits} bits have codes for",
+            "choose a method that holds every weight to its levels",
+        )
+    flat = np.abs(values.reshape(len(values), -1)) / magnitudes[-1]
+    room = (_SUM / max(reach, 1) - flat.shape[1] / 2) / flat.sum(1).max()
+    step = float(magnitudes[-1] / np.clip(np.floor(room), _LEAST, _MOST - 1))
+    return np.rint(values / step).astype(np.int64), step

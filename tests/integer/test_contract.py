@@ -31,9 +31,7 @@ SHELF = [
 ]
 REASONS = (  # and who may give it
     ("aciq_|caq_simple|midtread", "channels have scales of their own|channels have widths of their own"),
-    ("aciq_bias|aciq_full", "with its correction are no multiples of one step"),
-    ("kmeans", "are no multiples of one step"),
-    ("exponential|playground|tanh|log|apot", "not evenly spaced|zero is no code|no multiples of one step"),
+    ("exponential|playground|tanh|log|apot", "not evenly spaced|zero is no code"),
     ("lsq_plus", "zero is no code of LSQPlus"),
     ("xnor", "scales its sums by real numbers|zero is no code|not evenly spaced"),
 )

@@ -53,7 +53,10 @@ def adaptive_pool(walk: Walk, node: fx.Node, name: str, layer: nn.AdaptiveAvgPoo
 
 def _sum_pool(walk: Walk, name: str, layer: nn.Module, x: Value, window, stride, padding) -> Value:
     x = walk.integers(walk.site(name, layer, "input", x), name)
-    if (name, "input") not in walk.lowered.sites:  # each summand is rounded, not the sum: a batch norm before may leave fractions
+    if (
+        name,
+        "input",
+    ) not in walk.lowered.sites:  # each summand is rounded, not the sum: a batch norm before may leave fractions
         walk.lowered.sites[name, "input.0 (wide)"] = Site(x.tensor, x, None, x, quantized=False)
     count = window[0] * window[1]
     low, high = min((x.low - int(x.zero.max())) * count, 0), max((x.high - int(x.zero.min())) * count, 0)

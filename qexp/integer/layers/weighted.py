@@ -32,7 +32,7 @@ def weighted(walk: Walk, node: fx.Node, name: str, layer: nn.Module, x: Value) -
         remedy = "give it bits (layer_wbit, or a rule), or choose a method for weights"
         raise cannot(f"{name}.weight", "the weight is float", remedy)
     how = families.unit(layer, name)
-    weight, unit = integer_weight(layer.weight, quantizer, f"{name}.weight")
+    weight, unit = integer_weight(layer.weight, quantizer, f"{name}.weight", x.reach)
     walk.lowered.steps[name] = unit
     if weight.ndim == 4 and layer.padding_mode != "zeros":
         raise cannot(name, f"padding_mode={layer.padding_mode!r}", "use padding_mode='zeros'")

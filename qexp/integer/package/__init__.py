@@ -7,7 +7,9 @@
     package.json                          version, layout of weights.bin, and the SHA-256 of every file
 
 Element i of a layer's weights is bits `[i * bits, (i + 1) * bits)` of its bytes in `weights.bin`, lowest bit first, two's complement where
-`signed`; elements in C order, a layer begins at a whole byte.
+`signed`; elements in C order, a layer begins at a whole byte. A layer with `levels: [rows, count]` has first that table (int32, little
+endian, a row for all weights or one for each output); its elements are then places in their row of it. So binary weights take 1 bit,
+and those of 16 levels 4, whatever the levels are.
 """
 
 from __future__ import annotations
@@ -29,11 +31,11 @@ from safetensors.numpy import load_file, save_file
 from qexp.errors import QexpError
 from qexp.integer import files
 from qexp.integer.package.c_source import MAIN, golden, network
-from qexp.integer.package.packing import form, pack, unpack
+from qexp.integer.package.packing import coded, pack, unpack, weights
 from qexp.integer.program import Conv, IntegerProgram, Linear
 from qexp.integer.reference import Reference
 
-FORMAT, VERSION = "qexp package", 1
+FORMAT, VERSION = "qexp package", 2
 MANIFEST, WEIGHTS, GOLDEN = "package.json", "weights.bin", "golden.safetensors"
 Ints = NDArray[np.int64]
 
@@ -55,10 +57,12 @@ def write(program: IntegerProgram, folder: Path, images: NDArray[np.float32]) ->
     blocks, layout = [], []
     for i, op in enumerate(program.ops):
         if isinstance(op, Conv | Linear):
-            bits, signed = form(op.weight)
-            block = pack(op.weight, bits)
+            form = coded(op.weight)
+            block = form.table + pack(form.codes, form.bits)
             place = {"op": i, "layer": op.layer, "offset": sum(map(len, blocks)), "bytes": len(block)}
-            layout.append({**place, "bits": bits, "signed": signed, "shape": list(op.weight.shape)})
+            levels = None if form.levels is None else list(form.levels.shape)
+            kind = {"bits": form.bits, "signed": form.signed, "levels": levels}
+            layout.append({**place, **kind, "shape": list(op.weight.shape)})
             blocks.append(block)
     (folder / WEIGHTS).write_bytes(b"".join(blocks))
     codes = program.encode(images)
@@ -112,14 +116,23 @@ def read(folder: Path) -> tuple[IntegerProgram, dict[str, Any], Ints, Ints]:
     for entry in manifest["weights"]:
         op, shape = program.ops[entry["op"]], tuple(entry["shape"])
         block = packed[entry["offset"] : entry["offset"] + entry["bytes"]]
-        values = unpack(block, int(np.prod(shape)), entry["bits"], entry["signed"]).reshape(shape)
-        if not np.array_equal(values, op.weight):
+        if not np.array_equal(_weights(block, entry, shape), op.weight):
             raise QexpError(f"{folder}: {WEIGHTS} and the program disagree on the weights of {entry['layer']}")
     try:
         vectors = load_file(folder / GOLDEN)
     except SafetensorError as error:
         raise QexpError(f"{folder}: {GOLDEN} is damaged ({error})") from None
     return program, manifest, vectors["input"].astype(np.int64), vectors["output"].astype(np.int64)
+
+
+def _weights(block: bytes, entry: dict[str, Any], shape: tuple[int, ...]) -> Ints:
+    """Returns a layer's integer weights from its bytes."""
+    levels = None
+    if entry["levels"]:
+        size = 4 * int(np.prod(entry["levels"]))
+        levels, block = np.frombuffer(block[:size], "<i4").astype(np.int64).reshape(entry["levels"]), block[size:]
+    codes = unpack(block, int(np.prod(shape)), entry["bits"], entry["signed"]).reshape(shape)
+    return weights(codes, levels)
 
 
 def check(folder: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qexp.errors import QexpError
-from qexp.integer.package.packing import form, pack
+from qexp.integer.package.packing import coded, pack
 from qexp.integer.program import (
     Add,
     Clamp,
@@ -137,8 +137,8 @@ def _call(i: int, op: Op, program: IntegerProgram, places: dict[str, int]) -> tu
 
     into, out = program.tensors[op.inputs[0]].shape, program.tensors[op.output].shape
     if isinstance(op, Conv | Linear):
-        bits, signed = form(op.weight)
-        packed = np.frombuffer(pack(op.weight, bits), np.uint8)
+        form = coded(op.weight)
+        packed = np.frombuffer(pack(form.codes, form.bits), np.uint8)
         arrays.append(f"static const uint8_t weight{i}[] = {{{_numbers(packed)}}};")
         bias = constant("bias", op.bias).split(",")[0]
         zero = constant("zero", op.zero)
@@ -148,7 +148,11 @@ def _call(i: int, op: Op, program: IntegerProgram, places: dict[str, int]) -> tu
             if conv
             else (1, 1, 1, 1, 0, 0, 1, 1, 1)
         )
-        unpack = f"qx_unpack(weight{i}, {op.weight.size}, {bits}, {int(signed)}, weights);\n    "
+        unpack = f"qx_unpack(weight{i}, {op.weight.size}, {form.bits}, {int(form.signed)}, weights);\n    "
+        if form.levels is not None:
+            rows, count = form.levels.shape
+            arrays.append(f"static const int32_t levels{i}[] = {{{_numbers(form.levels.ravel())}}};")
+            unpack += f"qx_levels(weights, {rows}, {op.weight.size // rows}, levels{i}, {count});\n    "
         return arrays, (
             f"{unpack}qx_conv({xs[0]}, {_shape(into)}, weights, {bias}, {zero}, (qx_window){{{_numbers(window)}}}, {op.align}, "
             f"{_shape(out)}, {y});"

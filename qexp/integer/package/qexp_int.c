@@ -19,6 +19,11 @@ void qx_unpack(const uint8_t *packed, long n, int bits, int is_signed, int32_t *
     }
 }
 
+void qx_levels(int32_t *codes, int rows, long inner, const int32_t *levels, int count) {
+    for (int r = 0; r < rows; r++)
+        for (long i = 0; i < inner; i++) codes[r * inner + i] = levels[(long)r * count + codes[r * inner + i]];
+}
+
 q64 qx_shift_round(q64 x, int shift, enum qx_rounding rounding) {
     q64 whole = floor_shift(x, shift), one = (q64)1 << shift, rest = x - times_power(whole, shift), twice = rest * 2;
     switch (rounding) {

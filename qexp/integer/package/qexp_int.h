@@ -15,6 +15,9 @@ typedef struct { int kh, kw, sh, sw, ph, pw, dh, dw, groups; } qx_window;
 /* Element i of a packed array is bits [i * bits, (i + 1) * bits) of the byte stream, lowest bit first; two's complement where is_signed. */
 void qx_unpack(const uint8_t *packed, long n, int bits, int is_signed, int32_t *out);
 
+/* Each of rows * inner codes gives way to the entry of its row's table that it names; a table has count entries. */
+void qx_levels(int32_t *codes, int rows, long inner, const int32_t *levels, int count);
+
 /* x / 2^shift, rounded. */
 q64 qx_shift_round(q64 x, int shift, enum qx_rounding rounding);
 
