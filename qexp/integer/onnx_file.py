@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,12 @@ from qexp.integer.program import (
 
 OPSET = 21  # the first with int4 and 16-bit grids
 KINDS = {"UINT8": (0, 255), "INT8": (-128, 127), "UINT16": (0, 65535), "INT16": (-32768, 32767)}
+MOVERS = (
+    Concat,
+    Flatten,
+    MaxPool,
+    StridedPad,
+)  # no code is changed, so they may come before a requantization or after it
 INSTALL = "export=onnx needs onnx and onnxruntime, which are not installed: pip install 'qexp[export]'"
 
 
@@ -81,6 +88,7 @@ class _Graph:
         self.constants: dict[str, Any] = {}
         self.bits: dict[str, int] = {}
         self.real: dict[str, str] = {}  # of a program's tensor: the name of its real value
+        self.quantized: dict[tuple, str] = {}  # by tensor and grid: its value on that grid, for whoever asks again
 
     def model(self) -> Any:
         """Returns the finished ONNX model."""
@@ -111,8 +119,10 @@ class _Graph:
         name, out = op.output, self.program.tensors[op.output]
         if isinstance(op, Conv | Linear):
             return self._weighted(i, op, xs[0])
+        if isinstance(op, MOVERS):
+            return self._moved(op, xs, name, out)
         if isinstance(op, Requantize):
-            return self._quantized(xs[0], out, name)
+            return self._quantized(xs[0], replace(out, low=op.low, high=op.high), name)
         if isinstance(op, Clamp):
             if self._done_by_the_grid(op):
                 return xs[0]
@@ -127,18 +137,8 @@ class _Graph:
             for k, x in enumerate(xs[1:]):
                 total = self._node("Add", [total, x], name if k == len(xs) - 2 else f"{name}.{k}")
             return total
-        if isinstance(op, Concat):
-            return self._node("Concat", xs, name, axis=1)
-        if isinstance(op, Flatten):
-            return self._node("Flatten", xs, name, axis=1)
-        if isinstance(op, MaxPool):
-            pads = _pads(op, self.program.tensors[op.inputs[0]].shape, op.dilation)
-            shape = {"kernel_shape": op.window, "strides": op.stride, "pads": pads, "dilations": op.dilation}
-            return self._node("MaxPool", xs, name, **shape)
         if isinstance(op, SumPool):
             return self._average(op, xs[0], name, out)
-        if isinstance(op, StridedPad):
-            return self._strided_pad(op, xs[0], name)
         if isinstance(op, Lookup):
             return self._lookup(op, xs[0], name, out)
         raise QexpError(f"export=onnx: {op.layer}: the operation {op.kind!r} has no ONNX form")
@@ -146,17 +146,67 @@ class _Graph:
     def _done_by_the_grid(self, op: Clamp) -> bool:
         """Whether every reader puts the result on a grid that ends within the clamp's limits: then runtimes fuse what is around it."""
         source = self.program.tensors[op.inputs[0]]
-        if self.program.output == op.output or source.unit.size > 1:
+        if source.unit.size > 1:
             return False
-        for reader in (later for later in self.program.ops if op.output in later.inputs):
-            grid = self.program.tensors[reader.output]
-            if not isinstance(reader, Requantize) or grid.unit.size > 1 or _kind(grid) is None:
+        for grid in self._grids(op.output):
+            if grid is None:
                 return False
-            low, high = ((end - grid.zero_point) * grid.unit for end in (reader.low, reader.high))
+            low, high = ((end - grid.zero_point) * grid.unit for end in (grid.low, grid.high))
             least, most = ((end - source.zero_point) * source.unit for end in (op.low, op.high))
             if low.min() < least.max() or (high.max() > most.min() and op.high.min() < source.high):
                 return False
         return True
+
+    def _constants(self, name: str, whole: NDArray[np.int64], kind: str, step: NDArray[np.float32]) -> str:
+        """Returns the real value of integer weights or biases; with zero points, without which runtimes do not fuse linear layers."""
+        scale = self._constant(f"{name}.scale", step)
+        zero = self._integers(f"{name}.zero", np.zeros(len(step), np.int64), kind)
+        return self._node("DequantizeLinear", [self._integers(name, whole, kind), scale, zero], f"{name}.real", axis=0)
+
+    def _grids(self, name: str) -> list[TensorSpec | None]:
+        """Returns the grids that the readers of a tensor put it on, through what only moves codes; None for one that does not."""
+        found: list[TensorSpec | None] = [None] if name == self.program.output else []
+        for reader in (op for op in self.program.ops if name in op.inputs):
+            grid = self.program.tensors[reader.output]
+            if isinstance(reader, Requantize):
+                fits = grid.unit.size == 1 and grid.zero_point.size == 1 and _kind(grid) is not None
+                found.append(replace(grid, low=reader.low, high=reader.high) if fits else None)
+            elif isinstance(reader, MOVERS):
+                found.append(self._ahead(reader))
+            else:
+                found.append(None)
+        return found
+
+    def _ahead(self, op: Op) -> TensorSpec | None:
+        """Returns the grid that everybody puts the result of a mover on, None if there is no such one: then codes can be moved as well."""
+        grids = self._grids(op.output)
+        if None in grids or len({_key(g) for g in grids}) != 1:
+            return None
+        return grids[0]
+
+    def _moved(self, op: Op, xs: list[str], name: str, out: TensorSpec) -> str:
+        """Returns what only moves codes (a maximum, a shortcut, a concatenation), on 8-bit codes where that makes no difference.
+
+        Runtimes fuse a layer with the quantize node behind it; so that node goes ahead of what moves, and stands behind it once more.
+        """
+        ahead = self._ahead(op)
+        if ahead is not None:
+            xs = [self._quantized(x, ahead, f"{name}.ahead{k}" if k else f"{name}.ahead") for k, x in enumerate(xs)]
+        if isinstance(op, Concat | Flatten):
+            y = self._node(type(op).__name__, xs, name, axis=1)
+        elif isinstance(op, MaxPool):
+            pads = _pads(op, self.program.tensors[op.inputs[0]].shape, op.dilation)
+            shape = {"kernel_shape": op.window, "strides": op.stride, "pads": pads, "dilations": op.dilation}
+            y = self._node("MaxPool", xs, name, **shape)
+        else:
+            y = self._strided_pad(op, xs[0], name)
+        grid = ahead or out
+        if grid.unit.size > 1 or grid.zero_point.size > 1 or _kind(grid) not in ("UINT8", "INT8"):
+            return y
+        low, high = KINDS[_kind(grid)]  # all of them: nothing is left to cut off
+        y = self._quantized(y, replace(grid, low=low, high=high), f"{name}.kept")
+        self.quantized[y, *_key(grid)] = y
+        return y
 
     def _weighted(self, i: int, op: Conv | Linear, x: str) -> str:
         if op.unit:
@@ -175,17 +225,11 @@ class _Graph:
         )
         name = f"{op.layer or 'layer'}.{i}"
         self.bits[f"{name}.weight"] = bits
-        scale = self._constant(f"{name}.scale", step)
-        weight = self._node(
-            "DequantizeLinear", [self._integers(f"{name}.weight", op.weight, kind), scale], f"{name}.real", axis=0
-        )
-        bias_scale = self._constant(f"{name}.bias_scale", (step * into.unit.ravel()).astype(np.float32))
+        weight = self._constants(f"{name}.weight", op.weight, kind, step)
         whole = np.rint(op.bias / 2.0**op.align).astype(np.int64)
         if np.abs(whole).max(initial=0) >= 2**31:
             raise QexpError(f"export=onnx: {op.layer}: its bias needs more than the 32 bits that runtimes take")
-        bias = self._node(
-            "DequantizeLinear", [self._integers(f"{name}.bias", whole, "INT32"), bias_scale], f"{name}.offset", axis=0
-        )
+        bias = self._constants(f"{name}.bias", whole, "INT32", (step * into.unit.ravel()).astype(np.float32))
         if isinstance(op, Linear):
             return self._node("Gemm", [x, weight, bias], op.output, transB=1)
         pads = [*op.padding, *op.padding]
@@ -202,7 +246,10 @@ class _Graph:
         kind = _kind(spec)
         if kind is None:
             return x
-        self.bits[name] = spec.bits
+        key = x, *_key(spec)
+        if key in self.quantized:
+            return self.quantized[key]
+        self.bits[name] = width(spec.low, spec.high)
         if KINDS[kind] != (spec.low, spec.high):
             ends = [
                 self._constant(f"{name}.{k}", np.float32((v - zero) * unit))
@@ -214,7 +261,8 @@ class _Graph:
         if not KINDS[kind][0] <= zero <= KINDS[kind][1]:
             raise QexpError(f"export=onnx: {name}: its zero point {zero} lies outside {kind.lower()}")
         codes = self._node("QuantizeLinear", [x, scale, point], f"{name}.codes")
-        return self._node("DequantizeLinear", [codes, scale, point], f"{name}.value")
+        self.quantized[key] = self._node("DequantizeLinear", [codes, scale, point], f"{name}.value")
+        return self.quantized[key]
 
     def _average(self, op: SumPool, x: str, name: str, out: TensorSpec) -> str:
         into = self.program.tensors[op.inputs[0]]
@@ -265,6 +313,11 @@ class _Graph:
         number, values = getattr(self.onnx.TensorProto, kind), np.asarray(values)
         self.constants[name] = self.onnx.helper.make_tensor(name, number, values.shape, values.ravel().tolist())
         return name
+
+
+def _key(spec: TensorSpec) -> tuple[float, int, int, int]:
+    """Returns what tells one grid for a whole tensor from another."""
+    return float(spec.unit.ravel()[0]), int(spec.zero_point.ravel()[0]), spec.low, spec.high
 
 
 def _kind(spec: TensorSpec) -> str | None:
