@@ -9,12 +9,13 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from qexp import takeaway
 from qexp.datasets import load_data
 from qexp.errors import QexpError, near
 from qexp.record import Record
 
 log = logging.getLogger(__name__)
-EXPORTS = ("verify", "package", "onnx")
+EXPORTS = ("verify", *takeaway.FORMS)
 IMAGES = 1000  # a proof is tried on, where nobody says how many
 Experiment = Callable[[DictConfig, Any, Record], dict[str, Any]]
 
@@ -26,8 +27,8 @@ def again(cfg: DictConfig, experiment: Experiment) -> dict[str, Any]:
     The run is evaluated again, and a score that is not the recorded one is said: then these are not the files of that run.
 
     Args:
-        cfg: `export`, `weights` (the run's folder), `verify` (how many images; by default as many as its last proof had, at
-            least 1,000).
+        cfg: `export`, `weights` (the run's folder), `verify` (how many images; by default 1,000). A proof on fewer images than the
+            recorded one does not take its place, unless it finds something else.
         experiment: What computes a point.
     """
     try:
@@ -67,15 +68,11 @@ def _finished(cfg: DictConfig) -> tuple[Record, DictConfig]:
         )
     own = OmegaConf.load(folder / "config.yaml")
     record.request = finished.get("request", "")
-    proven = int(finished.get("verify_images") or 0)
-    images = cfg.verify or max(proven, IMAGES)
-    if images < proven:
-        log.warning("%s: its proof on %d images gives way to one on %d (verify=%d)", folder, proven, images, images)
     with open_dict(own):
         for key in cfg:  # what later versions of the configuration have
             if key not in own:
                 own[key] = cfg[key]
-        own.verify, own.accumulator, own.export = images, cfg.accumulator, cfg.export
+        own.verify, own.accumulator, own.export = cfg.verify or IMAGES, cfg.accumulator, cfg.export
         own.runs_dir, own.study, own.force = str(folder.parent.parent), folder.parent.name, False
         own.trainer.enable_progress_bar = cfg.trainer.enable_progress_bar
     return record, own

@@ -128,7 +128,7 @@ def experiment(cfg: DictConfig, data: LightningDataModule, record: Record) -> di
         "n_calibrate": cfg.n_calibrate and sum(map(len, images)),
         **data.notes(),
         **moment.findings,
-        **proof.prove(cfg, model, data, record),
+        **proof.prove(cfg, model, data, record, metrics["value"], images),
     }
     training.task(cfg, model).leave(record.folder, score, float_score, data)
     outcome.write(record, model, plan, structure, seen, images[0], metrics, score)

@@ -38,7 +38,7 @@ LEVELS = (  # from the bottom; a part imports only from parts on lower levels
     ("training",),
     ("floats", "stages"),
     ("teachers",),
-    ("outcome", "proof", "export"),
+    ("outcome", "takeaway", "proof", "export"),
     ("pipeline", "prepare"),
 )
 RANK = {name: i for i, level in enumerate(LEVELS) for name in level}

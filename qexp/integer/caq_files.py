@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -152,22 +153,63 @@ def engine_bytes(weight: Tensor, n2: int) -> np.ndarray:
 
 
 def export(model: nn.Module, folder: Path, calibration: Calibration | None = None) -> list[Path]:
-    """Writes `exponents.txt`, `<layer>.weight` for each INQ weight, and the maps of maxima if given; returns the files.
+    """Writes a network's files, in place of earlier ones, and returns their paths.
 
-    The weights are those the network computes with. `layers.txt` names the lines of `exponents.txt`, one each.
+    `exponents.txt` has a line for each tensor with power-of-two scales, `layers.txt` their names, in the same order;
+    `weights/<layer>.bin` the INQ weights, as the network computes with them; `features/<layer>.<site>.bin` the maps of maxima, if given.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
     found = exponents(model)
     write_exponents(folder / "exponents.txt", found)
     (folder / "layers.txt").write_text("".join(name + "\n" for name in found))
-    for name, site, q in quantizers(model):
-        if isinstance(q, INQ) and site == "weight":
-            n2 = int(q.n1.min()) - q.count + 1
-            weight = q(model.get_submodule(name).weight.detach())
-            try:
-                write_weight(folder / f"{name}.weight", weight, n2)
-            except QexpError as error:
-                raise QexpError(f"{name}: {error}") from None
+    for name, (q, weight) in _weights(model).items():
+        (folder / "weights").mkdir(exist_ok=True)
+        try:
+            write_weight(folder / "weights" / f"{name}.bin", weight, int(q.n1.min()) - q.count + 1)
+        except QexpError as error:
+            raise QexpError(f"{name}: {error}") from None
     if calibration is not None:
         write_features(folder / "features", calibration)
     return sorted(p for p in folder.rglob("*") if p.is_file())
+
+
+def refuse(model: nn.Module) -> None:
+    """Raises for a network the FPGA tool has no form of, naming the tensors.
+
+    Raises:
+        QexpError: No tensor has power-of-two scales, or a weight is neither float nor INQ.
+    """
+    other = [f"{n}.{site}" for n, site, q in quantizers(model) if site == "weight" and not isinstance(q, INQ)]
+    if not exponents(model) or other:
+        reason = f"{', '.join(other[:4])} are no INQ weights" if other else "no tensor has CAQ exponents"
+        raise QexpError(
+            f"export=fpga: {reason}; the FPGA tool reads power-of-two exponents and weights: run quant=caq_shift, inq or inq_shift"
+        )
+
+
+def check(model: nn.Module, folder: Path) -> dict[str, int]:
+    """Returns what a folder's files hold, after comparing them with the network: `tensors`, `layers`, `weight_bytes`.
+
+    Raises:
+        QexpError: An exponent or a weight that was read back is not the network's; its file is named.
+    """
+    found = exponents(model)
+    lines, names = read_exponents(folder / "exponents.txt"), (folder / "layers.txt").read_text().split()
+    for name, line in zip(names, lines, strict=True):
+        if line != found.get(name):
+            raise QexpError(f"{folder / 'exponents.txt'}: the exponents of {name} are not the network's")
+    weights, size = _weights(model), 0
+    for name, (_, weight) in weights.items():
+        path = folder / "weights" / f"{name}.bin"
+        if not torch.equal(read_weight(path).reshape(weight.shape), weight.float()):
+            raise QexpError(f"{path}: the weights are not the network's")
+        size += path.stat().st_size
+    return {"tensors": len(lines), "layers": len(weights), "weight_bytes": size}
+
+
+@torch.no_grad()
+def _weights(model: nn.Module) -> dict[str, tuple[INQ, Tensor]]:
+    """Returns, by layer, the quantizer of each INQ weight and the weight as the network computes with it."""
+    found = [(name, q) for name, site, q in quantizers(model) if isinstance(q, INQ) and site == "weight"]
+    return {name: (q, q(model.get_submodule(name).weight)) for name, q in found}

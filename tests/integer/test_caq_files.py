@@ -70,8 +70,10 @@ def test_a_network_is_written_whole(residual, tmp_path):
     written = files.export(residual, tmp_path, seen)
     lines, names = files.read_exponents(tmp_path / "exponents.txt"), (tmp_path / "layers.txt").read_text().split()
     assert lines[names.index("conv.output")] == residual.conv.output_quantizer.exponents.tolist()
-    assert torch.equal(files.read_weight(tmp_path / "grouped.weight"), residual.grouped.quantized_weight().detach())
-    assert files.read_weight(tmp_path / "fc.weight").shape == (5, 12, 1, 1)
+    assert torch.equal(
+        files.read_weight(tmp_path / "weights" / "grouped.bin"), residual.grouped.quantized_weight().detach()
+    )
+    assert files.read_weight(tmp_path / "weights" / "fc.bin").shape == (5, 12, 1, 1)
     stem = files.read_feature(tmp_path / "features" / "stem.input.bin", (3, 8, 8))
     assert torch.equal(stem, images.abs().amax(0)) and all(p.exists() for p in written)
     with pytest.raises(QexpError, match="holds 192 numbers"):

@@ -1,0 +1,87 @@
+"""The simulated network as an archive of `torch.export`: ordinary PyTorch operations, which a program without qexp loads and runs.
+
+model.pt2                 the graph; weights as the network computes with them, quantizers of activations as arithmetic; any batch size
+golden.safetensors        a few images and the scores the network gave them
+
+import torch
+from safetensors.torch import load_file
+golden = load_file("golden.safetensors")
+scores = torch.export.load("model.pt2").module()(golden["images"])
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from qexp_kernels.library import REFERENCES
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from qexp.errors import QexpError
+from qexp.layers.swap import baked_weights, evaluating
+
+ARCHIVE, GOLDEN = "model.pt2", "golden.safetensors"
+
+
+@torch.no_grad()
+def write(model: nn.Module, folder: Path, images: Tensor) -> dict[str, Any]:
+    """Writes the archive of a quantized network and its golden vectors; returns what they hold: `bytes`, `operations`.
+
+    Args:
+        model: Calibrated, on the CPU; left as it was.
+        folder: Made, or emptied of an earlier archive.
+        images: A few real images `[N, C, H, W]`, at least two.
+
+    Raises:
+        QexpError: The network cannot be traced; why is said.
+    """
+    with evaluating(model), baked_weights(model):
+        scores = model(images)
+        program = _traced(model, images)
+    ours = sorted({str(n.target) for n in program.graph.nodes if str(n.target).startswith("qexp.")})
+    if ours:
+        raise QexpError(f"export=torch: the operations {', '.join(ours)} have no form in plain PyTorch")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    torch.export.save(program, folder / ARCHIVE)
+    save_file({"images": images.contiguous(), "scores": scores.contiguous()}, folder / GOLDEN)
+    calls = sum(n.op == "call_function" for n in program.graph.nodes)
+    return {"bytes": (folder / ARCHIVE).stat().st_size, "operations": calls}
+
+
+def _traced(model: nn.Module, images: Tensor) -> torch.export.ExportedProgram:
+    """Returns the traced network, its quantizers decomposed into the operations that define them."""
+    any_batch = ({0: torch.export.Dim("N")},)
+    table = {getattr(torch.ops.qexp, name).default: reference for name, reference in REFERENCES.items()}
+    noisy = logging.getLogger("torch.export")
+    before = noisy.level
+    noisy.setLevel(logging.ERROR)
+    try:
+        return torch.export.export(model, (images,), dynamic_shapes=any_batch, strict=False).run_decompositions(table)
+    except Exception as error:  # whatever a foreign model's forward raises while being traced
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
+        raise QexpError(
+            f"export=torch: {type(model).__name__} cannot be traced by torch.export ({type(error).__name__}: {reason}); "
+            "write its forward without steps that depend on the data"
+        ) from error
+    finally:
+        noisy.setLevel(before)
+
+
+def read(folder: Path) -> tuple[nn.Module, Tensor, Tensor]:
+    """Returns the network of an archive, its golden images and their scores.
+
+    Raises:
+        QexpError: A file is missing or damaged.
+    """
+    try:
+        vectors = load_file(folder / GOLDEN)
+        return torch.export.load(folder / ARCHIVE).module(), vectors["images"], vectors["scores"]
+    except Exception as error:  # of the archive's reader, which names none
+        raise QexpError(
+            f"{folder}: {ARCHIVE} or {GOLDEN} is missing, cut short or damaged ({type(error).__name__}: {error}); export the run again"
+        ) from None
