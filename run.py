@@ -1,11 +1,14 @@
 """Quantize a network and say what it costs: `python run.py --help`."""
 
 import sys
+from pathlib import Path
 
 import hydra
 from omegaconf import DictConfig
 
+from qexp.choices import check_choices
 from qexp.config import register
+from qexp.errors import QexpError
 
 register()
 
@@ -18,4 +21,8 @@ def main(cfg: DictConfig) -> dict:
 
 
 if __name__ == "__main__":
+    try:
+        check_choices(sys.argv[1:], Path(__file__).parent / "conf")
+    except QexpError as mistake:
+        sys.exit(str(mistake))
     sys.exit(main())

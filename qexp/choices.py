@@ -1,0 +1,78 @@
+"""What the command line chooses, looked up before Hydra composes: an unknown choice or key is answered with the nearest that there are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep, Override
+from hydra.errors import HydraException
+
+from qexp.config import Root
+from qexp.errors import QexpError, near
+
+
+def check_choices(arguments: Sequence[str], conf: Path) -> None:
+    """Checks each `GROUP=CHOICE` and each key of the root, those of a sweep too; what it cannot read is left to Hydra.
+
+    Args:
+        arguments: The command line after the program's name. `--config-dir` there names another folder with choices.
+        conf: The folder of configuration files; a folder in it is a group.
+
+    Raises:
+        QexpError: A choice that no file has, or a key that the root does not have.
+    """
+    folders = [folder for folder in (conf, *map(Path, _config_dirs(arguments))) if folder.is_dir()]
+    own_root = any(word.startswith(("--config-name", "-cn")) for word in arguments)
+    for override in _overrides(arguments):
+        group = override.key_or_group
+        if group.split("/")[0] == "hydra" or override.is_delete():
+            continue
+        choices = sorted({file.stem for folder in folders for file in (folder / group).glob("*.yaml")})
+        if choices:
+            for choice in _chosen(override.value()):
+                if not any((folder / group / f"{choice}.yaml").is_file() for folder in folders):
+                    open_ones = [name for name in choices if not name.startswith("_")]
+                    raise QexpError(
+                        f"{override.input_line}: {group} has no choice {choice!r}{near(choice, open_ones)}; "
+                        f"allowed are {', '.join(open_ones)}"
+                    )
+        elif not {".", "/"} & set(group) and not override.is_add() and not own_root:
+            known = sorted(
+                {f.name for f in fields(Root)} | {g.name for f in folders for g in f.iterdir() if g.is_dir()}
+            )
+            if group not in known:
+                raise QexpError(
+                    f"{override.input_line}: there is no key {group!r}{near(group, known)}; see run.py --cfg job"
+                )
+
+
+def _config_dirs(arguments: Sequence[str]) -> Iterator[str]:
+    for word, following in zip(arguments, [*arguments[1:], ""]):
+        name, is_joined, value = word.partition("=")
+        if name in ("--config-dir", "-cd"):
+            yield value if is_joined else following
+
+
+def _overrides(arguments: Sequence[str]) -> Iterator[Override]:
+    parser = OverridesParser.create()
+    for word in arguments:
+        if "=" in word and not word.startswith("-"):
+            try:
+                yield parser.parse_override(word)
+            except HydraException:  # Hydra says what is wrong with it
+                continue
+
+
+def _chosen(value: Any) -> Iterator[str]:
+    """Yields the names in a choice, a list of choices or a sweep over either."""
+    if isinstance(value, ChoiceSweep):
+        value = value.list
+    if isinstance(value, list):
+        for one in value:
+            yield from _chosen(one)
+    elif isinstance(value, str | int | float) and not str(value).startswith("${"):
+        yield str(value).removesuffix(".yaml")
