@@ -39,11 +39,12 @@ class Stage:
     epochs: int
 
 
-def stages(schedule: DictConfig) -> list[Stage]:
+def stages(schedule: DictConfig, plan: Plan) -> list[Stage]:
     """Returns the stages a schedule asks for; a plain training is one.
 
     A list of widths shares the epochs evenly, what does not divide going to the recipe's own widths, which come last. A mapping
-    `{width: epochs}` names the epochs of the earlier stages, and the last has the rest.
+    `{width: epochs}` names the epochs of the earlier stages, and the last has the rest. Naming the recipe's own width at the end of
+    either adds no stage.
     """
     asked = schedule.get("progressive")
     asked = OmegaConf.to_container(asked) if OmegaConf.is_config(asked) else asked
@@ -58,6 +59,8 @@ def stages(schedule: DictConfig) -> list[Stage]:
         raise QexpError(
             f"{where}: give falling widths of 16..2 bits, such as [8,4,3]; the recipe's own come after them"
         )
+    if len(widths) > 1 and widths[-1] == min((e.bits for e in plan if _narrowed(e)), default=None):
+        widths.pop()
     if schedule.max_steps > 0:
         raise QexpError(f"{where}: stages are counted in epochs; leave schedule.max_steps alone")
     epochs = [asked[w] for w in widths] if isinstance(asked, dict) else [total // (len(widths) + 1)] * len(widths)
@@ -73,15 +76,23 @@ def widened(plan: Plan, bits: int | None) -> Plan:
     """Returns the plan with weights, inputs and outputs of at least this width; those that are wider, or float, stay."""
 
     def wide(entry: Entry) -> Entry:
-        ours = entry.spec is not None and (entry.site in ("weight", "output") or entry.site.startswith("input"))
-        return replace(entry, bits=bits, rule=f"stage {bits}") if ours and bits and entry.bits < bits else entry
+        return (
+            replace(entry, bits=bits, rule=f"stage {bits}")
+            if bits and _narrowed(entry) and entry.bits < bits
+            else entry
+        )
 
     return Plan(tuple(map(wide, plan)))
 
 
+def _narrowed(entry: Entry) -> bool:
+    """Whether stages set this tensor's width."""
+    return entry.spec is not None and (entry.site in ("weight", "output") or entry.site.startswith("input"))
+
+
 def check(schedule: DictConfig, plan: Plan, passes: Sequence[Pass]) -> None:
     """Raises if the stages asked for cannot be had: one that changes nothing, or a recipe whose passes edit fitted quantizers."""
-    steps = stages(schedule)
+    steps = stages(schedule, plan)
     for earlier, later in itertools.pairwise(steps):
         if widened(plan, earlier.bits).entries == widened(plan, later.bits).entries:
             raise QexpError(
@@ -119,7 +130,7 @@ def train(
     schedule's whole course of the learning rate and an optimizer of its own. A stage that is done is kept in
     `checkpoints/stages`, so a run that stops goes on in the stage it was in.
     """
-    steps = stages(cfg.schedule)
+    steps = stages(cfg.schedule, plan)
     kept = folder / "checkpoints" / "stages"
     done: list[dict[str, Any]] = _read(kept) if len(steps) > 1 else []
     for number, stage in enumerate(steps):

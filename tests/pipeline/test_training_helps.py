@@ -12,6 +12,7 @@ from pytorch_lightning import Callback
 
 from qexp import pipeline, stages, training
 from qexp.layers import quantizers
+from qexp.recipe.plan import Entry, Plan
 from qexp.weights import save_weights
 from tests.pipeline.test_training import Stop
 
@@ -194,8 +195,23 @@ def test_every_method_that_learns_can_be_narrowed(compose, digits, tmp_path):
 
 
 def test_a_plain_schedule_is_one_stage(compose):
-    assert stages.stages(compose("schedule=qat", "schedule.epochs=3").schedule) == [stages.Stage(None, 3)]
-    assert stages.stages(compose("schedule=ptq").schedule) == [stages.Stage(None, 0)]
+    plan = Plan((Entry("conv", "weight", {}, 2, "layer_wbit"),))
+    assert stages.stages(compose("schedule=qat", "schedule.epochs=3").schedule, plan) == [stages.Stage(None, 3)]
+    assert stages.stages(compose("schedule=ptq").schedule, plan) == [stages.Stage(None, 0)]
+
+
+@pytest.mark.parametrize(
+    ("with_it", "without"), [("[8,4,2]", "[8,4]"), ("{8: 1, 4: 2, 2: 3}", "{8: 1, 4: 2}"), ("{4: 1, 2: 1}", "{4: 1}")]
+)
+def test_the_final_width_may_be_named_as_the_last_stage(compose, with_it, without):
+    plan = Plan((Entry("ends", "weight", {}, 8, "ends"), Entry("conv", "weight", {}, 2, "layer_wbit")))
+
+    def asked(widths: str) -> list[stages.Stage]:
+        return stages.stages(
+            compose("schedule=qat", "schedule.epochs=6", f"schedule.progressive={widths}").schedule, plan
+        )
+
+    assert asked(with_it) == asked(without) and asked(with_it)[-1].bits is None
 
 
 def test_what_is_evaluated_is_the_average(run, tmp_path, monkeypatch):
