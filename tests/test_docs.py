@@ -13,6 +13,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from qexp.calibration.ranges import Context
 from qexp.calibration.stats import TensorStats
+from qexp.choices import check_choices
+from qexp.config import register
 from qexp.numerics.grid import UniformGrid
 
 ROOT = Path(__file__).parents[1]
@@ -41,9 +43,8 @@ def commands() -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize(("page", "command"), commands())
 def test_every_command_composes(page, command):
-    from qexp.config import register
-
     register()
+    check_choices(shlex.split(command), ROOT / "conf")
     words = [
         word for word in shlex.split(command) if "=" in word and not word.startswith("hydra")
     ]  # launchers are plugins
@@ -59,6 +60,24 @@ def test_every_method_says_when_to_use_it():
     advice = yaml.safe_load((ROOT / "docs" / "advice.yml").read_text())
     names = {p.stem for p in (ROOT / "conf" / "quant").glob("*.yaml") if not p.stem.startswith("_")}
     assert set(advice) == names
+
+
+def test_advice_that_names_a_study_finds_the_method_measured_there():
+    """Brackets at the end hold studies, or a source where nothing was measured."""
+    advice = yaml.safe_load((ROOT / "docs" / "advice.yml").read_text())
+    named = [(method, re.search(r"\(([^()]+)\)\.$", text)) for method, text in advice.items()]
+    found = [
+        (method, study)
+        for method, match in named
+        if match and not match[1].startswith("source")
+        for study in match[1].split(", ")
+    ]
+    for method, study in found:
+        rows = [
+            row for row in (ROOT / "experiments" / study / "README.md").read_text().splitlines() if row.startswith("|")
+        ]
+        assert any(re.search(rf"\| *`?{method}\b", row, re.I) for row in rows), f"{study} has no row of {method}"
+    assert len(found) > 10
 
 
 def test_the_example_of_an_own_rule_runs():
