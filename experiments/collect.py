@@ -1,14 +1,16 @@
-"""A study's results as a Markdown table: `python -m experiments.collect runs/STUDY [--paired] [--cost] [--column NAME]`.
+"""Results as a Markdown table: `python -m experiments.collect runs/STUDY [runs/OTHER] [--where KEY=VALUE] [--paired] [--cost]`.
 
 One row a method (with its passes and settings where the study has several), one column a pair of widths, each cell the accuracy in
 percent and the half width of its 95 % interval. With `--paired`, below the table: for each width, which methods the best one beats on the
 same images (exact McNemar test, p < 0.05; for detections a bootstrap over images of the difference, 95 %). With `--cost`, a second
-table: minutes of calibration and learning, and the most memory the process held. With `--column`, another share, such as map_area or top5.
+table: minutes of calibration, learning and training, and the most memory the process held. With `--column`, another share, such as
+map_area or top5. With `--where model=resnet20`, the rows of one network alone.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,8 @@ from qexp.report.results import collect
 from qexp.report.statistics import mcnemar
 from qexp.tasks.mean_ap import Matches, bootstrap, mean_ap
 
+BITS = Path(__file__).parents[1] / "conf" / "bits"
+
 
 def table(points: pd.DataFrame, column: str = "value") -> str:
     """Returns the Markdown table of a study's points, of their score or of another column of shares in percent."""
@@ -30,8 +34,8 @@ def table(points: pd.DataFrame, column: str = "value") -> str:
 
 
 def rows(points: pd.DataFrame, write: Callable[[pd.Series], str]) -> list[str]:
-    """Returns a Markdown table's lines, one row a method, one column a pair of widths."""
-    widths = list(dict.fromkeys(points.bits))
+    """Returns a Markdown table's lines, one row a method, one column a pair of widths, the widest first."""
+    widths = list(dict.fromkeys(points.sort_values(["mean_wbit", "mean_abit"], ascending=False, kind="stable").bits))
     lines = ["| method | " + " | ".join(widths) + " |", "|---" * (len(widths) + 1) + "|"]
     for name, group in points.groupby("method", sort=False):
         at = {row.bits: write(row) for _, row in group.iterrows()}
@@ -40,27 +44,40 @@ def rows(points: pd.DataFrame, write: Callable[[pd.Series], str]) -> list[str]:
 
 
 def price(row: pd.Series) -> str:
-    """Returns the minutes of calibration and learning, and the memory, of one point."""
+    """Returns the minutes of calibration, learning and training, and the memory, of one point."""
     memory = "" if pd.isna(row.get("peak_mb")) else f", {row.peak_mb:.0f} MiB"
-    seconds = row.seconds_calibrate
+    seconds = row.seconds_calibrate + row.seconds_train
     return (f"{seconds / 60:.1f} min" if seconds >= 60 else f"{seconds:.0f} s") + memory if row.status == "ok" else ""
 
 
-def methods(points: pd.DataFrame, study: Path) -> list[str]:
+def width(wbit: object, abit: object) -> str:
+    """Returns what a pair of widths is called: `W4A8`, or for lists the file of `conf/bits` that sets them.
+
+    >>> width(4, 8), width("[4, ...]", "[4, ...]")
+    ('W4A8', 'resnet20_uniform4')
+    """
+    if "[" in f"{wbit}{abit}":
+        for path in sorted(BITS.glob("*.yaml")):
+            listed = OmegaConf.to_container(OmegaConf.load(path))
+            if [json.dumps(listed[key]).replace('"', "") for key in ("layer_wbit", "layer_abit")] == [
+                str(wbit),
+                str(abit),
+            ]:
+                return path.stem
+    return f"W{wbit}A{abit}"
+
+
+def methods(points: pd.DataFrame) -> list[str]:
     """Returns what to call each point: its quant, its passes where the study has several, and settings that tell equal names apart."""
     passes = points["passes"].fillna("") if "passes" in points else pd.Series("", points.index)
     several = passes.groupby(points.quant).transform("nunique") > 1
     names = [f"{q} + {p}" if many and p else q for q, p, many in zip(points.quant, passes, several)]
-    settings = [flat(OmegaConf.to_container(OmegaConf.load(study / point / "config.yaml"))) for point in points.point]
+    settings = [flat(OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))) for folder in points.folder]
     out = []
     for name, own in zip(names, settings):
         alike = [other for n, other in zip(names, settings) if n == name]
-        widths = [(other.get("layer_wbit"), other.get("layer_abit")) for other in alike]
-        keys = (
-            []
-            if len(set(widths)) == len(widths)
-            else [k for k in own if k.split(".")[0] in ("quant", "passes", "seed")]
-        )
+        at = [f"{other.get('layer_wbit')} {other.get('layer_abit')}" for other in alike]
+        keys = [] if len(set(at)) == len(at) else [k for k in own if k.split(".")[0] in ("quant", "passes", "seed")]
         told = [k for k in keys if len({str(other.get(k)) for other in alike}) > 1]
         words = ", ".join(f"{k.rpartition('.')[2]}={own[k]}" for k in told)
         out.append(f"{name} ({words})" if told else name)
@@ -82,12 +99,12 @@ def cell(row: pd.Series) -> str:
     return f"{row.value:.2f} ± {(row.ci_high - row.ci_low) / 2:.2f}"
 
 
-def paired(points: pd.DataFrame, study: Path) -> str:
+def paired(points: pd.DataFrame) -> str:
     """Returns, for each width, the best method and how it stands against the others on the same images."""
     lines = []
     for width, group in points[points.status == "ok"].groupby("bits", sort=False):
         ranked = group.sort_values("value", ascending=False)
-        folders = {row.method: study / row.point for row in ranked.itertuples()}
+        folders = dict(zip(ranked.method, ranked.folder))
         best, *others = ranked.method
         same = [name for name in others if not told_apart(folders[best], folders[name])]
         lines.append(f"* {width}: {best} is best; not told apart from it: {', '.join(same) or 'none'}")
@@ -111,7 +128,10 @@ def told_apart(one: Path, other: Path) -> bool:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("study", type=Path, help="a study's folder, such as runs/method_shelf")
+    parser.add_argument("studies", type=Path, nargs="+", metavar="STUDY", help="folders, such as runs/method_shelf")
+    parser.add_argument(
+        "--where", nargs="*", default=[], metavar="KEY=VALUE", help="of these rows alone: model=resnet20"
+    )
     parser.add_argument("--paired", action="store_true", help="compare methods on the same images")
     parser.add_argument("--cost", action="store_true", help="minutes and memory")
     parser.add_argument("--order", nargs="*", default=[], metavar="QUANT", help="recipes in the order of their rows")
@@ -119,18 +139,28 @@ def main() -> None:
         "--column", default="value", help="what the cells show: value, or another share such as map_area, top5"
     )
     args = parser.parse_args()
-    points = collect(args.study)
+    parts = [collect(study) for study in args.studies]
+    points = pd.concat(
+        [part.assign(folder=[study / point for point in part.point]) for study, part in zip(args.studies, parts)],
+        ignore_index=True,
+    )
+    for key, _, value in (condition.partition("=") for condition in args.where):
+        points = points[points[key].astype(str) == value]
+    if points.empty:
+        raise SystemExit(
+            f"{' '.join(map(str, args.studies))}: no point{' of ' if args.where else ''}{', '.join(args.where)}"
+        )
     place = {name: i for i, name in enumerate(args.order)}
     points = points.sort_values(
         "quant", key=lambda names: names.str.split(" + ", regex=False).str[0].map(place), kind="stable"
     ).reset_index(drop=True)
-    points["bits"] = [f"W{w}A{a}" for w, a in zip(points.layer_wbit, points.layer_abit)]
-    points["method"] = methods(points, args.study)
+    points["bits"] = [width(w, a) for w, a in zip(points.layer_wbit, points.layer_abit)]
+    points["method"] = methods(points)
     print(table(points, args.column))
     if args.cost:
         print("\n" + "\n".join(rows(points, price)))
     if args.paired:
-        print("\n" + paired(points, args.study))
+        print("\n" + paired(points))
 
 
 if __name__ == "__main__":

@@ -2,8 +2,10 @@
 
 A target is a line `model,dataset,quant,wbit,abit,float,value,tolerance,source,needs`: what was published for that network, method and
 pair of widths (percent), and how far from it counts as reproduced (points). What is compared is the loss against float, since float
-networks differ; ours is the mean over seeds. `dataset` may name several with `|`: a target of ImageNet's validation images is compared on
-whichever images were run, and the table says on which. `needs` says what a machine must have to run a row that has not been run.
+networks differ; ours is the mean over seeds. A network trained with quantizers from random weights has no float network of its own: it is
+held against the one that was trained in float (`schedule=float`) in the same study. `dataset` may name several with `|`: a target of
+ImageNet's validation images is compared on whichever images were run, and the table says on which. `needs` says what a machine must have
+to run a row that has not been run.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from experiments.collect import width
 from qexp.report.results import collect
 
 COLUMNS = ("model", "dataset", "quant", "wbit", "abit", "float", "value", "tolerance", "source", "needs")
@@ -46,16 +49,29 @@ def matching(points: pd.DataFrame, target: pd.Series) -> pd.DataFrame:
     ]
 
 
+def float_scores(points: pd.DataFrame) -> pd.DataFrame:
+    """Returns the points with float scores where they had none: those of networks trained in float on the same images."""
+    if not {"value", "value_float", "schedule"} <= set(points):
+        return points
+    trained = points[(points.status == "ok") & (points.schedule == "float")].groupby(["model", "dataset"]).value.mean()
+    there = [trained.get((model, dataset)) for model, dataset in zip(points.model, points.dataset)]
+    scores = points.value_float.fillna(pd.Series(there, points.index, dtype=float))
+    return points.assign(value_float=scores, drop=points["drop"].fillna(scores - points.value))
+
+
 def line(target: pd.Series, found: pd.DataFrame) -> str:
     """Returns one row of the table."""
     paper = target.float - target.value
-    head = f"| {target.model} | {target.quant} | W{target.wbit}A{target.abit} | {target.float:.2f} → {target.value:.2f} ({paper:+.2f}) |"
+    asked = f"{target.model} | {target.quant} | {width(target.wbit, target.abit)}"
+    head = f"| {asked} | {target.float:.2f} → {target.value:.2f} ({paper:+.2f}) |"
     if found.empty:
         return f"{head} | | not run: needs {target.needs or 'time'} | {target.source} |"
     drop, value, half = found["drop"].mean(), found.value.mean(), ((found.ci_high - found.ci_low) / 2).mean()
     spread = f", sd {found.value.std():.2f} of {len(found)} seeds" if len(found) > 1 else ""
     near = abs(drop - paper) <= target.tolerance + half
     verdict = "reproduced" if near else "better" if drop < paper else "worse"
+    if pd.isna(drop):
+        return f"{head} {value:.2f} ± {half:.2f}{spread} | no float network beside it | {target.source} |"
     images = "" if list(found.dataset.unique()) == [target.dataset] else f" on {found.dataset.iloc[0]}"
     ours = f"{found.value_float.mean():.2f} → {value:.2f} ± {half:.2f} ({drop:+.2f}){spread}{images}"
     return f"{head} {ours} | {verdict} (±{target.tolerance:g}) | {target.source} |"
@@ -79,7 +95,7 @@ def main() -> None:
     args = parser.parse_args()
     points = [collect(folder) for folder in args.studies if folder.is_dir()]
     empty = pd.DataFrame(columns=["status", "model", "dataset", "quant", "layer_wbit", "layer_abit"])
-    print(table(read_targets(args.targets), pd.concat(points, ignore_index=True) if points else empty))
+    print(table(read_targets(args.targets), float_scores(pd.concat(points, ignore_index=True)) if points else empty))
 
 
 if __name__ == "__main__":

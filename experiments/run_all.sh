@@ -11,11 +11,12 @@ fast=${FAST:+debug=fast}
 
 declare -A options=(
     [method_shelf]="$resnet20" [ptq_ladder]="$resnet20" [low_bit_resnet20]="$resnet20" [low_bit_resnet20_full]="$resnet20"
-    [one_bit_methods]="$resnet20" [detection]="weights=$weights/MobileNetV2-YOLOv3-Nano-voc.weights"
+    [one_bit_methods]="$resnet20" [one_bit_bwn]="$resnet20" [one_bit_xnor]="$resnet20" [detection]="weights=$weights/MobileNetV2-YOLOv3-Nano-voc.weights"
 )
-studies=${STUDIES:-method_shelf ptq_ladder fixed_point_ladder fixed_point_ladder_cifar aciq caq caq_faces caq_detection
-    toynet_cfg1 toynet_cfg1s toynet_cfg2 toynet_cfg3 dorefa_pact dorefa_pact_mobilenet mobilenetv2_cfg1s
-    one_bit one_bit_methods one_bit_thresholds low_bit_resnet20 low_bit_resnet20_full mobilenet_collapse detection}
+studies=${STUDIES:-method_shelf ptq_ladder fixed_point_ladder fixed_point_ladder_cifar aciq caq caq_winograd caq_faces
+    caq_detection dorefa_pact_toynet toynet_cfg1s dorefa_pact dorefa_pact_mobilenet mobilenetv2_cfg1s
+    one_bit one_bit_methods one_bit_bwn one_bit_xnor one_bit_thresholds low_bit_resnet20 low_bit_resnet20_full
+    mobilenet_collapse mobilenet_collapse_edits detection}
 
 failed=()
 for study in $studies; do

@@ -23,12 +23,16 @@ def study(tmp_path, points):
                 "ci_low": value - 1,
                 "ci_high": value + 1,
                 "value_float": 92.0,
-                "seconds_calibrate": 90,
+                "seconds_calibrate": 70,
+                "seconds_train": 20,
+                "mean_wbit": wbit,
+                "mean_abit": 8,
                 "peak_mb": 1000.4,
             }
         )
     frame = pd.DataFrame(made)
-    frame["method"] = methods(frame, tmp_path)
+    frame["folder"] = [tmp_path / point for point in frame.point]
+    frame["method"] = methods(frame)
     return frame
 
 

@@ -6,8 +6,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from experiments.published import line, matching, read_targets, table
+from experiments.published import float_scores, line, matching, read_targets, table
 
 ROOT = Path(__file__).parents[2]
 TARGETS = sorted(ROOT.glob("experiments/*/targets.csv"))
@@ -28,8 +29,14 @@ def test_every_point_of_a_study_composes(compose, name):
     path = ROOT / "conf" / "experiment" / f"{name}.yaml"
     assert path.read_text().splitlines()[1].startswith("# ")  # what it is, and where its target comes from
     body = yaml.safe_load(path.read_text())
+    parser = OverridesParser.create()
     params = body.get("hydra", {}).get("sweeper", {}).get("params", {})
-    choices = [[f"{key}={value.strip()}" for value in str(values).split(",")] for key, values in params.items()]
+    choices = [
+        [f"{key}={value}" for value in parser.parse_override(f"{key}={values}").sweep_string_iterator()]
+        if parser.parse_override(f"{key}={values}").is_sweep_override()
+        else [f"{key}={values}"]
+        for key, values in params.items()
+    ]
     points = list(itertools.product(*choices))
     for point in {points[0], points[-1]} | {p for p in points if p[1:] == points[0][1:]}:
         cfg = compose(f"experiment={name}", *point)
@@ -68,6 +75,14 @@ def test_the_loss_against_float_is_what_is_compared(target, drop, verdict):
 def test_other_images_and_several_seeds_are_said(target):
     text = line(target, matching(points(1.9, 2.1, dataset="imagenet_sample"), target))
     assert "on imagenet_sample" in text and "sd 0.14 of 2 seeds" in text
+
+
+def test_a_network_trained_from_random_weights_is_held_against_one_trained_in_float(target):
+    scratch = points(2.0).assign(value_float=float("nan"), drop=float("nan"), schedule="qat_scratch")
+    assert "no float network beside it" in line(target, matching(float_scores(scratch), target))
+    trained = points(0.0).assign(schedule="float", quant="none", value=70.5)
+    both = float_scores(pd.concat([scratch, trained], ignore_index=True))
+    assert "70.50 → 69.00" in line(target, matching(both, target)) and "(+1.50)" in line(target, matching(both, target))
 
 
 def test_a_row_that_was_not_run_says_what_it_needs(target):
