@@ -23,8 +23,8 @@ class LSQ(AffineQuantizer):
 
     Levels: 2^bits (signed `-2^(b-1)..2^(b-1)-1`, unsigned `0..2^b-1`). Gradients: to x, 1 strictly inside the limits; to s,
     `round(x/s) - x/s` inside, `-QN` and `QP` outside, times `1/sqrt(N * QP)` with N the elements a scale serves. The step starts from a
-    range rule, or as in the paper at `2 E|x| / sqrt(QP)`. Saved: the step, the grid's limits. The step is kept above 1e-8 after each
-    optimizer step.
+    range rule, or as in the paper at `2 E|x| / sqrt(QP)`. Saved: the step, the grid's limits. An optimizer step at most halves the step,
+    which stays above 1e-8.
 
     Args:
         bits, shape, granularity, rounding, signed, narrow: See `AffineQuantizer`.
@@ -33,7 +33,9 @@ class LSQ(AffineQuantizer):
 
     Source: Esser et al. 2019 (arXiv 1902.08153), equations 1-3 and section 2.2.
     Differs from the paper: per channel, N is the elements of a channel; the default first step of the shipped recipe is the one of
-    least squared error, since the paper's keeps 2-bit networks near 40 % for epochs.
+    least squared error, since the paper's keeps 2-bit networks near 40 % for epochs. A step is at most halved at a time: a value on the
+    limit pulls with the whole limit, 127 at 8 bits, and where a scale serves few values (27 of a channel of a first layer) one
+    optimizer step was three times the step size, which became negative.
 
     >>> q = LSQ(3, (6,), signed=True, init="paper")
     >>> q.fit(TensorStats.of(torch.tensor([-1.2, -0.4, 0.1, 0.35, 0.9, 2.0])))
@@ -62,6 +64,7 @@ class LSQ(AffineQuantizer):
         self.scale = nn.Parameter(torch.ones(self.granularity.scale_shape(self.shape)))
         self.register_buffer("numel", torch.ones(()))
         self._numel = 1.0
+        self._before: Tensor | None = None  # the step before the optimizer's next one
 
     def fit(self, stats: TensorStats, followed_by_relu: bool = False) -> None:
         self.choose_sign(stats)
@@ -130,8 +133,16 @@ class LSQ(AffineQuantizer):
         rows, _ = self.rows(codes)
         return dequantize(rows, self.scale, torch.zeros_like(self.scale)).reshape(codes.shape)
 
-    def on_optimizer_step(self, latent: Tensor) -> None:
-        self.scale.data.clamp_min_(_LEAST_SCALE)
+    def on_training_start(self, latent: Tensor | None, total_steps: int) -> None:
+        self._before = self.scale.detach().clone()
+
+    @torch.no_grad()
+    def on_optimizer_step(self, latent: Tensor | None) -> None:
+        if self._before is not None:  # what is infinite or no number stays so: it is for `must_stay_positive` to tell
+            halved = torch.maximum(self.scale, self._before / 2)
+            self.scale.copy_(torch.where(self.scale.isfinite(), halved, self.scale))
+            self._before = self.scale.detach().clone()
+        self.scale.clamp_min_(_LEAST_SCALE)
 
     def must_stay_positive(self) -> Tensor:
         return self.scale.detach() - _LEAST_SCALE

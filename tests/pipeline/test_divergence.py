@@ -29,7 +29,7 @@ class Break(Callback):
 
 
 @pytest.mark.parametrize(
-    ("quant", "value"), [("lsq", torch.nan), ("lsq", -1.0), ("tqt", torch.inf), ("tqt", torch.nan)]
+    ("quant", "value"), [("lsq", torch.nan), ("lsq", torch.inf), ("tqt", torch.inf), ("tqt", torch.nan)]
 )
 def test_a_diverging_scale_stops_the_run_and_keeps_the_last_sound_checkpoint(run, tmp_path, monkeypatch, quant, value):
     make_trainer = training.make_trainer

@@ -16,6 +16,7 @@ from qexp.calibration.stats import TensorStats
 from qexp.errors import QexpError
 from qexp.numerics import PerChannel
 from qexp.quantizers.apot import APoTInput, APoTWeight, magnitudes
+from qexp.quantizers.lsq import LSQ
 from qexp.quantizers.lsq_plus import LSQPlus
 from qexp.quantizers.tqt import TQT
 
@@ -150,6 +151,27 @@ def test_tqt_normed_gradients_have_length_one_at_most_whatever_the_tensor():
     before = q.square.clone()
     backward(q, x)
     assert torch.equal(q.square, before), "evaluation leaves no trace"
+
+
+def test_an_optimizer_step_at_most_halves_an_lsq_step():
+    """A value on the limit of 8 bits pulls with 127: of few values that is several times the step itself."""
+    q = LSQ(8, (3,), signed=True, narrow=True, init=MinMax())
+    q.fit(TensorStats.of(torch.tensor([-0.5, 0.25, 1.27])))
+    q.on_training_start(None, 10)
+    for moved, left in ((0.012, 0.012), (-0.03, 0.006), (0.5, 0.5), (0.0, 0.25)):
+        q.scale.data.fill_(moved)
+        q.on_optimizer_step(None)
+        assert q.scale.item() == pytest.approx(left) and bool((q.must_stay_positive() > 0).all())
+    for broken in (torch.nan, torch.inf, -torch.inf):
+        q.scale.data.fill_(broken)
+        q.on_optimizer_step(None)
+        assert not bool((torch.isfinite(q.must_stay_positive()) & (q.must_stay_positive() > 0)).all())
+    q.fit(TensorStats.of(torch.tensor([-0.5, 0.25, 1.27])))
+    q.on_training_start(None, 10)
+    for _ in range(40):
+        q.scale.data.fill_(-1.0)
+        q.on_optimizer_step(None)
+    assert not bool((q.must_stay_positive() > 0).all()), "a step that shrinks on and on has diverged"
 
 
 @few
