@@ -167,9 +167,9 @@ def _maxpool(section: Section, came: list[int]) -> tuple[nn.Module, int, int]:
     size, stride = section.whole("size", 2), section.whole("stride", 2)
     around = section.whole("padding", size - 1)
     parts: dict[str, nn.Module] = OrderedDict()
-    if around % 2:  # the odd pixel goes behind
+    if around % 2:  # the odd pixel goes behind; a window that sees a repeated pixel sees the pixel itself
         before, behind = around // 2, around - around // 2
-        parts["pad"] = nn.ConstantPad2d((before, behind, before, behind), float("-inf"))
+        parts["pad"] = nn.ReplicationPad2d((before, behind, before, behind))
     parts["pool"] = nn.MaxPool2d(size, stride, padding=0 if around % 2 else around // 2)
     return nn.Sequential(parts), came[0], stride
 

@@ -10,84 +10,43 @@ from qexp.graph import facts
 from qexp.models.darknet import Darknet
 from qexp.models.yolo import Head, Yolo
 from qexp.weights import load_weights
-
-CFG = """
-[net]
-width=32
-height=32
-channels=3
-[convolutional]   # layers.0
-filters=8
-size=3
-stride=2
-pad=1
-batch_normalize=1
-activation=relu
-[convolutional]
-filters=8
-size=3
-groups=8
-stride=1
-pad=1
-batch_normalize=1
-activation=leaky
-[shortcut]        # layers.2
-from=-2
-activation=linear
-[maxpool]
-size=2
-stride=2
-[route]           # layers.4
-layers=-1
-[upsample]
-stride=2
-[route]
-layers=-1, 2
-[convolutional]   # layers.7
-filters=14
-size=1
-pad=1
-activation=linear
-[yolo]
-mask=1,0
-anchors=4,4, 8,16
-classes=2
-scale_x_y=1.5
-"""
+from tests.darknet import write_cfg
 
 
 @pytest.fixture
 def cfg(tmp_path):
-    path = tmp_path / "tiny.cfg"
-    path.write_text(CFG)
-    return path
+    return write_cfg(tmp_path)
 
 
 def test_the_network_runs_in_the_order_of_the_file_with_adds_and_concatenations_as_modules(cfg):
     net = Darknet(cfg, 2).eval()
     raw = net(torch.randn(3, 3, 32, 32))
-    assert raw.shape == (3, 2 * 16 * 16, 7)
+    assert raw.shape == (3, 2 * 8 * 8, 7)
     seen = facts(net, torch.zeros(1, 3, 32, 32))
     assert not seen.trace_error
     assert {"layers.2.add", "layers.6.concat"} <= set(seen.order)
-    assert seen.bn_of == {"layers.0.conv": "layers.0.bn", "layers.1.conv": "layers.1.bn"}
-    assert seen.last == "layers.7.conv"
+    assert seen.bn_of == {
+        "layers.0.conv": "layers.0.bn",
+        "layers.1.conv": "layers.1.bn",
+        "layers.7.conv": "layers.7.bn",
+    }
+    assert seen.last == "layers.8.conv"
 
 
 def test_numbers_are_read_in_darknets_order(cfg, tmp_path):
     net = Darknet(cfg, 2)
-    sizes = [8, 8, 8, 8, 8 * 27, 8, 8, 8, 8, 8 * 9, 14, 14 * 16]
+    sizes = [*[8] * 4, 8 * 27, *[8] * 4, 8 * 9, *[16] * 4, 16 * 16 * 9, 14, 14 * 16]
     numbers = np.arange(sum(sizes), dtype="<f4")
     path = tmp_path / "tiny.weights"
     path.write_bytes(np.array([0, 2, 5], "<i4").tobytes() + np.array([7], "<i8").tobytes() + numbers.tobytes())
     load_weights(net, path)
     state, at = net.state_dict(), np.cumsum([0, *sizes])
-    names = [f"layers.0.bn.{n}" for n in ("bias", "weight", "running_mean", "running_var")] + ["layers.0.conv.weight"]
-    names += [f"layers.1.bn.{n}" for n in ("bias", "weight", "running_mean", "running_var")] + ["layers.1.conv.weight"]
-    for name, start in zip([*names, "layers.7.conv.bias", "layers.7.conv.weight"], at):
+    parts = ("bn.bias", "bn.weight", "bn.running_mean", "bn.running_var", "conv.weight")
+    names = [f"layers.{layer}.{part}" for layer in (0, 1, 7) for part in parts]
+    for name, start in zip([*names, "layers.8.conv.bias", "layers.8.conv.weight"], at):
         assert state[name].flatten()[0] == start and state[name].is_contiguous(), name
     path.write_bytes(path.read_bytes()[:-4])
-    with pytest.raises(QexpError, match=r"holds 589 numbers, the network has 590; the file is cut short"):
+    with pytest.raises(QexpError, match=r"holds 2,957 numbers, the network has 2,958; the file is cut short"):
         load_weights(net, path)
 
 
@@ -139,16 +98,14 @@ def test_an_image_without_objects_trains_towards_background_alone():
     ],
 )
 def test_a_file_that_cannot_be_read_says_where(cfg, old, new, says):
-    cfg.write_text(CFG.replace(old, new, 1))
+    cfg.write_text(cfg.read_text().replace(old, new, 1))
     with pytest.raises(QexpError, match=says):
         Darknet(cfg, 2)
 
 
 def test_anchors_that_are_not_there_and_sizes_that_do_not_divide_are_refused(cfg):
     text = cfg.read_text()
-    cfg.write_text(
-        text.replace("mask=", "mask=9,", 1) if "mask=" in text else text.replace("[yolo]", "[yolo]\nmask=9", 1)
-    )
+    cfg.write_text(text.replace("mask=", "mask=9,", 1))
     with pytest.raises(QexpError, match=r"there are \d+ anchors, from 0"):
         Darknet(cfg, 2)
     cfg.write_text(text)
@@ -164,7 +121,8 @@ def test_another_number_of_classes_and_a_missing_file_are_refused(cfg, tmp_path)
 
 
 def test_pooling_keeps_the_size_where_darknet_does(cfg):
-    same = CFG.replace("size=2\nstride=2", "size=2\nstride=1").replace("[upsample]\nstride=2", "[upsample]\nstride=1")
+    text = cfg.read_text()
+    same = text.replace("size=2\nstride=2", "size=2\nstride=1").replace("[upsample]\nstride=2", "[upsample]\nstride=1")
     cfg.write_text(same)
     pool = Darknet(cfg, 2).layers[3]
     assert isinstance(pool.pool, nn.MaxPool2d)

@@ -9,62 +9,15 @@ import pytest
 from PIL import Image
 
 from qexp import pipeline
+from tests.darknet import write_cfg
 from tests.shelf import METHODS, OWN
-
-CFG = """
-[net]
-width=64
-height=64
-channels=3
-[convolutional]
-filters=8
-size=3
-stride=2
-pad=1
-batch_normalize=1
-activation=relu
-[convolutional]
-filters=8
-size=3
-stride=2
-pad=1
-batch_normalize=1
-activation=relu
-[convolutional]
-filters=8
-size=3
-groups=8
-pad=1
-batch_normalize=1
-activation=relu
-[shortcut]
-from=-2
-activation=relu
-[route]
-layers=-1, 1
-[convolutional]
-filters=16
-size=3
-stride=2
-pad=1
-batch_normalize=1
-activation=relu
-[convolutional]
-filters=75
-size=1
-pad=1
-[yolo]
-mask=0,1,2
-anchors=10,10, 30,20, 40,40
-classes=20
-"""
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     """Zips of noise with a bright rectangle on each image, a `.cfg`, and the runs of this file."""
     root = tmp_path_factory.mktemp("detectors")
-    (root / "tiny.cfg").write_text(CFG)
+    write_cfg(root, side=64, classes=20)
     random = np.random.default_rng(0)
     for name, n in (("one", 10), ("two", 4)):
         rows = ["image,xmin,ymin,xmax,ymax,class"]
@@ -90,7 +43,7 @@ def detect(compose, folder):
             compose(
                 *("model=darknet", f"model.cfg={folder}/tiny.cfg", "model.input_size=[3,64,64]", "model.first=null"),
                 *(
-                    "model.last=layers.6.conv",
+                    "model.last=layers.8.conv",
                     "dataset=voc_sample",
                     f"dataset.data.root={folder}",
                     "dataset.data.train=one",
@@ -121,7 +74,7 @@ def test_a_detector_is_quantized_as_any_network(detect, folder, method):
         assert outcomes["positives"].sum() == 4 and outcomes["box"].shape == (len(outcomes["image"]), 4)
     assert not (kept / "correct.npy").exists()
     names = {row.split(",")[0] for row in (kept / "layers.csv").read_text().splitlines()[1:]}
-    assert {"layers.0.conv", "layers.6.conv"} <= names
+    assert {"layers.0.conv", "layers.8.conv"} <= names
 
 
 def test_training_lowers_the_loss_and_keeps_the_best_by_its_own_measure(detect, folder):
