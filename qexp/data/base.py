@@ -38,8 +38,8 @@ class ImageData(LightningDataModule):
     Args:
         batch_size: Training batch.
         eval_batch_size: Validation and test batch.
-        mean: Of each channel, of images in 0..1.
-        std: Of each channel, of images in 0..1.
+        mean: Of each channel, of images divided by `max_value`.
+        std: Likewise.
         augment: `{padding: pixels, flip: true|false}` of the training part; `null` for none.
         calibration_size: Images held out of the training split.
         max_samples: Test on so many images only.
@@ -48,6 +48,9 @@ class ImageData(LightningDataModule):
         size: Side of the network's input; images of another size are resized.
         drop_last: Leave out a last training batch that is not full.
         channels_last: Memory format of the batches.
+        max_value: What pixel values are divided by before mean and std; null for the set's own (255). 1 where a checkpoint
+            subtracts its mean from 0..255.
+        channel_order: Of the checkpoint, `rgb` or `bgr`; mean and std are given in it.
     """
 
     num_classes: int
@@ -69,10 +72,13 @@ class ImageData(LightningDataModule):
         size: int | None = None,
         drop_last: bool = False,
         channels_last: bool = False,
+        max_value: float | None = None,
+        channel_order: str = "rgb",
     ) -> None:
         super().__init__()
         name = type(self).__name__
-        self.normalize = Normalize(tuple(map(float, mean)), tuple(map(float, std)), self.max_value, size)
+        scale = float(self.max_value if max_value is None else max_value)
+        self.normalize = Normalize(tuple(map(float, mean)), tuple(map(float, std)), scale, size, channel_order)
         if any(s <= 0 for s in self.normalize.std):
             raise QexpError(f"{name}: std={list(std)}; every channel's must be above 0")
         if max_samples is not None and max_samples < 1:
@@ -208,7 +214,7 @@ class ImageData(LightningDataModule):
 
     @property
     def preprocessing(self) -> dict[str, Any]:
-        """What happens to an image before the network: mean, std, max_value, size, and the training augmentation."""
+        """What happens to an image before the network: mean, std, max_value, size, channel order, and the training augmentation."""
         return {**asdict(self.normalize), "augment": asdict(self.augment) if self.augment else None}
 
     def notes(self) -> dict[str, Any]:
@@ -221,7 +227,7 @@ class ImageData(LightningDataModule):
 
     @cached_property
     def _fingerprint(self) -> str:
-        digest = hashlib.sha256(json.dumps(asdict(self.normalize)).encode())
+        digest = hashlib.sha256(json.dumps(self.normalize.identity()).encode())
         for name, array in self.arrays._asdict().items():
             digest.update(f"{name} {tuple(array.shape)} {array.dtype}".encode())
             digest.update(array.contiguous().numpy())

@@ -51,7 +51,7 @@ class DetectionData(LightningDataModule):
         mean: Of each channel in the network's order, of images in 0..1 (0..255 with `max_value: 1`).
         std: Likewise.
         max_value: What pixel values are divided by.
-        channel_order: `rgb` or `bgr`; a property of the weights.
+        channel_order: Of the checkpoint, `rgb` or `bgr`.
         augment: Train on random crops, mirrored and with changed colours.
         calibration_size: Images held out of the training split.
         max_samples: Test on the first so many images only.
@@ -83,16 +83,14 @@ class DetectionData(LightningDataModule):
     ) -> None:
         super().__init__()
         name = type(self).__name__
-        for key, value, allowed in (
-            ("channel_order", channel_order, ("rgb", "bgr")),
-            ("corners", corners, tuple(CORNERS)),
-        ):
-            if value not in allowed:
-                raise QexpError(f"{name}: {key}={value!r}; allowed are {', '.join(allowed)}")
+        if corners not in CORNERS:
+            raise QexpError(f"{name}: corners={corners!r}; allowed are {', '.join(CORNERS)}")
         if max_samples is not None and max_samples < 1:
             raise QexpError(f"{name}: max_samples={max_samples}; at least 1, or null for the whole test split")
-        self.normalize = Normalize(tuple(map(float, mean)), tuple(map(float, std)), float(max_value))
-        self.size, self.channel_order, self.corners = (int(size[0]), int(size[1])), channel_order, corners
+        self.normalize = Normalize(
+            tuple(map(float, mean)), tuple(map(float, std)), float(max_value), channel_order=channel_order
+        )
+        self.size, self.corners = (int(size[0]), int(size[1])), corners
         self.batch_size, self.eval_batch_size, self.augment = batch_size, eval_batch_size, augment
         self.calibration_size, self.max_samples, self.seed = calibration_size, max_samples, seed
         self.keep, self.workers = keep, workers
@@ -217,19 +215,10 @@ class DetectionData(LightningDataModule):
         squashed = image if image.size == self.size[::-1] else image.resize(self.size[::-1], Image.Resampling.BILINEAR)
         return torch.from_numpy(np.array(squashed)).permute(2, 0, 1)
 
-    def network_input(self, pixels: Tensor) -> Tensor:
-        """Pixels `[3, H, W]` in RGB as the network takes them: its channel order, normalised."""
-        return self.normalize(pixels if self.channel_order == "rgb" else pixels.flip(0))
-
     @property
     def preprocessing(self) -> dict[str, Any]:
         """What happens to an image before the network."""
-        how = {
-            "size": list(self.size),
-            "channel_order": self.channel_order,
-            "corners": self.corners,
-            "augment": self.augment,
-        }
+        how = {"size": list(self.size), "corners": self.corners, "augment": self.augment}
         return {**asdict(self.normalize), **how}
 
     def notes(self) -> dict[str, Any]:
@@ -243,7 +232,7 @@ class DetectionData(LightningDataModule):
 
     @cached_property
     def _fingerprint(self) -> str:
-        how = [asdict(self.normalize), self.size, self.channel_order, self.corners]
+        how = [self.normalize.identity(), self.size, self.normalize.channel_order, self.corners]
         digest = hashlib.sha256(json.dumps(how).encode())
         for split in self.splits.values():
             for picture in split:

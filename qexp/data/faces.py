@@ -43,7 +43,7 @@ class FacePairs(LightningDataModule):
         size: Height and width of the network's input; images of another size are resized.
         batch_size: Training batch.
         eval_batch_size: Validation and test batch.
-        mean, std: Of each channel, of images in 0..1.
+        mean, std: Of each channel, in the checkpoint's order, of images in 0..1.
         channel_order: Of the checkpoint, `rgb` or `bgr`.
         folds: Folds to judge; null takes all.
         train_folds: Folds whose images are trained on (and that are not judged).
@@ -74,16 +74,14 @@ class FacePairs(LightningDataModule):
         channels_last: bool = False,
     ) -> None:
         super().__init__()
-        if channel_order not in ("rgb", "bgr"):
-            raise QexpError(f"FacePairs: channel_order={channel_order!r}; allowed are rgb, bgr")
         if max_samples is not None and max_samples < 1:
             raise QexpError(f"FacePairs: max_samples={max_samples}; at least 1, or null for all pairs")
         if held_out < 0:
             raise QexpError(f"FacePairs: held_out={held_out}; at least 0")
         self.root, self.list, self.size = Path(root), Path(pairs), tuple(size)
-        self.normalize = Normalize(tuple(map(float, mean)), tuple(map(float, std)))
+        self.normalize = Normalize(tuple(map(float, mean)), tuple(map(float, std)), channel_order=channel_order)
         self.batch_size, self.eval_batch_size, self.channels_last = batch_size, eval_batch_size, channels_last
-        self.channel_order, self.max_samples, self.seed = channel_order, max_samples, seed
+        self.max_samples, self.seed = max_samples, seed
         self.folds, self.train_folds, self.held_out_count = folds, tuple(train_folds), held_out
         self.augment = Augment(**augment) if augment else None
 
@@ -149,7 +147,7 @@ class FacePairs(LightningDataModule):
 
     @cached_property
     def faces(self) -> Tensor:
-        """The images the three parts need, uint8 `[N, 3, H, W]`, channels in the checkpoint's order."""
+        """The images the three parts need, uint8 `[N, 3, H, W]` in RGB."""
         missing = sorted(set(self.places) - self._names)
         if missing:
             raise QexpError(
@@ -159,7 +157,7 @@ class FacePairs(LightningDataModule):
         out = torch.empty(len(self.places), 3, *self.size, dtype=torch.uint8)
         for name, i in tqdm(self.places.items(), desc="faces", unit="image", leave=False, disable=len(out) < 2000):
             out[i] = self._decode(name)
-        return out.flip(1) if self.channel_order == "bgr" else out
+        return out
 
     def _decode(self, name: str) -> Tensor:
         try:
@@ -256,7 +254,7 @@ class FacePairs(LightningDataModule):
     @property
     def preprocessing(self) -> dict[str, Any]:
         """What happens to an image before the network."""
-        return {**asdict(self.normalize), "size": list(self.size), "channel_order": self.channel_order}
+        return {**asdict(self.normalize), "size": list(self.size)}
 
     def notes(self) -> dict[str, Any]:
         """What the results say of the images besides their score."""
@@ -276,7 +274,7 @@ class FacePairs(LightningDataModule):
 
     @cached_property
     def _fingerprint(self) -> str:
-        parts = [asdict(self.normalize), self.channel_order, *map(list, self._parts)]
+        parts = [self.normalize.identity(), self.normalize.channel_order, *map(list, self._parts)]
         digest = hashlib.sha256(json.dumps(parts).encode())
         digest.update(self.faces.numpy())
         return digest.hexdigest()

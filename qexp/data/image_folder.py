@@ -220,7 +220,7 @@ class ImageFolder(ImageData):
     @cached_property
     def _fingerprint(self) -> str:
         packs = [self.arrays.train_images.content, self.arrays.test_images.content]
-        text = json.dumps([asdict(self.normalize), packs, self.calibration_part.tolist()])
+        text = json.dumps([self.normalize.identity(), packs, self.calibration_part.tolist()])
         return hashlib.sha256(text.encode()).hexdigest()
 
 

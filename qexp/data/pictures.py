@@ -69,7 +69,7 @@ class Pictures(Dataset):
             pixels, labels, difficult = self.data.pixels(image), labels[kept], difficult[kept]
         else:
             pixels = self._plain(place)
-        return self.data.network_input(pixels), {"boxes": boxes, "labels": labels, "difficult": difficult}
+        return self.data.normalize(pixels), {"boxes": boxes, "labels": labels, "difficult": difficult}
 
     def _plain(self, place: int) -> Tensor:
         if place in self.kept:

@@ -1,7 +1,8 @@
 """Batches cut from images that lie in memory as uint8: no workers, no decoding, a whole batch augmented at once."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,14 +32,44 @@ class Augment:
 
 @dataclass(frozen=True)
 class Normalize:
-    """Float images `(x / max_value - mean) / std` of uint8 ones, resized to `size` pixels a side where it is given."""
+    """Float images `(x / max_value - mean) / std` of uint8 ones in RGB, as a checkpoint takes them.
+
+    Networks that come from Caffe take blue first and subtract a mean from 0..255 without scaling:
+    `Normalize((104, 117, 123), (1, 1, 1), max_value=1, channel_order="bgr")`.
+
+    Attributes:
+        mean, std: Of each channel, in the checkpoint's order, after the division by `max_value`.
+        max_value: What pixel values are divided by.
+        size: Images are resized to so many pixels a side; None leaves them.
+        channel_order: Of the checkpoint, `rgb` or `bgr`.
+    """
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
     max_value: float = 255.0
     size: int | None = None
+    channel_order: str = "rgb"
+
+    def __post_init__(self) -> None:
+        if self.channel_order not in ("rgb", "bgr"):
+            raise QexpError(f"channel_order={self.channel_order!r}; allowed are rgb, bgr")
+        if self.channel_order == "bgr" and len(self.mean) != 3:
+            raise QexpError(
+                f"channel_order=bgr, but mean={list(self.mean)}: only images of three channels have an order"
+            )
+        if not self.max_value > 0:
+            raise QexpError(f"max_value={self.max_value}; a number above 0 is needed: 255, or 1 to keep 0..255")
+
+    def identity(self) -> dict[str, Any]:
+        """What tells one normalisation from another; RGB goes without saying, so that what was kept before stays valid."""
+        own = asdict(self)
+        if self.channel_order == "rgb":
+            del own["channel_order"]
+        return own
 
     def __call__(self, images: Tensor) -> Tensor:
+        if self.channel_order == "bgr":
+            images = images.flip(-3)
         mean = torch.tensor(self.mean).view(-1, 1, 1)
         std = torch.tensor(self.std).view(-1, 1, 1)
         x = images.float() / self.max_value

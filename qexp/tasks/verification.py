@@ -157,8 +157,7 @@ class Verification(Task):
     def _thumbnails(table: pd.DataFrame, data: Any) -> dict[str, np.ndarray]:
         """Returns the faces of the pairs shown, RGB `[H, W, 3]`, by name."""
         names = sorted({*table.a, *table.b})
-        faces = {name: data.faces[data.places[name]].permute(1, 2, 0).numpy() for name in names}
-        return {name: face[:, :, ::-1] if data.channel_order == "bgr" else face for name, face in faces.items()}
+        return {name: data.faces[data.places[name]].permute(1, 2, 0).numpy() for name in names}
 
 
 def compare(x: np.ndarray, y: np.ndarray, *seen: np.ndarray) -> np.ndarray:

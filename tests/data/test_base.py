@@ -90,6 +90,7 @@ def test_preprocessing_is_plain_data():
         "std": (0.25,) * 3,
         "max_value": 255.0,
         "size": None,
+        "channel_order": "rgb",
         "augment": {"padding": 4, "flip": False},
     }
 

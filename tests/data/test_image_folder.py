@@ -8,6 +8,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from scipy.io import savemat
 
 from qexp.data.image_folder import ImageFolder
@@ -112,6 +113,22 @@ def test_max_samples_are_the_first_or_balanced(pets):
     assert even.test_part.tolist() == sorted(even.test_part.tolist())
     with pytest.raises(QexpError, match="allowed: first, balanced"):
         data(pets, sampling="random")
+
+
+def test_weights_that_come_from_caffe_get_blue_first_and_0_to_255_less_a_mean(whole):
+    caffe = {"channel_order": "bgr", "mean": [104, 117, 123], "std": [1, 1, 1], "max_value": 1, "resize": [24, 24]}
+    one, plain = data(whole, **caffe), data(whole, resize=[24, 24])
+    raw = Image.open(whole / "val/ant/0.png").resize((24, 24), Image.Resampling.BILINEAR).crop((4, 4, 20, 20))
+    expected = torch.from_numpy(np.array(raw)).permute(2, 0, 1).flip(0) - torch.tensor([104.0, 117, 123])[:, None, None]
+    assert torch.equal(next(iter(one.test_dataloader()))[0][0], expected)
+    assert one.arrays.test_images.path == plain.arrays.test_images.path, "one pack serves both"
+    assert one.fingerprint() != plain.fingerprint() and one.preprocessing["channel_order"] == "bgr"
+    images, _ = batches(one.train_dataloader(), 0)[0]
+    assert torch.equal(images, images.round()) and images.min() < 0 and images.max() > 1
+    with pytest.raises(QexpError, match="allowed are rgb, bgr"):
+        data(whole, channel_order="gbr")
+    with pytest.raises(QexpError, match="max_value=0"):
+        data(whole, max_value=0)
 
 
 def test_skipped_images_are_counted_in_the_results(pets):

@@ -1,10 +1,8 @@
-"""Verification: the protocol by hand, the parts disjoint, the path from list to page."""
+"""Verification: the protocol by hand, the parts disjoint, what is missing or damaged named."""
 
-import json
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -14,28 +12,13 @@ from qexp.data.pair_lists import Pair, every_kind, make_pairs, read_pairs, set_a
 from qexp.errors import QexpError
 from qexp.report.verification import rates
 from qexp.tasks.verification import best_threshold, compare, judge, tar_at_far
-
-PEOPLE = 12
+from tests.people import PEOPLE, write_people
 
 
 @pytest.fixture(scope="session")
 def faces(tmp_path_factory) -> Path:
-    """A folder of 12 people, 4 images each, that a network can tell apart by their colour; three folds of pairs in CSV."""
-    root, rng = tmp_path_factory.mktemp("faces"), np.random.default_rng(0)
-    for i in range(PEOPLE):
-        color = rng.integers(30, 220, 3)
-        for n in range(1, 5):
-            image = np.clip(color + rng.normal(0, 12, (40, 36, 3)), 0, 255).astype(np.uint8)
-            path = root / "images" / f"P{i}" / f"P{i}_{n:04d}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(image).save(path)
-    lines = []
-    for i in range(PEOPLE):
-        other = (i + 1) % PEOPLE
-        lines.append(f"{i % 3},P{i}/P{i}_0001.png,P{i}/P{i}_0002.png,1")
-        lines.append(f"{i % 3},P{i}/P{i}_0001.png,P{other}/P{other}_0002.png,0")
-    (root / "pairs.csv").write_text("\n".join(lines))
-    return root
+    """A folder of people and their pairs."""
+    return write_people(tmp_path_factory.mktemp("faces"))
 
 
 def data(faces: Path, **options) -> FacePairs:
@@ -158,8 +141,9 @@ def test_the_three_parts_share_no_image(faces):
 
 
 def test_channels_come_in_the_checkpoints_order(faces):
-    rgb, bgr = data(faces).faces, data(faces, channel_order="bgr").faces
-    assert torch.equal(rgb.flip(1), bgr) and rgb.dtype == torch.uint8 and rgb.shape[1:] == (3, 32, 32)
+    rgb, bgr = data(faces), data(faces, channel_order="bgr")
+    assert torch.equal(rgb.example().flip(1), bgr.example()) and not torch.equal(rgb.example(), bgr.example())
+    assert torch.equal(rgb.faces, bgr.faces) and rgb.faces.dtype == torch.uint8 and rgb.faces.shape[1:] == (3, 32, 32)
     assert data(faces).fingerprint() != data(faces, channel_order="bgr").fingerprint()
 
 
@@ -221,66 +205,3 @@ def test_faces_of_any_mode_become_rgb_and_sixteen_bits_are_refused(tmp_path, mod
 def test_training_on_people_who_are_judged_is_said(faces, caplog):
     data(faces).train_dataloader()
     assert "people who are judged are trained on too" in caplog.text
-
-
-@pytest.fixture
-def verify(compose, faces, tmp_path):
-    """Call with overrides; runs one verification point on the coloured people."""
-    from qexp import pipeline
-
-    def one(*overrides: str) -> dict:
-        settings = [
-            "model=mobilefacenet", "model.input_size=[3,32,32]",
-            "+model.net.settings=[[2,64,2,2],[2,64,1,2],[2,64,1,1]]", "model.groups=null", "trainer=cpu", "kernels=reference",
-            f"dataset.data.root={faces / 'images'}", f"dataset.data.pairs={faces / 'pairs.csv'}", "dataset.data.held_out=4",
-            "dataset.task.identities=20", "trainer.enable_progress_bar=false", f"runs_dir={tmp_path / 'runs'}",
-            "schedule.pretrain.epochs=2", "study=faces",
-        ]  # fmt: skip
-        return pipeline.run(compose(*settings, *overrides))
-
-    return one
-
-
-def test_a_face_network_is_trained_quantized_and_judged(verify, tmp_path):
-    metrics = verify("quant=mse", "bits=w8a8", "+dataset.task.show_images=true")
-    assert metrics["status"] == "ok", metrics["error"]
-    assert (
-        metrics["metric"] == "lfw_accuracy"
-        and metrics["n_eval"] == 2 * PEOPLE
-        and metrics["interval"] == "Wilson over pairs"
-    )
-    assert abs(metrics["drop"]) < 30 and metrics["tar_far_0.1"] >= 0
-    folder = tmp_path / "runs" / "faces" / metrics["point"]
-    table = pd.read_csv(folder / "pairs.csv")
-    assert len(table) == 2 * PEOPLE and table["shift"].abs().is_monotonic_decreasing
-    np.testing.assert_allclose(table["shift"], table.cosine - table.cosine_float, atol=2e-6)
-    page = (folder / "verification.html").read_text()
-    assert "Pairs whose cosine shifted most" in page and "data:image/jpeg" in page
-    assert len(np.load(folder / "correct.npy")) == 2 * PEOPLE and json.loads((folder / "metrics.json").read_text())
-
-
-@pytest.mark.parametrize("quant", ["lsq", "pact"])
-def test_a_face_network_learns_with_quantizers(verify, quant, tmp_path):
-    metrics = verify(f"quant={quant}", "bits=w4a4", "schedule.epochs=1")
-    assert metrics["status"] == "ok", metrics["error"]
-    page = (tmp_path / "runs" / "faces" / metrics["point"] / "verification.html").read_text()
-    assert "data:image/jpeg" not in page  # real people are not shown unless asked for
-
-
-@pytest.mark.data
-@pytest.mark.slow
-def test_the_published_network_on_two_folds(compose, tmp_path):
-    import os
-
-    from qexp import pipeline
-
-    root = Path(os.environ["QEXP_DATA_DIR"])
-    weights = root / "weights" / "lfw_mobilefacenet_068.ckpt"
-    if not weights.is_file() or not (root / "lfw").is_dir():
-        pytest.skip("the face weights or the crops are not at hand")
-    metrics = pipeline.run(
-        compose("model=mobilefacenet", "dataset=lfw_sample", f"weights={weights}", "bits=float", "n_calibrate=0",
-                "dataset.data.held_out=0", "trainer=cpu", "trainer.enable_progress_bar=false", f"runs_dir={tmp_path}")
-    )  # fmt: skip
-    assert metrics["status"] == "ok", metrics["error"]
-    assert round(metrics["value_float"], 2) == 98.67 and metrics["n_eval"] == 1200
