@@ -13,7 +13,7 @@ declare -A options=(
     [method_shelf]="$resnet20" [ptq_ladder]="$resnet20" [low_bit_resnet20]="$resnet20" [low_bit_resnet20_full]="$resnet20"
     [one_bit_methods]="$resnet20" [one_bit_bwn]="$resnet20" [one_bit_xnor]="$resnet20" [detection]="weights=$weights/MobileNetV2-YOLOv3-Nano-voc.weights"
 )
-studies=${STUDIES:-method_shelf ptq_ladder fixed_point_ladder fixed_point_ladder_cifar aciq caq caq_winograd caq_faces
+studies=${STUDIES:-method_shelf ptq_ladder fixed_point_ladder fixed_point_ladder_cifar aciq caq caq_winograd caq_googlenet caq_faces
     caq_detection dorefa_pact_toynet toynet_cfg1s dorefa_pact dorefa_pact_mobilenet mobilenetv2_cfg1s
     one_bit one_bit_methods one_bit_bwn one_bit_xnor one_bit_thresholds low_bit_resnet20 low_bit_resnet20_full
     mobilenet_collapse mobilenet_collapse_edits detection}

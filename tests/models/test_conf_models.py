@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from qexp.config import register
+from qexp.graph import facts
 
 CONF = Path(__file__).parents[2] / "conf"
 ALL_MODELS = sorted(p.stem for p in (CONF / "model").glob("*.yaml"))
@@ -124,6 +125,7 @@ IMAGENET_COUNTS = {  # parameters, MACs of one image
     "squeezenet1_1": (1_235_496, 349_151_936),
     "mobilenet_v2": (3_504_872, 300_774_272),
     "googlenet": (6_624_904, 1_498_376_192),
+    "googlenet_caq": (6_999_064, 1_582_671_872),
     "inception_v3": (27_161_264, 5_713_216_096),
 }
 
@@ -140,6 +142,14 @@ def test_imagenet_networks_have_the_published_counts(model, count):
 )
 def test_ten_class_heads_have_the_published_counts(model, params):
     assert sum(p.numel() for p in build(config(model, {"num_classes": 10})).parameters()) == params
+
+
+def test_caqs_googlenet_is_traced_whole_and_normalizes_two_convolutions():
+    net = build(config("googlenet_caq", IMAGENET)).to_empty(device="cpu").eval()
+    found = facts(net, torch.zeros(1, 3, 224, 224))
+    assert not found.trace_error and set(found.bn_of) == {"conv1.conv", "conv3.conv"}
+    assert {"inception3a.concat", "inception5b.concat"} <= set(found.order)
+    assert net.inception4e.branch3[1].conv.kernel_size == (5, 5)
 
 
 TORCHVISION = [m for m in MODELS if config(m, IMAGENET).model.net["_target_"].endswith("torchvision_model")]
