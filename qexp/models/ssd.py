@@ -116,7 +116,8 @@ class TorchvisionSSD(Detector):
 class SqueezeSSD(Detector):
     """SSD on SqueezeNet 1.1 at 300 pixels: maps of 37, 18, 9, 5, 3 and 1 cells: `[N, 3, 300, 300] -> [N, P, 4 + 1 + classes]`.
 
-    A small network for small machines and small sets; no published counterpart.
+    A small network for small machines and small sets; no published counterpart. Its predicting layers start near 0: SqueezeNet's maps
+    are not normalized, and from torch's own start the first losses are tens of times those of a guess.
 
     Args:
         num_classes: Without background.
@@ -134,6 +135,12 @@ class SqueezeSSD(Detector):
         self.activations = nn.ModuleList(nn.ReLU() for _ in self.extras)
         maps = ssd300_maps(cells=(37, 18, 9, 5, 3, 1))
         self.loc, self.conf = heads((256, 512, 256, 128, 128, 128), maps, num_classes)
+        for layer in self.extras:
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            nn.init.zeros_(layer.bias)
+        for layer in (*self.loc, *self.conf):
+            nn.init.normal_(layer.weight, std=0.001)
+            nn.init.zeros_(layer.bias)
         self.multibox = MultiBox(priors(maps))
 
     def forward(self, x: Tensor) -> Tensor:
