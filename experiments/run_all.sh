@@ -11,12 +11,14 @@ fast=${FAST:+debug=fast}
 
 declare -A options=(
     [method_shelf]="$resnet20" [ptq_ladder]="$resnet20" [low_bit_resnet20]="$resnet20" [low_bit_resnet20_full]="$resnet20"
-    [one_bit_methods]="$resnet20" [one_bit_bwn]="$resnet20" [one_bit_xnor]="$resnet20" [detection]="weights=$weights/MobileNetV2-YOLOv3-Nano-voc.weights"
+    [one_bit_methods]="$resnet20" [one_bit_bwn]="$resnet20" [one_bit_xnor]="$resnet20"
+    [detection]="weights=$weights/MobileNetV2-YOLOv3-Nano-voc.weights" [detection_qat]="weights=$weights/MobileNetV2-YOLOv3-Nano-voc.weights"
+    [detection_ssd]="model.net.backbone=$weights/imagenet_squeezenet1_1.pt"
 )
 studies=${STUDIES:-method_shelf ptq_ladder fixed_point_ladder fixed_point_ladder_cifar aciq caq caq_winograd caq_googlenet caq_faces
     caq_detection dorefa_pact_toynet toynet_cfg1s dorefa_pact dorefa_pact_mobilenet mobilenetv2_cfg1s
     one_bit one_bit_methods one_bit_bwn one_bit_xnor one_bit_thresholds low_bit_resnet20 low_bit_resnet20_full
-    mobilenet_collapse mobilenet_collapse_edits detection}
+    mobilenet_collapse mobilenet_collapse_edits detection detection_qat detection_ssd}
 
 failed=()
 for study in $studies; do
