@@ -1,7 +1,7 @@
 """What packing gains: `python -m experiments.imagenet_sample.measure WEIGHTS [--images 192]`.
 
 Decoding against the pack, evaluation against a plain torchvision loop, both in one process and in turn, so that what else the
-machine does falls on both alike; and the memory that reading a 50,000-image pack takes.
+machine does falls on both alike; and the memory that evaluating a tenth and all of a 50,000-image pack takes.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
+from pytorch_lightning import LightningDataModule
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision.models import SqueezeNet1_1_Weights
@@ -27,6 +28,7 @@ from qexp.config import register
 from qexp.data.decode import rgb
 from qexp.data.listing import Listing
 from qexp.data.pack import Pack, PackWriter
+from qexp.data.tensors import Normalize, TensorLoader
 from qexp.weights import load_weights
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
@@ -79,6 +81,36 @@ def large_pack(folder: Path, images: int, side: int) -> Pack:
     return Pack(writer.path)
 
 
+class Large(LightningDataModule):
+    """The first images of a pack as a test set.
+
+    Args:
+        pack: The images.
+        normalize: From uint8 to the network's input.
+        images: How many.
+    """
+
+    def __init__(self, pack: Pack, normalize: Normalize, images: int) -> None:
+        super().__init__()
+        self.pack, self.normalize, self.images = pack, normalize, images
+
+    def test_dataloader(self) -> TensorLoader:
+        return TensorLoader(self.pack, self.pack.labels, 64, self.normalize, indices=torch.arange(self.images))
+
+
+def most_memory(evaluate: Callable[[nn.Module], object]) -> float:
+    """The most memory of its own, in MB above that before, that the process holds while a small network is evaluated."""
+    model = nn.Sequential(
+        nn.Conv2d(3, 16, 8, 8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 1000)
+    ).eval()
+    most = [0.0]
+    model.register_forward_hook(lambda *_: most.append(max(most.pop(), memory()[0])))
+    gc.collect()
+    before = memory()[0]
+    evaluate(model)
+    return most[0] - before
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("weights", type=Path, help="float weights of squeezenet1_1")
@@ -110,15 +142,13 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         large = large_pack(Path(folder), args.large, 64)
-        gc.collect()
-        before, most = memory()[0], 0.0
-        for first in range(0, len(large), 64):
-            large[first : first + 64].float()
-            most = max(most, memory()[0])
-        size = large.path.stat().st_size / 2**20
-        print(
-            f"{args.large} images, {size:.0f} MB on disk: {most - before:.0f} MB of own memory more, {memory()[1]:.0f} mapped"
-        )
+        print(f"a pack of {args.large} images, {large.path.stat().st_size / 2**20:.0f} MB on disk")
+        for part in (args.large // 10, args.large // 10, args.large):  # the first one pays for what is loaded once
+            images = Large(large, data.normalize, part)
+            more = most_memory(lambda model: training.evaluate(model, images, cfg, "evaluate", Path(folder)))  # noqa: B023
+            print(
+                f"evaluation of {part} images: {more:.1f} MB of own memory more at the peak, {memory()[1]:.0f} MB mapped"
+            )
 
 
 if __name__ == "__main__":
