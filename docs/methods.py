@@ -79,8 +79,9 @@ def page(name: str, when: str, tables: list[tuple[str, str, list[str]]]) -> str:
             shown.append(kind)
         else:
             parts.append(f"As above: {kind.__name__}.")
+    measured = rf"\|([^|]*\|)?\s*`?{re.escape(name)}`?( [+(][^|]*)?\s*\|"  # methods stand in a table's first column, or after a network's
     rows = [
-        (study, head, [r for r in body if re.match(rf"\|\s*`?{re.escape(name)}`?( \+ [^|]*)?\s*\|", r)])
+        (study, head, [row for row in body if re.match(measured, row) and "not run: " not in row])
         for study, head, body in tables
     ]
     for study, head, found in rows:

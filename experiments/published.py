@@ -65,7 +65,7 @@ def line(target: pd.Series, found: pd.DataFrame) -> str:
     asked = f"{target.model} | {target.quant} | {width(target.wbit, target.abit)}"
     head = f"| {asked} | {target.float:.2f} → {target.value:.2f} ({paper:+.2f}) |"
     if found.empty:
-        return f"{head} | | not run: needs {target.needs or 'time'} | {target.source} |"
+        return f"{head} | not run: needs {target.needs or 'time'} | {target.source} |"
     drop, value, half = found["drop"].mean(), found.value.mean(), ((found.ci_high - found.ci_low) / 2).mean()
     spread = f", sd {found.value.std():.2f} of {len(found)} seeds" if len(found) > 1 else ""
     near = abs(drop - paper) <= target.tolerance + half

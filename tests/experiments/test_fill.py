@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from experiments import index
 from experiments.fill import BLOCK, filled
 from experiments.front import ROWS, Row, best, table
 
@@ -30,6 +31,26 @@ float 50.00
 def test_the_first_page_shows_the_studies_figures():
     block = BLOCK.search((ROOT / "README.md").read_text())[0]
     assert table() in block, "the studies' tables have changed: run python -m experiments.fill README.md"
+
+
+def test_the_list_of_studies_is_that_of_their_pages():
+    page = (ROOT / "experiments" / "README.md").read_text()
+    assert index.table() in page, "the studies have changed: run python -m experiments.fill experiments/README.md"
+
+
+def test_every_verdict_is_counted():
+    rows = [
+        "| not run: needs time | A |",
+        "| 70 → 69 (+1.00) | reproduced (±1) | A |",
+        "| 70 → 60 (+10.00) | worse (±1) | A |",
+    ]
+    head = (
+        "| network | method | bits | published: float → quantized (loss) | ours | verdict | source |\n"
+        + "|---" * 7
+        + "|\n"
+    )
+    text = head + "".join(f"| net | mse | W4A4 | 70 → 69 (+1.00) {row}\n" for row in rows) + "\n3 rows"
+    assert index.verdicts(text) == {"rows": 3, "not run": 1, "reproduced": 1, "better": 0, "worse": 1}
 
 
 def test_every_row_of_the_first_page_leads_to_its_study():

@@ -88,6 +88,7 @@ def test_a_network_trained_from_random_weights_is_held_against_one_trained_in_fl
 def test_a_row_that_was_not_run_says_what_it_needs(target):
     text = table(pd.DataFrame([target]), points(2.0).assign(quant="kl"))
     assert "not run: needs ImageNet" in text and "0 of 1 rows run" in text
+    assert len({row.count("|") for row in text.splitlines() if row.startswith("|")}) == 1, "as many cells as columns"
 
 
 def test_targets_without_a_source_are_refused(target, tmp_path):
