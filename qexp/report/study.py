@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 import sys
@@ -11,9 +10,11 @@ from typing import Any
 
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from qexp.errors import QexpError
+from qexp.report import receipts
+from qexp.report.receipts import Receipt
 from qexp.report.remaining import Remaining, points_of
 
 log = logging.getLogger(__name__)
@@ -22,36 +23,41 @@ log = logging.getLogger(__name__)
 class StudyPage(Callback):
     """Rebuilds `results.csv` and `dashboard.html` when a run or a sweep ends, prints the table, and exits non-zero if a point failed.
 
-    Points may run in other processes and on other machines: there this callback leaves a receipt of each under the sweep's own folder
-    (`hydra.sweep.dir`), which the process that started the sweep reads at its end.
+    After each point of a sweep a line says how many are done and how long the rest takes. Points may run in other processes and on other
+    machines: there this callback leaves a receipt of each under the sweep's own folder (`hydra.sweep.dir`), from which the process that
+    started the sweep prints those lines, and at its end knows which studies it wrote to.
     """
 
     def __init__(self) -> None:
         self.studies: list[Path] = []
         self.failed: set[str] = set()
         self.remaining: Remaining | None = None
+        self.watch: receipts.Watch | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Returns what goes along into other processes, which count no points."""
+        return self.__dict__ | {"remaining": None, "watch": None}
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         try:
             total = points_of(config)
         except HydraException:  # a mistake in what was asked, which the sweeper is about to name
             return
-        self.remaining = Remaining(total) if total else None
+        if str(OmegaConf.select(config, "hydra.launcher._target_")).endswith("BasicLauncher"):
+            self.remaining = Remaining(total)  # the points run here, one after the other
+        else:
+            self.watch = receipts.Watch(_receipts(config), Remaining(total))
 
     def on_job_end(self, config: DictConfig, job_return: Any, **kwargs: Any) -> None:
-        metrics = getattr(job_return, "_return_value", None)
-        metrics = metrics if isinstance(metrics, dict) else {}
-        job = config.hydra.job.get("num")
-        name = f"{config.study}/{metrics.get('point') or f'job {job}'}"
-        self._note(str(Path(config.runs_dir) / config.study), name, metrics.get("status") == "ok")
-        if self.remaining is not None:  # points that other processes run are counted by none of them
-            log.info("%s", self.remaining.line())
+        metrics, job = getattr(job_return, "_return_value", None), config.hydra.job.get("num")
+        study = Path(config.runs_dir) / config.study
+        receipt = Receipt.of(study, job, metrics if isinstance(metrics, dict) else {})
+        self._note(receipt)
+        if self.remaining is not None:
+            print(self.remaining.line(), flush=True)  # the result is in the point's own last line
         if job is not None:  # a sweep's
             try:
-                folder = _receipts(config)
-                folder.mkdir(parents=True, exist_ok=True)
-                study, status = str(Path(config.runs_dir) / config.study), metrics.get("status", "failed")
-                (folder / f"{job}.json").write_text(json.dumps({"study": study, "name": name, "status": status}))
+                receipts.leave(_receipts(config), job, receipt)
             except OSError as error:  # a full disk; where the point ran in this process nothing is lost
                 log.warning("job %s leaves no receipt: %s", job, error)
 
@@ -59,21 +65,22 @@ class StudyPage(Callback):
         self._close()
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        for path in sorted(_receipts(config).glob("*.json")):
-            try:
-                receipt = json.loads(path.read_text())
-                self._note(receipt["study"], receipt["name"], receipt["status"] == "ok")
-            except (OSError, ValueError) as error:
-                log.warning("%s: %s", path, error)
-                self.failed.add(path.stem)
+        if self.watch is not None:
+            self.watch.close()
+        for job, receipt in receipts.found(_receipts(config)).items():
+            if receipt is not None:
+                self._note(receipt)
+            else:
+                log.warning("the receipt of job %s cannot be read", job)
+                self.failed.add(f"job {job}")
         shutil.rmtree(_receipts(config), ignore_errors=True)
         self._close()
 
-    def _note(self, study: str, point: str, succeeded: bool) -> None:
-        if Path(study) not in self.studies:
-            self.studies.append(Path(study))
-        if not succeeded:
-            self.failed.add(point)
+    def _note(self, receipt: Receipt) -> None:
+        if Path(receipt.study) not in self.studies:
+            self.studies.append(Path(receipt.study))
+        if receipt.status != "ok":
+            self.failed.add(receipt.name)
 
     def _close(self) -> None:
         broken = False

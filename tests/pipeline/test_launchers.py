@@ -82,6 +82,14 @@ def check(done: subprocess.CompletedProcess, runs: Path, expected: pd.DataFrame)
     assert done.returncode == 1, said
     assert "2 points failed" in said, said
     pd.testing.assert_frame_equal(rows(runs), expected)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("point ")]
+    assert [line.split(",")[0] for line in lines] == [f"point {i} of 4" for i in (1, 2, 3, 4)], done.stdout
+    assert all("about" in line for line in lines[:3]) and done.stdout.index(lines[3]) < done.stdout.index(
+        "95 % interval"
+    )
+    if "hydra/launcher=" in str(done.args):  # what other processes found is said here
+        assert sum("ptq W8A3: top-1 " in line for line in lines) == 1, lines
+        assert sum(line.endswith("A99: failed") for line in lines) == 2, lines
     assert (runs / "s" / "dashboard.html").stat().st_size > 10_000 and "W8A3" in done.stdout
     for point in (runs / "s").glob("*/metrics.json"):
         assert (point.parent / "log.txt").stat().st_size > 0
