@@ -56,6 +56,7 @@ def legend_above(fig: figure, stacked: bool = False) -> None:
     """Moves the legend out of the plot, where it covers nothing on a narrow screen either."""
     legend = fig.legend[0]
     legend.orientation = "vertical" if stacked else "horizontal"
+    legend.label_text_font, legend.label_text_font_size = FONT, "12px"
     legend.margin, legend.padding, legend.spacing = 0, 2, 2 if stacked else 14
     fig.add_layout(legend, "above")
 

@@ -126,7 +126,7 @@ qexp.drawCosts = () => {
   const body = qexp.series.map((name) => [name, rows.filter((row) => row.series === name)]).filter(([, mine]) => mine.length).map(([name, mine]) => {
     const total = mine.map(qexp.total).filter(qexp.finite).reduce((a, b) => a + b, 0);
     const cells = [String(mine.length), ...phases.map((phase) => qexp.seconds(mean(mine, phase))), qexp.seconds(total)];
-    const label = qexp.el("span", { class: "method" }, qexp.symbol(qexp.color(mine[0]), "circle"), name);
+    const label = qexp.el("span", { class: "method" }, qexp.symbol(qexp.color(mine[0]), qexp.marker(mine[0])), name);
     return qexp.el("tr", {}, qexp.el("td", { class: "text" }, label), ...cells.map((text) => qexp.el("td", {}, text)));
   });
   qexp.fill("costs", qexp.el("thead", {}, qexp.el("tr", {}, ...head.map((text, i) => qexp.el("th", { class: i ? "" : "text" }, text)))), qexp.el("tbody", {}, ...body));
