@@ -1,0 +1,1 @@
+"""Which bits where: plans found by search against uniform ones of the same cost."""
