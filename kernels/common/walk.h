@@ -86,6 +86,13 @@ class Walk {
     }
   }
 
+  // The channels [first, end) that the output elements [begin, end) lie in; all of them where they take turns.
+  std::array<int64_t, 2> channels_of(int64_t begin, int64_t end) const {
+    if (!dims_.back().channel || begin >= end) return {0, channels};
+    const int64_t run = numel / channels;
+    return {begin / run, (end - 1) / run + 1};
+  }
+
   // Pieces of the output for reductions: their number does not depend on the number of threads, nor does the sum.
   int64_t chunks() const { return std::clamp<int64_t>(numel / 65536, 1, 64); }
   int64_t chunk_begin(int64_t k) const { return numel / chunks() * k + std::min(k, numel % chunks()); }

@@ -13,7 +13,10 @@ using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 using Count = unsigned long long;
 
-constexpr int kSums = 5;               // zeros, non-finite values, sum, squares, deviations
+// zeros, non-finite values; sums of values, squares, cubes, fourth powers, magnitudes; positive values, their sum and
+// squares; deviations
+constexpr int kSums = 11;
+constexpr int kMoments = kSums + 3;  // with the count and the extremes
 constexpr int64_t kSharedBins = 8192;  // 32 KiB of counters a block
 
 template <class C>
@@ -44,8 +47,8 @@ __device__ double reduce_over_y(double value, double* shared, F f) {
 template <class T>
 __global__ void __launch_bounds__(kThreads)
     stats_kernel(const T* __restrict__ x, Extent extent, DeviceParameter<Compute<T>> center,
-                 DeviceParameter<Compute<T>> low, DeviceParameter<Compute<T>> width, int64_t bins, bool in_shared,
-                 double* __restrict__ partial, Count* __restrict__ histogram) {
+                 DeviceParameter<Compute<T>> first, DeviceParameter<Compute<T>> width, int64_t bins, bool powers,
+                 bool in_shared, double* __restrict__ partial, Count* __restrict__ histogram) {
   using C = Compute<T>;
   extern __shared__ unsigned counts[];
   __shared__ double shared[kThreads];
@@ -59,22 +62,31 @@ __global__ void __launch_bounds__(kThreads)
   double sums[kSums] = {}, smallest = INFINITY, largest = -INFINITY;
   if (channel < extent.channels) {
     const double middle = center[channel];
-    const C edge = low[channel], step = width[channel], last = static_cast<C>(bins - 1);
+    const C begin = first[channel], step = width[channel], last = static_cast<C>(bins - 1);
     for (int64_t e = static_cast<int64_t>(blockIdx.y) * blockDim.y + threadIdx.y; e < per_channel;
          e += static_cast<int64_t>(gridDim.y) * blockDim.y) {
       const int64_t i = extent.channels == 1 ? e : (e / inner * extent.channels + channel) * inner + e % inner;
       const C v = static_cast<C>(x[i]);
       const double wide = v;
       const bool finite = fabs(wide) < INFINITY;
-      sums[0] += v == C(0) ? 1.0 : 0.0;
-      sums[1] += finite ? 0.0 : 1.0;
-      sums[2] += wide;
-      sums[3] += wide * wide;
-      sums[4] += fabs(wide - middle);
-      smallest = lower(smallest, wide);
-      largest = -lower(-largest, -wide);
+      if (powers) {
+        const double square = wide * wide, positive = wide < 0 ? 0.0 : wide;
+        sums[0] += v == C(0) ? 1.0 : 0.0;
+        sums[1] += finite ? 0.0 : 1.0;
+        sums[2] += wide;
+        sums[3] += square;
+        sums[4] += square * wide;
+        sums[5] += square * square;
+        sums[6] += fabs(wide);
+        sums[7] += v > C(0) ? 1.0 : 0.0;
+        sums[8] += positive;
+        sums[9] += positive * positive;
+        smallest = lower(smallest, wide);
+        largest = -lower(-largest, -wide);
+      }
+      sums[10] += fabs(wide - middle);
       if (bins > 0 && finite && v != C(0)) {
-        const C at = floor((v - edge) / step);
+        const C at = floor(v / step) - begin;
         if (at == at) {
           const int64_t bin = static_cast<int64_t>(at > C(0) ? (at < last ? at : last) : C(0));
           if (in_shared)
@@ -100,13 +112,13 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 std::tuple<Tensor, Tensor> stats(const Tensor& given, std::optional<int64_t> axis, const OptionalTensor& center,
-                                 const OptionalTensor& low, const OptionalTensor& width, int64_t bins) {
+                                 const OptionalTensor& first, const OptionalTensor& width, int64_t bins, bool powers) {
   const c10::cuda::CUDAGuard guard(given.device());
   const auto stream = c10::cuda::getCurrentCUDAStream();
   const Tensor x = given.is_non_overlapping_and_dense() ? given : at::empty_like(given).copy_(given);
   const int64_t channels = axis ? x.size(*axis) : 1;
   const auto doubles = x.options().dtype(at::kDouble).memory_format(std::nullopt);
-  Tensor moments = at::zeros({8, channels}, doubles), histogram = at::zeros({channels, bins}, doubles.dtype(at::kLong));
+  Tensor moments = at::zeros({kMoments, channels}, doubles), histogram = at::zeros({channels, bins}, doubles.dtype(at::kLong));
   moments.select(0, 3).fill_(INFINITY);
   moments.select(0, 4).fill_(-INFINITY);
   if (x.numel() == 0) return {moments, histogram};
@@ -123,9 +135,9 @@ std::tuple<Tensor, Tensor> stats(const Tensor& given, std::optional<int64_t> axi
   with_type(x, [&](auto tag) {
     using T = decltype(tag);
     using C = Compute<T>;
-    const Held<C> middle(Parameter(center, 0.0)), edge(Parameter(low, 0.0)), step(Parameter(width, 1.0));
+    const Held<C> middle(Parameter(center, 0.0)), begin(Parameter(first, 0.0)), step(Parameter(width, 1.0));
     stats_kernel<T><<<dim3(across, splits), threads, in_shared ? bins * sizeof(unsigned) : 0, stream>>>(
-        x.const_data_ptr<T>(), extent, middle.view(), edge.view(), step.view(), bins, in_shared,
+        x.const_data_ptr<T>(), extent, middle.view(), begin.view(), step.view(), bins, powers, in_shared,
         partial.mutable_data_ptr<double>(), reinterpret_cast<Count*>(histogram.mutable_data_ptr<int64_t>()));
     C10_CUDA_KERNEL_LAUNCH_CHECK();
   });
@@ -134,7 +146,7 @@ std::tuple<Tensor, Tensor> stats(const Tensor& given, std::optional<int64_t> axi
   moments.narrow(0, 1, 2).copy_(sums.narrow(0, 0, 2));
   moments.select(0, 3).copy_(at::amin(partial.select(1, kSums), 0));
   moments.select(0, 4).copy_(at::amax(partial.select(1, kSums + 1), 0));
-  moments.narrow(0, 5, 3).copy_(sums.narrow(0, 2, 3));
+  moments.narrow(0, 5, kSums - 2).copy_(sums.narrow(0, 2, kSums - 2));
   return {moments, histogram};
 }
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from qexp.calibration.calibrate import Calibration
 
 log = logging.getLogger(__name__)
-_VERSION = "2"  # of the file's meaning: a change of what is collected changes every hash
+_VERSION = "3"  # of the file's meaning: a change of what is collected changes every hash
 _PASSING = {"training", "enabled", "baked_weight"}  # attributes of a module that leave what it computes in calibration
 
 

@@ -17,11 +17,11 @@ from qexp import ranks
 from qexp.calibration.cache import content_hash, save_stats
 from qexp.calibration.collectors import Collector, merged, synced
 from qexp.calibration.kept import kept_stats, weight_stats
-from qexp.calibration.stats import NonFinite, TensorStats, sample_extremes, sums, together
+from qexp.calibration.stats import NonFinite, TensorStats, look, together
 from qexp.errors import QexpError
 from qexp.layers.quantized import QUANTIZED, float_class, quantizers, weight_of
 from qexp.layers.swap import evaluating, quantizers_off
-from qexp.numerics.granularity import PerChannel, PerGroup, PerTensor
+from qexp.numerics.granularity import PerChannel, PerGroup
 
 log = logging.getLogger(__name__)
 CHANNEL_BINS = 2048  # fewer cost a range search at 8 bits more than 1 % in error
@@ -37,13 +37,15 @@ class SiteStats:
 
     @torch.no_grad()
     def update(self, x: Tensor, collectors: Sequence[Collector] = ()) -> None:
-        """Adds a batch `[N, C, ...]`; the sums of the whole tensor are those of its channels, taken once."""
+        """Adds a batch `[N, C, ...]`; the sums of the whole tensor are those of its channels, taken together."""
         x = x.detach().float()
         if x.ndim < 2:
             x = x.reshape(len(x) if x.ndim else 1, -1)
-        seen = sums(x, tuple(d for d in range(x.ndim) if d != 1))
-        self.tensor.add(together(seen), x.reshape(1, -1), sample_extremes(x, PerTensor()), tuple(x.shape))
-        self.channel.add(seen, x.movedim(1, 0), sample_extremes(x, PerChannel(1)), tuple(x.shape))
+        if not x.numel():
+            return
+        seen = look(x, PerChannel(1))
+        self.tensor.add(together(seen, 2), x, 1, tuple(x.shape))
+        self.channel.add(seen, x, 1, tuple(x.shape))
         for c in collectors:
             self.extra[c.name] = merged(c, self.extra.get(c.name), c.first(x))
 

@@ -135,8 +135,8 @@ class Sums:
 
     def add(self, exact: Tensor, other: Tensor) -> None:
         """Adds a tensor and what became of it."""
-        self.power += float(exact.double().square().sum())
-        self.error += float((exact.double() - other.double()).square().sum())
+        self.power += float(torch.linalg.vector_norm(exact, dtype=torch.float64)) ** 2
+        self.error += float(torch.linalg.vector_norm(exact - other, dtype=torch.float64)) ** 2
 
     def sqnr(self) -> float | None:
         """Returns the ratio in dB, None where there is no error or no signal."""

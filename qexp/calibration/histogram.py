@@ -7,7 +7,10 @@ joined, two into one, until everything fits; so counts stay exact, order does no
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+from qexp_kernels import tensor_stats
 from torch import Tensor
 
 _EMPTY = -(2**30)  # exponent of a row that has seen nothing
@@ -42,18 +45,17 @@ class Histogram:
         """Counts the non-zero values of float32 `rows` `[G, n]`, whose extremes are `low` and `high` `[G]`; zeros are counted apart."""
         if rows.numel() == 0:
             return
-        self._make_room(low.double().cpu(), high.double().cpu())
-        scale = torch.exp2(-self.exponent.clamp(_LEAST, 126).double()).float().to(rows.device)
-        # scaling by a power of two is exact in float32, so a value always falls into the bin its edges say
-        index = torch.floor(rows * scale[:, None]) - self.start.to(rows.device, torch.float32)[:, None]
-        index = index.clamp_(0, self.bins - 1).int()
-        if len(rows) > 1:
-            index += torch.arange(len(rows), device=rows.device, dtype=torch.int32)[:, None] * self.bins
-        counts = torch.bincount(index.flatten(), minlength=self.counts.numel()).reshape(self.counts.shape).cpu()
-        holds_zero = (-self.start).clamp(0, self.bins - 1)
-        zeros = (rows == 0).sum(1).cpu()
-        counts[torch.arange(len(rows)), holds_zero] -= zeros
-        self.counts += counts
+        given = self.room_for(low, high, rows.device)
+        self.counts += tensor_stats(rows, axis=0, center=rows.new_zeros(1), powers=False, **given).histogram.cpu()
+
+    def room_for(self, low: Tensor, high: Tensor, device: torch.device) -> dict[str, Any]:
+        """Makes room for values from `low` to `high` `[G]`; returns where the bins are, as `qexp_kernels.tensor_stats` takes it."""
+        low, high, begin = low.double().cpu(), high.double().cpu(), self.low
+        if not bool(((low >= begin) & (high < begin + self.bins * self.width)).all()):
+            self._make_room(low, high)
+        # a division by a power of two is exact in float32, so a value always falls into the bin its edges say
+        width = torch.exp2(self.exponent.clamp_min(_LEAST).double()).float().to(device)
+        return {"first": self.start.float().to(device), "width": width, "bins": self.bins}
 
     def merge(self, other: Histogram) -> None:
         """Adds the counts of another histogram of the same shape."""

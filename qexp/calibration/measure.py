@@ -51,18 +51,18 @@ def tensor_errors(quantizer: Quantizer, x: Tensor, y: Tensor | None = None) -> d
     x = x.detach().float()
     y = (quantizer(x) if y is None else y).detach().float()
     codes = quantizer.codes(x).flatten()
-    error = (x - y).square().sum()
-    power = x.square().sum()
+    apart = (x - y).abs()
+    error, power = apart.square().sum(), x.square().sum()
     counts = _counts(codes)
     share = counts.double() / counts.sum()
     outside = (codes == codes.min()) | (codes == codes.max())
-    rows, _ = quantizer.rows((x - y).abs())
+    rows, _ = quantizer.rows(apart)
     far = (rows > 0.501 * torch.as_tensor(quantizer.scale).to(x.device)).flatten()
     return {
         "sqnr": float(10 * torch.log10(power / error)) if error > 0 and power > 0 else float("inf"),
         "mse": float(error / x.numel()),
         "cosine": float((x * y).sum() / (power.sqrt() * y.square().sum().sqrt()).clamp_min(1e-30)),
-        "norm1": float(100 * (x - y).abs().sum() / x.abs().sum().clamp_min(1e-30)),
+        "norm1": float(100 * apart.sum() / x.abs().sum().clamp_min(1e-30)),
         "saturation": float(100 * (outside & far).double().mean()),
         "entropy": float(-(share * share.log2()).sum()),
         "levels_used": len(counts),

@@ -8,6 +8,7 @@ from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
+from qexp_kernels import tensor_stats
 from torch import Tensor
 
 from qexp.calibration.density import Density, binned, sampled
@@ -28,48 +29,47 @@ _SUMS = (
     "positive_total",
     "positive_squares",
 )
+_LOOK = (  # the fields of `qexp_kernels.Stats`, in their order
+    "count",
+    "zeros",
+    "nonfinite",
+    "low",
+    "high",
+    "total",
+    "squares",
+    "cubes",
+    "fourths",
+    "absolute",
+    "positive",
+    "positive_total",
+    "positive_squares",
+)
+_LOW, _HIGH = _LOOK.index("low"), _LOOK.index("high")
 _BATCHES = ("batch_min", "batch_max", "sample_min", "sample_max")
 EXACT_VALUES = 2**22  # a tensor at hand up to this size is summarised by its own values, exactly
 
 
-def sums(x: Tensor, dims: tuple[int, ...]) -> dict[str, Tensor]:
-    """Returns counts, extremes and power sums of float32 `x` over `dims`, the sums as float64."""
-    square, positive = x * x, x.clamp_min(0)
-    out = {
-        "zeros": (x == 0).sum(dims),
-        "total": x.sum(dims),
-        "squares": square.sum(dims),
-        "cubes": (square * x).sum(dims),
-        "fourths": (square * square).sum(dims),
-        "absolute": x.abs().sum(dims),
-        "positive": (x > 0).sum(dims),
-        "positive_total": positive.sum(dims),
-        "positive_squares": (positive * positive).sum(dims),
-        "low": x.amin(dims),
-        "high": x.amax(dims),
-    }
-    out = {name: value.double() for name, value in out.items()}
-    return out | {"count": torch.full_like(out["total"], x.numel() / max(out["total"].numel(), 1))}
+def look(x: Tensor, granularity: Granularity) -> Tensor:
+    """Returns what `_LOOK` names of `x` by sample and group, `[13, S, G]` float64 on the CPU, from one pass over it.
 
-
-def together(seen: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Returns the sums of the whole tensor, `[1]`, from those of its channels."""
-    out = {name: value.sum(0, keepdim=True) for name, value in seen.items()}
-    return out | {"low": seen["low"].amin(0, keepdim=True), "high": seen["high"].amax(0, keepdim=True)}
-
-
-def sample_extremes(x: Tensor, granularity: Granularity) -> tuple[Tensor, Tensor]:
-    """Returns the means over the batch of each sample's least and greatest value, `[G]` (a weight is one sample)."""
+    The first dimension of `x` is that of samples, except of a weight, which is one sample: there the groups lie in the first dimension.
+    """
     axis = granularity.axis
     if x.ndim < 2 or axis == 0 or isinstance(granularity, PerGroup):
-        rows = granularity.rows(x)
-        return rows.amin(1), rows.amax(1)
-    if axis is None:
-        flat = x.flatten(1)
-        return flat.amin(1).mean(0, keepdim=True), flat.amax(1).mean(0, keepdim=True)
-    flat = x.movedim(axis, 1)
-    flat = flat.flatten(2) if x.ndim > 2 else flat[:, :, None]
-    return flat.amin(2).mean(0), flat.amax(2).mean(0)
+        rows, samples = granularity.rows(x), 1
+    elif axis is None:
+        rows, samples = x.flatten(1), len(x)
+    else:
+        rows, samples = x.movedim(axis, 1).reshape(len(x) * x.shape[axis], -1), len(x)
+    seen = torch.stack(tensor_stats(rows, axis=0)[: len(_LOOK)]).cpu()
+    return seen.reshape(len(_LOOK), samples, -1)
+
+
+def together(seen: Tensor, dim: int) -> Tensor:
+    """Returns what a look saw, joined over its samples (1) or its groups (2)."""
+    out = seen.sum(dim, keepdim=True)
+    out[_LOW], out[_HIGH] = seen[_LOW].amin(dim - 1, keepdim=True), seen[_HIGH].amax(dim - 1, keepdim=True)
+    return out
 
 
 class NonFinite(QexpError):
@@ -115,41 +115,40 @@ class TensorStats:
     @torch.no_grad()
     def update(self, x: Tensor) -> None:
         """Adds a batch; raises `NonFinite` if it holds NaN or infinity."""
-        x = x.detach()
+        x = x.detach().float()
         if x.numel():
-            rows = self.granularity.rows(x).float()
-            self.add(sums(rows, (1,)), rows, sample_extremes(x, self.granularity), tuple(x.shape))
+            self.add(look(x, self.granularity), self.granularity.rows(x), 0, tuple(x.shape))
 
-    def add(
-        self, seen: dict[str, Tensor], rows: Tensor, samples: tuple[Tensor, Tensor], shape: tuple[int, ...]
-    ) -> None:
-        """Adds a batch whose sums were taken already: `rows` is any view of it as `[G, ...]`."""
+    def add(self, looked: Tensor, x: Tensor, axis: int, shape: tuple[int, ...]) -> None:
+        """Adds a batch that `look` has seen; a second pass over it finds the mean deviation and fills the histogram.
+
+        Args:
+            looked: What `look` returned.
+            x: The batch, in any view that has the groups along `axis` (any axis where there is one group).
+            axis: See `x`.
+            shape: Of the batch as the network has it.
+        """
         self._found.clear()
-        if not bool(torch.isfinite(seen["low"] + seen["high"] + seen["total"]).all()):
-            bad = int((~torch.isfinite(rows)).sum())
-            if bad:
-                raise NonFinite(f"{bad} of {rows.numel()} values are NaN or infinite")
-        flat = rows.flatten(1)
-        mean = (seen["total"] / seen["count"]).to(flat.dtype)
-        seen = seen | {"deviation": (flat - mean[:, None]).abs().sum(1).double()}
-        extremes = {
-            "batch_min": seen["low"],
-            "batch_max": seen["high"],
-            "sample_min": samples[0],
-            "sample_max": samples[1],
-        }
-        extremes = {name: value.double().cpu()[None] for name, value in extremes.items()}
+        samples = {"sample_min": looked[_LOW].mean(0), "sample_max": looked[_HIGH].mean(0)}
+        seen = dict(zip(_LOOK, together(looked, 1)[:, 0]))
+        if bad := int(seen["nonfinite"].sum()):
+            raise NonFinite(f"{bad} of {x.numel()} values are NaN or infinite")
+        groups = len(seen["count"])
         if self.empty:
             self.shape = shape
-            self.histogram = Histogram(len(rows), self.bins) if self.bins else None
-            self.__dict__.update({name: seen[name].cpu() for name in _SUMS} | extremes)
-        else:
-            for name in _SUMS:
-                setattr(self, name, getattr(self, name) + seen[name].cpu())
-            for name in _BATCHES:
-                setattr(self, name, torch.cat([getattr(self, name), extremes[name]]))
+            self.histogram = Histogram(groups, self.bins) if self.bins else None
+        bins = self.histogram.room_for(seen["low"], seen["high"], x.device) if self.histogram is not None else {}
+        mean = (seen["total"] / seen["count"]).float().to(x.device)
+        again = tensor_stats(x, axis=axis if groups > 1 else None, center=mean, powers=False, **bins)
+        seen["deviation"] = again.sum_deviation.cpu()
         if self.histogram is not None:
-            self.histogram.update(flat, seen["low"], seen["high"])
+            self.histogram.counts += again.histogram.cpu()
+        extremes = {"batch_min": seen["low"], "batch_max": seen["high"], **samples}
+        for name in _SUMS:
+            setattr(self, name, seen[name] + getattr(self, name, 0))
+        for name in _BATCHES:
+            before = [getattr(self, name)] if hasattr(self, name) else []
+            setattr(self, name, torch.cat([*before, extremes[name][None]]))
 
     def merge(self, other: TensorStats) -> None:
         """Adds what another summary of the same site has seen."""

@@ -49,9 +49,10 @@ MISTAKES = {
     "state": (lambda: kernels.hysteresis(X, torch.ones(3), 0.1), "state"),
     "tau": (lambda: kernels.hysteresis(X, X, -0.1), "tau"),
     "bins": (lambda: kernels.tensor_stats(X, bins=4), "bins"),
-    "width": (lambda: kernels.tensor_stats(X, bins=4, low=ZERO, width=ZERO), "width"),
-    "width inf": (lambda: kernels.tensor_stats(X, bins=4, low=ZERO, width=ONE * INF), "width"),
-    "channels of low": (lambda: kernels.tensor_stats(X, axis=1, bins=4, low=torch.ones(3), width=ONE), "low"),
+    "width": (lambda: kernels.tensor_stats(X, bins=4, first=ZERO, width=ZERO), "width"),
+    "width inf": (lambda: kernels.tensor_stats(X, bins=4, first=ZERO, width=ONE * INF), "width"),
+    "channels of first": (lambda: kernels.tensor_stats(X, axis=1, bins=4, first=torch.ones(3), width=ONE), "first"),
+    "center": (lambda: kernels.tensor_stats(X, powers=False), "center"),
     "weight": (lambda: kernels.fixed_point_conv2d(X, torch.ones(2, 3, 1, 1), bits=8, fraction_bits=4), "weight"),
     "bias": (lambda: kernels.fixed_point_conv2d(X, torch.ones(2, 4, 1, 1), ONE, bits=8, fraction_bits=4), "bias"),
     "kernel too large": (lambda: kernels.fixed_point_conv2d(X, torch.ones(2, 4, 3, 3), bits=8, fraction_bits=4), "x"),
@@ -84,7 +85,7 @@ def test_a_mistake_names_its_argument(implementation, mistake):
         (lambda x: kernels.mpact(x, ONE, 3), "alpha"),
         (lambda x: kernels.gemmlowp(x, ONE, ZERO, 3), "delta"),
         (lambda x: kernels.quantize(x, ONE, ZERO, 0, 3), "scale"),
-        (lambda x: kernels.tensor_stats(x, bins=2, low=ONE, width=ONE), "low"),
+        (lambda x: kernels.tensor_stats(x, bins=2, first=ONE, width=ONE), "first"),
         (lambda x: kernels.winograd_conv2d(x.int()[None, :, None, None], torch.ones(1, 4, 3, 3).int()), "weight"),
         (lambda x: kernels.fixed_point_linear(x, torch.ones(2, 4), bits=8, fraction_bits=4), "weight"),
     ],
@@ -116,7 +117,7 @@ def test_infinities_reach_the_outermost_levels(implementation, device):
 
 def test_statistics_say_what_is_not_finite(implementation, device):
     x = torch.tensor([1.0, NAN, INF, 0, -INF], device=device)
-    s = kernels.tensor_stats(x, low=x.new_tensor(0.0), width=x.new_tensor(1.0), bins=3)
+    s = kernels.tensor_stats(x, first=x.new_tensor(0.0), width=x.new_tensor(1.0), bins=3)
     assert s.nonfinite.item() == 3 and s.zeros.item() == 1 and s.histogram.tolist() == [[0, 1, 0]]
     assert s.minimum.isnan() and s.maximum.isnan() and s.sum.isnan()
 
@@ -146,9 +147,9 @@ def test_unusual_shapes(case, implementation, device, shape, evaluate):
 
 def test_empty_statistics(implementation, device):
     s = kernels.tensor_stats(
-        torch.empty(0, device=device), low=torch.zeros(1, device=device), width=torch.ones(1, device=device), bins=2
+        torch.empty(0, device=device), first=torch.zeros(1, device=device), width=torch.ones(1, device=device), bins=2
     )
-    assert [v.item() for v in s[:8]] == [0, 0, 0, INF, -INF, 0, 0, 0] and s.histogram.tolist() == [[0, 0]]
+    assert [v.item() for v in s[:14]] == [0, 0, 0, INF, -INF, *[0] * 9] and s.histogram.tolist() == [[0, 0]]
     assert kernels.tensor_stats(torch.empty(0, 3, device=device), axis=1).count.tolist() == [0, 0, 0]
 
 

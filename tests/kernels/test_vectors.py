@@ -154,6 +154,12 @@ def test_hysteresis(t):
 
 
 def test_statistics(t):
-    s = kernels.tensor_stats(t(-2, 0, 1, 0, 3), center=t(1), low=t(-2), width=t(1), bins=4)
-    assert [v.item() for v in s[:8]] == [5, 2, 0, -2, 3, 2, 14, 3 + 1 + 0 + 1 + 2]
+    given = {"center": t(1), "first": t(-2), "width": t(1), "bins": 4}
+    s = kernels.tensor_stats(t(-2, 0, 1, 0, 3), **given)
+    assert [v.item() for v in s[:9]] == [5, 2, 0, -2, 3, 2, 14, -8 + 1 + 27, 16 + 1 + 81]
+    assert [v.item() for v in s[9:14]] == [6, 2, 4, 10, 3 + 1 + 0 + 1 + 2]
     assert s.histogram.tolist() == [[1, 0, 0, 2]]
+    again = kernels.tensor_stats(t(-2, 0, 1, 0, 3), **given, powers=False)
+    assert again.sum_deviation.item() == 7 and again.histogram.tolist() == [[1, 0, 0, 2]] and again.sum.item() == 0
+    edge = torch.nextafter(t(-1), t(-2))  # a difference from the first edge would be rounded into the next bin
+    assert kernels.tensor_stats(edge, first=t(-3), width=t(1), bins=4).histogram.tolist() == [[0, 1, 0, 0]]
