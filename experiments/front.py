@@ -45,6 +45,7 @@ ROWS = (
     Row(SQUEEZE, "post-training", "imagenet_sample", "W6A6", under="## SqueezeNet"),
     Row(MOBILE, "post-training", "mobilenet_collapse", "W6A6"),
     Row(MOBILE, "post-training", "mobilenet_collapse", "W4A4"),
+    Row(MOBILE, "post-training, searched bits", "search", "W5A6", under="## MobileNetV2"),
     Row(FACE, "post-training", "faces", "W4A4", under="Accuracy in percent"),
     Row(DETECT, "post-training", "detection", "W6A6", under="The same on 100 VOC2012 images"),
 )

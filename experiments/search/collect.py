@@ -1,7 +1,7 @@
-"""The tables of this study: `python -m experiments.search.collect runs/STUDY [...] [--write]`.
+"""The tables of this study: `python -m experiments.search.collect runs/STUDY`.
 
 Accuracies by method and widths; each searched plan against the uniform one whose cost was its budget, on the same images; what the search
-took. With `--write` they replace what stands in README.md between `<!-- STUDY -->` and `<!-- end STUDY -->`.
+took.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import numpy as np
 import pandas as pd
 
 from experiments.collect import table
-from experiments.overhead.tables import write
 from qexp.report.results import collect
 from qexp.report.statistics import Z95, mcnemar
 
@@ -74,13 +73,8 @@ def report(study: Path) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("studies", type=Path, nargs="+", help="folders of studies, such as runs/search_resnet20")
-    parser.add_argument("--write", action="store_true", help="put the tables into README.md")
-    args = parser.parse_args()
-    reports = {study.name: report(study) for study in args.studies}
-    print("\n\n".join(reports.values()))
-    if args.write:
-        write(Path(__file__).with_name("README.md"), reports)
+    parser.add_argument("study", type=Path, help="a study's folder, such as runs/search_resnet20")
+    print(report(parser.parse_args().study))
 
 
 if __name__ == "__main__":
