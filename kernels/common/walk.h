@@ -86,9 +86,10 @@ class Walk {
     }
   }
 
-  // The channels [first, end) that the output elements [begin, end) lie in; all of them where they take turns.
+  // The channels [first, end) that the output elements [begin, end) lie in; all of them where they take turns (an outermost dimension
+  // that is longer than the channels goes through them again for each image).
   std::array<int64_t, 2> channels_of(int64_t begin, int64_t end) const {
-    if (!dims_.back().channel || begin >= end) return {0, channels};
+    if (varies || !dims_.back().channel || dims_.back().size != channels || begin >= end) return {0, channels};
     const int64_t run = numel / channels;
     return {begin / run, (end - 1) / run + 1};
   }

@@ -1,5 +1,6 @@
 """Compiled = reference, for every operator, memory layout and dtype: bitwise, and sums to their rounding."""
 
+import pytest
 import qexp_kernels as kernels
 import torch
 
@@ -54,6 +55,21 @@ def test_statistics_of_many_short_runs_are_those_of_the_reference(compiled, devi
         got = kernels.tensor_stats(form, axis=0)
         kernels.load("reference")
         for one, two in zip(got, kernels.tensor_stats(form, axis=0), strict=True):
+            torch.testing.assert_close(one, two, rtol=1e-12, atol=1e-9)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_statistics_of_many_images_in_several_chunks_are_those_of_the_reference(compiled, device, layout):
+    x = (
+        torch.randn(40, 24, 17, 17, generator=torch.Generator().manual_seed(3))
+        .to(device)
+        .contiguous(memory_format=layout)
+    )
+    for axis in (None, 0, 1):
+        kernels.load(compiled)
+        got = kernels.tensor_stats(x, axis=axis)
+        kernels.load("reference")
+        for one, two in zip(got, kernels.tensor_stats(x, axis=axis), strict=True):
             torch.testing.assert_close(one, two, rtol=1e-12, atol=1e-9)
 
 
