@@ -51,7 +51,7 @@ def quantized(cfg: DictConfig, model: nn.Module, images: Tensor, fold: bool) -> 
 def train_step(model: nn.Module, images: Tensor, labels: Tensor) -> Callable[[], None]:
     """Returns one optimizer step of a network as a function."""
     model.train()
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-6, momentum=0.9)  # timed, not trained: noise must not diverge
     layers = [layer for _, layer in quantized_layers(model)]
 
     def step() -> None:
@@ -126,6 +126,7 @@ def main() -> None:
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         common = [f"model={args.model}", "dataset=cifar10", f"bits={args.bits}"]
         configs = {q: compose("config", [*common, f"quant={q}"]) for q in args.quant.split(",")}
+    torch.manual_seed(0)
     model = pipeline.instantiate(next(iter(configs.values())).model.net).to(args.device)
     layout = torch.channels_last if args.channels_last else torch.contiguous_format
     images = torch.randn(args.batch, *next(iter(configs.values())).model.input_size).contiguous(memory_format=layout)
