@@ -77,7 +77,11 @@ def methods(points: pd.DataFrame) -> list[str]:
     for name, own in zip(names, settings):
         alike = [other for n, other in zip(names, settings) if n == name]
         at = [f"{other.get('layer_wbit')} {other.get('layer_abit')}" for other in alike]
-        keys = [] if len(set(at)) == len(at) else [k for k in own if k.split(".")[0] in ("quant", "passes", "seed")]
+        keys = (
+            []
+            if len(set(at)) == len(at)
+            else [k for k in own if k.split(".")[0] in ("quant", "passes", "seed", "n_calibrate")]
+        )
         told = [k for k in keys if len({str(other.get(k)) for other in alike}) > 1]
         words = ", ".join(f"{k.rpartition('.')[2]}={own[k]}" for k in told)
         out.append(f"{name} ({words})" if told else name)
