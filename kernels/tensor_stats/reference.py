@@ -5,7 +5,7 @@ from torch import Tensor
 
 from ..layout import wide
 
-_PIECE = 2**18  # elements looked at together: their float64 copies stay in the cache
+_PIECE = 2**16  # elements looked at together: their float64 copies stay in the cache
 
 
 def forward(
