@@ -130,7 +130,8 @@ def test_declared_properties_hold(site, spec, fitted, data):
         scale, zero = per_row(q.scale, len(xr)), per_row(q.zero_point, len(xr))
         low, high = ((per_row(limit, len(xr)) - zero) * scale for limit in q.limits)
         inside = (xr >= low) & (xr <= high)
-        assert ((xr - yr).abs() <= 0.5002 * scale)[inside].all()
+        rounded = 2.0**-23 * xr.abs()  # what float32 makes of a value that is millions of steps from zero
+        assert ((xr - yr).abs() <= 0.5002 * scale + rounded)[inside].all()
 
 
 @every
