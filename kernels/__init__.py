@@ -17,6 +17,7 @@ from .lsq import lsq
 from .pack_bits import pack_bits, unpack_bits
 from .pact import mpact, pact
 from .relu_quantize import relu_quantize
+from .rescale import rescale
 from .round_to import round_to
 from .tensor_stats import Stats, tensor_stats
 from .winograd import winograd_conv2d
@@ -39,6 +40,7 @@ __all__ = [
     "pact",
     "quantize",
     "relu_quantize",
+    "rescale",
     "round_to",
     "tensor_stats",
     "unpack_bits",

@@ -73,6 +73,7 @@ def take(form: str, run: Taken) -> dict[str, Any]:
     Raises:
         QexpError: A layer has no such form, or what was read back is not what the run computes.
     """
+    run.model.cpu()
     return FORMS[form](run)
 
 
@@ -95,7 +96,7 @@ def _package(run: Taken) -> dict[str, Any]:
 def _onnx(run: Taken) -> dict[str, Any]:
     path = run.folder / "model.onnx"
     made = onnx_file.write(run.lowered.program, path)
-    session, fast = onnx_file.session(path), Fast(run.lowered.program)
+    session, fast = onnx_file.session(path), Fast(run.lowered.program, watched=())
     differ, right, seen = 0, 0, 0
     for x, labels in run.images():
         theirs = session.run(None, {"images": x.contiguous().numpy()})[0].argmax(1)
@@ -103,7 +104,12 @@ def _onnx(run: Taken) -> dict[str, Any]:
         differ, seen = differ + int((theirs != ours).sum()), seen + len(x)
         right += int((theirs == labels.numpy()).sum())
     _say("onnx", path, made["bytes"], run, seen, "onnxruntime", differ, "the integers'")
+    codes = onnx_file.compare(run.lowered.program, path, run.golden().numpy())
+    log.info(
+        "onnx: %(differ)d of %(codes)d codes differ from the integers', by at most %(most)d (golden images)", codes
+    )
     columns = {"onnx_bytes": made["bytes"], "onnx_images": seen, "onnx_predictions_differ": differ}
+    columns |= {"onnx_codes_differ": 100 * codes["differ"] / max(codes["codes"], 1), "onnx_most": codes["most"]}
     return columns | {"value_onnx": 100 * right / max(seen, 1)}
 
 

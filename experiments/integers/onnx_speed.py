@@ -74,7 +74,7 @@ def measure(name: str, threads: int, rounds: int, scratch: Path) -> dict[str, An
     model, program, images = network(name)
     float_file(model, images, scratch / "float.onnx")
     size = onnx_file.write(program, scratch / "int8.onnx")["bytes"]
-    ours, codes = Fast(program), torch.from_numpy(program.encode(images.numpy()))
+    ours, codes = Fast(program, watched=()), torch.from_numpy(program.encode(images.numpy()))
     floating, _ = session(scratch / "float.onnx", threads)
     eight, nodes = session(scratch / "int8.onnx", threads)
     fed = {"images": images.numpy()}
@@ -91,6 +91,8 @@ def measure(name: str, threads: int, rounds: int, scratch: Path) -> dict[str, An
         "batch": len(images),
         "width": images.shape[-1],
         "images_per_second": {k: 1000 * len(images) / v["ms"] for k, v in found.items()},
+        "ratio_onnx": 1 / found["onnxruntime int8"]["onnxruntime float32"],
+        "ratio_fast": 1 / found["fast executor"]["PyTorch float32"],
         "nodes": nodes,
         "bytes": size,
         "bytes_float": (scratch / "float.onnx").stat().st_size,

@@ -1,17 +1,16 @@
 """A program as an ONNX file: quantize and dequantize nodes (QDQ) around ordinary operators, as runtimes fuse them.
 
 Every tensor of a program has a real value, so the graph computes with real values, and a `QuantizeLinear` stands wherever the program
-requantizes. Grids of up to 8 bits lie in int8 or uint8, of up to 16 in int16 or uint16; a grid that does not fill its type is cut by a
-`Clip` before it, and its width is written into the model's metadata (`qexp.bits`, a JSON object from tensor to bits), so that a reader
-for custom widths finds it. Weights of up to 4 bits are int4. Sums of more than 16 bits stay real: they are not rounded in between, and the
-scale is a float, so codes may differ by one from the program's; `compare` counts them.
+requantizes, or ahead of what only moves codes (pools, shortcuts), so that runtimes fuse it with the layer before. Grids of up to 8 bits
+lie in int8 or uint8, of up to 16 in int16 or uint16; a grid that does not fill its type is cut by a `Clip` before it, and its width is
+written into the model's metadata (`qexp.bits`, a JSON object from tensor to bits), so that a reader for custom widths finds it. Weights
+of up to 4 bits are int4. Sums of more than 16 bits stay real: they are not rounded in between, and the scale is a float; biases have no
+more than the 32 bits of runtimes. So codes may differ by one from the program's; `compare` counts them.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,32 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qexp.errors import QexpError
-from qexp.integer.arithmetic import width
-from qexp.integer.program import (
-    Add,
-    Clamp,
-    Concat,
-    Conv,
-    Flatten,
-    IntegerProgram,
-    Linear,
-    Lookup,
-    MaxPool,
-    Op,
-    Requantize,
-    StridedPad,
-    SumPool,
-    TensorSpec,
-)
+from qexp.integer.fast import Fast
+from qexp.integer.onnx_graph import Graph
+from qexp.integer.program import IntegerProgram
 
-OPSET = 21  # the first with int4 and 16-bit grids
-KINDS = {"UINT8": (0, 255), "INT8": (-128, 127), "UINT16": (0, 65535), "INT16": (-32768, 32767)}
-MOVERS = (
-    Concat,
-    Flatten,
-    MaxPool,
-    StridedPad,
-)  # no code is changed, so they may come before a requantization or after it
 INSTALL = "export=onnx needs onnx and onnxruntime, which are not installed: pip install 'qexp[export]'"
 
 
@@ -58,7 +35,7 @@ def write(program: IntegerProgram, path: Path) -> dict[str, Any]:
         import onnx
     except ImportError:
         raise QexpError(INSTALL) from None
-    graph = _Graph(program)
+    graph = Graph(program)
     model = graph.model()
     onnx.checker.check_model(model)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -66,278 +43,41 @@ def write(program: IntegerProgram, path: Path) -> dict[str, Any]:
     return {"bytes": path.stat().st_size, "nodes": len(model.graph.node), "bits": graph.bits}
 
 
-def session(path: Path, threads: int = 0) -> Any:
-    """Returns an onnxruntime session on the CPU; 0 threads leave the choice to it."""
+def session(model: Path | bytes, threads: int = 0) -> Any:
+    """Returns an onnxruntime session on the CPU, of a file or a serialized model; 0 threads leave the choice to it."""
     try:
         import onnxruntime
     except ImportError:
         raise QexpError(INSTALL) from None
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = threads, 3
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    given = model if isinstance(model, bytes) else str(model)
+    return onnxruntime.InferenceSession(given, options, providers=["CPUExecutionProvider"])
 
 
-class _Graph:
-    """Nodes and constants, made operation by operation."""
+def compare(program: IntegerProgram, path: Path, images: NDArray[np.float32]) -> dict[str, int]:
+    """Returns how the codes that onnxruntime computes differ from the program's: `codes` compared, `differ`, `most` (by how much).
 
-    def __init__(self, program: IntegerProgram) -> None:
-        import onnx
+    Args:
+        program: What the file was written from.
+        path: The file.
+        images: `[N, C, H, W]`.
+    """
+    import onnx
 
-        self.onnx, self.program = onnx, program
-        self.nodes: list[Any] = []
-        self.constants: dict[str, Any] = {}
-        self.bits: dict[str, int] = {}
-        self.real: dict[str, str] = {}  # of a program's tensor: the name of its real value
-        self.quantized: dict[tuple, str] = {}  # by tensor and grid: its value on that grid, for whoever asks again
+    model = onnx.load(path)
+    names = json.loads(next(note.value for note in model.metadata_props if note.key == "qexp.codes"))
+    model.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in dict.fromkeys(names.values()))
+    theirs = session(model.SerializeToString(), 1)
+    made = dict(zip([o.name for o in theirs.get_outputs()], theirs.run(None, {"images": images}), strict=True))
+    found = {"codes": 0, "differ": 0, "most": 0}
 
-    def model(self) -> Any:
-        """Returns the finished ONNX model."""
-        helper, program = self.onnx.helper, self.program
-        start, end = program.tensors[program.input], program.tensors[program.output]
-        self.real[start.name] = self._quantized("images", start, start.name)
-        for i, op in enumerate(program.ops):
-            self.real[op.output] = self._op(i, op)
-        self._node("Identity", [self.real[end.name]], "scores")
-        kind = self.onnx.TensorProto.FLOAT
-        graph = helper.make_graph(
-            self.nodes,
-            "qexp",
-            [helper.make_tensor_value_info("images", kind, ["N", *start.shape])],
-            [helper.make_tensor_value_info("scores", kind, ["N", *end.shape])],
-            list(self.constants.values()),
-        )
-        model = helper.make_model(
-            graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10, producer_name="qexp"
-        )
-        helper.set_model_props(
-            model, {"qexp.bits": json.dumps(self.bits), "qexp.about": json.dumps(program.about, default=str)}
-        )
-        return model
+    def take(name: str, codes: Any) -> None:
+        if name in names:
+            gap = np.abs(made[names[name]].astype(np.int64) - codes.numpy().astype(np.int64))
+            found["codes"] += gap.size
+            found["differ"] += int((gap > 0).sum())
+            found["most"] = max(found["most"], int(gap.max(initial=0)))
 
-    def _op(self, i: int, op: Op) -> str:
-        xs = [self.real[name] for name in op.inputs]
-        name, out = op.output, self.program.tensors[op.output]
-        if isinstance(op, Conv | Linear):
-            return self._weighted(i, op, xs[0])
-        if isinstance(op, MOVERS):
-            return self._moved(op, xs, name, out)
-        if isinstance(op, Requantize):
-            return self._quantized(xs[0], replace(out, low=op.low, high=op.high), name)
-        if isinstance(op, Clamp):
-            if self._done_by_the_grid(op):
-                return xs[0]
-            zero, unit = out.zero_point, out.unit
-            if np.array_equal(op.low, zero) and op.high.min() >= self.program.tensors[op.inputs[0]].high:
-                return self._node("Relu", xs, name)
-            low = self._constant(f"{name}.low", _broadcast((op.low - zero) * unit, len(out.shape)))
-            high = self._constant(f"{name}.high", _broadcast((op.high - zero) * unit, len(out.shape)))
-            return self._node("Min", [self._node("Max", [xs[0], low], f"{name}.least"), high], name)
-        if isinstance(op, Add):
-            total = xs[0]
-            for k, x in enumerate(xs[1:]):
-                total = self._node("Add", [total, x], name if k == len(xs) - 2 else f"{name}.{k}")
-            return total
-        if isinstance(op, SumPool):
-            return self._average(op, xs[0], name, out)
-        if isinstance(op, Lookup):
-            return self._lookup(op, xs[0], name, out)
-        raise QexpError(f"export=onnx: {op.layer}: the operation {op.kind!r} has no ONNX form")
-
-    def _done_by_the_grid(self, op: Clamp) -> bool:
-        """Whether every reader puts the result on a grid that ends within the clamp's limits: then runtimes fuse what is around it."""
-        source = self.program.tensors[op.inputs[0]]
-        if source.unit.size > 1:
-            return False
-        for grid in self._grids(op.output):
-            if grid is None:
-                return False
-            low, high = ((end - grid.zero_point) * grid.unit for end in (grid.low, grid.high))
-            least, most = ((end - source.zero_point) * source.unit for end in (op.low, op.high))
-            if low.min() < least.max() or (high.max() > most.min() and op.high.min() < source.high):
-                return False
-        return True
-
-    def _constants(self, name: str, whole: NDArray[np.int64], kind: str, step: NDArray[np.float32]) -> str:
-        """Returns the real value of integer weights or biases; with zero points, without which runtimes do not fuse linear layers."""
-        scale = self._constant(f"{name}.scale", step)
-        zero = self._integers(f"{name}.zero", np.zeros(len(step), np.int64), kind)
-        return self._node("DequantizeLinear", [self._integers(name, whole, kind), scale, zero], f"{name}.real", axis=0)
-
-    def _grids(self, name: str) -> list[TensorSpec | None]:
-        """Returns the grids that the readers of a tensor put it on, through what only moves codes; None for one that does not."""
-        found: list[TensorSpec | None] = [None] if name == self.program.output else []
-        for reader in (op for op in self.program.ops if name in op.inputs):
-            grid = self.program.tensors[reader.output]
-            if isinstance(reader, Requantize):
-                fits = grid.unit.size == 1 and grid.zero_point.size == 1 and _kind(grid) is not None
-                found.append(replace(grid, low=reader.low, high=reader.high) if fits else None)
-            elif isinstance(reader, MOVERS):
-                found.append(self._ahead(reader))
-            else:
-                found.append(None)
-        return found
-
-    def _ahead(self, op: Op) -> TensorSpec | None:
-        """Returns the grid that everybody puts the result of a mover on, None if there is no such one: then codes can be moved as well."""
-        grids = self._grids(op.output)
-        if None in grids or len({_key(g) for g in grids}) != 1:
-            return None
-        return grids[0]
-
-    def _moved(self, op: Op, xs: list[str], name: str, out: TensorSpec) -> str:
-        """Returns what only moves codes (a maximum, a shortcut, a concatenation), on 8-bit codes where that makes no difference.
-
-        Runtimes fuse a layer with the quantize node behind it; so that node goes ahead of what moves, and stands behind it once more.
-        """
-        ahead = self._ahead(op)
-        if ahead is not None:
-            xs = [self._quantized(x, ahead, f"{name}.ahead{k}" if k else f"{name}.ahead") for k, x in enumerate(xs)]
-        if isinstance(op, Concat | Flatten):
-            y = self._node(type(op).__name__, xs, name, axis=1)
-        elif isinstance(op, MaxPool):
-            pads = _pads(op, self.program.tensors[op.inputs[0]].shape, op.dilation)
-            shape = {"kernel_shape": op.window, "strides": op.stride, "pads": pads, "dilations": op.dilation}
-            y = self._node("MaxPool", xs, name, **shape)
-        else:
-            y = self._strided_pad(op, xs[0], name)
-        grid = ahead or out
-        if grid.unit.size > 1 or grid.zero_point.size > 1 or _kind(grid) not in ("UINT8", "INT8"):
-            return y
-        low, high = KINDS[_kind(grid)]  # all of them: nothing is left to cut off
-        y = self._quantized(y, replace(grid, low=low, high=high), f"{name}.kept")
-        self.quantized[y, *_key(grid)] = y
-        return y
-
-    def _weighted(self, i: int, op: Conv | Linear, x: str) -> str:
-        if op.unit:
-            raise QexpError(f"export=onnx: {op.layer} computes in a {op.unit['name']!r} unit, which ONNX has not")
-        into, out = self.program.tensors[op.inputs[0]], self.program.tensors[op.output]
-        if into.unit.size > 1:
-            raise QexpError(
-                f"export=onnx: {op.layer}: its input has a scale for each channel, which QDQ convolutions have not"
-            )
-        step = np.broadcast_to(out.unit.ravel() * 2.0**op.align / into.unit.ravel(), (len(op.weight),)).astype(
-            np.float32
-        )
-        bits = _bits(op.weight)
-        kind = (
-            "INT4" if bits <= 4 and op.weight.min() >= -8 and op.weight.max() <= 7 else "INT8" if bits <= 8 else "INT16"
-        )
-        name = f"{op.layer or 'layer'}.{i}"
-        self.bits[f"{name}.weight"] = bits
-        weight = self._constants(f"{name}.weight", op.weight, kind, step)
-        whole = np.rint(op.bias / 2.0**op.align).astype(np.int64)
-        if np.abs(whole).max(initial=0) >= 2**31:
-            raise QexpError(f"export=onnx: {op.layer}: its bias needs more than the 32 bits that runtimes take")
-        bias = self._constants(f"{name}.bias", whole, "INT32", (step * into.unit.ravel()).astype(np.float32))
-        if isinstance(op, Linear):
-            return self._node("Gemm", [x, weight, bias], op.output, transB=1)
-        pads = [*op.padding, *op.padding]
-        shape = {"strides": op.stride, "pads": pads, "dilations": op.dilation, "group": op.groups}
-        return self._node("Conv", [x, weight, bias], op.output, kernel_shape=op.weight.shape[2:], **shape)
-
-    def _quantized(self, x: str, spec: TensorSpec, name: str) -> str:
-        """Returns the real value of `x` after it is put on a grid; as it is, where the grid has more than 16 bits."""
-        if spec.unit.size > 1 or spec.zero_point.size > 1:
-            raise QexpError(
-                f"export=onnx: {name}: a scale for each channel of activations has no QDQ form that runtimes take"
-            )
-        unit, zero = float(spec.unit.ravel()[0]), int(spec.zero_point.ravel()[0])
-        kind = _kind(spec)
-        if kind is None:
-            return x
-        key = x, *_key(spec)
-        if key in self.quantized:
-            return self.quantized[key]
-        self.bits[name] = width(spec.low, spec.high)
-        if KINDS[kind] != (spec.low, spec.high):
-            ends = [
-                self._constant(f"{name}.{k}", np.float32((v - zero) * unit))
-                for k, v in (("low", spec.low), ("high", spec.high))
-            ]
-            x = self._node("Clip", [x, *ends], f"{name}.clipped")
-        scale = self._constant(f"{name}.scale", np.float32(unit))
-        point = self._integers(f"{name}.zero", np.int64(min(max(zero, KINDS[kind][0]), KINDS[kind][1])), kind)
-        if not KINDS[kind][0] <= zero <= KINDS[kind][1]:
-            raise QexpError(f"export=onnx: {name}: its zero point {zero} lies outside {kind.lower()}")
-        codes = self._node("QuantizeLinear", [x, scale, point], f"{name}.codes")
-        self.quantized[key] = self._node("DequantizeLinear", [codes, scale, point], f"{name}.value")
-        return self.quantized[key]
-
-    def _average(self, op: SumPool, x: str, name: str, out: TensorSpec) -> str:
-        into = self.program.tensors[op.inputs[0]]
-        if op.window == into.shape[1:] and not any(op.padding):
-            mean = self._node("GlobalAveragePool", [x], f"{name}.mean")
-        else:
-            pads = [*op.padding, *op.padding]
-            shape = {"kernel_shape": op.window, "strides": op.stride, "pads": pads, "count_include_pad": 1}
-            mean = self._node("AveragePool", [x], f"{name}.mean", **shape)
-        factor = np.prod(op.window) * out.unit / into.unit
-        if np.allclose(factor, 1, rtol=1e-6):
-            return mean
-        return self._node("Mul", [mean, self._constant(f"{name}.factor", _broadcast(factor, len(out.shape)))], name)
-
-    def _strided_pad(self, op: StridedPad, x: str, name: str) -> str:
-        far = np.iinfo(np.int64).max
-        ends = [self._constant(f"{name}.{k}", np.array(v, np.int64)) for k, v in
-                (("starts", [0, 0]), ("ends", [far, far]), ("axes", [2, 3]), ("steps", [op.stride] * 2))]  # fmt: skip
-        thin = self._node("Slice", [x, *ends], f"{name}.thin")
-        pads = self._constant(f"{name}.pads", np.array([0, op.before, 0, 0, 0, op.after, 0, 0], np.int64))
-        return self._node("Pad", [thin, pads, self._constant(f"{name}.nothing", np.float32(0))], name)
-
-    def _lookup(self, op: Lookup, x: str, name: str, out: TensorSpec) -> str:
-        into = self.program.tensors[op.inputs[0]]
-        if into.unit.size > 1 or out.unit.size > 1:
-            raise QexpError(
-                f"export=onnx: {op.layer}: a table over tensors with a scale for each channel has no ONNX form here"
-            )
-        unit = self._constant(f"{name}.unit", np.float32(into.unit.ravel()[0]))
-        shift = self._constant(f"{name}.shift", np.float32(int(into.zero_point.ravel()[0]) - op.low))
-        place = self._node("Add", [self._node("Div", [x, unit], f"{name}.steps"), shift], f"{name}.place")
-        index = self._node(
-            "Cast", [self._node("Round", [place], f"{name}.whole")], f"{name}.index", to=self.onnx.TensorProto.INT64
-        )
-        values = ((op.table - out.zero_point.ravel()[0]) * out.unit.ravel()[0]).astype(np.float32)
-        return self._node("Gather", [self._constant(f"{name}.table", values), index], name)
-
-    def _node(self, kind: str, inputs: Sequence[str], output: str, **options: Any) -> str:
-        options = {k: list(v) if isinstance(v, tuple) else v for k, v in options.items()}
-        self.nodes.append(self.onnx.helper.make_node(kind, list(inputs), [output], name=output, **options))
-        return output
-
-    def _constant(self, name: str, values: NDArray) -> str:
-        self.constants[name] = self.onnx.numpy_helper.from_array(np.asarray(values), name)
-        return name
-
-    def _integers(self, name: str, values: NDArray, kind: str) -> str:
-        number, values = getattr(self.onnx.TensorProto, kind), np.asarray(values)
-        self.constants[name] = self.onnx.helper.make_tensor(name, number, values.shape, values.ravel().tolist())
-        return name
-
-
-def _key(spec: TensorSpec) -> tuple[float, int, int, int]:
-    """Returns what tells one grid for a whole tensor from another."""
-    return float(spec.unit.ravel()[0]), int(spec.zero_point.ravel()[0]), spec.low, spec.high
-
-
-def _kind(spec: TensorSpec) -> str | None:
-    """Returns the narrowest type that holds a grid's codes, None where 16 bits do not."""
-    return next((k for k, (a, b) in KINDS.items() if a <= spec.low and spec.high <= b), None)
-
-
-def _bits(weight: NDArray[np.int64]) -> int:
-    return width(min(int(weight.min()), -1), int(weight.max()))  # runtimes take signed weights
-
-
-def _pads(op: MaxPool, shape: tuple[int, ...], dilation: tuple[int, int]) -> list[int]:
-    """Returns paddings before and behind that give as many windows as the program has (ceil mode included)."""
-    behind = []
-    for n, size, window, stride, pad, step in zip(op.size, shape[1:], op.window, op.stride, op.padding, dilation):
-        behind.append(max((n - 1) * stride + step * (window - 1) + 1 - size - pad, 0))
-    return [*op.padding, *behind]
-
-
-def _broadcast(values: NDArray, dims: int) -> NDArray[np.float32]:
-    """Returns one value, or one a channel, in the shape that broadcasts against `[N, C, ...]`."""
-    values = np.asarray(values, np.float32).ravel()
-    return values.reshape(-1, *(1,) * (dims - 1)) if values.size > 1 else values.reshape(())
+    Fast(program, watched=set(names)).run(program.encode(images), take)
+    return found

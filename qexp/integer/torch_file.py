@@ -11,6 +11,7 @@ scores = torch.export.load("model.pt2").module()(golden["images"])
 
 from __future__ import annotations
 
+import copy
 import logging
 import shutil
 from pathlib import Path
@@ -22,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from qexp.errors import QexpError
+from qexp.layers.quantized import BAKED, QUANTIZED, quantized_layers
 from qexp.layers.swap import baked_weights, evaluating
 
 ARCHIVE, GOLDEN = "model.pt2", "golden.safetensors"
@@ -41,7 +43,7 @@ def write(model: nn.Module, folder: Path, images: Tensor) -> dict[str, Any]:
     """
     with evaluating(model), baked_weights(model):
         scores = model(images)
-        program = _traced(model, images)
+        program = _traced(_lean(model), images)
     ours = sorted({str(n.target) for n in program.graph.nodes if str(n.target).startswith("qexp.")})
     if ours:
         raise QexpError(f"export=torch: the operations {', '.join(ours)} have no form in plain PyTorch")
@@ -53,15 +55,27 @@ def write(model: nn.Module, folder: Path, images: Tensor) -> dict[str, Any]:
     return {"bytes": (folder / ARCHIVE).stat().st_size, "operations": calls}
 
 
+def _lean(model: nn.Module) -> nn.Module:
+    """Returns a copy whose ordinary layers hold their quantized weight alone, not the float weight beside it."""
+    model = copy.deepcopy(model)
+    for _, layer in quantized_layers(model):
+        if type(layer) in QUANTIZED.values() and BAKED in layer._buffers:
+            layer.weight.data = layer._buffers.pop(BAKED)
+            layer.weight_quantizer = nn.Identity()
+    return model
+
+
 def _traced(model: nn.Module, images: Tensor) -> torch.export.ExportedProgram:
-    """Returns the traced network, its quantizers decomposed into the operations that define them."""
+    """Returns the traced network, its quantizers decomposed into the operations that define them, without where it was traced."""
     any_batch = ({0: torch.export.Dim("N")},)
     table = {getattr(torch.ops.qexp, name).default: reference for name, reference in REFERENCES.items()}
     noisy = logging.getLogger("torch.export")
     before = noisy.level
     noisy.setLevel(logging.ERROR)
     try:
-        return torch.export.export(model, (images,), dynamic_shapes=any_batch, strict=False).run_decompositions(table)
+        program = torch.export.export(model, (images,), dynamic_shapes=any_batch, strict=False).run_decompositions(
+            table
+        )
     except Exception as error:  # whatever a foreign model's forward raises while being traced
         reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
         raise QexpError(
@@ -70,6 +84,9 @@ def _traced(model: nn.Module, images: Tensor) -> torch.export.ExportedProgram:
         ) from error
     finally:
         noisy.setLevel(before)
+    for node in program.graph.nodes:  # its source lines and this machine's paths would be half of the archive
+        node.meta = {key: node.meta[key] for key in ("val", "torch_fn") if key in node.meta}
+    return program
 
 
 def read(folder: Path) -> tuple[nn.Module, Tensor, Tensor]:

@@ -146,8 +146,9 @@ def verify(
         reference: Of the first batch, so many images also go through the NumPy definition.
         progress: Whether to show a bar.
     """
-    verdict, program, fast = Verdict(), lowered.program, Fast(lowered.program)
+    verdict, program = Verdict(), lowered.program
     watched = {here.tensor for here in lowered.sites.values()}
+    fast = Fast(program, watched=watched)
     for images, labels in tqdm(batches, desc="verify", unit="batch", leave=False, disable=not progress):
         computed: dict[str, Tensor] = {}
         codes = torch.from_numpy(program.encode(images.cpu().numpy()))

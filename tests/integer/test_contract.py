@@ -30,7 +30,7 @@ SHELF = [
     pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in RECIPES if not n.startswith(OTHER_NETWORKS)
 ]
 REASONS = (  # and who may give it
-    ("aciq_|caq_simple|midtread", "channels have scales of their own|channels have widths of their own"),
+    ("aciq_|caq_simple|kmeans|midtread", "channels have scales of their own|channels have widths of their own"),
     ("exponential|playground|tanh|log|apot", "not evenly spaced|zero is no code"),
     ("lsq_plus", "zero is no code of LSQPlus"),
     ("xnor", "scales its sums by real numbers|zero is no code|not evenly spaced"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qexp.errors import QexpError
+from qexp.integer import int8
 from qexp.integer.fast import Fast
 from qexp.integer.program import (
     Add,
@@ -52,6 +54,7 @@ def both(program: IntegerProgram, x: np.ndarray) -> np.ndarray:
     """Returns the definition's result, after checking that the fast executor's is the same."""
     y = Reference(program).run(x)
     assert torch.equal(Fast(program).run(x), torch.from_numpy(y))
+    assert torch.equal(Fast(program, watched=()).run(x), torch.from_numpy(y))
     return y
 
 
@@ -190,6 +193,57 @@ def test_a_linear_layer_and_its_registers():
     assert Reference(program, narrow).run(x).tolist() == [[260, 260]] and narrow.widest["fc"] == 15
     fast = Accumulator(9, "saturate")
     assert Fast(program, fast).run(x).tolist() == [[260, 260]] and fast.overflows == narrow.overflows
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.sampled_from(["half_even", "half_up", "half_away", "floor", "trunc"]),
+    st.sampled_from([(0, 255), (-128, 127), (-7, 7), (0, 2**20)]),
+    st.booleans(),
+    st.booleans(),
+    st.integers(0, 2**32 - 1),
+)
+def test_a_layer_and_what_follows_it_in_one_pass(rounding, codes, clamped, narrow, seed):
+    """Bias, clamp and requantization with ties: a multiplier of one and small shifts."""
+    rng, (low, high) = np.random.default_rng(seed), codes
+    weight, bias = rng.integers(-127, 128, (6, 2, 3, 3)), rng.integers(-5000, 5000, 6)
+    conv = Conv(
+        layer="c", inputs=("x",), output="a", weight=weight, bias=bias, zero=whole(rng.integers(low, high + 1)),
+        padding=(1, 1), groups=2, align=int(rng.integers(0, 4)),
+    )  # fmt: skip
+    clamp = Clamp(layer="r", inputs=("a",), output="b", low=whole(0), high=whole(2**40))
+    multiplier, shift = rng.integers(1, 2**20, 6), rng.integers(8, 30, 6)
+    multiplier[::2], shift[::2] = 1, 3
+    limits = (0, 255) if narrow else (-(2**20), 2**20)
+    last = Requantize(
+        layer="q", inputs=("b" if clamped else "a",), output="y", multiplier=multiplier, addend=whole(7) << shift, shift=shift,
+        zero=whole(0 if clamped else -3), rounding=rounding, low=limits[0], high=limits[1],
+    )  # fmt: skip
+    ops = [conv, clamp, last] if clamped else [conv, last]
+    specs = {"x": ((4, 5, 5), low, high), "a": ((6, 5, 5), -(2**38), 2**38), "b": ((6, 5, 5), 0, 2**38)}
+    specs["y"] = ((6, 5, 5), *limits)
+    tensors = {n: TensorSpec(n, s, a, b, np.ones(1), ZERO) for n, (s, a, b) in specs.items()}
+    x = rng.integers(low, high + 1, (2, 4, 5, 5))
+    heard: list[str] = []
+    fast = Fast(IntegerProgram(tensors, ops, "x", "y"), watched=())
+    fast.run(x, lambda name, _: heard.append(name))
+    assert heard == ["x", "y"], "one pass"
+    both(IntegerProgram(tensors, ops, "x", "y"), x)
+
+
+def test_8_bit_products_are_used_where_they_are_exact():
+    """Nine greatest products fit; a weight of 8 bits and a sign does not, nor do sums beyond 24 bits."""
+    op = Conv(
+        layer="c", inputs=("x",), output="y", weight=np.full((2, 3, 3, 3), -127), bias=whole(0, 0), zero=whole(200)
+    )
+    assert int8.suits(op, 0, 255) == int8.suits(op, -128, 127) == int8.available()
+    assert not int8.suits(op, 0, 256) and not int8.suits(op, -129, 0)
+    assert not int8.suits(replace(op, weight=op.weight - 1), 0, 255)
+    assert not int8.suits(replace(op, weight=np.full((2, 999, 3, 3), 127)), 0, 255)
+    assert not int8.suits(replace(op, zero=whole(1, 2, 3)), 0, 255)
+    for low, high in ((0, 255), (-128, 127)):
+        for x in (np.full((2, 3, 4, 5), low), np.full((2, 3, 4, 5), high)):
+            both(single(replace(op, padding=(1, 1), stride=(2, 1)), (3, 4, 5), low, high), x)
 
 
 @pytest.mark.parametrize("bad", [{"bits": 1}, {"overflow": "clip"}, {"point": "never"}])

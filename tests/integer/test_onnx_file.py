@@ -46,6 +46,29 @@ def test_onnx_computes_the_same_up_to_a_step(network, quantize, tmp_path):
     assert np.abs(got - scores).mean() < 0.01 * np.abs(scores).max()
 
 
+@pytest.mark.parametrize("network", [Residual, Everything])
+def test_codes_differ_by_one_at_most_and_seldom(network, quantize, tmp_path):
+    torch.manual_seed(0)
+    model, images = quantize(network(), rules=everything_rules() if network is Everything else EVERYWHERE)
+    program = lower(model, images[:1]).program
+    onnx_file.write(program, tmp_path / "m.onnx")
+    found = onnx_file.compare(program, tmp_path / "m.onnx", images.numpy())
+    assert found["codes"] > 20_000 and found["most"] <= 2 and found["differ"] < 0.02 * found["codes"]
+
+
+def test_integers_take_no_more_than_their_bytes(quantize, tmp_path):
+    network = Residual()
+    network.conv, network.fc = nn.Conv2d(8, 400, 3, stride=2), nn.Linear(400, 5)
+    model, images = quantize(network, 4, 8)
+    program = lower(model, images[:1]).program
+    size = onnx_file.write(program, tmp_path / "m.onnx")["bytes"]
+    held = {i.name: i for i in onnx.load(tmp_path / "m.onnx").graph.initializer}
+    place, op = next((i, op) for i, op in enumerate(program.ops) if op.kind == "conv" and op.layer == "conv")
+    weight = held[f"conv.{place}.weight"]
+    assert len(weight.raw_data) == 400 * 72 / 2 and size < 45_000
+    assert np.array_equal(onnx.numpy_helper.to_array(weight).astype(np.int64), op.weight)
+
+
 def optimized(path: Path) -> collections.Counter[str]:
     """Returns how many nodes of each type onnxruntime makes of a model."""
     import onnxruntime

@@ -30,6 +30,8 @@ def test_the_archive_is_the_network_without_us(quantize, tmp_path):
     made = torch_file.write(model, tmp_path / "t", images[:5])
     assert torch.equal(model(images), expected), "the network is left as it was"
     assert made["bytes"] == (tmp_path / "t" / "model.pt2").stat().st_size and made["operations"] > 20
+    archive = (tmp_path / "t" / "model.pt2").read_bytes()
+    assert b"torch_file.py" not in archive and b"site-packages" not in archive, "nothing of the machine it was made on"
     network, golden, scores = torch_file.read(tmp_path / "t")
     assert torch.equal(golden, images[:5]) and torch.equal(scores, model(images[:5]))
     assert torch.allclose(network(images), expected, rtol=0, atol=1e-5)

@@ -29,6 +29,21 @@ def test_codes_are_those_of_the_reference(x, compiled):
     assert torch.equal(got, codes()) and got.dtype == torch.int32
 
 
+def test_another_grid_is_that_of_the_reference(x, compiled):
+    x = x if x.dtype == torch.float64 else x.float()
+    factor, summand = torch.linspace(0.1, 90, 6, dtype=torch.float64), torch.arange(-3.0, 3)
+    places = [(torch.float32, -1e6, 1e6), (torch.float64, -1e9, 1e9), (torch.uint8, 3, 255), (torch.int8, -128, 127)]
+    for rounding in ("half_even", "half_up", "half_away", "floor", "trunc"):
+        for dtype, low, high in places:
+            for by in (1, 6):
+                given = factor[:by].to(x.device), summand[:by].to(x.device), low, high
+                kernels.load(compiled)
+                got = kernels.rescale(x, *given, rounding=rounding, dtype=dtype)
+                kernels.load("reference")
+                want = kernels.rescale(x, *given, rounding=rounding, dtype=dtype)
+                assert torch.equal(got, want) and got.dtype == dtype and got.stride() == want.stride()
+
+
 def test_statistics_are_those_of_the_reference(x, compiled):
     channels = {"center": 0.1, "first": -11.0, "width": 0.13}
     for axis, count in ((None, 1), (1, 6), (3, x.shape[3])):

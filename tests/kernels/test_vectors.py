@@ -143,6 +143,17 @@ def test_level_grid_ties_go_to_the_smaller_magnitude(t):
     close(kernels.level_grid(t(-0.1, 0, 0.1), t(-1, 1), one), -1, 1, 1)
 
 
+def test_rescale(t):
+    sums = torch.tensor([[[-7.0, 1, 3, 5, 900]], [[-8.0, 2, 4, 6, 900]]], dtype=torch.float64).movedim(0, 1)
+    half, zero = torch.tensor([0.5, 0.25]), torch.zeros(1)
+    codes = kernels.rescale(sums, half, zero, -3, 100, dtype=torch.int8)
+    assert codes.dtype == torch.int8 and codes.tolist() == [[[-3, 0, 2, 2, 100], [-2, 0, 1, 2, 100]]]
+    upwards = kernels.rescale(sums, half, zero, -1e6, 1e6, rounding="half_up")
+    assert upwards.tolist() == [[[-3, 1, 2, 3, 450], [-2, 1, 1, 2, 225]]]
+    large = torch.full((1, 1), 2.0**23 + 1)  # the product needs 47 bits
+    assert kernels.rescale(large, t(2.0**23 - 1).double(), zero, 0, 2**60, dtype=torch.float64).item() == 2**46 - 1
+
+
 def test_hysteresis(t):
     before, after = t(-0.2, -0.05, 0.3, 0.02, -0.4, 0.5), t(0.15, 0.04, -0.2, -0.03, -0.5, 0.6)
     signs, _ = kernels.hysteresis(before, torch.zeros_like(before), 0)

@@ -1,0 +1,251 @@
+"""What a fast executor does for each operation: a function of tensors, its constants prepared beforehand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from qexp_kernels import rescale
+from torch import Tensor
+
+from qexp.integer import int8
+from qexp.integer.arithmetic import limit, shift_round
+from qexp.integer.bounds import partial_sums
+from qexp.integer.program import (
+    Add,
+    Clamp,
+    Concat,
+    Conv,
+    Flatten,
+    Linear,
+    Lookup,
+    MaxPool,
+    Op,
+    Requantize,
+    StridedPad,
+    SumPool,
+)
+from qexp.integer.reference import Reference, requantize
+
+if TYPE_CHECKING:
+    from qexp.integer.fast import Fast
+
+DOUBLE = 2**53  # below it float64 holds every integer
+
+
+def _weighted(fast: Fast, op: Conv | Linear) -> Callable[..., Tensor]:
+    if op.unit:
+        return _own_unit(fast, op)
+    sums = _sums(fast, op)
+    if sums is None:  # beyond 53 bits: as the reference
+        return lambda x: torch.from_numpy(Reference(fast.program).weighted(op, x.cpu().long().numpy())).to(fast.device)
+    source = fast.program.tensors[op.inputs[0]]
+    low, high = partial_sums(op, source.low, source.high)
+    after = fast.exact(op.output, most=max(-low, high) << op.align)
+    spread = fast.constant(op.bias, after, fast.ndim(op.output))
+    register = fast.accumulator if fast.accumulator is not None and fast.accumulator.bits < 64 else None
+
+    def step(x: Tensor) -> Tensor:
+        y = sums(x)
+        if register is not None:
+            y, lost = limit(y.long(), register.bits, register.overflow)
+            register.overflows[op.layer] = register.overflows.get(op.layer, 0) + lost
+        return torch.add(spread, y.to(after), alpha=2**op.align)
+
+    return step
+
+
+def _sums(fast: Fast, op: Conv | Linear) -> Callable[[Tensor], Tensor] | None:
+    """Returns what computes a layer's sums of products exactly; None where no floating type holds them."""
+    source = fast.program.tensors[op.inputs[0]]
+    if fast.in_bytes(op):
+        return int8.convolution(op, source.low)
+    low, high = partial_sums(op, source.low, source.high)
+    widest = max(abs(source.low - int(op.zero.max())), abs(source.high - int(op.zero.min())))
+    dtype = fast.exact(most=max(widest, int(np.abs(op.weight).max(initial=0)), -low, high))
+    if dtype is torch.int64:
+        return None
+    weight = torch.from_numpy(op.weight).to(fast.device, dtype)
+    zero = fast.constant(op.zero, dtype, fast.ndim(op.inputs[0])) if np.any(op.zero) else None
+
+    def step(x: Tensor) -> Tensor:
+        x = x.to(dtype)
+        x = x if zero is None else x - zero
+        if isinstance(op, Linear):
+            return F.linear(x, weight)
+        return F.conv2d(x, weight, None, op.stride, op.padding, op.dilation, op.groups)
+
+    return step
+
+
+def fused(fast: Fast, chain: list[Op]) -> Callable[..., Tensor] | None:
+    """Returns operations that follow each other in one pass; None where that is not exact: a layer or sum, a clamp, a requantization."""
+    first, last = chain[0], chain[-1]
+    if isinstance(first, Add):
+        return _clamped_sum(fast, first, last) if isinstance(last, Clamp) else None
+    sums = _sums(fast, first)
+    source = fast.program.tensors[first.inputs[0]]
+    most = max(map(abs, partial_sums(first, source.low, source.high))) << first.align
+    most += int(np.abs(first.bias).max(initial=0))
+    line, limits = _line(last, most), (last.low, last.high)
+    if len(chain) == 3:
+        limits = _clamp_behind(last, chain[1], most)
+    if sums is None or line is None or limits is None:
+        return None
+    factor, summand = line
+    summand = torch.from_numpy(np.array(summand + factor * first.bias)).to(fast.device)
+    factor = torch.from_numpy(np.array(factor * 2.0**first.align)).to(fast.device)
+    dtype = fast.codes_type(last.output)
+    low, high = limits if dtype is not torch.uint8 else (max(limits[0], 0), min(limits[1], 255))  # no others can come
+    return lambda x: rescale(sums(x), factor, summand, low, high, rounding=last.rounding, dtype=dtype)
+
+
+def _clamp_behind(op: Requantize, clamp: Clamp, most: int) -> tuple[int, int] | None:
+    """Returns the limits behind a requantization that do what a clamp before it does; None where no one pair does.
+
+    A requantization keeps the order, so a limit passes through it as a code does; one beyond `most`, the greatest sum, is none.
+    """
+    limits = [op.low, op.high]
+    if (op.multiplier <= 0).any():
+        return None
+    for i, end in enumerate((clamp.low, clamp.high)):
+        if (end <= -most).all() if i == 0 else (end >= most).all():
+            continue
+        if _line(op, int(np.abs(end).max())) is None:
+            return None
+        codes = np.unique(requantize(op, end.reshape(1, -1)))
+        if len(codes) > 1:
+            return None
+        limits[i] = int(codes[0])
+    return limits[0], limits[1]
+
+
+def _clamped_sum(fast: Fast, op: Add, clamp: Clamp) -> Callable[..., Tensor] | None:
+    if clamp.low.size > 1 or clamp.high.size > 1:
+        return None
+    total, low, high = _add(fast, op), int(clamp.low[0]), int(clamp.high[0])
+    return lambda *xs: total(*xs).clamp_(low, high)
+
+
+def _line(op: Requantize, reach: int) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
+    """Returns a requantization of integers up to `reach` as `x * factor + summand`; None where float64 does not hold every step of it."""
+    most = (reach + int(np.abs(op.zero).max())) * int(np.abs(op.multiplier).max()) + int(np.abs(op.addend).max())
+    if most >= DOUBLE:
+        return None
+    factor = np.ldexp(op.multiplier.astype(np.float64), -op.shift)
+    return factor, np.ldexp((op.addend - op.zero * op.multiplier).astype(np.float64), -op.shift)
+
+
+def _own_unit(fast: Fast, op: Conv | Linear) -> Callable[..., Tensor]:
+    """A layer of another unit: the unit itself, on NumPy integers."""
+    reference = Reference(fast.program, fast.accumulator)
+    return lambda x: torch.from_numpy(reference.weighted(op, x.cpu().long().numpy())).to(fast.device)
+
+
+def _requantize(fast: Fast, op: Requantize) -> Callable[..., Tensor]:
+    source = fast.program.tensors[op.inputs[0]]
+    line = _line(op, max(abs(source.low), abs(source.high)))
+    if line is not None:
+        factor, summand = (torch.from_numpy(np.array(v)).to(fast.device) for v in line)
+        dtype = fast.codes_type(op.output)
+        low, high = (op.low, op.high) if dtype is not torch.uint8 else (max(op.low, 0), min(op.high, 255))
+
+        def step(x: Tensor) -> Tensor:
+            x = x if x.dtype in (torch.float32, torch.float64) else x.double()
+            return rescale(x, factor, summand, low, high, rounding=op.rounding, dtype=dtype)
+
+        return step
+    ndim, small = fast.ndim(op.inputs[0]), op.low >= -(2**23) and op.high < 2**23
+    factor, addend, shift, zero = (
+        fast.constant(v, torch.int64, ndim) for v in (op.multiplier, op.addend, op.shift, op.zero)
+    )
+
+    def whole(x: Tensor) -> Tensor:
+        y = shift_round((x.long() - zero) * factor + addend, shift, op.rounding).clamp(op.low, op.high)
+        return y.float() if small else y
+
+    return whole
+
+
+def _clamp(fast: Fast, op: Clamp) -> Callable[..., Tensor]:
+    dtype = fast.exact(op.inputs[0])
+    limits = [op.low, op.high]
+    if all(v.size == 1 for v in limits):
+        low, high = (int(v[0]) for v in limits)
+        return lambda x: x.clamp(low, high)
+    low, high = (fast.constant(v, dtype, fast.ndim(op.inputs[0])) for v in limits)
+    return lambda x: x.clamp(low.to(x.dtype), high.to(x.dtype))
+
+
+def _add(fast: Fast, op: Add) -> Callable[..., Tensor]:
+    specs = [fast.program.tensors[n] for n in op.inputs]
+    parts = [max(abs(s.low - int(z)), abs(s.high - int(z))) << int(k) for s, z, k in zip(specs, op.zeros, op.shifts)]
+    dtype = fast.exact(op.output, most=sum(parts))
+    terms = [(int(z), 2 ** int(k)) for z, k in zip(op.zeros, op.shifts)]
+
+    def step(*xs: Tensor) -> Tensor:
+        y = None
+        for x, (zero, factor) in zip(xs, terms):
+            x = x.to(dtype)
+            x = x - zero if zero else x
+            y = (x * factor if factor != 1 else x.clone()) if y is None else y.add_(x, alpha=factor)
+        return y
+
+    return step
+
+
+def _sum_pool(fast: Fast, op: SumPool) -> Callable[..., Tensor]:
+    dtype = fast.exact(*op.inputs, op.output)
+    dtype = torch.float64 if dtype is torch.int64 else dtype
+    zero = fast.constant(op.zero, dtype, fast.ndim(op.inputs[0])) if np.any(op.zero) else None
+
+    def step(x: Tensor) -> Tensor:
+        x = x.to(dtype)
+        x = x if zero is None else x - zero
+        return F.avg_pool2d(x, op.window, op.stride, op.padding, divisor_override=1)
+
+    return step
+
+
+def _max_pool(fast: Fast, op: MaxPool) -> Callable[..., Tensor]:
+    def step(x: Tensor) -> Tensor:
+        y = F.max_pool2d(
+            x, op.window, op.stride, op.padding, op.dilation, ceil_mode=True
+        )  # as many as asked for, or more
+        return y[:, :, : op.size[0], : op.size[1]]
+
+    return step
+
+
+def _lookup(fast: Fast, op: Lookup) -> Callable[..., Tensor]:
+    table = torch.from_numpy(np.array(op.table)).to(fast.device, fast.exact(op.output))
+    return lambda x: table[x.long() - op.low]
+
+
+def _strided_pad(fast: Fast, op: StridedPad) -> Callable[..., Tensor]:
+    around = (0, 0, 0, 0, op.before, op.after)
+    return lambda x: F.pad(x[:, :, :: op.stride, :: op.stride], around, value=int(op.zero[0]))
+
+
+def _concat(fast: Fast, op: Concat) -> Callable[..., Tensor]:
+    dtype = fast.exact(*op.inputs)
+    return lambda *xs: torch.cat([x.to(dtype) for x in xs], 1)
+
+
+STEPS: dict[type[Op], Callable[[Fast, Op], Callable[..., Tensor]]] = {
+    Conv: _weighted,
+    Linear: _weighted,
+    Requantize: _requantize,
+    Clamp: _clamp,
+    Add: _add,
+    SumPool: _sum_pool,
+    MaxPool: _max_pool,
+    Lookup: _lookup,
+    StridedPad: _strided_pad,
+    Concat: _concat,
+    Flatten: lambda fast, op: lambda x: x.flatten(1),
+}
