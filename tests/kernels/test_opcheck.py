@@ -43,7 +43,7 @@ def arguments(device) -> dict[str, tuple]:
         "level_grid_backward": (x, x, levels, s, 1, True),
         "hysteresis": (x, x.sign(), 0.1),
         "rescale": (x, s.double(), s.double(), -9.0, 9.0, "half_even", torch.int8),
-        "tensor_stats": (x, 1, s, s, s, 4),
+        "tensor_stats": (x, 1, s, s, s, 4, True),
         "fixed_point_conv2d": (leaf, t(6, 3, 3, 3, grad=True), t(6, grad=True), *conv),
         "winograd_conv2d": (codes, torch.randint(-3, 4, (2, 3, 3, 3), device=device), 4, True, 1, False),
         "pack_bits": (codes, 3),
