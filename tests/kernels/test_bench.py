@@ -5,13 +5,22 @@ import torch
 from qexp_kernels import bench, timing
 
 
-def test_a_figure_is_the_ratio_of_medians():
-    def busy(n):
-        return lambda: sum(range(n))
+def test_a_figure_is_the_ratio_of_medians(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: clock[0])
 
-    found = timing.figure(timing.Measure("a", busy(400_000), "b", busy(100_000), 5), torch.device("cpu"), 5)
-    assert found.ratio == pytest.approx(found.milliseconds / found.baseline_milliseconds)
-    assert 1.5 < found.ratio < 12 and found.goal == 5
+    def takes(*seconds):
+        rounds = iter(seconds)
+
+        def run():
+            clock[0] += next(rounds)
+
+        return run
+
+    slow, fast = takes(9, 9, 4, 30, 4, 5, 4), takes(9, 9, 1, 2, 2, 2, 50)  # two rounds to warm up, then five
+    found = timing.figure(timing.Measure("a", slow, "b", fast, 5), torch.device("cpu"), 5)
+    assert (found.milliseconds, found.baseline_milliseconds) == (4000, 2000)
+    assert (found.ratio, found.goal) == (2, 5)
 
 
 def test_the_table_names_goals():

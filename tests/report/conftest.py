@@ -259,19 +259,3 @@ def add_findings(point: Path) -> None:
         for kind in ("saturate", "wrap")
     ]
     pd.DataFrame(kinds).to_csv(point / "accumulator.csv", index=False)
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
-    """Tries a browser test up to three times: on a busy machine headless Chromium now and then draws a frame too late."""
-    if pyfuncitem.get_closest_marker("browser") is None:
-        return None
-    arguments = {name: pyfuncitem.funcargs[name] for name in pyfuncitem._fixtureinfo.argnames}
-    for _ in range(2):
-        try:
-            pyfuncitem.obj(**arguments)
-            return True
-        except AssertionError:
-            continue
-    pyfuncitem.obj(**arguments)
-    return True

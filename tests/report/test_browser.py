@@ -1,9 +1,6 @@
 """The page in a real browser: no console errors, plots drawn, clicks answered, names still text."""
 
-import html
-import json
 import re
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,15 +8,10 @@ from typing import Any
 import pytest
 
 from qexp.report.dashboard import write_dashboard
+from tests.report.browser import ask
 
 pytestmark = pytest.mark.browser
 
-FLAGS = (
-    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
-    *("--disable-background-networking", "--disable-component-update", "--hide-scrollbars", "--window-size=1300,1000"),
-    *("--enable-logging=stderr", "--v=0", "--virtual-time-budget=30000", "--dump-dom"),
-    "--host-resolver-rules=MAP * ~NOTFOUND",  # whatever asks for the network fails, and says so in the console
-)
 # What every test may use: the drawn pixels of a figure, a click on a dot, all text in shadow roots too.
 HELPERS = """
 const view = (name) => [...Bokeh.index.roots].find((view) => view.model.name === name);
@@ -40,43 +32,25 @@ const hover = (name, source, i) => {
 };
 const words = (tip) => [...tip.shadowRoot.querySelectorAll("div")].map((line) => line.textContent).join(" ");
 const tooltip = () => [...document.querySelectorAll(".bk-Tooltip")].map(words).join(" ");
-const wait = (ms) => new Promise((done) => setTimeout(done, ms));
+// moves until a tip is shown: there is none before the figure's first frame
+const linger = (...at) => until(() => { hover(...at); return tooltip(); });
 const rowOf = (point) => qexp.rows.findIndex((row) => row.point === point);
 const text = (id) => document.getElementById(id).textContent;
 """
 
 
 @pytest.fixture
-def visit(chromium: str, tmp_path: Path) -> Callable[..., dict[str, Any]]:
+def visit(chromium: str) -> Callable[..., dict[str, Any]]:
     """Returns a function that opens a page, runs a script in it once it is ready, and returns what that returned."""
 
     def run(page: Path, script: str, *flags: str) -> dict[str, Any]:
-        probe = f"""<script>{HELPERS}
-        window.addEventListener("load", async () => {{
-          let report;
-          try {{
-            while (document.documentElement.dataset.ready !== "yes") await wait(50);
-            await wait(600);
-            report = await (async () => {{ {script} }})();
-          }} catch (error) {{ report = {{ thrown: String(error.stack) }}; }}
-          const out = document.createElement("pre");
-          out.id = "report";
-          out.textContent = JSON.stringify({{ problems: text("problems"), ...report }});
-          document.body.append(out);
-        }});</script></body>"""
-        opened = page.with_name("probe.html")
-        opened.write_text(page.read_text().replace("</body>", probe))
-        command = [chromium, *FLAGS, *flags, f"--user-data-dir={tmp_path / 'profile'}", opened.as_uri()]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=240)
-        found = re.search(r'<pre id="report">(.*?)</pre>', done.stdout, re.S)
-        assert found, f"the page was never ready:\n{done.stderr[-2000:]}"
-        console = [line for line in done.stderr.splitlines() if ":CONSOLE" in line]
+        whole = f"{HELPERS} const found = await (async () => {{ {script} }})(); return {{ problems: text('problems'), ...found }};"
+        report, console = ask(chromium, page, whole, *flags)
         said = [
             line for line in console if not re.search(r"setting log level|ResizeObserver loop|willReadFrequently", line)
         ]
-        report = json.loads(html.unescape(found[1]))
         assert not said, "\n".join(said)
-        assert report.get("thrown") is None, report["thrown"]
+        assert "thrown" not in report, report["thrown"]
         assert report["problems"] == ""
         return report
 
@@ -101,7 +75,7 @@ def test_all_figures_are_drawn(study: Path, visit: Callable[..., dict[str, Any]]
     ]
     script = f"""
     qexp.choose(rowOf("lsq-w4a4-s0"), true);
-    for (let i = 0; i < 40 && {names}.some((name) => inked(name) < 2000); i++) await wait(200);  // drawn one after another
+    await until(() => {names}.every((name) => inked(name) > 2000));  // drawn one after another
     const counts = (name) => (qexp.model(name) ? Object.values(qexp.model(name).data)[0].length : null);
     return {{
       ink: Object.fromEntries({names}.map((name) => [name, inked(name)])),
@@ -175,7 +149,7 @@ def test_what_searches_and_proofs_found(
     const without = boxes.map(shown);
     qexp.choose(rowOf("mse-w4a4-s0"), true);
     for (const name of ["sensitivity", "trials", "accumulator"]) view(name).el.scrollIntoView(), await wait(200);
-    for (let i = 0; i < 40 && ["sensitivity", "trials", "accumulator"].some((name) => inked(name) < 2000); i++) await wait(200);
+    await until(() => ["sensitivity", "trials", "accumulator"].every((name) => inked(name) > 2000));
     const first = { bars: size("sensitivity-bars"), top: qexp.model("sensitivity").y_range.factors.at(-1),
       longest: qexp.model("sensitivity-bars").data.x[0],
       note: qexp.model("sensitivity-bars").data.note[0], hint: text("hint-sensitivity"), front: size("trials-front"),
@@ -236,9 +210,7 @@ def test_a_failed_point_shows_its_error(study: Path, visit: Callable[..., dict[s
 
 def test_hovering_names_the_point(study: Path, visit: Callable[..., dict[str, Any]]) -> None:
     script = """view("bits").el.scrollIntoView(); await wait(200);
-    for (let i = 0; i < 20 && !tooltip(); i++) {
-      hover("bits", "bits-dots", qexp.model("bits-dots").data.row.indexOf(rowOf("minmax-w2a2-s0"))); await wait(300);
-    }
+    await linger("bits", "bits-dots", qexp.model("bits-dots").data.row.indexOf(rowOf("minmax-w2a2-s0")));
     return { tip: tooltip() };"""
     tip = visit(write_dashboard(study), script)["tip"]
     assert "minmax · ptq W2A2" in re.sub(r"\s+", " ", tip)
@@ -265,7 +237,7 @@ def test_evil_names_stay_text(
         (point / "layers.csv").write_text(table)
     write_point(folder, tex, 8, 8, model=tex, quant=tex)
     script = """qexp.choose(rowOf("mse-w4a4-s0"), true); view("bits").el.scrollIntoView(); await wait(200);
-    hover("bits", "bits-dots", 1); await wait(500);
+    await linger("bits", "bits-dots", 1);
     return { hit: window.hit ?? null, subtitle: text("subtitle"), images: document.images.length, tip: tooltip(),
       title: text("h-point"), plan: text("plan") };"""
     report = visit(write_dashboard(folder), script)
