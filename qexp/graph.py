@@ -150,9 +150,17 @@ class Tracer(fx.Tracer):
 
 
 def trace(model: nn.Module) -> tuple[fx.Graph | None, str]:
-    """Returns the graph of an eval-mode copy, layers that can carry quantizers being its leaves; or None and why there is none."""
+    """Returns the graph in evaluation mode, layers that can carry quantizers being its leaves; or None and why there is none.
+
+    What is traced is a copy of the modules on the way to the leaves: a forward may set attributes. Leaves are not entered, so that they,
+    their quantizers and all weights need no copying.
+    """
     try:
-        return Tracer().trace(copy.deepcopy(model).eval()), ""
+        with evaluating(model):
+            tracer = Tracer()
+            leaves = [m for name, m in model.named_modules() if name and tracer.is_leaf_module(m, name)]
+            shared = {id(kept): kept for kept in (*leaves, *model.parameters(), *model.buffers())}
+            return tracer.trace(copy.deepcopy(model, shared)), ""
     except Exception as error:  # whatever a foreign model's forward raises while being traced
         return None, f"{type(error).__name__}: {error}".splitlines()[0]
 

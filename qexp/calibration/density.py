@@ -40,10 +40,14 @@ class Density(ABC):
         return magnitude.gather(1, reached.int().argmax(1, keepdim=True)).squeeze(1)
 
     def squared_error(self, levels: Tensor) -> Tensor:
-        """Returns the summed squared error `[G]` of rounding every value to the nearest of `levels` `[G, K]` (ascending)."""
-        inner = (levels[:, 1:] + levels[:, :-1]) / 2
-        n, s1, s2 = (_between(m, total) for m, total in zip(self.moments_below(inner), self._totals()))
-        return (s2 - 2 * levels * s1 + levels**2 * n).sum(1).clamp_min(0)
+        """Returns the summed squared error of rounding every value to the nearest of `levels` (ascending): `[G, K]` -> `[G]`.
+
+        Several sets of levels at once, `[G, N, K]`, give `[G, N]`.
+        """
+        inner = (levels[..., 1:] + levels[..., :-1]) / 2
+        below = (m.reshape(inner.shape) for m in self.moments_below(inner.flatten(1)))
+        n, s1, s2 = (_between(m, total) for m, total in zip(below, self._totals()))
+        return (s2 - 2 * levels * s1 + levels**2 * n).sum(-1).clamp_min(0)
 
     def lp_error(self, quantized: Tensor, p: float) -> Tensor:
         """Returns `sum |x - quantized|^p` `[G]`, `quantized` being the quantizer's answer to `points()`."""
@@ -55,9 +59,9 @@ class Density(ABC):
 
 
 def _between(below: Tensor, total: Tensor) -> Tensor:
-    """Returns what lies between consecutive thresholds: `[G, K-1]` cumulative values -> `[G, K]` parts."""
-    zero = torch.zeros_like(total)[:, None]
-    return torch.diff(torch.cat([zero, below, total[:, None]], dim=1), dim=1)
+    """Returns what lies between consecutive thresholds: `[G, ..., K-1]` cumulative values -> `[G, ..., K]` parts."""
+    total = total.reshape(-1, *(1,) * (below.ndim - 1)).expand(*below.shape[:-1], 1)
+    return torch.diff(torch.cat([torch.zeros_like(total), below, total], dim=-1), dim=-1)
 
 
 class _Sampled(Density):

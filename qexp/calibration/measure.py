@@ -53,27 +53,26 @@ def tensor_errors(quantizer: Quantizer, x: Tensor, y: Tensor | None = None) -> d
     codes = quantizer.codes(x).flatten()
     apart = (x - y).abs()
     error, power = apart.square().sum(), x.square().sum()
-    counts = _counts(codes)
+    low, high = torch.aminmax(codes)
+    counts = _counts(codes, low, high)
     share = counts.double() / counts.sum()
-    outside = (codes == codes.min()) | (codes == codes.max())
     rows, _ = quantizer.rows(apart)
-    far = (rows > 0.501 * torch.as_tensor(quantizer.scale).to(x.device)).flatten()
+    far = codes[(rows > 0.501 * torch.as_tensor(quantizer.scale).to(x.device)).flatten()]  # few, where the range suits
     return {
         "sqnr": float(10 * torch.log10(power / error)) if error > 0 and power > 0 else float("inf"),
         "mse": float(error / x.numel()),
         "cosine": float((x * y).sum() / (power.sqrt() * y.square().sum().sqrt()).clamp_min(1e-30)),
         "norm1": float(100 * apart.sum() / x.abs().sum().clamp_min(1e-30)),
-        "saturation": float(100 * (outside & far).double().mean()),
+        "saturation": 100 * int(((far == low) | (far == high)).sum()) / codes.numel(),
         "entropy": float(-(share * share.log2()).sum()),
         "levels_used": len(counts),
     }
 
 
-def _counts(codes: Tensor) -> Tensor:
-    """Returns how often each code that occurs does, in ascending order of the codes."""
-    low, high = codes.min(), codes.max()
+def _counts(codes: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """Returns how often each code that occurs does, in ascending order of the codes, which lie in `low..high`."""
     span = float(high) - float(low)  # of a diverged network: NaN, or more than its integers hold
     if not 0 <= span < _SORTED_ABOVE:
         return torch.unique(codes, return_counts=True)[1]
-    counts = torch.bincount((codes - low).long())
+    counts = torch.bincount((codes - low).int())
     return counts[counts > 0]

@@ -6,6 +6,7 @@ import torch
 
 from qexp.calibration.calibrate import CHANNEL_BINS
 from qexp.calibration.ranges import MSE
+from qexp.calibration.ranges.mse import grid_errors
 from qexp.calibration.stats import TensorStats
 from qexp.numerics import PerChannel, PerTensor
 from qexp.quantizers.uniform import Uniform
@@ -107,3 +108,24 @@ def test_the_least_share_is_kept():
         q.fit(TensorStats.of(x))
     assert free.scale.item() < 0.5 * bound.scale.item() or bound.scale.item() >= 5.0
     assert bound.scale.item() == pytest.approx(10 * 0.5, rel=1e-3) or bound.scale.item() > 5
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_candidates_are_tried_together_to_the_same_range(monkeypatch, exact):
+    """However many levels are summed at once, and as one candidate after the other gives it."""
+    rng = np.random.default_rng(5)
+    rows = torch.from_numpy(np.stack([heavy(rng, 3000), laplace(rng, 3000), one_sided(rng, 3000)])).float()
+    stats = TensorStats(PerChannel(0), CHANNEL_BINS)
+    stats.update(rows)
+    density = TensorStats.of(rows, PerChannel(0)).density if exact else stats.density
+    q = Uniform(4, rows.shape, symmetric=False, granularity=PerChannel(0))
+    share = torch.linspace(1, 0.01, 100, dtype=torch.float64)[:, None]
+    scale, zero = zip(*(q.parameters_of(stats.min * s, stats.max * s) for s in share))
+    scale, zero = torch.stack(scale).double(), torch.stack(zero).double()
+    together = grid_errors(density, scale, zero, q.grid)
+    one = torch.stack([grid_errors(density, s[None], z[None], q.grid)[0] for s, z in zip(scale, zero)])
+    levels = (torch.arange(16) - zero[7][:, None]) * scale[7][:, None]
+    assert together.shape == (100, 3) and torch.equal(together, one)
+    assert torch.allclose(together[7], density.squared_error(levels))
+    monkeypatch.setattr("qexp.calibration.ranges.mse._AT_ONCE", 100)
+    assert torch.equal(grid_errors(density, scale, zero, q.grid), together)

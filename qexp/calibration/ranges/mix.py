@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from qexp.calibration.ranges.base import Context
-from qexp.calibration.ranges.mse import grid_error
+from qexp.calibration.ranges.mse import grid_errors
 from qexp.calibration.stats import TensorStats
 from qexp.errors import QexpError
 from qexp.numerics.grid import UniformGrid
@@ -28,11 +28,8 @@ def least_error(
         raise QexpError(
             "clip kind mix compares measured errors, so it needs a quantizer that says how a range becomes a scale"
         )
-    density = stats.density
-    errors = []
-    for low, high in candidates:
-        scale, zero_point = context.parameters(low, high)
-        errors.append(grid_error(density, scale.double(), zero_point.double(), grid))
-    best = torch.stack(errors).argmin(0)[None]
+    scale, zero_point = (torch.stack(each).double() for each in zip(*(context.parameters(*c) for c in candidates)))
+    errors = grid_errors(stats.density, scale, zero_point, grid)
+    best = errors.argmin(0)[None]
     low, high = (torch.stack(ends).gather(0, best)[0] for ends in zip(*candidates))
     return low, high

@@ -13,6 +13,8 @@ from qexp.calibration.stats import TensorStats
 from qexp.errors import QexpError
 from qexp.numerics.grid import UniformGrid
 
+_AT_ONCE = 2**16  # levels whose error is summed together: what a fast cache holds
+
 
 @dataclass(frozen=True)
 class MSE:
@@ -46,23 +48,21 @@ class MSE:
         if context.symmetric:
             high = torch.maximum(low.abs(), high.abs())
             low = -high
-        density = stats.density
-        best = torch.full_like(high, torch.inf)
-        share = torch.ones_like(high)
-        for i in range(self.candidates, 0, -1):
-            if i / self.candidates < self.least:
-                break
-            ratio = i / self.candidates
-            scale, zero_point = context.parameters(low * ratio, high * ratio)
-            error = self._error(density, scale.double(), zero_point.double(), grid)
-            better = error < best
-            best = torch.where(better, error, best)
-            share = torch.where(better, torch.full_like(share, ratio), share)
+        ratios = [i / self.candidates for i in range(self.candidates, 0, -1) if i / self.candidates >= self.least]
+        tried = [context.parameters(low * ratio, high * ratio) for ratio in ratios]
+        scale, zero_point = (torch.stack(each).double() for each in zip(*tried))
+        error = self._errors(stats.density, scale, zero_point, grid)
+        best = torch.where(error.isnan(), torch.inf, error).argmin(0)  # the first of equals
+        share = torch.tensor(ratios, dtype=low.dtype)[best]
         return low * share, high * share
 
-    def _error(self, density: Density, scale: Tensor, zero_point: Tensor, grid: UniformGrid) -> Tensor:
+    def _errors(self, density: Density, scale: Tensor, zero_point: Tensor, grid: UniformGrid) -> Tensor:
+        """Returns the error of each candidate `[N, G]`."""
         if self.p == 2:
-            return grid_error(density, scale, zero_point, grid)
+            return grid_errors(density, scale, zero_point, grid)
+        return torch.stack([self._error(density, *candidate, grid) for candidate in zip(scale, zero_point)])
+
+    def _error(self, density: Density, scale: Tensor, zero_point: Tensor, grid: UniformGrid) -> Tensor:
         qmin, qmax = _limits(grid)
         values, _ = density.points()
         codes = (values / scale[:, None] + zero_point[:, None]).round()
@@ -70,14 +70,20 @@ class MSE:
         return density.lp_error((codes - zero_point[:, None]) * scale[:, None], self.p)
 
 
-def grid_error(density: Density, scale: Tensor, zero_point: Tensor, grid: UniformGrid) -> Tensor:
-    """Returns the summed squared error `[G]` of quantizing everything seen to `(codes - zero_point) * scale`, both `[G]` float64."""
+def grid_errors(density: Density, scale: Tensor, zero_point: Tensor, grid: UniformGrid) -> Tensor:
+    """Returns the summed squared errors `[N, G]` of quantizing everything seen to `(codes - zero_point) * scale`, both `[N, G]` float64."""
     qmin, qmax = _limits(grid)
     codes = torch.arange(float(qmin.min()), float(qmax.max()) + 1, dtype=torch.float64)[None]
     codes = torch.maximum(
         torch.minimum(codes, qmax[:, None]), qmin[:, None]
     )  # narrower channels repeat their end levels
-    return density.squared_error((codes - zero_point[:, None]) * scale[:, None])
+    at_once = max(1, _AT_ONCE // (scale.shape[1] * codes.shape[1]))
+    return torch.cat(
+        [
+            density.squared_error(((codes - z[..., None]) * s[..., None]).transpose(0, 1)).T
+            for s, z in zip(scale.split(at_once), zero_point.split(at_once))
+        ]
+    )
 
 
 def _limits(grid: UniformGrid) -> tuple[Tensor, Tensor]:
