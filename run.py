@@ -15,8 +15,10 @@ register()
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def main(cfg: DictConfig) -> dict:
+    from qexp.memory import settle
     from qexp.pipeline import run  # here, so that --help and --cfg answer at once
 
+    settle()
     return run(cfg)
 
 

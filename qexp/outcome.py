@@ -17,7 +17,7 @@ from qexp.calibration.calibrate import Calibration
 from qexp.calibration.channels import channel_measures
 from qexp.calibration.depth import errors_by_depth, norm_drift
 from qexp.calibration.kept import weight_stats
-from qexp.calibration.measure import measure
+from qexp.calibration.measure import Measures
 from qexp.calibration.stats import TensorStats
 from qexp.cost import cost, layer_costs
 from qexp.devices import device_name
@@ -53,6 +53,12 @@ def line(metrics: dict[str, Any]) -> str:
     return text
 
 
+def plan_line(plan: Plan, facts: Facts) -> str:
+    """Returns the resolved plan in one line."""
+    head = f"plan: {sum(e.spec is not None for e in plan)} quantizers on {len({e.layer for e in plan})} layers"
+    return f"{head}; first layer {facts.first}, last {facts.last}"
+
+
 def plan_summary(plan: Plan, facts: Facts) -> str:
     """Returns the resolved plan as a table, one row a layer: what its weight and input carry, and who decided."""
     frame = plan.frame()
@@ -65,8 +71,7 @@ def plan_summary(plan: Plan, facts: Facts) -> str:
             what = "float" if c.quantizer == "float" else f"{c.quantizer}/{c.granularity} {c.range}".strip()
             text.append(f"{site} {c.bits}b {what} <- {c.rule}")
         rows.append(f"  {layer:<28} " + "; ".join(text))
-    head = f"plan: {sum(e.spec is not None for e in plan)} quantizers on {frame.layer.nunique()} layers"
-    return "\n".join([f"{head}; first layer {facts.first}, last {facts.last}", *rows])
+    return "\n".join([plan_line(plan, facts), *rows])
 
 
 def metrics(
@@ -140,9 +145,9 @@ def write(
 
     `correct.npy` says which samples were right, where each is right or wrong; `outcomes.npz` holds what else the task keeps.
     """
-    depth, own = errors_by_depth(model, images)
+    depth, own, measured = errors_by_depth(model, images)
     norms = norm_drift(model, images)
-    table = layer_table(model, plan, facts, images, seen, own)
+    table = layer_table(model, plan, facts, seen, measured, own)
     record.write("layers.csv", table.to_csv(index=False))
     record.write("histograms.json", json.dumps(histograms(model, seen)))
     rest = dict(score.outcomes)
@@ -164,13 +169,12 @@ def layer_table(
     model: nn.Module,
     plan: Plan,
     facts: Facts,
-    images: Tensor,
     seen: Calibration,
-    own: dict[tuple[str, str], dict[str, float]],
+    measured: Measures,
+    own: Measures,
 ) -> pd.DataFrame:
     """Returns the plan with what calibration chose and what quantization did, one row a (layer, site)."""
     costs = layer_costs(model, facts)
-    measured = measure(model, images)
     fitted = {(name, site): q for name, site, q in quantizers(model)}
     rows = []
     for base in plan.frame().to_dict("records"):
@@ -254,7 +258,8 @@ def histograms(model: nn.Module, seen: Calibration) -> list[dict[str, Any]]:
         )
         levels = None
         if scale.numel() == 1 and qmax - qmin + 1 <= _MAX_LEVELS:
-            levels = [round(float((c - zero[0]) * scale[0]), 6) for c in np.arange(qmin, qmax + 1)]
+            codes = torch.arange(qmin, qmax + 1, device=scale.device)
+            levels = [round(level, 6) for level in ((codes - zero[0]) * scale[0]).tolist()]
         out.append(
             {
                 "layer": name,

@@ -68,7 +68,9 @@ def timed(name: str, function):
 @hydra.main(version_base="1.3", config_path=str(ROOT / "conf"), config_name="config")
 def main(cfg: DictConfig) -> dict:
     from qexp import floats, pipeline
+    from qexp.memory import settle
 
+    settle()
     if not SECONDS:
         note("startup", since_start())
         pipeline.load_data = timed("data", pipeline.load_data)

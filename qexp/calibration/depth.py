@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qexp.calibration.measure import tensor_errors
+from qexp.calibration.measure import Measures, measure, tensor_errors
 from qexp.layers.quantized import quantized_layers, quantizers, weight_of
 from qexp.layers.swap import evaluating, quantizers_off
 from qexp.quantizers.base import Quantizer
@@ -21,25 +21,25 @@ BUDGET = 256 * 2**20  # bytes of float results held at a time; fewer images are 
 @torch.no_grad()
 def errors_by_depth(
     model: nn.Module, images: Tensor, budget: int = BUDGET
-) -> tuple[list[dict[str, Any]], dict[tuple[str, str], dict[str, float]]]:
-    """Returns `{layer, local, total}` for each layer with quantizers, in order, and each input's own error by (layer, site).
+) -> tuple[list[dict[str, Any]], Measures, Measures]:
+    """Returns `{layer, local, total}` for each layer with quantizers, in order, each input's own error, and what `measure` finds.
 
-    Both are SQNR of the layer's result in dB. `local` is the error the layer itself makes, on the inputs it has in the float network;
-    `total` is what has added up by then: its result in the quantized network against that in the float one, which is the same
+    Both errors of a layer are SQNR of its result in dB. `local` is the error the layer itself makes, on the inputs it has in the float
+    network; `total` is what has added up by then: its result in the quantized network against that in the float one, which is the same
     network with its quantizers off. None stands for no error, or no signal. An input's own error is `sqnr_float` and
     `saturation_float`: as `measure` finds them, but on what the float network computes, since a network that has collapsed hands on
-    inputs that no range was made for.
+    inputs that no range was made for. What `measure` finds is of all images, and costs no pass of its own where the budget holds for all.
 
     Args:
         model: Quantized and calibrated.
         images: `[N, C, H, W]`.
-        budget: Bytes of float results that may be held.
+        budget: Bytes of float results that may be held; errors by depth are those of as many of the images as this allows.
     """
     kept: dict[str, list[Tensor]] = {}
     local: dict[str, Sums] = {}
     total: dict[str, Sums] = {}
 
-    own: dict[tuple[str, str], dict[str, float]] = {}
+    own: Measures = {}
     sites = [
         (q, (name, site)) for name, site, q in quantizers(model) if weight_of(model.get_submodule(name), site) is None
     ]
@@ -67,18 +67,21 @@ def errors_by_depth(
         with quantizers_off(model), _hooked(model, count):
             model(images[:1])
         bytes_an_image = sum(y.numel() * y.element_size() for ys in kept.values() for y in ys)
-        images = images[: max(1, min(len(images), budget // max(bytes_an_image, 1)))]
+        few = images[: max(1, min(len(images), budget // max(bytes_an_image, 1)))]
         kept.clear()
         handles = [q.register_forward_hook(see(key)) for q, key in sites]
         try:
             with quantizers_off(model), _hooked(model, alone):
-                model(images)
+                model(few)
         finally:
             for handle in handles:
                 handle.remove()
         with _hooked(model, together):
-            model(images)
-    return [{"layer": name, "local": local[name].sqnr(), "total": total[name].sqnr()} for name in local], own
+            measured = measure(model, few)
+        if len(few) < len(images):
+            measured = measure(model, images)
+    depth = [{"layer": name, "local": local[name].sqnr(), "total": total[name].sqnr()} for name in local]
+    return depth, own, measured
 
 
 @torch.no_grad()

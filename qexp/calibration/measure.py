@@ -9,16 +9,17 @@ from qexp.layers.quantized import quantizers, weight_of
 from qexp.layers.swap import evaluating
 from qexp.quantizers.base import Quantizer
 
+Measures = dict[tuple[str, str], dict[str, float]]  # by (layer, site)
 _SORTED_ABOVE = 2**20  # codes that spread wider than so are sorted, not counted into bins
 
 
 @torch.no_grad()
-def measure(model: nn.Module, images: Tensor) -> dict[tuple[str, str], dict[str, float]]:
+def measure(model: nn.Module, images: Tensor) -> Measures:
     """Returns for each quantizer, by (layer, site): sqnr (dB), mse, cosine, norm1 (%), saturation (%), entropy (bits), levels_used.
 
     Activations are those of the quantized network on `images` `[N, C, H, W]`, so each error is the tensor's own, not what came before.
     """
-    out: dict[tuple[str, str], dict[str, float]] = {}
+    out: Measures = {}
     by_module: dict[int, list[tuple[str, str]]] = {}
     handles = []
     for name, site, quantizer in quantizers(model):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +123,7 @@ def apply(model: nn.Module, plan: Plan, facts: Facts) -> None:
         QexpError: A quantizer that refuses its bits, granularity or site, named by layer and site.
     """
     shared: dict[str, Quantizer] = {}
+    made: dict[str, partial] = {}
     by_layer: dict[str, dict[str, nn.Module]] = {}
     computes: dict[str, dict[str, Any]] = {}
     for entry in plan:
@@ -128,7 +131,7 @@ def apply(model: nn.Module, plan: Plan, facts: Facts) -> None:
         if entry.site == "compute":
             computes[entry.layer] = dict(entry.spec or {})
         elif entry.spec is not None:
-            by_layer[entry.layer][entry.site] = build(model, entry, facts, shared)
+            by_layer[entry.layer][entry.site] = build(model, entry, facts, shared, made)
     device = next((t.device for t in model.parameters()), None)
     for name, sites in by_layer.items():
         if not sites and name not in computes:
@@ -139,8 +142,20 @@ def apply(model: nn.Module, plan: Plan, facts: Facts) -> None:
             raise QexpError(f"{name}: {error}") from None
 
 
-def build(model: nn.Module, entry: Entry, facts: Facts, shared: dict[str, Quantizer]) -> Quantizer:
-    """Returns the quantizer an entry asks for, its buffers shaped for the tensor."""
+def build(
+    model: nn.Module,
+    entry: Entry,
+    facts: Facts,
+    shared: dict[str, Quantizer],
+    made: dict[str, partial] | None = None,
+) -> Quantizer:
+    """Returns the quantizer an entry asks for, its buffers shaped for the tensor.
+
+    Args:
+        model, entry, facts: What to build it for.
+        shared: Quantizers so far that have a `share` name; one is added.
+        made: What specifications named so far, which many entries have in common; one is added.
+    """
     spec = dict(entry.spec or {})
     share = spec.pop("share", None)
     if share in shared:
@@ -163,8 +178,7 @@ def build(model: nn.Module, entry: Entry, facts: Facts, shared: dict[str, Quanti
     shape = (1, *shape[1:]) if axis == 1 and entry.site not in ("weight",) else shape
     try:
         shared_scale = granularity(spec.pop("granularity", "tensor"), axis)
-        make = instantiate(spec, _convert_="all", _partial_=True)  # what is nested (range rules) is made here
-        quantizer = make(bits=entry.bits, shape=shape, granularity=shared_scale)
+        quantizer = _maker(spec, {} if made is None else made)(bits=entry.bits, shape=shape, granularity=shared_scale)
     except InstantiationException as error:
         cause = error.__cause__ if error.__cause__ is not None else error
         raise QexpError(f"{where}: {cause}") from None
@@ -174,3 +188,11 @@ def build(model: nn.Module, entry: Entry, facts: Facts, shared: dict[str, Quanti
     if share:
         shared[share] = quantizer
     return quantizer
+
+
+def _maker(spec: dict[str, Any], made: dict[str, partial]) -> partial:
+    """Returns what makes a specification's quantizers: the class with its arguments, nested ones (range rules) anew each time."""
+    key = repr(sorted(spec.items()))
+    if key not in made:
+        made[key] = instantiate(spec, _convert_="all", _partial_=True)
+    return copy.deepcopy(made[key])

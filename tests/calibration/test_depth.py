@@ -12,6 +12,7 @@ from torch import nn
 from qexp.calibration.calibrate import calibrate
 from qexp.calibration.channels import channel_measures
 from qexp.calibration.depth import Sums, errors_by_depth, norm_drift
+from qexp.calibration.measure import measure
 from qexp.calibration.ranges import MinMax
 from qexp.layers.swap import quantizers_off, swap
 from qexp.quantizers.uniform import Uniform
@@ -39,7 +40,8 @@ def db(exact: torch.Tensor, other: torch.Tensor) -> float:
 
 def test_local_is_on_float_inputs_and_total_is_what_has_added_up(residual, images):
     model = quantized(residual, images, {"stem": 4, "conv": 3})
-    depth, own = errors_by_depth(model, images)
+    depth, own, measured = errors_by_depth(model, images)
+    assert measured == measure(model, images)
     assert [d["layer"] for d in depth] == ["stem", "conv"] and own.keys() == {("stem", "input"), ("conv", "input")}
     seen: dict[str, torch.Tensor] = {}
     model.conv.register_forward_hook(lambda _, args, y: seen.update(input=args[0].clone(), output=y.clone()))
@@ -59,9 +61,10 @@ def test_local_is_on_float_inputs_and_total_is_what_has_added_up(residual, image
 def test_what_is_held_is_bounded_and_the_model_stays_as_it_was(residual, images):
     model = quantized(residual, images, {"stem": 4, "conv": 3}).train()
     before = copy.deepcopy(model.state_dict())
-    few, _ = errors_by_depth(model, images, budget=1)
-    one, _ = errors_by_depth(model, images[:1])
+    few, _, measured = errors_by_depth(model, images, budget=1)
+    one, _, _ = errors_by_depth(model, images[:1])
     assert few == one, "with no room for more, one image is looked at"
+    assert measured == measure(model, images), "measures are of all images all the same"
     assert model.training and model.stem.enabled and not model.stem._forward_hooks
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 

@@ -110,6 +110,13 @@ def test_sites_with_one_share_name_carry_one_quantizer():
     assert model.add.input_0_quantizer is model.add.input_1_quantizer is model.pool.output_quantizer
 
 
+def test_what_is_nested_in_a_specification_is_each_quantizers_own():
+    spec = SITES["weight"] | {"range": {"_target_": "qexp.calibration.ranges.Percentile", "percentile": 0.9}}
+    model = model_with({}, {"weight": spec}, wbit=4, abit=32)
+    one, other = model.stem.weight_quantizer.range, model.conv.weight_quantizer.range
+    assert one == other and one is not other
+
+
 @pytest.mark.parametrize(
     ("spec", "message"),
     [

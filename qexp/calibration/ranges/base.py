@@ -20,6 +20,7 @@ class Context:
         symmetric: The range will be used as `[-a, a]` (or `[0, a]` on an unsigned grid), with zero point 0.
         followed_by_relu: The tensor goes straight into a ReLU, so that its negative part is lost anyway.
         parameters: `(low, high) -> (scale, zero_point)`, both `[G]`, as the quantizer will compute them: what a search must try.
+            Several ranges at once, `[N, G]`, give as many scales.
     """
 
     symmetric: bool = True

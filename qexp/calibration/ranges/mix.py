@@ -28,8 +28,8 @@ def least_error(
         raise QexpError(
             "clip kind mix compares measured errors, so it needs a quantizer that says how a range becomes a scale"
         )
-    scale, zero_point = (torch.stack(each).double() for each in zip(*(context.parameters(*c) for c in candidates)))
-    errors = grid_errors(stats.density, scale, zero_point, grid)
+    low, high = (torch.stack(ends) for ends in zip(*candidates))
+    scale, zero_point = context.parameters(low, high)
+    errors = grid_errors(stats.density, scale.double(), zero_point.double(), grid)
     best = errors.argmin(0)[None]
-    low, high = (torch.stack(ends).gather(0, best)[0] for ends in zip(*candidates))
-    return low, high
+    return low.gather(0, best)[0], high.gather(0, best)[0]

@@ -49,12 +49,11 @@ class MSE:
             high = torch.maximum(low.abs(), high.abs())
             low = -high
         ratios = [i / self.candidates for i in range(self.candidates, 0, -1) if i / self.candidates >= self.least]
-        tried = [context.parameters(low * ratio, high * ratio) for ratio in ratios]
-        scale, zero_point = (torch.stack(each).double() for each in zip(*tried))
-        error = self._errors(stats.density, scale, zero_point, grid)
+        shares = torch.tensor(ratios, dtype=low.dtype)
+        scale, zero_point = context.parameters(low * shares[:, None], high * shares[:, None])
+        error = self._errors(stats.density, scale.double(), zero_point.double(), grid)
         best = torch.where(error.isnan(), torch.inf, error).argmin(0)  # the first of equals
-        share = torch.tensor(ratios, dtype=low.dtype)[best]
-        return low * share, high * share
+        return low * shares[best], high * shares[best]
 
     def _errors(self, density: Density, scale: Tensor, zero_point: Tensor, grid: UniformGrid) -> Tensor:
         """Returns the error of each candidate `[N, G]`."""
