@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LEVELS = (  # from the bottom; a part imports only from parts on lower levels
-    ("errors", "locks", "ranks", "int8_npz", "qexp_kernels"),
+    ("errors", "locks", "memory", "ranks", "int8_npz", "qexp_kernels"),
     ("numerics",),
     ("calibration.histogram", "calibration.density"),
     ("calibration", "calibration.stats"),
@@ -51,7 +51,7 @@ LEVELS = (  # from the bottom; a part imports only from parts on lower levels
     ("floats", "stages"),
     ("teachers",),
     ("outcome", "takeaway", "proof", "export"),
-    ("pipeline", "prepare"),
+    ("pipeline", "prepare", "sweeps"),
 )
 RANK = {name: i for i, level in enumerate(LEVELS) for name in level}
 BLIND = {"models", "data", "tasks"}  # know nothing of quantization
