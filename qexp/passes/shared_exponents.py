@@ -18,6 +18,7 @@ from qexp.passes.base import Moment, Pass
 from qexp.quantizers.caq import CAQShift
 
 log = logging.getLogger(__name__)
+_UNASKED = 1 << 20  # above any exponent: a channel that asks for none
 
 
 def residual_groups(model: nn.Module, facts: Facts) -> list[list[CAQShift]]:
@@ -42,6 +43,8 @@ def residual_groups(model: nn.Module, facts: Facts) -> list[list[CAQShift]]:
 class SharedExponents(Pass):
     """Gives every residual group the element-wise least of its exponents (`min`), or those of its last addition (`last`).
 
+    A channel that was zero throughout needs no exponent and does not lower the others' (`zero_channels` of `CAQShift`).
+
     Args:
         take: `min` lets nothing saturate that did not before; `last` is what TF2-Engine does.
 
@@ -62,11 +65,16 @@ class SharedExponents(Pass):
 
 
 def share(group: list[CAQShift], take: str = "min") -> None:
-    """Gives all quantizers of a group one exponent vector, in place."""
+    """Gives all quantizers of a group one exponent vector, in place; channels without a say in one tensor take the others' exponent."""
     if len({q.scale.numel() for q in group}) > 1:
         names = ", ".join(f"{q.name} {q.scale.numel()}" for q in group)
         raise QexpError(f"tensors that meet in an addition have different numbers of exponents: {names}")
     vectors = [q.exponents for q in group]
-    shared = reduce(torch.minimum, vectors) if take == "min" else vectors[-1]
+    if take == "last":
+        shared = vectors[-1]
+    else:
+        asked = [torch.where(q.bound.to(v.device), v, _UNASKED) for q, v in zip(group, vectors)]
+        shared = reduce(torch.minimum, asked)
+        shared = torch.where(shared == _UNASKED, 0, shared)
     for q in group:
         q.set_exponents(shared)

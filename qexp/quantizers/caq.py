@@ -18,6 +18,8 @@ from qexp.quantizers.base import Quantizer
 log = logging.getLogger(__name__)
 FORMULAS = ("floor127", "round128")
 MEANS = ("cap", "pull", "activation_mean", "none")
+BEFORE_RELU = ("positive", "all")
+ZERO_CHANNELS = ("skip", "count")
 _FAR = 126  # exponents beyond it have no float32 scale
 
 
@@ -66,10 +68,15 @@ class CAQShift(Quantizer):
         exponent_formula: `floor127` or `round128`, see `channel_exponents`.
         exponent_mean: `cap`, `pull` or `none`, see `limit_exponents`; `pull` raises exponents of wide channels, which then saturate. Or
             `activation_mean`: each channel is clipped to the mean of its map of maxima, from which its exponent comes.
+        before_relu: What counts of a tensor that goes straight into a ReLU: `positive`, what the ReLU lets through, or `all` of |a|.
+            `activation_mean` counts all.
+        zero_channels: `skip`: a channel that was zero throughout has no say in the mean, nor in the least exponent of a residual group;
+            `count`: its exponent 0 has.
 
     Source: TF2-Engine's CNN Activation Quantization (no paper); `cap` as in its manual, `pull` as in its code, `activation_mean` as one
     sentence of its description says.
-    Differs from the source: any width; the all-zero channel takes part in the mean with exponent 0, as there.
+    Differs from the source: any width. There zero channels count, which costs where a shortcut pads with zeros and exponents are
+    positive; whether a range is taken before or after a ReLU is not said.
 
     >>> from qexp.numerics import PerChannel
     >>> q = CAQShift(8, (1, 2), granularity=PerChannel(1), exponent_mean="none")
@@ -91,13 +98,21 @@ class CAQShift(Quantizer):
         rounding: str = "half_even",
         exponent_formula: str = "floor127",
         exponent_mean: str = "cap",
+        before_relu: str = "positive",
+        zero_channels: str = "skip",
     ) -> None:
         super().__init__(bits, shape, granularity=granularity, rounding=rounding)
-        if exponent_formula not in FORMULAS:
-            raise QexpError(f"CAQShift: exponent_formula={exponent_formula!r}; allowed are {', '.join(FORMULAS)}")
-        if exponent_mean not in MEANS:
-            raise QexpError(f"CAQShift: exponent_mean={exponent_mean!r}; allowed are {', '.join(MEANS)}")
+        for option, value, allowed in (
+            ("exponent_formula", exponent_formula, FORMULAS),
+            ("exponent_mean", exponent_mean, MEANS),
+            ("before_relu", before_relu, BEFORE_RELU),
+            ("zero_channels", zero_channels, ZERO_CHANNELS),
+        ):
+            if value not in allowed:
+                raise QexpError(f"CAQShift: {option}={value!r}; allowed are {', '.join(allowed)}")
         self.exponent_formula, self.exponent_mean = exponent_formula, exponent_mean
+        self.before_relu, self.zero_channels = before_relu, zero_channels
+        self._bound: Tensor | None = None
         if exponent_mean == "activation_mean":
             self.collectors = (MaxMap(),)
         scale_shape = self.granularity.scale_shape(self.shape)
@@ -109,10 +124,14 @@ class CAQShift(Quantizer):
     def fit(self, stats: TensorStats, followed_by_relu: bool = False) -> None:
         if self.exponent_mean == "activation_mean":
             magnitude = self._mean_maxima(stats)
+        elif followed_by_relu and self.before_relu == "positive":
+            magnitude = stats.max.clamp_min(0)
         else:
             magnitude = torch.maximum(stats.min.abs(), stats.max.abs())
         exponents = channel_exponents(magnitude, self.bits, self.exponent_formula)
-        self.set_exponents(limit_exponents(exponents, self.exponent_mean))
+        self._bound = (magnitude > 0).flatten() | (self.zero_channels == "count")
+        exponents[self._bound] = limit_exponents(exponents[self._bound], self.exponent_mean)
+        self.set_exponents(exponents)
         if self.clip is not None:
             clip = torch.round(magnitude.float().reshape(self.scale.shape) / self.scale.cpu())
             self.clip.copy_(clip.clamp_max(2.0 ** (self.bits - 1) - 1))
@@ -127,6 +146,11 @@ class CAQShift(Quantizer):
     def exponents(self) -> Tensor:
         """The exponents Q, int32 `[G]`."""
         return -torch.frexp(self.scale.flatten()).exponent + 1
+
+    @property
+    def bound(self) -> Tensor:
+        """Which channels have a say in exponents that several share, bool `[G]`; all of them before `fit`."""
+        return torch.ones(self.scale.numel(), dtype=torch.bool) if self._bound is None else self._bound
 
     def set_exponents(self, exponents: Tensor) -> None:
         """Takes other exponents `[G]`, integers, from now on."""

@@ -74,6 +74,26 @@ def test_a_dead_channel_and_a_dead_layer_stay_zero():
     assert dead.exponents.tolist() == [0, 0, 0]
 
 
+def test_a_zero_channel_has_a_say_in_the_mean_only_where_it_counts():
+    x = maxima(0.0, 0.0, 2.0, 0.5)  # exponents 0, 0, 5, 7
+    assert fitted(x).exponents.tolist() == [0, 0, 5, 6]
+    assert fitted(x, zero_channels="count").exponents.tolist() == [0, 0, 3, 3]
+
+
+def test_what_a_relu_drops_does_not_count():
+    x = torch.tensor([[-100.0, 0.5], [3.0, -0.25]]).reshape(2, 2, 1, 1)
+    seen = SiteStats()
+    seen.update(x)
+
+    def exponents(relu: bool, **options) -> list[int]:
+        q = CAQShift(8, (1, 2, 1, 1), granularity=PerChannel(1), exponent_mean="none", **options)
+        q.fit(seen.channel, followed_by_relu=relu)
+        return q.exponents.tolist()
+
+    assert exponents(True) == [5, 7]
+    assert exponents(False) == exponents(True, before_relu="all") == [0, 7]
+
+
 @pytest.mark.parametrize("bits", [2, 4, 8, 16])
 def test_the_rule_without_saturation_holds_at_every_width(bits):
     x = (
@@ -112,7 +132,12 @@ def test_gradient_is_one_inside_and_at_the_limits():
 
 
 def test_unknown_options_are_refused():
-    for options in ({"exponent_formula": "ceil"}, {"exponent_mean": "median"}):
+    for options in (
+        {"exponent_formula": "ceil"},
+        {"exponent_mean": "median"},
+        {"before_relu": "no"},
+        {"zero_channels": "drop"},
+    ):
         with pytest.raises(QexpError, match="allowed are"):
             CAQShift(8, **options)
     with pytest.raises(QexpError, match=r"allowed are 2\.\.16"):
