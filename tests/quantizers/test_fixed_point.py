@@ -74,6 +74,18 @@ def test_gradient_is_one_inside_and_at_the_limits():
     assert x.grad.tolist() == [0, 1, 1, 1, 1, 0]
 
 
+def test_what_a_relu_drops_costs_no_bit_where_it_does_not_count():
+    stats = TensorStats.of(torch.tensor([-9.0, 0.5, 3.0]))
+    for options, relu, bits in (
+        ({}, True, 4),
+        ({"before_relu": "positive"}, True, 2),
+        ({"before_relu": "positive"}, False, 4),
+    ):
+        q = FixedPoint(8, (3,), range=PowerOfTwo(**options))
+        q.fit(stats, followed_by_relu=relu)
+        assert q.integer_bits == bits
+
+
 def test_overflow_rate_lets_the_greatest_saturate():
     x = torch.arange(1, 1001) / 100.0
     assert fitted(x, 8, range=PowerOfTwo(overflow_rate=0.0)).integer_bits == 4
@@ -88,7 +100,9 @@ def test_the_format_comes_back_from_a_checkpoint():
     assert fresh.fraction_bits == q.fraction_bits == 4
 
 
-@pytest.mark.parametrize("options", [{"overflow_rate": 0.5}, {"overflow_rate": -0.1}, {"pow2_edge": "round"}])
+@pytest.mark.parametrize(
+    "options", [{"overflow_rate": 0.5}, {"overflow_rate": -0.1}, {"pow2_edge": "round"}, {"before_relu": "no"}]
+)
 def test_bad_ranges_are_refused(options):
     with pytest.raises(QexpError, match="allowed"):
         PowerOfTwo(**options)

@@ -16,6 +16,7 @@ from qexp.numerics.grid import UniformGrid
 
 _LEAST = -39  # ceil(log2(1e-12)): what the smallest tensors get, the all-zero one among them
 _EDGES = ("bump", "tight", "legacy")
+_BEFORE_RELU = ("all", "positive")
 
 
 def integer_bits(magnitude: Tensor, edge: str = "bump") -> Tensor:
@@ -48,6 +49,8 @@ class PowerOfTwo:
     Args:
         overflow_rate: Share of the values that may lie outside.
         pow2_edge: What an exact power of two gets: `bump`, `tight` or `legacy` (see `integer_bits`).
+        before_relu: What counts of a tensor that goes straight into a ReLU: `all` of |x|, or `positive`, what the ReLU lets through. Where
+            negative values reach furthest this is a bit more after the point, which counts where products are rounded to the format.
 
     Source: the scaling factors of imagenet-cnn-quantization.
     Differs from the source: an exact power of two is treated alike at every size (`bump`); activations give their order statistic over
@@ -56,12 +59,19 @@ class PowerOfTwo:
 
     overflow_rate: float = 0.0
     pow2_edge: Literal["bump", "tight", "legacy"] = "bump"
+    before_relu: Literal["all", "positive"] = "all"
 
     def __post_init__(self) -> None:
         if not 0 <= self.overflow_rate < 0.5:
             raise QexpError(f"PowerOfTwo(overflow_rate={self.overflow_rate}): allowed is 0 <= overflow_rate < 0.5")
         if self.pow2_edge not in _EDGES:
             raise QexpError(f"PowerOfTwo(pow2_edge={self.pow2_edge!r}): allowed are {', '.join(_EDGES)}")
+        if self.before_relu not in _BEFORE_RELU:
+            raise QexpError(f"PowerOfTwo(before_relu={self.before_relu!r}): allowed are {', '.join(_BEFORE_RELU)}")
+        if self.before_relu == "positive" and self.overflow_rate:
+            raise QexpError(
+                "PowerOfTwo: before_relu=positive looks at the maximum; set overflow_rate=0, or before_relu=all"
+            )
 
     @property
     def needs_histogram(self) -> bool:
@@ -71,6 +81,8 @@ class PowerOfTwo:
         if self.overflow_rate:
             density = stats.density
             magnitude = density.absolute_order((self.overflow_rate * density.count + 1e-9).floor())
+        elif self.before_relu == "positive" and context.followed_by_relu:
+            magnitude = stats.max.clamp_min(0)
         else:
             magnitude = torch.maximum(stats.min.abs(), stats.max.abs())
         reach = torch.exp2(integer_bits(magnitude, self.pow2_edge))
