@@ -13,6 +13,10 @@ OWN = {  # widths that a method is made for, and learned rounding cut short
     "one_bit": ("bits=w1a2",),
     "xnor": ("bits=w1a1",),
     "adaround": QUICK,
-    "brecq": (*QUICK, "quant.passes.reconstruct.loss=mse"),  # its own weights the error by class scores, one an image
+    "brecq": (
+        *QUICK,
+        "quant.passes.reconstruct.step_iterations=3",
+        "quant.passes.reconstruct.loss=mse",
+    ),  # its own weights the error by class scores, one an image
     "qdrop": QUICK,
 }
