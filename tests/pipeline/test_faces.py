@@ -72,6 +72,7 @@ def test_every_method_of_the_shelf_runs_on_faces(verify, method):
 
 @pytest.mark.data
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # 1,583 crops and their mirror images, in float and again through the plan
 def test_the_published_network_on_two_folds(compose, tmp_path):
     root = Path(os.environ["QEXP_DATA_DIR"])
     weights = root / "weights" / "lfw_mobilefacenet_068.ckpt"

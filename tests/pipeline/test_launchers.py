@@ -28,9 +28,13 @@ LAUNCHERS = {
     ),
 }
 PLUGINS = {name: f"hydra_plugins.hydra_{name.split('_')[0]}_launcher" for name in LAUNCHERS if name != "basic"}
+FAIR = {"RAY_worker_niceness": "0"}  # 15 if unsaid, and then workers starve beside other tests
 # A cluster of another test may run meanwhile, which Ray would join of itself
-OWN = {"ray": {"RAY_ADDRESS": "local"}}
-RAY = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16)}  # head and driver know each other by it
+OWN = {"ray": {"RAY_ADDRESS": "local"} | FAIR}
+RAY = {
+    "RAY_AUTH_MODE": "token",
+    "RAY_AUTH_TOKEN": secrets.token_hex(16),
+} | FAIR  # head and driver know each other by the token
 
 pytestmark = pytest.mark.slow
 
