@@ -152,17 +152,24 @@ class Tracer(fx.Tracer):
 def trace(model: nn.Module) -> tuple[fx.Graph | None, str]:
     """Returns the graph in evaluation mode, layers that can carry quantizers being its leaves; or None and why there is none.
 
-    What is traced is a copy of the modules on the way to the leaves: a forward may set attributes. Leaves are not entered, so that they,
-    their quantizers and all weights need no copying.
+    What is traced is a copy of the modules on the way to the leaves, and of their buffers: a forward may set and change them. Leaves are
+    not entered, so that they and their quantizers need no copying, and weights stand in the graph by name.
     """
     try:
         with evaluating(model):
             tracer = Tracer()
-            leaves = [m for name, m in model.named_modules() if name and tracer.is_leaf_module(m, name)]
-            shared = {id(kept): kept for kept in (*leaves, *model.parameters(), *model.buffers())}
+            leaves = [
+                m for name, m in model.named_modules() if name and tracer.is_leaf_module(m, name) and _computes(m)
+            ]
+            shared = {id(kept): kept for kept in (*leaves, *model.parameters())}
             return tracer.trace(copy.deepcopy(model, shared)), ""
     except Exception as error:  # whatever a foreign model's forward raises while being traced
         return None, f"{type(error).__name__}: {error}".splitlines()[0]
+
+
+def _computes(module: nn.Module) -> bool:
+    """Whether a module can be called; `ModuleList` and the like only hold others."""
+    return type(module).forward is not nn.Module.forward
 
 
 def _read(graph: fx.Graph, model: nn.Module) -> dict:

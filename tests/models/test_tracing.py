@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 
@@ -9,27 +10,52 @@ from qexp.graph import trace
 
 
 class Counting(nn.Module):
-    """Remembers what it saw last, and in which mode."""
+    """Remembers what it saw last, how often, and in which mode."""
 
     def __init__(self) -> None:
         super().__init__()
         self.conv, self.act, self.calls = nn.Conv2d(3, 4, 1), nn.ReLU(), 0
+        self.register_buffer("counted", torch.zeros(()))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         self.calls += 1
+        self.counted += 1
         self.seen = self.conv(x)
         return self.act(self.seen) if not self.training else self.seen
 
 
-def test_a_model_that_sets_attributes_is_left_as_it_was():
-    model = nn.Sequential(Counting(), Counting())
-    model[1].conv.eval()  # a frozen layer
+class Held(nn.Module):
+    """Blocks in a list, a dictionary and a bare module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.listed, self.named = nn.ModuleList([Counting()]), nn.ModuleDict({"a": Counting()})
+        self.bare = nn.Module()
+        self.bare.block = Counting()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.bare.block(self.named["a"](self.listed[0](x)))
+
+
+@pytest.mark.parametrize(
+    ("make", "paths"),
+    [
+        (lambda: nn.Sequential(Counting(), Counting()), ("0", "1")),
+        (Held, ("listed.0", "named.a", "bare.block")),
+    ],
+    ids=["sequential", "held"],
+)
+def test_a_model_that_sets_attributes_is_left_as_it_was(make, paths):
+    model = make()
+    blocks = [model.get_submodule(path) for path in paths]
+    blocks[1].conv.eval()  # a frozen layer
     before = [(m, m.training) for m in model.modules()]
     graph, error = trace(model)
-    assert error == "" and [n.target for n in graph.nodes if n.op == "call_module"] == [
-        *("0.conv", "0.act", "1.conv", "1.act")
+    assert error == ""
+    assert [n.target for n in graph.nodes if n.op == "call_module"] == [
+        f"{path}.{layer}" for path in paths for layer in ("conv", "act")
     ]
-    assert all(m.calls == 0 and not hasattr(m, "seen") for m in model)
+    assert all(m.calls == m.counted == 0 and not hasattr(m, "seen") for m in blocks)
     assert [(m, m.training) for m in model.modules()] == before
 
 
