@@ -22,8 +22,9 @@ class RefineExponents(Pass):
     """While accuracy is short, lowers by one the bound on the exponents of the layers whose codes err most, and keeps the best state.
 
     Accuracy is the share of calibration images on which the quantized network decides as the float one; the loop ends when no more than
-    `tolerance` points are missing. The error is the norm-1 error of the codes, `100 sum|q - a/s| / sum|a/s|`. The bound of a layer starts
-    at the floor of its mean exponent. Tensors that meet in an addition are one layer here, so that they keep sharing.
+    `tolerance` points are missing. The error is the norm-1 error of the codes, `100 sum|q - a/s| / sum|a/s|`, before a ReLU of what it lets
+    through. The bound of a layer starts at the floor of the mean exponent of its channels that have a say (`zero_channels` of `CAQShift`).
+    Tensors that meet in an addition are one layer here, so that they keep sharing.
 
     Args:
         tolerance: Percentage points that may be missing.
@@ -54,10 +55,11 @@ class RefineExponents(Pass):
     def _refine(self, model: nn.Module, layers: list[list[CAQShift]], moment: Moment) -> None:
         with quantizers_off(model):
             wanted = _decisions(model, moment.images)
-        bounds = [float(group[0].exponents.float().mean().floor()) for group in layers]
+        bounds = [_start(group[0]) for group in layers]
+        before_relu = _before_relu(model, moment)
         best, best_state, rounds = -1.0, None, 0
         for rounds in range(self.max_iters + 1):
-            errors, agreed = _errors(model, layers, moment.images, wanted)
+            errors, agreed = _errors(model, layers, moment.images, wanted, before_relu)
             log.info(
                 "refine exponents: round %d, agreement %.2f %%, worst layer %s", rounds, agreed, _worst(layers, errors)
             )
@@ -83,18 +85,35 @@ def _layers(model: nn.Module, moment: Moment) -> list[list[CAQShift]]:
     return groups + [[q] for q in single.values()]
 
 
+def _start(q: CAQShift) -> float:
+    """Returns the floor of the mean exponent of the channels that have a say, of all where none has."""
+    bound = q.bound.to(q.scale.device)
+    return float(q.exponents[bound if bool(bound.any()) else ~bound].float().mean().floor())
+
+
+def _before_relu(model: nn.Module, moment: Moment) -> set[int]:
+    """Returns the ids of quantizers whose tensors all go straight into a ReLU."""
+    carried = [
+        (id(q), site == "output" and name in moment.facts.followed_by_relu) for name, site, q in quantizers(model)
+    ]
+    return {q for q, before in carried if before} - {q for q, before in carried if not before}
+
+
 def _decisions(model: nn.Module, images: Sequence[Tensor]) -> Tensor:
     return torch.cat([model(batch).argmax(1) for batch in images])
 
 
 def _errors(
-    model: nn.Module, layers: list[list[CAQShift]], images: Sequence[Tensor], wanted: Tensor
+    model: nn.Module, layers: list[list[CAQShift]], images: Sequence[Tensor], wanted: Tensor, before_relu: set[int]
 ) -> tuple[list[float], float]:
     """Returns the norm-1 error of each layer's codes (the worst of a group) and the agreement with `wanted`, both in percent."""
     sums: dict[int, list[Tensor]] = {}
 
     def see(q: CAQShift, args: tuple[Tensor, ...], y: Tensor) -> None:
-        exact, error = (args[0] / q.scale).abs().sum().double(), ((y - args[0]) / q.scale).abs().sum().double()
+        x = args[0]
+        if id(q) in before_relu:
+            x, y = x.relu(), y.relu()
+        exact, error = (x / q.scale).abs().sum().double(), ((y - x) / q.scale).abs().sum().double()
         held = sums.get(id(q), [torch.zeros_like(exact), torch.zeros_like(exact)])
         sums[id(q)] = [held[0] + error, held[1] + exact]
 

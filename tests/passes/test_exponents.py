@@ -4,14 +4,18 @@ import pytest
 import torch
 
 from qexp.calibration.calibrate import calibrate
+from qexp.calibration.stats import TensorStats
 from qexp.errors import QexpError
 from qexp.graph import facts
 from qexp.models.cifar_resnet import CifarResNet
+from qexp.numerics import PerChannel
+from qexp.passes import refine_exponents
 from qexp.passes.arriving import arriving
 from qexp.passes.base import Moment
 from qexp.passes.fold_bn import fold_bn
 from qexp.passes.refine_exponents import RefineExponents
 from qexp.passes.shared_exponents import SharedExponents, residual_groups, share
+from qexp.quantizers.caq import CAQShift
 from qexp.recipe import Recipe, apply, resolve
 
 SPEC = {"_target_": "qexp.quantizers.caq.CAQShift", "granularity": "channel"}
@@ -114,6 +118,28 @@ def test_refinement_stops_at_once_where_nothing_is_missing(residual, images):
     RefineExponents().on_fitted(model, moment)
     assert moment.findings["refine_rounds"] == 0 and moment.findings["refine_agreement"] >= 99
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def test_refinement_starts_at_the_mean_of_channels_that_have_a_say():
+    q = CAQShift(8, (1, 4, 1, 1), granularity=PerChannel(1), exponent_mean="none")
+    q.fit(TensorStats.of(torch.tensor([0.0, 0.0, 2.0, 0.5]).reshape(1, 4, 1, 1), PerChannel(1)))
+    assert q.exponents.tolist() == [0, 0, 5, 7] and refine_exponents._start(q) == 6
+    q.fit(TensorStats.of(torch.zeros(1, 4, 1, 1), PerChannel(1)))
+    assert refine_exponents._start(q) == 0
+
+
+@torch.no_grad()
+def test_refinement_looks_at_what_a_relu_lets_through(residual, images):
+    model, structure = quantized(residual, images)
+    assert "stem" in structure.followed_by_relu
+    q, moment = model.stem.output_quantizer, Moment(structure, [images], {})
+    before_relu = refine_exponents._before_relu(model, moment)
+    assert id(q) in before_relu and id(model.stem.input_quantizer) not in before_relu
+    wanted = refine_exponents._decisions(model, [images])
+    model.stem.bias -= 100  # what saturates is negative
+    (error,), _ = refine_exponents._errors(model, [[q]], [images], wanted, before_relu)
+    (all_of_it,), _ = refine_exponents._errors(model, [[q]], [images], wanted, set())
+    assert error == 0 and all_of_it > 50
 
 
 def test_bad_options_are_refused():
