@@ -249,6 +249,7 @@ def fit(
 ) -> None:
     """Fits every quantizer (or those whose id is in `only`): weights from the weight itself, activations from what calibration saw."""
     pooled: dict[int, TensorStats] = {}
+    before_relu: dict[int, bool] = {}  # of a quantizer that several sites share: whether all of them are
     for name, site, quantizer in quantizers(model):
         if only is not None and id(quantizer) not in only:
             continue
@@ -279,4 +280,6 @@ def fit(
             stats.merge(other)
             stats.extra = {c.name: c.merge(one.extra[c.name], other.extra[c.name]) for c in quantizer.collectors}
         pooled[id(quantizer)] = stats
-        quantizer.fit(stats, followed_by_relu=site == "output" and name in followed_by_relu)
+        relu = site == "output" and name in followed_by_relu
+        before_relu[id(quantizer)] = relu and before_relu.get(id(quantizer), True)
+        quantizer.fit(stats, followed_by_relu=before_relu[id(quantizer)])

@@ -198,6 +198,18 @@ def test_the_half_range_follows_the_relu(residual):
     assert residual.grouped.output_quantizer.zero_point.item() > 0
 
 
+def test_a_shared_quantizer_has_a_half_range_only_where_every_site_goes_into_a_relu(residual):
+    from qexp.graph import facts
+
+    structure = facts(residual, images()[0])
+    assert "add" in structure.followed_by_relu and "grouped" not in structure.followed_by_relu
+    shared = Uniform(4, (1, 8, 8, 8), symmetric=False, range=ACIQ())
+    for name in ("grouped", "add"):  # the last one goes into a ReLU
+        swap(residual.get_submodule(name), {"output": shared})
+    calibrate(residual, images(), followed_by_relu=structure.followed_by_relu, progress=False)
+    assert shared.zero_point.item() > 0
+
+
 def test_groups_on_an_activation_are_refused_by_name(residual):
     swap(residual.conv, {"input": LSQ(4, (1, 8, 8, 8), granularity=PerGroup(8))})
     with pytest.raises(QexpError, match=r"conv \(input\).*group"):
