@@ -177,10 +177,8 @@ def load_passes(cfg: DictConfig) -> list[Pass]:
 def attach(cfg: DictConfig, model: nn.Module, structure: Facts) -> Plan:
     """Attaches the quantizers the recipe asks for, in place; returns the plan, which it prints."""
     plan = resolve(model, structure, recipe(cfg))
-    summary = (
-        outcome.plan_line if _is_sweep() else outcome.plan_summary
-    )  # a sweep's plans are in each point's layers.csv
-    log.info("%s", summary(plan, structure))
+    told = outcome.plan_line if _is_sweep() else outcome.plan_summary  # a sweep's plans are in each point's layers.csv
+    log.info("%s", told(plan, structure))
     apply(model, plan, structure)
     return plan
 
