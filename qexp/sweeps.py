@@ -18,17 +18,24 @@ class ComposeOnce(Callback):
     Hydra composes each again when its turn comes, which takes a tenth of a second. Where points run in other processes they still do.
     """
 
+    def __init__(self) -> None:
+        self.checked: Checked | None = None
+
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         if not str(OmegaConf.select(config, "hydra.launcher._target_")).endswith("BasicLauncher"):
             return
         loader = GlobalHydra.instance().config_loader()
-        loader.load_sweep_config = Checked(loader.load_sweep_config)
+        loader.load_sweep_config = self.checked = Checked(loader.load_sweep_config)
+
+    def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
+        if self.checked is not None:
+            self.checked.started(config)
 
 
 class Checked:
     """Composes a configuration, or hands out the one that was composed of the same overrides before, once.
 
-    The first to be handed out ends the check: what is composed from then on is not held.
+    The first point to run ends the check: what is composed from then on is not held.
 
     Args:
         compose: `(master_config, sweep_overrides) -> configuration`.
@@ -42,9 +49,13 @@ class Checked:
     def __call__(self, master_config: DictConfig, sweep_overrides: Sequence[str]) -> DictConfig:
         asked = tuple(sweep_overrides)
         if asked in self.waiting:
-            self.checking = False
             return self.waiting.pop(asked)
         made = self.compose(master_config, list(sweep_overrides))
         if self.checking and len(self.waiting) < self.held:
             self.waiting[asked] = made
         return made
+
+    def started(self, config: DictConfig) -> None:
+        """A point runs: the check is over, and its configuration is for no other, where a sweeper had nothing checked."""
+        self.checking = False
+        self.waiting = {asked: held for asked, held in self.waiting.items() if held is not config}

@@ -56,7 +56,10 @@ def test_what_was_checked_is_handed_out_once():
     made: list[list[str]] = []
     load = Checked(composer(made), held=2)
     checked = [load(None, [f"x={i}"]) for i in range(3)]
-    again = [load(None, [f"x={i}"]) for i in range(3)]
+    again = []
+    for i in range(3):
+        again.append(load(None, [f"x={i}"]))
+        load.started(again[-1])
     assert again[0] is checked[0] and again[1] is checked[1], "two are held"
     assert again[2] is not checked[2] and not load.waiting and len(made) == 4
     assert load(None, ["x=0"]) is not checked[0], "a point's configuration is its own"
@@ -68,3 +71,11 @@ def test_the_same_point_twice_has_two_configurations():
         load(None, ["x=1"])
     first, second = load(None, ["x=1"]), load(None, ["x=1"])
     assert first is not second
+
+
+def test_without_a_check_no_point_gets_the_configuration_of_one_that_ran():
+    load = Checked(composer([]))
+    for _ in range(2):
+        first = load(None, ["x=1"])
+        load.started(first)
+        assert load(None, ["x=1"]) is not first and not load.waiting
