@@ -35,7 +35,7 @@ class ComposeOnce(Callback):
 class Checked:
     """Composes a configuration, or hands out the one that was composed of the same overrides before, once.
 
-    The first point to run ends the check: what is composed from then on is not held.
+    The first to be handed out, or to run, ends the check: what is composed from then on is not held.
 
     Args:
         compose: `(master_config, sweep_overrides) -> configuration`.
@@ -49,6 +49,7 @@ class Checked:
     def __call__(self, master_config: DictConfig, sweep_overrides: Sequence[str]) -> DictConfig:
         asked = tuple(sweep_overrides)
         if asked in self.waiting:
+            self.checking = False
             return self.waiting.pop(asked)
         made = self.compose(master_config, list(sweep_overrides))
         if self.checking and len(self.waiting) < self.held:
