@@ -229,7 +229,8 @@ def _read(graph: fx.Graph, model: nn.Module) -> dict:
                 return ()
         return ()
 
-    bn_of, relu_after, sources, chains = {}, set(), {}, {}
+    bn_of, sources, chains = {}, {}, {}
+    relu_after: dict[str, bool] = {}  # after every call
     calls: dict[str, int] = {}
     for node in graph.nodes:
         if node.op == "call_module":
@@ -238,8 +239,8 @@ def _read(graph: fx.Graph, model: nn.Module) -> dict:
         if node.op != "call_module":
             continue
         after = users(node)
-        if after and all(is_relu(user) for user in after):
-            relu_after.add(node.target)
+        straight = bool(after) and all(is_relu(user) for user in after)
+        relu_after[node.target] = straight and relu_after.get(node.target, True)
         if (
             issubclass(kind(node), nn.modules.conv._ConvNd)
             and len(after) == 1
@@ -254,7 +255,7 @@ def _read(graph: fx.Graph, model: nn.Module) -> dict:
             sources.setdefault(node.target, operands)
     return {
         "bn_of": bn_of,
-        "followed_by_relu": frozenset(relu_after),
+        "followed_by_relu": frozenset(name for name, straight in relu_after.items() if straight),
         "sources": sources,
         "chains": chains,
         "calls": calls,

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from qexp.graph import trace
+from qexp.graph import facts, trace
 
 
 class Counting(nn.Module):
@@ -77,3 +77,17 @@ def test_why_a_network_has_no_graph():
     model = Branching().train()
     graph, error = trace(model)
     assert graph is None and "TraceError" in error and model.training
+
+
+def test_a_layer_called_twice_goes_into_a_relu_only_if_both_calls_do():
+    class Twice(nn.Module):
+        def __init__(self, last: nn.Module) -> None:
+            super().__init__()
+            self.conv, self.act, self.last = nn.Conv2d(3, 3, 1), nn.ReLU(), last
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.last(self.conv(self.act(self.conv(x))))
+
+    x = torch.zeros(1, 3, 2, 2)
+    assert facts(Twice(nn.Sigmoid()), x).followed_by_relu == frozenset()
+    assert facts(Twice(nn.ReLU()), x).followed_by_relu == {"conv"}
