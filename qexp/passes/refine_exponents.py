@@ -87,8 +87,8 @@ def _layers(model: nn.Module, moment: Moment) -> list[list[CAQShift]]:
 
 def _start(q: CAQShift) -> float:
     """Returns the floor of the mean exponent of the channels that have a say, of all where none has."""
-    bound = q.bound.to(q.scale.device)
-    return float(q.exponents[bound if bool(bound.any()) else ~bound].float().mean().floor())
+    counted = q.counted.to(q.scale.device)
+    return float(q.exponents[counted if bool(counted.any()) else ~counted].float().mean().floor())
 
 
 def _before_relu(model: nn.Module, moment: Moment) -> set[int]:

@@ -73,7 +73,7 @@ def share(group: list[CAQShift], take: str = "min") -> None:
     if take == "last":
         shared = vectors[-1]
     else:
-        asked = [torch.where(q.bound.to(v.device), v, _UNASKED) for q, v in zip(group, vectors)]
+        asked = [torch.where(q.counted.to(v.device), v, _UNASKED) for q, v in zip(group, vectors)]
         shared = reduce(torch.minimum, asked)
         shared = torch.where(shared == _UNASKED, 0, shared)
     for q in group:

@@ -112,7 +112,7 @@ class CAQShift(Quantizer):
                 raise QexpError(f"CAQShift: {option}={value!r}; allowed are {', '.join(allowed)}")
         self.exponent_formula, self.exponent_mean = exponent_formula, exponent_mean
         self.before_relu, self.zero_channels = before_relu, zero_channels
-        self._bound: Tensor | None = None
+        self._counted: Tensor | None = None
         if exponent_mean == "activation_mean":
             self.collectors = (MaxMap(),)
         scale_shape = self.granularity.scale_shape(self.shape)
@@ -129,8 +129,8 @@ class CAQShift(Quantizer):
         else:
             magnitude = torch.maximum(stats.min.abs(), stats.max.abs())
         exponents = channel_exponents(magnitude, self.bits, self.exponent_formula)
-        self._bound = (magnitude > 0).flatten() | (self.zero_channels == "count")
-        exponents[self._bound] = limit_exponents(exponents[self._bound], self.exponent_mean)
+        self._counted = (magnitude > 0).flatten() | (self.zero_channels == "count")
+        exponents[self._counted] = limit_exponents(exponents[self._counted], self.exponent_mean)
         self.set_exponents(exponents)
         if self.clip is not None:
             clip = torch.round(magnitude.float().reshape(self.scale.shape) / self.scale.cpu())
@@ -148,9 +148,9 @@ class CAQShift(Quantizer):
         return -torch.frexp(self.scale.flatten()).exponent + 1
 
     @property
-    def bound(self) -> Tensor:
-        """Which channels have a say in exponents that several share, bool `[G]`; all of them before `fit`."""
-        return torch.ones(self.scale.numel(), dtype=torch.bool) if self._bound is None else self._bound
+    def counted(self) -> Tensor:
+        """Which channels count in the mean and in exponents that several share, bool `[G]`; all of them before `fit`."""
+        return torch.ones(self.scale.numel(), dtype=torch.bool) if self._counted is None else self._counted
 
     def set_exponents(self, exponents: Tensor) -> None:
         """Takes other exponents `[G]`, integers, from now on."""

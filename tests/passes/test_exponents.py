@@ -64,7 +64,7 @@ def test_groups_share_one_vector(resnet, images, take):
     moment = Moment(structure, [images], {})
     SharedExponents(take).on_fitted(model, moment)
     for group, old in zip(residual_groups(model, structure), before):
-        asked = torch.stack([torch.where(q.bound, e, 99) for q, e in zip(group, old)]).amin(0)
+        asked = torch.stack([torch.where(q.counted, e, 99) for q, e in zip(group, old)]).amin(0)
         wanted = asked.where(asked < 99, 0) if take == "min" else old[-1]
         assert all(torch.equal(q.exponents, wanted) for q in group)
     assert moment.findings["shared_exponents"] == 3
@@ -73,10 +73,10 @@ def test_groups_share_one_vector(resnet, images, take):
 def test_channels_that_a_shortcut_pads_with_zeros_do_not_coarsen_the_sum(resnet, images):
     model, _ = quantized(resnet, images)
     padded, branch = model.layer2[0].add.site("input.1"), model.layer2[0].conv2.output_quantizer
-    assert padded.bound.tolist() == [False] * 8 + [True] * 16 + [False] * 8
+    assert padded.counted.tolist() == [False] * 8 + [True] * 16 + [False] * 8
     branch.set_exponents(torch.full((32,), 4))
     share([padded, branch])
-    assert branch.exponents[~padded.bound].tolist() == [4] * 16
+    assert branch.exponents[~padded.counted].tolist() == [4] * 16
 
 
 def test_an_add_of_shared_exponents_is_an_integer_add(resnet, images):
