@@ -40,6 +40,7 @@ ROWS = (
     Row(RESNET, "post-training", "ptq_ladder", "W4A8"),
     Row(RESNET, "post-training", "ptq_ladder", "W4A4"),
     Row(RESNET, "post-training", "ptq_ladder", "W2A8"),
+    Row(RESNET, "trained, 5 epochs", "low_bit_resnet20", "W4A4"),
     Row(RESNET, "trained, 5 epochs", "low_bit_resnet20", "W3A3"),
     Row(RESNET, "trained, 5 epochs", "low_bit_resnet20", "W2A2"),
     Row(SQUEEZE, "post-training", "imagenet_sample", "W6A6", under="## SqueezeNet"),

@@ -9,6 +9,7 @@ METHODS = [p.stem for p in sorted((CONF / "quant").glob("[!_]*.yaml")) if p.stem
 QUICK = ("quant.passes.reconstruct.batch=4", "quant.passes.reconstruct.iterations=3")
 OWN = {  # widths that a method is made for, and learned rounding cut short
     "bwn": ("bits=w1a8",),
+    "bwn_lsq": ("bits=w1a2",),
     "hysteresis": ("bits=w1a4",),
     "one_bit": ("bits=w1a2",),
     "xnor": ("bits=w1a1",),

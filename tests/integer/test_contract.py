@@ -22,7 +22,13 @@ from qexp.recipe import apply, resolve
 
 RECIPES = sorted(p.stem for p in (Path(__file__).parents[2] / "conf" / "quant").glob("[!_]*.yaml"))
 OTHER_NETWORKS = ("toynet_", "mobilenetv2_")  # rules that name layers this network lacks
-BITS = {"bwn": "layer_wbit=1", "hysteresis": "layer_wbit=1", "one_bit": "bits=w1a2", "xnor": "bits=w1a1"}
+BITS = {
+    "bwn": "layer_wbit=1",
+    "bwn_lsq": "bits=w1a2",
+    "hysteresis": "layer_wbit=1",
+    "one_bit": "bits=w1a2",
+    "xnor": "bits=w1a1",
+}
 NARROW = {"apot": "bits=w4a4", "exponential": "bits=w4a4", "inq": "bits=w4a8", "inq_shift": "bits=w4a8"}
 KEEPS_NORMS = {"mpact_integer_bn", "inq_shift"}
 QUICK = ("minmax", "fixed_point", "caq_winograd", "mpact_integer_bn", "fixed_point_per_op")  # the rest is marked slow
