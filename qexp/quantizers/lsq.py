@@ -75,7 +75,7 @@ class LSQ(AffineQuantizer):
             scale, _ = self._parameters_of(low, high)
         scale = torch.where(scale > 0, scale, torch.ones_like(scale))  # an all-zero channel: any step serves
         with torch.no_grad():
-            self.scale.copy_(scale.reshape(self.scale.shape))
+            self.scale.copy_(scale.reshape(self.scale.shape).clamp_min(torch.finfo(torch.float32).tiny))
         self.count_elements(stats)
         self.mark_ready()
 

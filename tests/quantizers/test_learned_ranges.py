@@ -333,3 +333,10 @@ def test_an_offset_that_is_no_number_counts_as_diverged():
     assert bool((q.must_stay_positive() > 0).all())
     q.beta.data.fill_(float("inf"))
     assert not q.must_stay_positive().isfinite().any()
+
+
+def test_a_step_too_small_for_float32_is_its_smallest_normal_number():
+    for q in (LSQ(6, (1, 1, 1, 1), signed=True), LSQPlus(6, (1, 1, 1, 1), offset=False)):
+        q.init = MinMax()
+        q.fit(TensorStats.of(torch.full((1, 1, 1, 1), -2e-44), q.granularity))
+        assert q.scale.item() == torch.finfo(torch.float32).tiny
