@@ -20,8 +20,8 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
+import cloudpickle  # hooks and closures travel too
 import torch
-from joblib.externals import cloudpickle  # hooks and closures travel too
 from torch import distributed
 
 _PATIENCE = timedelta(hours=24)  # rank 0 may validate, write or wait for a lock while the others are done
