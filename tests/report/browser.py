@@ -12,6 +12,8 @@ from typing import Any
 FLAGS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
     *("--disable-background-networking", "--disable-component-update", "--hide-scrollbars", "--window-size=1300,1000"),
+    # a window that nobody sees draws on, with shared memory from the disk where the machine gives little
+    *("--disable-backgrounding-occluded-windows", "--disable-renderer-backgrounding", "--disable-dev-shm-usage"),
     *("--enable-logging=stderr", "--v=0", "--remote-debugging-port=0"),
     # whatever asks for the network fails, and says so in the console
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
@@ -19,7 +21,7 @@ FLAGS = (
 PROBE = """<script>
 addEventListener("load", async () => {
   const wait = (ms) => new Promise((done) => setTimeout(done, ms));
-  const until = async (holds, seconds = 30) => {
+  const until = async (holds, seconds = 120) => {
     const end = performance.now() + 1000 * seconds;
     while (!holds() && performance.now() < end) await wait(50);
   };
@@ -63,7 +65,7 @@ def ask(chromium: str, page: Path, script: str, *flags: str) -> tuple[dict[str, 
         command = [chromium, *FLAGS, *flags, f"--user-data-dir={profile}", opened.as_uri()]
         browser = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=said)
         try:
-            in_time = arrived.wait(240)
+            in_time = arrived.wait(400)
         finally:
             browser.terminate()
             browser.wait(20)
