@@ -5,7 +5,7 @@ Each folder is one operator: its schema and gradient (`__init__.py`), the PyTorc
 `load()` the references run.
 """
 
-from .dorefa import dorefa_weight
+from .dorefa import dorefa_weight, dorefa_weight_and_peak
 from .errors import KernelError
 from .fake_quantize import fake_quantize, quantize
 from .fixed_point import fixed_point_conv2d, fixed_point_linear
@@ -27,6 +27,7 @@ __all__ = [
     "Loaded",
     "Stats",
     "dorefa_weight",
+    "dorefa_weight_and_peak",
     "fake_quantize",
     "fixed_point_conv2d",
     "fixed_point_linear",

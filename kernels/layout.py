@@ -4,9 +4,14 @@ import torch
 from torch import Tensor
 
 
+def wide_type(x: Tensor) -> torch.dtype:
+    """Returns the dtype that `x` is computed in: float64 for float64, float32 for everything narrower."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
 def wide(x: Tensor) -> Tensor:
-    """Returns `x` in the dtype it is computed in: float64 for float64, float32 for everything narrower."""
-    return x if x.dtype in (torch.float32, torch.float64) else x.to(torch.float32)
+    """Returns `x` in the dtype it is computed in."""
+    return x.to(wide_type(x))
 
 
 def along(parameter: Tensor, x: Tensor, axis: int | None) -> Tensor:

@@ -137,14 +137,42 @@ struct Pact : Function<Pact> {
   }
 };
 
-template <class F, class... Args>
-Tensor differentiable(Args... args) {
-  return F::apply(args...);
+struct DorefaWeight : Function<DorefaWeight> {
+  using Forward = std::tuple<Tensor, Tensor, Tensor>(const Tensor&, double, bool, bool, std::string_view);
+  using Backward = Tensor(const Tensor&, const Tensor&, const Tensor&, const Tensor&, bool);
+  static auto forward_op() {
+    static const auto handle = op<Forward>("qexp::dorefa_weight");
+    return handle;
+  }
+  static variable_list forward(AutogradContext* ctx, const Tensor& w, double levels, bool symmetric, bool rescale,
+                               std::string_view rounding) {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    auto [y, t, peak] = forward_op().call(w, levels, symmetric, rescale, rounding);
+    ctx->mark_non_differentiable({t, peak});
+    ctx->save_for_backward({y, t, peak});
+    ctx->saved_data["rescale"] = rescale;
+    return {y, t, peak};
+  }
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    static const auto handle = op<Backward>("qexp::dorefa_weight_backward");
+    const auto saved = ctx->get_saved_variables();
+    return {handle.call(grads[0], saved[0], saved[1], saved[2], ctx->saved_data["rescale"].toBool()), {}, {}, {}, {}};
+  }
+};
+
+template <class F, class R, class... Args>
+R differentiable(Args... args) {
+  if constexpr (std::is_same_v<R, Tensor>) {
+    return F::apply(args...);
+  } else {
+    const variable_list out = F::apply(args...);
+    return {out[0], out[1], out[2]};
+  }
 }
 
 template <class F, class R, class... Args>
 void add(torch::Library& m, const char* name, R (*)(Args...)) {
-  m.impl(name, &differentiable<F, Args...>);
+  m.impl(name, &differentiable<F, R, Args...>);
 }
 
 void register_all(torch::Library& m) {
@@ -152,7 +180,9 @@ void register_all(torch::Library& m) {
   add<ReluQuantize>(m, "relu_quantize", static_cast<ReluQuantize::Forward*>(nullptr));
   add<Lsq>(m, "lsq", static_cast<Lsq::Forward*>(nullptr));
   add<Pact>(m, "pact", static_cast<Pact::Forward*>(nullptr));
-  for (const char* name : {"fake_quantize_backward", "relu_quantize_backward", "lsq_backward", "pact_backward"})
+  add<DorefaWeight>(m, "dorefa_weight", static_cast<DorefaWeight::Forward*>(nullptr));
+  for (const char* name : {"fake_quantize_backward", "relu_quantize_backward", "lsq_backward", "pact_backward",
+                           "dorefa_weight_backward"})
     m.impl(name, torch::autograd::autogradNotImplementedFallback());  // second derivatives are an error
 }
 

@@ -1,8 +1,10 @@
 // DoReFa's weight transform on the CPU; see reference.py.
-#include <ATen/ops/abs.h>
-#include <ATen/ops/amax.h>
+#include <ATen/ops/aminmax.h>
 #include <ATen/ops/empty_like.h>
+#include <ATen/ops/full.h>
+#include <ATen/ops/maximum.h>
 #include <ATen/ops/tanh.h>
+#include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
 #include "../common/backward.h"
@@ -13,23 +15,23 @@ namespace {
 
 using at::Tensor;
 
-// tanh(w) in the dtype computed in: torch's own, so that it is the reference's to the last bit.
-Tensor squashed(const Tensor& w) { return at::tanh(w.scalar_type() == at::kDouble ? w : w.to(at::kFloat)); }
-
 template <class C, Rounding R, bool S>
-void forward_block(const C* __restrict t, C* __restrict y, int64_t n, C peak, C levels) {
+void forward_block(const C* __restrict t, C* __restrict y, int64_t n, C divisor, C levels, C factor) {
   for (int64_t i = 0; i < n; ++i) {
-    const C u = t[i] / peak;
-    y[i] = S ? round_to<R>(u * levels, C(0)) / levels
-             : round_to<R>((u * C(0.5) + C(0.5)) * levels, C(0)) * C(2) / levels - C(1);
+    const C u = t[i] / divisor;
+    y[i] = (S ? round_to<R>(u * levels, C(0)) / levels
+              : round_to<R>((u * C(0.5) + C(0.5)) * levels, C(0)) * C(2) / levels - C(1)) *
+           factor;
   }
 }
 
-Tensor forward(const Tensor& w, double levels, bool symmetric, std::string_view rounding) {
-  Tensor out = at::empty_like(w);
-  if (w.numel() == 0) return out;
-  const Tensor t = squashed(w);
-  const double peak = at::amax(at::abs(t)).item<double>();
+// Returns {quantized, tanh(w), max|tanh(w)|}. The tanh is torch's own, so that it is the reference's to the last bit.
+std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& w, double levels, bool symmetric, bool rescale,
+                                           std::string_view rounding) {
+  Tensor out = at::empty_like(w), t = at::tanh(w.scalar_type() == at::kDouble ? w : w.to(at::kFloat));
+  if (w.numel() == 0) return {out, t, at::zeros({}, t.options())};
+  const auto [least, greatest] = at::aminmax(t);
+  const double peak = at::maximum(-least, greatest).item<double>();
   const Walk walk(out, {&t}, std::nullopt);
   with_type(w, [&](auto tag) {
     using T = decltype(tag);
@@ -37,6 +39,7 @@ Tensor forward(const Tensor& w, double levels, bool symmetric, std::string_view 
     const C* from = t.const_data_ptr<C>();
     T* to = out.mutable_data_ptr<T>();
     const C divisor = peak == 0 ? C(1) : static_cast<C>(peak), n = static_cast<C>(levels);
+    const C factor = rescale ? static_cast<C>(peak) : C(1);
     with_rounding(parse_rounding(rounding), [&](auto r) {
       constexpr Rounding R = decltype(r)::value;
       const auto kernel = symmetric ? forward_block<C, R, true> : forward_block<C, R, false>;
@@ -44,56 +47,77 @@ Tensor forward(const Tensor& w, double levels, bool symmetric, std::string_view 
         alignas(64) C in[kBlock], result[kBlock];
         walk.blocks(begin, end, [&](const Block& b) {
           C* where = place<C>(to + b.out, result);
-          kernel(load<C>(from + b.in[0], walk.stride[0], b.n, in), where, b.n, divisor, n);
+          kernel(load<C>(from + b.in[0], walk.stride[0], b.n, in), where, b.n, divisor, n, factor);
           store(to + b.out, where, b.n);
         });
       });
     });
   });
-  return out;
+  return {out, t, at::full({}, peak, t.options())};
 }
 
-Tensor backward(const Tensor& grad, const Tensor& w) {
-  Tensor dw = at::empty_like(w);
-  if (w.numel() == 0) return dw;
-  const Tensor t = squashed(w);
-  const double largest = at::amax(at::abs(t)).item<double>();
-  const Walk walk(dw, {&t, &grad}, std::nullopt);
-  with_type(w, [&](auto tag) {
+// The sum over a block of gradient times what the peak does to the result, and how many weights are at the peak.
+template <class C>
+std::pair<C, int32_t> to_peak_block(const C* __restrict g, const C* __restrict y, const C* __restrict t, int64_t n,
+                                    C peak, bool rescale) {
+  C sum = 0;  // of one block, so that float32 loses nothing that counts
+  int32_t reached = 0;
+  const C kept = rescale ? C(1) : C(0);
+#pragma omp simd reduction(+ : sum, reached)
+  for (int64_t i = 0; i < n; ++i) {
+    sum += g[i] * (kept * y[i] - t[i]);
+    reached += std::fabs(t[i]) == peak;
+  }
+  return {sum, reached};
+}
+
+template <class C>
+void backward_block(const C* __restrict g, const C* __restrict t, C* __restrict dw, int64_t n, C peak, C factor,
+                    C share) {
+  for (int64_t i = 0; i < n; ++i) {
+    const C part = std::fabs(t[i]) == peak ? share : C(0);
+    dw[i] = (g[i] / factor + (t[i] > 0 ? part : -part)) * (C(1) - t[i] * t[i]);
+  }
+}
+
+Tensor backward(const Tensor& grad, const Tensor& y, const Tensor& t, const Tensor& peak_, bool rescale) {
+  Tensor dw = at::empty_like(grad);
+  if (grad.numel() == 0) return dw;
+  const double greatest = peak_.item<double>();
+  if (greatest == 0) return dw.zero_();
+  const Walk walk(dw, {&grad, &y, &t}, std::nullopt);
+  with_type(grad, [&](auto tag) {
     using T = decltype(tag);
     using C = Compute<T>;
-    const C *from = t.const_data_ptr<C>(), peak = static_cast<C>(largest);
-    const T* gradient = grad.const_data_ptr<T>();
+    const C *squashed = t.const_data_ptr<C>(), peak = static_cast<C>(greatest);
+    const T *gradient = grad.const_data_ptr<T>(), *result = y.const_data_ptr<T>();
     T* to = dw.mutable_data_ptr<T>();
+    const int64_t chunks = walk.chunks();  // as many with any number of threads, so the sum is too
+    std::vector<std::pair<double, int64_t>> partial(chunks);
     auto each = [&](auto&& f) {
-      alignas(64) C in[kBlock], g[kBlock];
-      walk.blocks(0, walk.numel, [&](const Block& b) {
-        f(load<C>(from + b.in[0], walk.stride[0], b.n, in), load<C>(gradient + b.in[1], walk.stride[1], b.n, g), b);
+      at::parallel_for(0, chunks, 1, [&](int64_t first, int64_t last) {
+        alignas(64) C gs[kBlock], ys[kBlock], ts[kBlock];
+        for (int64_t k = first; k < last; ++k)
+          walk.blocks(walk.chunk_begin(k), walk.chunk_begin(k + 1), [&](const Block& b) {
+            f(k, b, load<C>(gradient + b.in[0], walk.stride[0], b.n, gs),
+              load<C>(result + b.in[1], walk.stride[1], b.n, ys),
+              load<C>(squashed + b.in[2], walk.stride[2], b.n, ts));
+          });
       });
     };
-    double total = 0;
-    int64_t at_peak = 0;
-    each([&](const C* __restrict ts, const C* __restrict gs, const Block& b) {
-      C sum = 0;  // of one block, so that float32 loses nothing that counts
-      int32_t reached = 0;
-#pragma omp simd reduction(+ : sum, reached)
-      for (int64_t i = 0; i < b.n; ++i) {
-        sum += gs[i] * ts[i];
-        reached += std::fabs(ts[i]) == peak;
-      }
-      total += sum;
-      at_peak += reached;
+    each([&](int64_t k, const Block& b, const C* g, const C* values, const C* ts) {
+      const auto [sum, reached] = to_peak_block<C>(g, values, ts, b.n, peak, rescale);
+      partial[k].first += sum;
+      partial[k].second += reached;
     });
-    const C share = static_cast<C>(total / (largest * largest) / static_cast<double>(at_peak));
-    const bool zero = peak == 0;
-    alignas(64) C result[kBlock];
-    each([&](const C* __restrict ts, const C* __restrict gs, const Block& b) {
-      C* __restrict where = place<C>(to + b.out, result);
-      for (int64_t i = 0; i < b.n; ++i) {
-        const C t = ts[i], part = std::fabs(t) == peak ? share : C(0);
-        const C slope = (gs[i] / peak - (t > 0 ? part : -part)) * (C(1) - t * t);
-        where[i] = zero ? C(0) : slope;
-      }
+    double total = 0, at_peak = 0;
+    for (const auto& [sum, reached] : partial) total += sum, at_peak += reached;
+    const C share = static_cast<C>(total / (rescale ? greatest : greatest * greatest) / at_peak);
+    const C factor = rescale ? C(1) : peak;
+    each([&](int64_t, const Block& b, const C* g, const C*, const C* ts) {
+      alignas(64) C slopes[kBlock];
+      C* where = place<C>(to + b.out, slopes);
+      backward_block<C>(g, ts, where, b.n, peak, factor, share);
       store(to + b.out, where, b.n);
     });
   });

@@ -11,7 +11,7 @@ from qexp.calibration.ranges import Context, RangeRule
 from qexp.calibration.stats import TensorStats
 from qexp.errors import QexpError
 from qexp.numerics.granularity import Granularity
-from qexp.numerics.ops import dorefa_weight, fake_quantize, quantize, round_to
+from qexp.numerics.ops import dorefa_weight_and_peak, fake_quantize, quantize, round_to
 from qexp.quantizers.base import AffineQuantizer, Quantizer, fit_range
 
 
@@ -82,15 +82,15 @@ class DoReFaWeight(Quantizer):
         return torch.full_like(self.magnitude, 0.0 if self._symmetric else self._steps / 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        self._measure(x)
         if self.bits == 1:
+            self._measure(x)
             w = x.float()
             binary = torch.where(w >= 0, self.magnitude, -self.magnitude)
             return (w + (binary - w).detach()).to(x.dtype) if w.requires_grad else binary.to(x.dtype)
-        y = dorefa_weight(x.float(), self._steps, symmetric=self._symmetric)
-        if self.rescale == "max":
-            # the maximum itself, not the buffer: its gradient belongs to the method, and the buffer changes with the next call
-            y = y * torch.tanh(x.float()).abs().amax() if x.numel() else y
+        rescale = self.rescale == "max"
+        y, peak = dorefa_weight_and_peak(x.float(), self._steps, self._symmetric, rescale=rescale)
+        if rescale and x.numel():
+            self.magnitude.copy_(peak)
         return y.to(x.dtype)
 
     def codes(self, x: Tensor) -> Tensor:

@@ -74,6 +74,7 @@ CASES = {
     "mpact_channels": lambda x, p: kernels.mpact(x, p(SCALES), 7, axis=1),
     "dorefa": lambda x, p: kernels.dorefa_weight(x, 15),
     "dorefa_symmetric": lambda x, p: kernels.dorefa_weight(x, 7, True),
+    "dorefa_rescaled": lambda x, p: kernels.dorefa_weight(x, 15, rescale=True),
     "gemmlowp": lambda x, p: kernels.gemmlowp(x, p([4.1]).detach(), p([-1.9]).detach(), 15),
     "gemmlowp_channels": lambda x, p: kernels.gemmlowp(
         x, p([2.0, 0, 3, 1, 2, 2]).detach(), p([-1.0]).detach(), 7, axis=1, preserve_zero=False, pow2_scale=True

@@ -29,10 +29,15 @@ def dorefa(w, *_):
     return 2 * straight((t / 2 + 0.5) * 15) / 15 - 1
 
 
+def dorefa_rescaled(w, *_):
+    return dorefa(w) * torch.tanh(w).abs().max()
+
+
 FORMULAS = {
     "lsq": (lsq, lambda x, s, b: kernels.lsq(x, s, -4, 3, offset=b)),
     "pact": (pact, lambda x, s, b: kernels.pact(x, s, 15)),
     "dorefa": (dorefa, lambda x, s, b: kernels.dorefa_weight(x, 15)),
+    "dorefa_rescaled": (dorefa_rescaled, lambda x, s, b: kernels.dorefa_weight(x, 15, rescale=True)),
 }
 
 
