@@ -9,6 +9,7 @@ from ..layout import wide_type
 from ..library import define, differentiable, first_order_only
 from . import reference
 
+
 def _fake(w, *_):
     t = torch.empty_like(w, dtype=wide_type(w))
     return torch.empty_like(w), t, t.new_empty(())
