@@ -60,14 +60,15 @@ class CAQShift(Quantizer):
 
     Levels: 2^bits; with `activation_mean` fewer, as the clip asks. Ties: half to even. Gradient: 1 where the clip lets through (limits
     included), else 0. The exponents come from the channel maxima seen, limited by their mean over the layer. Saved: the scales 2^-Q_c
-    (and the clip).
+    (and the clip, as a real value: its codes follow the exponents, whoever sets them).
 
     Args:
         bits: 2..16.
         shape, granularity, rounding: As for every quantizer; `channel` is the method's own.
         exponent_formula: `floor127` or `round128`, see `channel_exponents`.
         exponent_mean: `cap`, `pull` or `none`, see `limit_exponents`; `pull` raises exponents of wide channels, which then saturate. Or
-            `activation_mean`: each channel is clipped to the mean of its map of maxima, from which its exponent comes.
+            `activation_mean`: each channel is clipped to the mean of its map of maxima, from which its exponent comes, and stays clipped
+            to it under the exponents of a residual group or of a refinement.
         before_relu: What counts of a tensor that goes straight into a ReLU: `positive`, what the ReLU lets through, or `all` of |a|.
             `activation_mean` counts all.
         zero_channels: `skip`: a channel that was zero throughout has no say in the mean, nor in the least exponent of a residual group;
@@ -119,7 +120,7 @@ class CAQShift(Quantizer):
         self.register_buffer("scale", torch.ones(scale_shape))
         self.register_buffer("zero_point", torch.zeros(scale_shape))
         clip = torch.full(scale_shape, 2.0 ** (bits - 1) - 1) if exponent_mean == "activation_mean" else None
-        self.register_buffer("clip", clip)
+        self.register_buffer("clip_value", clip)
 
     def fit(self, stats: TensorStats, followed_by_relu: bool = False) -> None:
         if self.exponent_mean == "activation_mean":
@@ -132,9 +133,8 @@ class CAQShift(Quantizer):
         self._counted = (magnitude > 0).flatten() | (self.zero_channels == "count")
         exponents[self._counted] = limit_exponents(exponents[self._counted], self.exponent_mean)
         self.set_exponents(exponents)
-        if self.clip is not None:
-            clip = torch.round(magnitude.float().reshape(self.scale.shape) / self.scale.cpu())
-            self.clip.copy_(clip.clamp_max(2.0 ** (self.bits - 1) - 1))
+        if self.clip_value is not None:
+            self.clip_value.copy_(magnitude.reshape(self.scale.shape))
         self.mark_ready()
 
     def _mean_maxima(self, stats: TensorStats) -> Tensor:
@@ -153,15 +153,17 @@ class CAQShift(Quantizer):
         return torch.ones(self.scale.numel(), dtype=torch.bool) if self._counted is None else self._counted
 
     def set_exponents(self, exponents: Tensor) -> None:
-        """Takes other exponents `[G]`, integers, from now on."""
+        """Takes other exponents `[G]`, integers, from now on; a clip keeps its real value."""
         scale = torch.exp2(-exponents.double().clamp(-_FAR, _FAR)).float()
         self.scale.copy_(scale.reshape(self.scale.shape))
 
     @property
     def limits(self) -> tuple[Any, Any]:
-        if self.clip is not None:
-            return -self.clip, self.clip
-        return -(2 ** (self.bits - 1)), 2 ** (self.bits - 1) - 1
+        low, high = -(2 ** (self.bits - 1)), 2 ** (self.bits - 1) - 1
+        if self.clip_value is None:
+            return low, high
+        clip = torch.round(self.clip_value / self.scale)
+        return (-clip).clamp_min(low), clip.clamp_max(high)
 
     def forward(self, x: Tensor) -> Tensor:
         self.require_ready()

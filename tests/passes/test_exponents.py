@@ -79,6 +79,31 @@ def test_channels_that_a_shortcut_pads_with_zeros_do_not_coarsen_the_sum(resnet,
     assert branch.exponents[~padded.counted].tolist() == [4] * 16
 
 
+def test_a_clip_to_the_mean_of_the_maxima_outlives_other_exponents():
+    def fitted(scale: float) -> CAQShift:
+        x = scale * torch.tensor([0.1, 0.2, 0.9, 0.4]).reshape(1, 1, 2, 2)
+        seen = TensorStats.of(x, PerChannel(1))
+        seen.extra = {"max_map": x.abs().amax(0)}
+        q = CAQShift(8, (1, 1, 2, 2), granularity=PerChannel(1), exponent_mean="activation_mean")
+        q.fit(seen)
+        return q
+
+    fine, coarse = fitted(1), fitted(16)  # clipped at 0.4 and at 6.4, exponents 8 and 4
+    loud = torch.tensor([-0.9, -0.3, 0.3, 0.9]).reshape(4, 1, 1, 1)
+    assert fine.codes(loud).flatten().tolist() == [-102, -77, 77, 102]
+    share([fine, coarse])
+    assert fine.exponents.tolist() == coarse.exponents.tolist() == [4]
+    assert fine(loud).flatten().tolist() == [-0.375, -0.3125, 0.3125, 0.375], "round(0.4 * 16) is code 6"
+    assert coarse(loud * 16).flatten().tolist() == [-6.375, -4.8125, 4.8125, 6.375]
+    fine.set_exponents(torch.tensor([8]))
+    assert fine.codes(loud).flatten().tolist() == [-102, -77, 77, 102], "nothing was lost on the way"
+    fine.set_exponents(torch.tensor([10]))  # as `take: last` may: the width ends before the clip
+    assert fine.codes(loud).flatten().tolist() == [-128, -128, 127, 127]
+    again = CAQShift(8, (1, 1, 2, 2), granularity=PerChannel(1), exponent_mean="activation_mean")
+    again.load_state_dict(coarse.state_dict())
+    assert torch.equal(again(loud * 16), coarse(loud * 16))
+
+
 def test_an_add_of_shared_exponents_is_an_integer_add(resnet, images):
     model, structure = quantized(resnet, images)
     SharedExponents().on_fitted(model, Moment(structure, [images], {}))
