@@ -25,6 +25,7 @@ from qexp.callbacks.growing import Growing
 from qexp.callbacks.history import History
 from qexp.callbacks.oscillation import Oscillation
 from qexp.callbacks.progress import Progress
+from qexp.callbacks.randomness import EpochSeed
 from qexp.callbacks.steps import OptimizerSteps
 from qexp.data.later import LaterEpochs
 from qexp.devices import processes, spread
@@ -175,7 +176,7 @@ def fit(
         cfg,
         phase,
         folder,
-        [*helpers(schedule), best, newest],
+        [EpochSeed(cfg.seed, part.epochs_before), *helpers(schedule), best, newest],
         enable_checkpointing=True,
         max_epochs=part.epochs,
         max_steps=schedule.max_steps,

@@ -61,10 +61,17 @@ class Stop(Callback):
             raise RuntimeError("the machine went down")
 
 
-@pytest.mark.parametrize("quant", ["lsq", "pact", "dorefa"])
-def test_two_epochs_are_one_and_one_resumed(run, tmp_path, monkeypatch, quant):
-    """Bit for bit: weights, scales, optimizer, schedule and result; the quantizers' state with them."""
-    options = (*QAT, f"quant={quant}", "schedule.epochs=2")
+@pytest.mark.parametrize(
+    "options",
+    [
+        *(["quant=lsq"], ["quant=pact"], ["quant=dorefa"]),
+        *(["quant=minmax", "+quant.input.rounding=stochastic"], ["quant=gemmlowp", "+quant.weight.noise=uniform"]),
+    ],
+    ids=["lsq", "pact", "dorefa", "stochastic rounding", "noise"],
+)
+def test_two_epochs_are_one_and_one_resumed(run, tmp_path, monkeypatch, options):
+    """Bit for bit: weights, scales, optimizer, schedule and result; the quantizers' state with them, and what they draw."""
+    options = (*QAT, *options, "schedule.epochs=2")
     through = run(*options, "study=through")
     assert through["status"] == "ok", through["error"]
     make_trainer = training.make_trainer

@@ -1,0 +1,28 @@
+"""Random numbers that belong to an epoch, whether or not the ones before it ran in the same process."""
+
+from __future__ import annotations
+
+import hashlib
+
+from pytorch_lightning import Callback, LightningModule, Trainer, seed_everything
+
+from qexp import ranks
+
+
+class EpochSeed(Callback):
+    """Seeds Python, NumPy and torch at the start of every epoch, from the run's seed, the epoch and the rank.
+
+    What draws from the global generators (dropout, stochastic rounding, noise) so draws the same after an interruption as without
+    one, and each rank draws its own.
+
+    Args:
+        seed: The run's.
+        epochs_before: Epochs of the trainings before this one in the same run.
+    """
+
+    def __init__(self, seed: int, epochs_before: int = 0) -> None:
+        self.seed, self.epochs_before = seed, epochs_before
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        text = f"{self.seed} {self.epochs_before + trainer.current_epoch} {ranks.rank()}"
+        seed_everything(int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big"), verbose=False)
