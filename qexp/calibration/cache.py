@@ -8,6 +8,7 @@ import logging
 import os
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -52,12 +53,28 @@ def content_hash(
 
 
 def behaviour(module: nn.Module) -> tuple[str, dict[str, str]]:
-    """Returns a module's float class and its plain settings (stride, a switch of its forward): what weights do not tell."""
+    """Returns a module's float class and its settings (stride, a switch or a function of its forward): what weights do not tell."""
     kind = float_class(module)
-    plain = (bool, int, float, str, tuple, type(None))
-    settings = {k: repr(v) for k, v in vars(module).items() if isinstance(v, plain) and k[0] != "_"}
-    settings = {k: v for k, v in sorted(settings.items()) if k not in _PASSING}
+    settings = {k: _spelled(v) for k, v in sorted(vars(module).items()) if k[0] != "_" and k not in _PASSING}
     return f"{kind.__module__}.{kind.__qualname__}", settings
+
+
+def _spelled(value: object) -> str:
+    """Returns a setting as text that is the same in every process: containers by their contents, functions by name and code."""
+    if isinstance(value, bool | int | float | str | torch.dtype | torch.device | None):
+        return repr(value)
+    if isinstance(value, dict):
+        return f"{{{', '.join(sorted(f'{_spelled(k)}: {_spelled(v)}' for k, v in value.items()))}}}"
+    if isinstance(value, set | frozenset):
+        return f"{{{', '.join(sorted(map(_spelled, value)))}}}"
+    if is_dataclass(value) and not isinstance(value, type):
+        value = [type(value), vars(value)]
+    if isinstance(value, list | tuple):
+        return f"({', '.join(map(_spelled, value))})"
+    code = getattr(value, "__code__", None)
+    own = value if hasattr(value, "__qualname__") else type(value)
+    body = f" {code.co_code.hex()} {[c for c in code.co_consts if not hasattr(c, 'co_code')]}" if code else ""
+    return f"{own.__module__}.{own.__qualname__}{body}"
 
 
 def save_stats(calibration: Calibration, path: Path) -> None:

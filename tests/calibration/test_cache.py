@@ -129,10 +129,32 @@ def changed_behaviour(m: Residual):
     m.after_add = False
 
 
+def changed_list(m: Residual):
+    m.routes = [-1, {"from": -2}]
+
+
+def changed_function(m: Residual):
+    m.activation = torch.tanh
+
+
+def changed_body(m: Residual):
+    m.gain = lambda x: x * 3
+
+
+def changed_anchors(m: Residual):
+    m.anchors += 1
+
+
 @pytest.mark.parametrize(
-    "change", [changed_weight, changed_statistics, changed_stride, changed_activation, changed_behaviour]
+    "change",
+    [
+        *(changed_weight, changed_statistics, changed_stride, changed_activation, changed_behaviour),
+        *(changed_list, changed_function, changed_body, changed_anchors),
+    ],
 )
 def test_another_network_has_another_hash(model, change):
+    model.routes, model.activation, model.gain = [-1, {"from": -3}], torch.relu, lambda x: x * 2
+    model.register_buffer("anchors", torch.zeros(2), persistent=False)
     other = copy.deepcopy(model)
     assert content_hash(other, BATCHES, False) == content_hash(model, BATCHES, False)
     change(other)
