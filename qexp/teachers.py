@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import logging
+from collections.abc import Mapping
 from pydoc import locate
+from typing import Any
 
 import torch
 from hydra.utils import instantiate
@@ -13,6 +15,7 @@ from pytorch_lightning import LightningDataModule
 from torch import Tensor, nn
 
 from qexp import training
+from qexp.data.tensors import Normalize
 from qexp.errors import QexpError
 from qexp.floats import cache_dir
 from qexp.graph import facts
@@ -24,14 +27,20 @@ log = logging.getLogger(__name__)
 
 
 class Renormalized(nn.Module):
-    """A network that is given images normalised by `given` and sees them as it was trained, normalised by `own` (mean, std a channel)."""
+    """A network that is given images normalised by `given` and sees them as it was trained, normalised by `own`; sizes stay."""
 
-    def __init__(self, network: nn.Module, given: tuple, own: tuple) -> None:
+    def __init__(self, network: nn.Module, given: Normalize, own: Normalize) -> None:
         super().__init__()
         self.network = network
-        (mean, std), (own_mean, own_std) = ([torch.tensor(v).view(-1, 1, 1) for v in pair] for pair in (given, own))
-        self.register_buffer("gain", std / own_std)
-        self.register_buffer("shift", (mean - own_mean) / own_std)
+        self.flips = given.channel_order != own.channel_order
+        mean, std, own_mean, own_std = (
+            torch.tensor(v, dtype=torch.float32).view(-1, 1, 1) for v in (given.mean, given.std, own.mean, own.std)
+        )
+        if self.flips:
+            mean, std = mean.flip(0), std.flip(0)
+        unit = given.max_value / own.max_value
+        self.register_buffer("gain", std * unit / own_std)
+        self.register_buffer("shift", (mean * unit - own_mean) / own_std)
 
     def get_submodule(self, target: str) -> nn.Module:
         return self.network.get_submodule(target)
@@ -40,7 +49,7 @@ class Renormalized(nn.Module):
         return self.network.named_modules(*args, **options)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.network(x * self.gain + self.shift)
+        return self.network((x.flip(-3) if self.flips else x) * self.gain + self.shift)
 
 
 def distillation(cfg: DictConfig, data: LightningDataModule, model: nn.Module, is_float: bool) -> Distillation | None:
@@ -82,11 +91,16 @@ def _other(asked: DictConfig, cfg: DictConfig, data: LightningDataModule) -> nn.
     teacher = instantiate(asked.net)
     found = load_weights(teacher, asked.weights, dict(asked.get("key_map") or {}), cache_dir(cfg) / "weights")
     log.info("teacher: %s, %s (sha256 %s)", asked.get("name"), found.source, found.sha256[:12])
-    usual, given = asked.get("preprocessing"), data.preprocessing
-    if usual and (list(usual.mean) != list(given["mean"]) or list(usual.std) != list(given["std"])):
-        own = (list(usual.mean), list(usual.std))
-        return Renormalized(teacher, (list(given["mean"]), list(given["std"])), own)
-    return teacher
+    if not asked.get("preprocessing"):
+        return teacher
+    given, own = _normalize(data.preprocessing), _normalize(asked.preprocessing)
+    return teacher if given == own else Renormalized(teacher, given, own)
+
+
+def _normalize(said: Mapping[str, Any]) -> Normalize:
+    """Returns what is done to pixel values; nothing is said of the images' size."""
+    others = {key: said[key] for key in ("max_value", "channel_order") if key in said}
+    return Normalize(tuple(map(float, said["mean"])), tuple(map(float, said["std"])), **others)
 
 
 def _blocks(cfg: DictConfig, model: nn.Module, data: LightningDataModule) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 
 import numpy as np
 import pytest
@@ -12,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from qexp.data.tensors import Normalize
 from qexp.errors import QexpError
 from qexp.tasks.classification import Classification
 from qexp.tasks.distillation import Distillation, feature_distance, soft_divergence
@@ -123,13 +123,21 @@ def test_a_teacher_that_does_not_fit_is_refused(teacher, layers, said):
         distill.check(student, torch.randn(1, 4), 3)
 
 
-def test_a_teacher_sees_images_as_it_was_trained():
-    own, given = ([0.5, 0.2], [0.25, 0.5]), ([0.1, 0.4], [0.3, 0.6])
-    raw = torch.rand(2, 2, 3, 3)
+CAFFE = Normalize((104, 117, 123), (1, 1, 1), max_value=1, channel_order="bgr")
+USUAL = Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
-    def normal(mean, std):
-        return (raw - torch.tensor(mean).view(-1, 1, 1)) / torch.tensor(std).view(-1, 1, 1)
 
-    wrapped = Renormalized(nn.Identity(), given, own)
-    torch.testing.assert_close(wrapped(normal(*given)), normal(*own))
-    assert math.isfinite(float(wrapped(normal(*given)).sum()))
+@pytest.mark.parametrize(
+    ("given", "own"),
+    [
+        (Normalize((0.5, 0.2, 0.1), (0.25, 0.5, 1)), USUAL),
+        (USUAL, CAFFE),
+        (CAFFE, USUAL),
+        (Normalize((1, 2, 3), (1, 2, 4), 1), Normalize((1, 2, 3), (1, 2, 4), 1, channel_order="bgr")),
+    ],
+)
+def test_a_teacher_sees_images_as_it_was_trained(given, own):
+    images = torch.randint(0, 256, (2, 3, 4, 4), dtype=torch.uint8)
+    torch.testing.assert_close(
+        Renormalized(nn.Identity(), given, own)(given(images)), own(images), rtol=1e-5, atol=1e-3
+    )
