@@ -23,6 +23,8 @@ from qexp.strays import stray_weights
 log = logging.getLogger(__name__)
 
 RELUS = (nn.ReLU, nn.ReLU6)
+_RELU_FUNCTIONS = (torch.relu, torch.relu_, torch.nn.functional.relu, torch.nn.functional.relu6)
+_RELU_METHODS = ("relu", "relu_")
 # what passes a tensor on without new values: a tensor quantized before these is still on its grid after them
 _SAME_VALUES = (nn.Identity, nn.Dropout, nn.Flatten, nn.MaxPool2d, nn.ReLU)
 _SAME_VALUES_FUNCTIONS = {
@@ -30,9 +32,10 @@ _SAME_VALUES_FUNCTIONS = {
     torch.reshape,
     torch.nn.functional.relu,
     torch.relu,
+    torch.relu_,
     torch.nn.functional.dropout,
 }
-_SAME_VALUES_METHODS = {"flatten", "view", "reshape", "contiguous", "relu"}
+_SAME_VALUES_METHODS = {"flatten", "view", "reshape", "contiguous", "relu", "relu_"}
 # what treats each channel by itself, so that a channel can be followed from one weighted layer to the next
 _CHANNELWISE = (
     *(
@@ -65,6 +68,7 @@ class Facts:
         first, last: The first weighted layer and the last one, by execution.
         bn_of: Batch norm that directly follows a convolution and has no other source.
         followed_by_relu: Layers (and batch norms) whose result goes into a ReLU and nowhere else.
+        rectified: Layers whose input is a layer's result, unchanged in value but for a ReLU on the way.
         sources: For each layer, the layers whose results reach its inputs unchanged in value, one tuple an operand.
         chains: For a weighted layer whose whole result goes, channel by channel, into one other weighted layer: what it passes on the way
             (names of modules; functions with `()`), and that layer last. A branch, or a layer called twice, has none.
@@ -79,6 +83,7 @@ class Facts:
     last: str
     bn_of: dict[str, str] = field(default_factory=dict)
     followed_by_relu: frozenset[str] = frozenset()
+    rectified: frozenset[str] = frozenset()
     sources: dict[str, tuple[tuple[str, ...], ...]] = field(default_factory=dict)
     chains: dict[str, tuple[str, ...]] = field(default_factory=dict)
     calls: dict[str, int] = field(default_factory=dict)
@@ -181,15 +186,18 @@ def _read(graph: fx.Graph, model: nn.Module) -> dict:
         return float_class(module) if module is not None else type(None)
 
     def is_relu(node: fx.Node) -> bool:
-        return issubclass(kind(node), RELUS) or (
-            node.op == "call_function"
-            and node.target in (torch.relu, torch.nn.functional.relu, torch.nn.functional.relu6)
+        return (
+            issubclass(kind(node), RELUS)
+            or (node.op == "call_function" and node.target in _RELU_FUNCTIONS)
+            or (node.op == "call_method" and node.target in _RELU_METHODS)
         )
 
-    def reaches(node: fx.Node) -> tuple[str, ...]:
-        """Names of the modules, from the nearest back, whose result this node passes on unchanged."""
+    def reaches(node: fx.Node) -> tuple[tuple[str, ...], bool]:
+        """Names of the modules, from the nearest back, whose result this node passes on unchanged; and whether a ReLU is on the way."""
         names: list[str] = []
+        rectifies = False
         while isinstance(node, fx.Node):
+            rectifies |= is_relu(node)
             if node.op == "call_module":
                 names.append(node.target)
                 if not issubclass(kind(node), _SAME_VALUES):
@@ -200,7 +208,7 @@ def _read(graph: fx.Graph, model: nn.Module) -> dict:
             ):
                 break
             node = node.args[0]
-        return tuple(names)
+        return tuple(names), rectifies
 
     def users(node: fx.Node) -> list[fx.Node]:
         """The nodes that use the result, looking through modules that do nothing."""
@@ -230,6 +238,7 @@ def _read(graph: fx.Graph, model: nn.Module) -> dict:
         return ()
 
     bn_of, sources, chains = {}, {}, {}
+    rectified: set[str] = set()
     relu_after: dict[str, bool] = {}  # after every call
     calls: dict[str, int] = {}
     for node in graph.nodes:
@@ -251,11 +260,14 @@ def _read(graph: fx.Graph, model: nn.Module) -> dict:
         if issubclass(kind(node), WEIGHTED) and calls[node.target] == 1 and (found := chain(node)):
             chains[node.target] = found
         if kind(node) in QUANTIZED:
-            operands = tuple(reaches(arg) for arg in node.args if isinstance(arg, fx.Node))
-            sources.setdefault(node.target, operands)
+            operands = [reaches(arg) for arg in node.args if isinstance(arg, fx.Node)]
+            sources.setdefault(node.target, tuple(names for names, _ in operands))
+            if len(operands) == 1 and operands[0][1]:
+                rectified.add(node.target)
     return {
         "bn_of": bn_of,
         "followed_by_relu": frozenset(name for name, straight in relu_after.items() if straight),
+        "rectified": frozenset(rectified),
         "sources": sources,
         "chains": chains,
         "calls": calls,

@@ -134,7 +134,8 @@ def known_input(name: str, model: nn.Module, moment: Moment) -> Tensor | None:
         return None
     if any(isinstance(m, nn.ReLU6) for m in between):
         return relu_mean(normal.mean, normal.std) - relu_mean(normal.mean - 6, normal.std)
-    if chain[-1] in moment.facts.followed_by_relu:
+    # followed by a ReLU, wherever else its result goes
+    if name in moment.facts.rectified or chain[-1] in moment.facts.followed_by_relu:
         return relu_mean(normal.mean, normal.std)
     return normal.mean.double()
 

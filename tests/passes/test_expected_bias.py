@@ -13,7 +13,7 @@ from qexp.calibration.calibrate import calibrate
 from qexp.errors import QexpError
 from qexp.graph import facts
 from qexp.passes.base import Moment
-from qexp.passes.expected_bias import ExpectedBias, relu_mean
+from qexp.passes.expected_bias import ExpectedBias, known_input, relu_mean
 from qexp.passes.fold_bn import fold_bn
 from qexp.recipe import Recipe, apply, resolve
 
@@ -44,6 +44,47 @@ class Two(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc(self.pool(self.conv2(self.relu(self.bn(self.conv1(x))))).flatten(1))
+
+
+class Branched(nn.Module):
+    """conv, BN whose result goes on through a ReLU, and past it."""
+
+    def __init__(self, rectify) -> None:
+        super().__init__()
+        self.conv1, self.bn, self.relu, self.conv2 = (
+            nn.Conv2d(3, 2, 1),
+            nn.BatchNorm2d(2),
+            nn.ReLU(),
+            nn.Conv2d(2, 2, 1),
+        )
+        self.rectify = rectify
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.bn(self.conv1(x))
+        return self.conv2(self.rectify(self, y)) + y
+
+
+@pytest.mark.parametrize(
+    "rectify",
+    [lambda m, y: m.relu(y), lambda m, y: torch.relu(y), lambda m, y: y.relu()],
+    ids=["module", "function", "method"],
+)
+def test_a_relu_counts_where_the_result_goes_past_it_too(rectify):
+    model, x = Branched(rectify).eval(), torch.randn(2, 3, 4, 4)
+    with torch.no_grad():
+        model.bn.weight.copy_(torch.tensor([1.2, 1.0]))
+        model.bn.bias.copy_(torch.tensor([0.5, 0.0]))
+    folded = fold_bn(model, facts(model, x))
+    moment = Moment(facts(model, x), [x], {}, folded=folded)
+    assert known_input("conv2", model, moment).tolist() == pytest.approx([0.7696963, 0.3989423], abs=1e-6)
+
+
+def test_a_relu_by_name_is_one():
+    class Method(Branched):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.conv2(self.bn(self.conv1(x)).relu_())
+
+    assert "bn" in facts(Method(None), torch.randn(2, 3, 4, 4)).followed_by_relu
 
 
 def quantized(bits: int = 3, recipe: dict | None = None, **options) -> tuple[Two, Moment]:
