@@ -51,20 +51,40 @@ def test_clip_to_observed_narrows_the_width():
 @pytest.mark.parametrize("context", [AFFINE, RELU])
 def test_every_alpha_goes_through_the_same_two_forms(seen, context):
     half = context.followed_by_relu
-    magnitude = torch.maximum(seen.min.abs(), seen.max.abs())
     alphas = {
         "laplace": ACIQ("laplace").constant(4, half) * seen.b,
         "gauss": ACIQ("gauss").constant(4, half) * seen.std,
         "exact": exact_alpha("laplace", 4, half) * seen.b,
         "exact:gauss": exact_alpha("gauss", 4, half) * seen.std,
         "std:2.5": 2.5 * seen.std,
-        "ratio:0.4": 0.4 * magnitude,
         "kld": KL()(seen, GRID, Context())[1],
     }
     for kind, alpha in alphas.items():
         expected = alpha_range(alpha, seen, half, (seen.min, seen.max))
         for found, wanted in zip(Clip(kind)(seen, GRID, context), expected):
             torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.parametrize(
+    "values, half, kind, low, high",
+    [
+        ([-1.0, 0.1, 0.2, 0.2, 2.0], False, "ratio:0.5", -1, 1),
+        ([0.1, 0.5, 1.0, 2.0], "auto", "ratio:0.5", 0, 1),
+        ([0.1, 0.5, 1.0, 2.0], "auto", "ratio:1.0", 0, 2),  # as min-max
+        ([-4.0, 0.1, 0.2, 0.2, 2.0], False, "ratio:0.25", -1, 1),
+    ],
+)
+def test_a_ratio_is_a_share_of_the_greatest_magnitude_around_zero(values, half, kind, low, high):
+    given = TensorStats.of(torch.tensor([values]))
+    found = Clip(kind, half=half)(given, GRID, AFFINE)
+    assert tuple(v.item() for v in found) == (low, high)
+
+
+def test_a_ratio_may_end_at_what_was_observed():
+    given = TensorStats.of(torch.tensor([[-0.5, 0.1, 2.0]]))
+    assert tuple(v.item() for v in Clip("ratio:0.5", clip_to_observed=True)(given, GRID, AFFINE)) == (-0.5, 1)
+    given = TensorStats.of(torch.tensor([[-2.0, 0.1, 0.5]]))
+    assert tuple(v.item() for v in Clip("ratio:0.5", clip_to_observed=True)(given, GRID, RELU)) == (0, 0.5)
 
 
 def test_no_clip_takes_the_observed_extremes(seen):

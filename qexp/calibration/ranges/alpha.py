@@ -1,4 +1,4 @@
-"""From a clip alpha around the mean to the range a quantizer spans, full or half."""
+"""From a clip alpha, around the mean or around zero, to the range a quantizer spans, full or half."""
 
 from __future__ import annotations
 
@@ -40,3 +40,21 @@ def alpha_range(
     low = torch.maximum(least, stats.mean - alpha)
     width = torch.minimum(2 * alpha, greatest - least) if clip_to_observed else 2 * alpha
     return low, low + width
+
+
+def zero_range(
+    alpha: Tensor, half: bool, observed: tuple[Tensor, Tensor], clip_to_observed: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Returns `(low, high)` `[G]` of a clip alpha around zero, whatever the mean: `(-alpha, alpha)`, or the half range `(0, alpha)`.
+
+    Args:
+        alpha: Distance from zero to the end of the range, `[G]`.
+        half: Which of the two.
+        observed: Least and greatest value, as extremes or averaged.
+        clip_to_observed: Let neither end lie beyond what was observed.
+    """
+    low, high = torch.zeros_like(alpha) if half else -alpha, alpha
+    if not clip_to_observed:
+        return low, high
+    least, greatest = observed
+    return torch.maximum(low, least.clamp_max(0)), torch.minimum(high, greatest.clamp_min(0))

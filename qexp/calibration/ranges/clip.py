@@ -9,7 +9,7 @@ from typing import Literal
 from torch import Tensor
 
 from qexp.calibration.ranges.aciq import ACIQ
-from qexp.calibration.ranges.alpha import alpha_range, takes_half
+from qexp.calibration.ranges.alpha import alpha_range, takes_half, zero_range
 from qexp.calibration.ranges.base import Context
 from qexp.calibration.ranges.kl import KL
 from qexp.calibration.ranges.minmax import MinMax
@@ -43,9 +43,9 @@ class Clip:
 
     Args:
         kind: `none` (what was observed), `laplace` and `gauss` (analytic optimum, see `ACIQ`), `exact` (optimum of the real quantizer
-            for a Laplace prior, `exact:gauss` for a normal one), `std:<p>` (p standard deviations), `ratio:<rho>` (a share of the greatest
-            magnitude), `kld` (least divergence), `mix` (for each channel the one of none, gauss and laplace whose error on the
-            calibration images is least).
+            for a Laplace prior, `exact:gauss` for a normal one), `std:<p>` (p standard deviations), `ratio:<rho>` (`[-a, a]`, or `[0, a]`
+            in the half range, whatever the mean: `a` is this share of the greatest magnitude, on either side of zero), `kld` (least
+            divergence), `mix` (for each channel the one of none, gauss and laplace whose error on the calibration images is least).
         over: Where the observed extremes come from: `all` (the source's `extreme`), `batches` (its `mean`: averaged over batches) or
             `samples` (its batch average).
         half: `auto` takes the half range where a ReLU follows or nothing negative was seen; `true`, `false` force it.
@@ -90,6 +90,8 @@ class Clip:
             return (low * 0, high.clamp_min(0)) if half else (low, high)
         name, _, argument = self.kind.partition(":")
         alpha = _ALPHAS[name](argument, stats, grid, half)
+        if name == "ratio":
+            return zero_range(alpha, half, observed, self.clip_to_observed)
         return alpha_range(alpha, stats, half, observed, self.clip_to_observed)
 
 
