@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -31,6 +32,13 @@ class Density(ABC):
     @abstractmethod
     def points(self) -> tuple[Tensor, Tensor]:
         """Returns values and their weights, both `[G, K]`, that stand for the distribution."""
+
+    @abstractmethod
+    def counts(self, group: int, low: float, high: float, bins: int, magnitudes: bool = False) -> np.ndarray:
+        """Returns how many values of one group lie in each of `bins` even bins of `[low, high]`, float64 `[bins]`.
+
+        With `magnitudes`, how many of the non-zero `|x|`; `low` is not negative then.
+        """
 
     def absolute_order(self, rank: Tensor) -> Tensor:
         """Returns the value of `|x|` at descending `rank` `[G]` (0 = the greatest)."""
@@ -83,6 +91,11 @@ class _Sampled(Density):
     def points(self) -> tuple[Tensor, Tensor]:
         return self.values, torch.ones_like(self.values)
 
+    def counts(self, group: int, low: float, high: float, bins: int, magnitudes: bool = False) -> np.ndarray:
+        x = self.values[group].numpy()
+        x = np.abs(x[x != 0]) if magnitudes else x
+        return np.histogram(x, bins=bins, range=(low, high))[0].astype(np.float64)
+
     def _totals(self) -> tuple[Tensor, Tensor, Tensor]:
         return self.count, self.first[:, -1], self.second[:, -1]
 
@@ -125,6 +138,22 @@ class _Binned(Density):
         weights = torch.cat([self.n, self.zeros[:, None]], dim=1)
         values, index = values.sort(dim=1)
         return values, weights.gather(1, index)
+
+    def counts(self, group: int, low: float, high: float, bins: int, magnitudes: bool = False) -> np.ndarray:
+        own = torch.cat([self.edge[group], self.edge[group, -1:] + self.width[group]])
+        own = own.clamp(self.least[group], self.greatest[group]).numpy()  # the outer bins are empty beyond the extremes
+        edges = np.linspace(low, high, bins + 1)
+
+        def per_bin(edges: np.ndarray) -> np.ndarray:
+            # whole values: a bin of a sparse tail holds one or none, not parts of one
+            return np.diff(np.rint(np.interp(edges, own, self.c0[group].numpy())))
+
+        counts = per_bin(edges)
+        if magnitudes:
+            return counts + per_bin(-edges[::-1])[::-1]
+        if low <= 0 <= high:
+            counts[min(int(np.searchsorted(edges, 0.0, "right")), bins) - 1] += float(self.zeros[group])
+        return counts
 
     def absolute_order(self, rank: Tensor) -> Tensor:
         found = super().absolute_order(rank)

@@ -24,22 +24,29 @@ class KL:
 
     Args:
         variant: `mxnet` searches windows around zero of a histogram over `[-T, T]`, K = 2^bits - 1 quantized bins; `one_sided` the
-            histogram of the non-zero `|x|`, K = 2^(bits-1) bins (2^bits for a non-negative tensor); `auto` picks `one_sided` where
-            nothing negative was seen, whose mass at zero defeats the symmetric search.
+            histogram of the non-zero `|x|`, K = 2^(bits-1) bins (see `groups` for a non-negative tensor); `auto` picks `one_sided`
+            where nothing negative was seen, whose mass at zero defeats the symmetric search.
         bins: Histogram bins; None means 8001 at 8 bits or more, 2001 below, and 2048 for `one_sided`.
+        groups: K of `one_sided` for a tensor without negatives: `levels`, all 2^bits that an unsigned grid has for it, or `half`,
+            2^(bits-1) as for signed codes (128 at 8 bits), which the paper takes.
 
     Source: Migacz 2017 (TensorRT's 8-bit inference); the variant `mxnet` as cnn-quantization computes it, its quirk of never filling
     the last bin of the window included.
-    Differs from the paper: thresholds come from one histogram of all samples, not from the mean over batches of each batch's maximum.
-    Computed in float64: near-ties are common and float32 picks other ones.
+    Differs from the paper: thresholds come from one histogram of all samples, not from the mean over batches of each batch's maximum;
+    calibration's bins are taken as evenly filled where this one's edges cut them. A non-negative tensor has twice the paper's K,
+    since its grid has twice the levels (`groups: half` is the paper's). Computed in float64: near-ties are common (thresholds
+    some percent of T apart whose divergences differ by a few thousandths), and float32 picks other ones.
     """
 
     variant: Literal["auto", "mxnet", "one_sided"] = "auto"
     bins: int | None = None
+    groups: Literal["levels", "half"] = "levels"
 
     def __post_init__(self) -> None:
         if self.variant not in ("auto", "mxnet", "one_sided"):
             raise QexpError(f"KL(variant={self.variant!r}): allowed are auto, mxnet, one_sided")
+        if self.groups not in ("levels", "half"):
+            raise QexpError(f"KL(groups={self.groups!r}): allowed are levels, half")
 
     def __call__(self, stats: TensorStats, grid: UniformGrid, context: Context) -> tuple[Tensor, Tensor]:
         if isinstance(grid.bits, Tensor):
@@ -63,22 +70,12 @@ class KL:
             return torch.zeros((), dtype=torch.float64)
         if self.variant == "one_sided" or (self.variant == "auto" and positive):
             bins = self.bins or 2048
-            counts = _rebin(density, group, 0.0, limit, bins, absolute=True)
-            index = one_sided_index(counts, 2**bits if positive else 2 ** (bits - 1))
+            counts = density.counts(group, 0.0, limit, bins, magnitudes=True)
+            index = one_sided_index(counts, 2**bits if positive and self.groups == "levels" else 2 ** (bits - 1))
             return torch.tensor((index + 0.5) * limit / bins, dtype=torch.float64).clamp_max(limit)
         bins = self.bins or (8001 if bits >= 8 else 2001)
-        counts = _rebin(density, group, -limit, limit, bins, absolute=False)
+        counts = density.counts(group, -limit, limit, bins)
         return torch.tensor(mxnet_threshold(counts, limit, 2**bits - 1), dtype=torch.float64)
-
-
-def _rebin(density: Density, group: int, low: float, high: float, bins: int, absolute: bool) -> np.ndarray:
-    """Returns one group's counts over `bins` even bins of `[low, high]`; with `absolute`, of the non-zero magnitudes."""
-    values, weights = density.points()
-    x, n = values[group].numpy(), weights[group].numpy()
-    if absolute:
-        keep = x != 0
-        x, n = np.abs(x[keep]), n[keep]
-    return np.histogram(x, bins=bins, range=(low, high), weights=n)[0]
 
 
 def mxnet_threshold(counts: np.ndarray, limit: float, quantized_bins: int) -> float:
