@@ -16,7 +16,7 @@ from torch import nn
 from qexp import training
 from qexp.calibration.cache import behaviour, tensor_hash
 from qexp.locks import locked
-from qexp.record import NOT_CONTENT_TRAINER, PLACES_DATA
+from qexp.record import PLACES_DATA, trainer_content
 from qexp.tasks.base import Score
 from qexp.weights import load_weights, save_weights, sha256
 
@@ -35,9 +35,32 @@ def build(cfg: DictConfig) -> nn.Module:
 
 
 def contents(cfg: DictConfig) -> dict[str, str]:
-    """Returns the content hashes of the files a configuration names: weights (or a run's last checkpoint), plan, a network's own file."""
-    structure = {"cfg": _content(cfg.model.cfg)} if cfg.model.get("cfg") else {}
-    return {"weights": _content(cfg.weights), "plan": _content(cfg.plan), **structure}
+    """Returns the content hashes of the files a configuration names, by their keys.
+
+    Weights (or a run's last checkpoint) and the plan always; a network's own files, a teacher's weights and files where there are any.
+    """
+    return {"weights": _content(cfg.weights), "plan": _content(cfg.plan), **_structure(cfg), **_teacher(cfg)}
+
+
+def _structure(cfg: DictConfig) -> dict[str, str]:
+    own = {"cfg": _content(cfg.model.cfg)} if cfg.model.get("cfg") else {}
+    return own | _files("model.net", cfg.model.net, besides=cfg.model.get("cfg"))
+
+
+def _teacher(cfg: DictConfig) -> dict[str, str]:
+    teacher, key = (cfg.schedule.get("distill") or {}).get("teacher"), "schedule.distill.teacher"
+    if not teacher:
+        return {}
+    weights = teacher.get("weights")
+    found = {} if _content(weights) == str(weights) else {f"{key}.weights": _content(weights)}
+    return found | _files(f"{key}.net", teacher.net)
+
+
+def _files(key: str, net: DictConfig, besides: str | None = None) -> dict[str, str]:
+    """Returns the hash of each file at hand that an argument of a network names (`backbone`), by the argument's key."""
+    arguments = OmegaConf.to_container(net, resolve=True).items()
+    named = {name: value for name, value in arguments if isinstance(value, str) and value != besides}
+    return {f"{key}.{name}": _content(value) for name, value in named.items() if Path(value).is_file()}
 
 
 def _content(source: str | None) -> str:
@@ -79,14 +102,15 @@ def float_schedule(cfg: DictConfig) -> DictConfig:
 
 def _float_hash(cfg: DictConfig, data: LightningDataModule) -> str:
     images = OmegaConf.to_container(cfg.dataset.data, resolve=True)
-    trainer = OmegaConf.to_container(cfg.trainer, resolve=True)
+    trainer = trainer_content(OmegaConf.to_container(cfg.trainer, resolve=True), trained=True)
     for key in (*PLACES_DATA, "download", "max_samples", "sampling", "eval_batch_size"):
         images.pop(key, None)
-    for key in (*NOT_CONTENT_TRAINER, "limit_test_batches"):
-        trainer.pop(key, None)
+    trainer.pop("limit_test_batches", None)
     content = [OmegaConf.to_container(n, resolve=True) for n in (cfg.model.net, float_schedule(cfg))]
     if cfg.dataset.get("task"):
         content.append(training.task_options(cfg))
+    if files := _structure(cfg):
+        content.append(files)
     text = json.dumps([content, images, trainer, cfg.seed, data.fingerprint()], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

@@ -27,7 +27,7 @@ from qexp.passes.base import Moment, Pass
 from qexp.passes.fold_bn import Normal, fold_bn
 from qexp.recipe import Plan, Recipe, apply, resolve
 from qexp.recipe.bits import FLOAT
-from qexp.record import Record, passes_of, peak_mb, point_hash
+from qexp.record import Record, passes_of, peak_mb, point_hash, trains
 from qexp.search.setting import Setting
 
 log = logging.getLogger(__name__)
@@ -258,12 +258,6 @@ def search(
 
 def _is_sweep() -> bool:
     return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
-
-
-def trains(cfg: DictConfig) -> bool:
-    """Whether this point trains the network it evaluates (a float schedule without weights has done so already)."""
-    learns = cfg.schedule.get("optimizer") is not None and cfg.schedule.epochs
-    return bool(learns) and (cfg.schedule.name != "float" or cfg.weights is not None)
 
 
 def check_input(cfg: DictConfig, example: torch.Tensor) -> None:

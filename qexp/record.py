@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import traceback
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, suppress
 from functools import cache
 from importlib.metadata import version
@@ -30,28 +31,59 @@ log = logging.getLogger(__name__)
 _NOT_CONTENT = ("runs_dir", "study", "kernels", "callbacks", "force")
 PLACES_DATA = ("root", "pack_dir", "workers", "weights")  # the images count, not where they lie, nor who decodes them
 _ABSENT = {"rounding": "float", "verify": 0, "passes": {}}  # not part of a point's name unless they are asked for
-NOT_CONTENT_TRAINER = ("accelerator", "devices", "strategy", "num_nodes", "enable_progress_bar")
+_NOT_CONTENT_TRAINER = ("accelerator", "devices", "strategy", "num_nodes", "enable_progress_bar")
 
 
 def point_hash(cfg: DictConfig, contents: dict[str, str]) -> str:
-    """Returns the name of a point: a hash of the resolved configuration and of the contents it refers to (weights, data)."""
+    """Returns the name of a point: a hash of the resolved configuration and of the contents it refers to (weights, data).
+
+    Args:
+        cfg: The configuration.
+        contents: What stands for the keys it names (`weights`, `schedule.distill.teacher.weights`), whose values are then left out.
+    """
     try:
         content = OmegaConf.to_container(cfg, resolve=True)
     except OmegaConfBaseException:  # an interpolation that cannot be resolved: the point will fail, under this name
         content = OmegaConf.to_container(cfg, resolve=False)
+    if "trainer" in content:
+        trained = (
+            trains(content) or content.get("weights") is None
+        )  # without weights the float network is trained first
+        content["trainer"] = trainer_content(content["trainer"], trained)
     for key in _NOT_CONTENT:
         content.pop(key, None)
     for key, default in _ABSENT.items():
         if content.get(key) == default:
             content.pop(key)
-    for key in NOT_CONTENT_TRAINER:
-        content.get("trainer", {}).pop(key, None)
     for key in PLACES_DATA:
         content.get("dataset", {}).get("data", {}).pop(key, None)
-    for key in contents:
-        content.pop(key, None)  # likewise a weights file, a plan
+    for key in contents:  # likewise a weights file, a plan
+        *above, last = key.split(".")
+        node = content
+        for name in above:
+            node = node.get(name) or {}
+        node.pop(last, None)
     text = json.dumps([content, contents], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def trainer_content(trainer: dict[str, Any], trained: bool) -> dict[str, Any]:
+    """Returns what of a trainer's options changes a result.
+
+    Several processes that train have a batch each: other steps and other statistics of batch norms than one has. Ranges and
+    scores are the same from any number of them.
+    """
+    content = {key: value for key, value in trainer.items() if key not in _NOT_CONTENT_TRAINER}
+    if trained and trainer.get("devices") not in (None, 1, "auto"):
+        content["devices"] = trainer["devices"]
+    return content
+
+
+def trains(cfg: Mapping[str, Any]) -> bool:
+    """Whether this point trains the network it evaluates (a float schedule without weights has done so already)."""
+    schedule = cfg["schedule"]
+    learns = schedule.get("optimizer") is not None and schedule["epochs"]
+    return bool(learns) and (schedule["name"] != "float" or cfg["weights"] is not None)
 
 
 class Record:

@@ -107,6 +107,54 @@ def test_what_changes_a_result_changes_the_point(compose, digits, change):
     assert point_hash(compose(*digits), {}) != point_hash(compose(*digits), {"weights": "other"})
 
 
+def test_processes_that_train_make_another_point(compose, digits):
+    """Each has a batch of its own: two train another network than one. Ranges and scores are those of one."""
+    from qexp.record import point_hash
+
+    def same(*options: str) -> bool:
+        one, two, chosen = (point_hash(compose(*digits, *options, f"trainer.devices={n}"), {}) for n in (1, 2, "auto"))
+        assert chosen == one
+        return one == two
+
+    assert same("schedule=ptq") and same("schedule=float", "schedule.epochs=0")
+    assert not same("schedule=qat", "quant=lsq") and not same("schedule=float")
+    assert not same("schedule=ptq", "weights=null"), "the float network is trained first"
+
+
+def test_networks_trained_by_other_processes_or_from_other_files_are_kept_apart(compose, digits, tmp_path):
+    from qexp import floats
+    from qexp.datasets import load_data
+
+    start = tmp_path / "start.safetensors"
+    own = ("weights=null", "model.net.width=8", f"+model.net.backbone={start}")
+    data = load_data(compose(*digits).dataset.data)
+    kept = set()
+    for content, count in ((b"1", 1), (b"1", 2), (b"2", 1)):
+        start.write_bytes(content)
+        kept.add(floats._float_hash(compose(*digits, *own, f"trainer.devices={count}"), data))
+    assert len(kept) == 3
+
+
+@pytest.mark.parametrize("key", ["schedule.distill.teacher.weights", "+model.net.backbone"])
+def test_another_file_under_the_same_name_is_another_point(compose, digits, tmp_path, key):
+    """As is the same file under another name the same point; a name that is no file stands for itself."""
+    from qexp.floats import contents
+    from qexp.record import point_hash
+
+    def point(file: str) -> str:
+        teacher = ("schedule=qat", "quant=lsq", "model@schedule.distill.teacher=digits_cnn")
+        cfg = compose(*digits, *teacher, f"{key}={file}")
+        return point_hash(cfg, contents(cfg))
+
+    for name, content in (("a", b"1"), ("b", b"2"), ("c", b"1")):
+        (tmp_path / name).write_bytes(content)
+    assert point(tmp_path / "a") == point(tmp_path / "c") != point(tmp_path / "b")
+    assert point("IMAGENET1K_V1") != point("IMAGENET1K_V2")
+    first = point(tmp_path / "a")
+    (tmp_path / "a").write_bytes(b"3")
+    assert point(tmp_path / "a") != first
+
+
 def test_another_plan_under_the_same_name_is_another_point(run, tmp_path):
     plan = tmp_path / "plan.csv"
     plan.write_text("layer,site,bits\nconv2,weight,4\n")
