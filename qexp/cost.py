@@ -14,7 +14,10 @@ from qexp.layers.quantized import WEIGHTED, float_class
 
 @dataclass(frozen=True)
 class LayerCost:
-    """Cost of one weighted layer for one image: number of weights, multiply-accumulates, elements of its input."""
+    """Cost of one weighted layer for one image: number of weights, multiply-accumulates, elements of its input.
+
+    A layer that is called more than once has its weights once, and the products and inputs of all its calls.
+    """
 
     weights: int
     macs: int
@@ -43,21 +46,20 @@ class Cost:
 
 
 def layer_costs(model: nn.Module, facts: Facts) -> dict[str, LayerCost]:
-    """Returns the cost of every convolution and linear layer, from the shapes the example ran on."""
+    """Returns the cost of every convolution and linear layer, from the shapes the example ran on in each of its calls."""
     out = {}
     for name in facts.order:
         layer = model.get_submodule(name)
         if not issubclass(float_class(layer), WEIGHTED):
             continue
-        shapes = facts.shapes[name]
-        positions = shapes["output"][2:] if layer.weight.ndim > 2 else shapes["output"][1:-1]
-        if issubclass(float_class(layer), nn.ConvTranspose2d):
-            positions = shapes["input"][2:]
-        out[name] = LayerCost(
-            layer.weight.numel(),
-            layer.weight.numel() * math.prod(positions),
-            math.prod(shapes["input"]) // shapes["input"][0],
-        )
+        macs = inputs = 0
+        for shapes in facts.every_call[name]:
+            positions = shapes["output"][2:] if layer.weight.ndim > 2 else shapes["output"][1:-1]
+            if issubclass(float_class(layer), nn.ConvTranspose2d):
+                positions = shapes["input"][2:]
+            macs += layer.weight.numel() * math.prod(positions)
+            inputs += math.prod(shapes["input"]) // shapes["input"][0]
+        out[name] = LayerCost(layer.weight.numel(), macs, inputs)
     return out
 
 

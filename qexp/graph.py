@@ -64,7 +64,9 @@ class Facts:
 
     Attributes:
         order: Layers that can carry quantizers, in order of execution, each once.
-        shapes: Of each layer's sites, `[N, ...]` with the batch of the example: `shapes["conv1"]["input"]`.
+        shapes: Of each layer's sites, `[N, ...]` with the batch of the example: `shapes["conv1"]["input"]`; where a layer is called more
+            than once, those of its first call.
+        every_call: The same for each call of a layer, in order: `every_call["conv1"][0]` is `shapes["conv1"]`.
         first, last: The first weighted layer and the last one, by execution.
         bn_of: Batch norm that directly follows a convolution and has no other source.
         followed_by_relu: Layers (and batch norms) whose result goes into a ReLU and nowhere else.
@@ -81,6 +83,7 @@ class Facts:
     shapes: dict[str, dict[str, tuple[int, ...]]]
     first: str
     last: str
+    every_call: dict[str, tuple[dict[str, tuple[int, ...]], ...]] = field(default_factory=dict)
     bn_of: dict[str, str] = field(default_factory=dict)
     followed_by_relu: frozenset[str] = frozenset()
     rectified: frozenset[str] = frozenset()
@@ -97,7 +100,8 @@ class Facts:
 
 def facts(model: nn.Module, example: Tensor) -> Facts:
     """Returns what the model's structure says, for an example input `[N, C, H, W]`; the model is left as it was."""
-    order, shapes = _run(model, example)
+    calls = _run(model, example)
+    order, shapes = tuple(calls), {name: found[0] for name, found in calls.items()}
     weighted = [name for name in order if issubclass(float_class(model.get_submodule(name)), WEIGHTED)]
     if not weighted:
         raise QexpError(f"{type(model).__name__} runs no convolution or linear layer: there is nothing to quantize")
@@ -106,19 +110,17 @@ def facts(model: nn.Module, example: Tensor) -> Facts:
         log.info("the model cannot be traced: %s", error)
     found = _read(traced, model) if traced is not None else {}
     strays = stray_weights(model, example)
-    return Facts(tuple(order), shapes, weighted[0], weighted[-1], strays=strays, trace_error=error, **found)
+    ends = weighted[0], weighted[-1]
+    return Facts(order, shapes, *ends, every_call=calls, strays=strays, trace_error=error, **found)
 
 
 @torch.no_grad()
-def _run(model: nn.Module, example: Tensor) -> tuple[list[str], dict[str, dict[str, tuple[int, ...]]]]:
-    order: list[str] = []
-    shapes: dict[str, dict[str, tuple[int, ...]]] = {}
+def _run(model: nn.Module, example: Tensor) -> dict[str, tuple[dict[str, tuple[int, ...]], ...]]:
+    """Returns the shapes of each call of the layers, in the order of their first calls."""
+    calls: dict[str, tuple[dict[str, tuple[int, ...]], ...]] = {}
 
     def hook(name: str):
         def seen(module, args, output):
-            if name in shapes:
-                return
-            order.append(name)
             sites = {}
             for i, x in enumerate(args):
                 if isinstance(x, Tensor):
@@ -131,7 +133,7 @@ def _run(model: nn.Module, example: Tensor) -> tuple[list[str], dict[str, dict[s
                 tensor = getattr(module, site, None)
                 if isinstance(tensor, Tensor):
                     sites[site] = tuple(tensor.shape)
-            shapes[name] = sites
+            calls[name] = (*calls.get(name, ()), sites)
 
         return seen
 
@@ -142,7 +144,7 @@ def _run(model: nn.Module, example: Tensor) -> tuple[list[str], dict[str, dict[s
     finally:
         for handle in handles:
             handle.remove()
-    return order, shapes
+    return calls
 
 
 class Tracer(fx.Tracer):

@@ -115,7 +115,7 @@ def mac_energy(wbits: int, abits: int) -> float:
 
 
 def read_energy(layers: Mapping[str, LayerCost], wbits: Mapping[str, int], abits: Mapping[str, int]) -> float:
-    """Returns the picojoules of reading every weight and every layer's input once from a 32 KiB cache: 20 pJ for 64 bits.
+    """Returns the picojoules of reading every weight, and the input of every call of a layer, once from a 32 KiB cache: 20 pJ for 64 bits.
 
     Nothing is counted for main memory (about a hundred times as much a bit), for writing, and for reading anything twice.
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from qexp.cost import LayerCost
+from qexp.cost import LayerCost, cost, layer_costs
 from qexp.graph import facts
 from qexp.hardware import activation_bytes_peak, dsp_cycles, hardware, mac_energy, read_energy
 from qexp.layers import swap
@@ -35,6 +35,26 @@ class Chain(nn.Module):
 )
 def test_energy_of_a_multiply_accumulate(w, a, picojoules):
     assert mac_energy(w, a) == pytest.approx(picojoules)
+
+
+def test_a_layer_called_again_costs_again():
+    """A head that several levels share: 8x8, 4x4 and 2x2 positions, its weights once."""
+
+    class Levels(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head, self.pool, self.fc = nn.Conv2d(4, 4, 3, padding=1), nn.MaxPool2d(2), nn.Linear(4, 10)
+
+        def forward(self, x):
+            levels = [x, self.pool(x), self.pool(self.pool(x))]
+            return sum(self.fc(self.head(level).mean((2, 3))) for level in levels)
+
+    model = Levels().eval()
+    costs = layer_costs(model, facts(model, torch.zeros(2, 4, 8, 8)))
+    positions = 64 + 16 + 4
+    assert costs["head"] == LayerCost(weights=144, macs=144 * positions, inputs=4 * positions)
+    assert costs["fc"] == LayerCost(weights=40, macs=3 * 40, inputs=3 * 4)
+    assert cost(costs, {"head": 4, "fc": 8}, {"head": 2, "fc": 8}, 0).bops == 144 * positions * 8 + 120 * 64
 
 
 def test_energy_of_reading():
