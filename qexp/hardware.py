@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from types import MappingProxyType
 
 from torch import nn
 
@@ -17,20 +18,26 @@ _READ_BIT = 20 / 64  # pJ
 
 
 def hardware(
-    model: nn.Module, facts: Facts, wbits: Mapping[str, int], abits: Mapping[str, int], obits: Mapping[str, int]
+    model: nn.Module,
+    facts: Facts,
+    wbits: Mapping[str, int],
+    abits: Mapping[str, int],
+    obits: Mapping[str, int],
+    operands: Mapping[tuple[str, int], int] = MappingProxyType({}),
 ) -> dict[str, int | float | None]:
     """Returns the columns of a point that speak of hardware.
 
     Args:
         model: With its quantizers.
         facts: Of the model.
-        wbits, abits, obits: Bits of the weight, of the (first) input and of the output of each layer, 32 where not named.
+        wbits, abits, obits: Bits of the weight, of the input and of the output of each layer, 32 where not named.
+        operands: Bits of each operand of layers that have several, by (layer, number); `abits` where not named.
     """
     layers = layer_costs(model, facts)
     energy = sum(mac_energy(wbits.get(n, FLOAT), abits.get(n, FLOAT)) * c.macs for n, c in layers.items())
     return {
         "packed_bytes": packed_bytes(model, layers, wbits),
-        "activation_bytes_peak": activation_bytes_peak(facts, abits, obits),
+        "activation_bytes_peak": activation_bytes_peak(facts, abits, obits, operands),
         "energy_mac_uj": round(energy / 1e6, 6),
         "energy_read_uj": round(read_energy(layers, wbits, abits) / 1e6, 6),
         "dsp_cycles": dsp_cycles(layers, wbits, abits),
@@ -50,7 +57,12 @@ def packed_bytes(model: nn.Module, layers: Mapping[str, LayerCost], wbits: Mappi
     return total
 
 
-def activation_bytes_peak(facts: Facts, abits: Mapping[str, int], obits: Mapping[str, int]) -> int:
+def activation_bytes_peak(
+    facts: Facts,
+    abits: Mapping[str, int],
+    obits: Mapping[str, int],
+    operands: Mapping[tuple[str, int], int] = MappingProxyType({}),
+) -> int:
     """Returns the most bytes of activations that are needed at once, layers running one after another.
 
     A tensor lives from the layer that makes it to the last that reads it (a residual one through its whole block) and has the bits of
@@ -66,13 +78,13 @@ def activation_bytes_peak(facts: Facts, abits: Mapping[str, int], obits: Mapping
     last: dict[str, int] = {}
     for i, name in enumerate(order):
         shapes = facts.shapes[name]
-        operands = facts.sources.get(name) or ((),) * sum(site.startswith("input") for site in shapes)
-        for k, chain in enumerate(operands):
+        chains = facts.sources.get(name) or ((),) * sum(site.startswith("input") for site in shapes)
+        for k, chain in enumerate(chains):
             maker = chain[-1] if chain else f"into {name} {k}" if facts.trace_error else "the image"
             shape = shapes.get("input") or shapes.get(f"input.{k}")
             if shape is None:
                 continue
-            bits = abits.get(name, FLOAT)
+            bits = operands.get((name, k), abits.get(name, FLOAT))
             size[maker] = max(size.get(maker, 0), math.prod(shape) // shape[0])
             width[maker] = max(
                 width.get(maker, 0), obits.get(maker, FLOAT) if obits.get(maker, FLOAT) < FLOAT else bits

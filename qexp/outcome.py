@@ -116,7 +116,7 @@ def metrics(
         "bops": price.bops,
         "weight_bytes": price.weight_bytes,
         "weight_bytes_float": price.weight_bytes_float,
-        **hardware(model, facts, plan.bits("weight"), plan.bits("input"), plan.bits("output")),
+        **hardware(model, facts, plan.bits("weight"), plan.bits("input"), plan.bits("output"), plan.operand_bits()),
         "seconds_calibrate": round(seconds.get("calibrate", 0.0), 3),
         "seconds_train": round(seconds.get("train", 0.0), 3),
         "seconds_evaluate": round(seconds.get("evaluate", 0.0), 3),

@@ -77,6 +77,15 @@ def test_peak_of_a_residual_block():
     assert activation_bytes_peak(structure, floating_skip, {"bn": 4, "two": 8}) == 128 + 256 + 256
 
 
+def test_the_peak_knows_each_operand():
+    """The skip is read at 8 and by the add at 4 bits, the convolution's result by the add alone."""
+    structure = facts(Chain().eval(), torch.zeros(1, 1, 8, 8))
+    layers = {"one": 8, "two": 8, "fc": 8}
+    operands = {("add", 0): 2, ("add", 1): 4}
+    assert activation_bytes_peak(structure, layers, {}, operands) == 64 + 256 + 256
+    assert activation_bytes_peak(structure, layers, {}, {("add", 0): 2}) == 64 + 4 * 256 + 256, "the skip in float"
+
+
 def test_peak_without_a_trace():
     class Untraceable(Chain):
         def forward(self, x):
@@ -96,6 +105,13 @@ def test_bytes_with_scales_and_biases():
     assert columns["dsp_cycles"] is None and columns["energy_mac_uj"] == pytest.approx(
         4.6e-6 * (64 * 36 + 64 * 144 + 2560)
     )
+
+
+def test_the_peak_of_a_run_has_the_bits_of_its_adds(run):
+    """Eight channels of 8x8 enter the add twice and leave it: all at 8 bits, or in float around it."""
+    assert run("study=s", "quant=caq_simple", "bits=w8a8")["activation_bytes_peak"] == 3 * 512
+    floating = ("+quant.rules.adds.input.bits=32", "bits=w8a8")
+    assert run("study=s", "quant=caq_simple", *floating)["activation_bytes_peak"] == 4 * 512 * 2 + 512
 
 
 def test_columns_of_a_run(run):

@@ -63,6 +63,11 @@ class Plan:
         """Returns the width of one site for each layer that has it."""
         return {e.layer: e.bits for e in self.entries if e.site == site}
 
+    def operand_bits(self) -> dict[tuple[str, int], int]:
+        """Returns the width of each operand that has a quantizer, of layers with several, by (layer, number)."""
+        operands = [e for e in self.entries if e.site.startswith("input.")]
+        return {(e.layer, int(e.site.removeprefix("input."))): e.bits for e in operands}
+
     def frame(self) -> pd.DataFrame:
         """Returns the plan as a table: layer, site, quantizer, bits, granularity, signed, range, rule."""
         rows = []
