@@ -199,7 +199,8 @@ def fit(
     trainer.fit(module, **images, ckpt_path=str(last) if last.exists() else None, weights_only=True)
     if trainer.interrupted:
         raise KeyboardInterrupt
-    module.trained = {"steps": trainer.global_step, **{k: float(v) for k, v in trainer.callback_metrics.items()}}
+    # where an earlier process did the last epoch, its scores are those of the checkpoint
+    module.trained = {**module.trained, "steps": trainer.global_step, **module.logged()}
     for callback in trainer.callbacks:
         if isinstance(callback, AveragedWeights):
             callback.take(module)

@@ -119,6 +119,17 @@ class Task(LightningModule):
     def forward(self, x: Tensor) -> Any:
         return self.model(x)
 
+    def logged(self) -> dict[str, float]:
+        """The values logged last in the training at hand; none before its first epoch."""
+        return {key: float(value) for key, value in self.trainer.callback_metrics.items()}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds what was logged last: a run that goes on from its last epoch trains no more, and still says what its training came to."""
+        checkpoint["trained"] = {**self.trained, **self.logged()}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.trained = dict(checkpoint.get("trained", {}))
+
     def on_train_epoch_start(self) -> None:
         if self.freeze_bn:
             for module in self.model.modules():

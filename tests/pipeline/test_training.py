@@ -103,6 +103,35 @@ def test_two_epochs_are_one_and_one_resumed(run, tmp_path, monkeypatch, options)
     assert sorted(log[log.name == "val_top1"].epoch) == [0, 1], "the curve goes on where it stopped"
 
 
+@pytest.mark.parametrize(
+    "options", [[], ["schedule.ema=0.9"], ["schedule.progressive=8"]], ids=["one", "averaged", "stages"]
+)
+def test_a_run_killed_between_training_and_evaluation_says_what_its_training_came_to(run, monkeypatch, options):
+    """Then nothing is left to train: the scores of its last epoch come from the checkpoint."""
+    options = (*QAT, "quant=lsq", "schedule.epochs=2", *options)
+    through = run(*options, "study=through")
+    assert through["status"] == "ok", through["error"]
+    evaluate = training.evaluate
+
+    def dying(model, data, cfg, phase, folder):
+        if phase != "float":
+            raise RuntimeError("the machine went down")
+        return evaluate(model, data, cfg, phase, folder)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(training, "evaluate", dying)
+        killed = run(*options)
+    assert killed["status"] == "failed" and "the machine went down" in killed["error"]
+    resumed = run(*options)
+    aside = {"study", "peak_mb", *(key for key in through if key.startswith("seconds_"))}
+
+    def lasting(row: dict) -> dict:
+        stages = [{k: v for k, v in stage.items() if k != "seconds"} for stage in row.get("stages", [])]
+        return {k: v for k, v in row.items() if k not in aside} | {"stages": stages}
+
+    assert lasting(resumed) == lasting(through) and resumed["train_value"] > 0
+
+
 def test_forcing_a_point_trains_anew(run):
     options = (*QAT, "quant=lsq", "schedule.epochs=1")
     first = run(*options)
