@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +67,7 @@ def width(wbit: object, abit: object) -> str:
     return f"W{wbit}A{abit}"
 
 
-def methods(points: pd.DataFrame) -> list[str]:
+def methods(points: pd.DataFrame, telling: Sequence[str] = ("quant", "passes", "seed", "n_calibrate")) -> list[str]:
     """Returns what to call each point: its quant, its passes where the study has several, and settings that tell equal names apart."""
     passes = points["passes"].fillna("") if "passes" in points else pd.Series("", points.index)
     several = passes.groupby(points.quant).transform("nunique") > 1
@@ -77,11 +77,7 @@ def methods(points: pd.DataFrame) -> list[str]:
     for name, own in zip(names, settings):
         alike = [other for n, other in zip(names, settings) if n == name]
         at = [f"{other.get('layer_wbit')} {other.get('layer_abit')}" for other in alike]
-        keys = (
-            []
-            if len(set(at)) == len(at)
-            else [k for k in own if k.split(".")[0] in ("quant", "passes", "seed", "n_calibrate")]
-        )
+        keys = [] if len(set(at)) == len(at) else [k for k in own if k.split(".")[0] in telling]
         told = [k for k in keys if len({str(other.get(k)) for other in alike}) > 1]
         words = ", ".join(f"{k.rpartition('.')[2]}={own[k]}" for k in told)
         out.append(f"{name} ({words})" if told else name)

@@ -2,10 +2,10 @@
 
 A target is a line `model,dataset,quant,wbit,abit,float,value,tolerance,source,needs`: what was published for that network, method and
 pair of widths (percent), and how far from it counts as reproduced (points). What is compared is the loss against float, since float
-networks differ; ours is the mean over seeds. A network trained with quantizers from random weights has no float network of its own: it is
-held against the one that was trained in float (`schedule=float`) in the same study. `dataset` may name several with `|`: a target of
-ImageNet's validation images is compared on whichever images were run, and the table says on which. `needs` says what a machine must have
-to run a row that has not been run.
+networks differ; ours is the mean over seeds. Of several settings of a method the best is shown, and named. A network trained with
+quantizers from random weights has no float network of its own: it is held against the one that was trained in float (`schedule=float`) in
+the same study. `dataset` may name several with `|`: a target of ImageNet's validation images is compared on whichever images were run,
+and the table says on which. `needs` says what a machine must have to run a row that has not been run.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from experiments.collect import width
+from experiments.collect import methods, width
 from qexp.report.results import collect
 
 COLUMNS = ("model", "dataset", "quant", "wbit", "abit", "float", "value", "tolerance", "source", "needs")
@@ -49,6 +49,15 @@ def matching(points: pd.DataFrame, target: pd.Series) -> pd.DataFrame:
     ]
 
 
+def best_setting(found: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """Returns the points of the setting with the highest mean where a method was run with several, and what tells it from the others."""
+    if len(found) < 2 or "folder" not in found:
+        return found, ""
+    names = pd.Series(methods(found, ("quant", "passes", "n_calibrate")), found.index)
+    best = found.value.groupby(names).mean().idxmax()
+    return found[names == best], best.removeprefix(found.quant.iloc[0]).strip() if names.nunique() > 1 else ""
+
+
 def float_scores(points: pd.DataFrame) -> pd.DataFrame:
     """Returns the points with float scores where they had none: those of networks trained in float on the same images."""
     if not {"value", "value_float", "schedule"} <= set(points):
@@ -66,6 +75,7 @@ def line(target: pd.Series, found: pd.DataFrame) -> str:
     head = f"| {asked} | {target.float:.2f} → {target.value:.2f} ({paper:+.2f}) |"
     if found.empty:
         return f"{head} | not run: needs {target.needs or 'time'} | {target.source} |"
+    found, setting = best_setting(found)
     drop, value, half = found["drop"].mean(), found.value.mean(), ((found.ci_high - found.ci_low) / 2).mean()
     spread = f", sd {found.value.std():.2f} of {len(found)} seeds" if len(found) > 1 else ""
     near = abs(drop - paper) <= target.tolerance + half
@@ -73,7 +83,7 @@ def line(target: pd.Series, found: pd.DataFrame) -> str:
     if pd.isna(drop):
         return f"{head} {value:.2f} ± {half:.2f}{spread} | no float network beside it | {target.source} |"
     images = "" if list(found.dataset.unique()) == [target.dataset] else f" on {found.dataset.iloc[0]}"
-    ours = f"{found.value_float.mean():.2f} → {value:.2f} ± {half:.2f} ({drop:+.2f}){spread}{images}"
+    ours = f"{found.value_float.mean():.2f} → {value:.2f} ± {half:.2f} ({drop:+.2f}){spread}{images}{setting and ' ' + setting}"
     return f"{head} {ours} | {verdict} (±{target.tolerance:g}) | {target.source} |"
 
 

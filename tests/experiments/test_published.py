@@ -77,6 +77,15 @@ def test_other_images_and_several_seeds_are_said(target):
     assert "on imagenet_sample" in text and "sd 0.14 of 2 seeds" in text
 
 
+def test_the_best_of_several_settings_is_named(target, tmp_path):
+    several = points(5.0, 2.0, 3.0).assign(folder=[tmp_path / str(i) for i in range(3)])
+    for folder, (tau, seed) in zip(several.folder, [(0.1, 0), (0.0, 0), (0.0, 1)]):
+        folder.mkdir()
+        (folder / "config.yaml").write_text(f"quant: {{tau: {tau}}}\nlayer_wbit: 4\nlayer_abit: 8\nseed: {seed}\n")
+    text = line(target, several)
+    assert "(+2.50), sd 0.71 of 2 seeds on imagenet (tau=0.0) |" in text
+
+
 def test_a_network_trained_from_random_weights_is_held_against_one_trained_in_float(target):
     scratch = points(2.0).assign(value_float=float("nan"), drop=float("nan"), schedule="qat_scratch")
     assert "no float network beside it" in line(target, matching(float_scores(scratch), target))
