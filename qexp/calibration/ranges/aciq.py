@@ -13,7 +13,7 @@ from scipy.optimize import brentq, minimize_scalar
 from scipy.special import erf, lambertw
 from torch import Tensor
 
-from qexp.calibration.ranges.alpha import alpha_range, takes_half
+from qexp.calibration.ranges.alpha import prior_range, rectified, takes_half
 from qexp.calibration.ranges.base import Context
 from qexp.calibration.stats import TensorStats
 from qexp.errors import QexpError
@@ -64,15 +64,12 @@ class ACIQ:
             if self.clip_to_observed:
                 high = torch.minimum(high, torch.maximum(stats.min.abs(), stats.max.abs()))
             return -high, high
-        if half and _rectified(stats):
-            high = torch.minimum(alpha, stats.max) if self.clip_to_observed else alpha
-            return torch.zeros_like(high), high
-        return alpha_range(alpha, stats, half, (stats.min, stats.max), self.clip_to_observed)
+        return prior_range(alpha, stats, half, (stats.min, stats.max), self.clip_to_observed)
 
     def clip(self, stats: TensorStats, grid: UniformGrid, half: bool) -> Tensor:
         """Returns alpha `[G]`, each channel's with the constant of its own width."""
         scale = stats.b if self.prior == "laplace" else stats.std
-        if half and _rectified(stats):
+        if half and rectified(stats):
             n = stats.positive.clamp_min(1)
             scale = stats.positive_total / n if self.prior == "laplace" else (stats.positive_squares / n).sqrt()
         bits = grid.bits.flatten().tolist() if isinstance(grid.bits, Tensor) else [grid.bits] * len(scale)
@@ -85,11 +82,6 @@ class ACIQ:
             if self.alpha == "exact" and bits > 0  # a channel of 0 bits is a constant, whatever its range
             else analytic_alpha(self.prior, bits + int(half))
         )
-
-
-def _rectified(stats: TensorStats) -> bool:
-    """Whether the tensor was seen after its ReLU: no negatives, and zeros among the values."""
-    return bool((stats.min >= 0).all()) and bool((stats.zeros > 0).any())
 
 
 @cache

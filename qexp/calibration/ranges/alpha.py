@@ -16,6 +16,11 @@ def takes_half(half: Literal["auto"] | bool, stats: TensorStats, context: Contex
     return bool(context.followed_by_relu or (stats.min >= 0).all()) if half == "auto" else half
 
 
+def rectified(stats: TensorStats) -> bool:
+    """Returns whether the tensor was seen after its ReLU: no negatives, and zeros among the values."""
+    return bool((stats.min >= 0).all()) and bool((stats.zeros > 0).any())
+
+
 def alpha_range(
     alpha: Tensor, stats: TensorStats, half: bool, observed: tuple[Tensor, Tensor], clip_to_observed: bool = False
 ) -> tuple[Tensor, Tensor]:
@@ -58,3 +63,15 @@ def zero_range(
         return low, high
     least, greatest = observed
     return torch.maximum(low, least.clamp_max(0)), torch.minimum(high, greatest.clamp_min(0))
+
+
+def prior_range(
+    alpha: Tensor, stats: TensorStats, half: bool, observed: tuple[Tensor, Tensor], clip_to_observed: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Returns `(low, high)` `[G]` of a fitted prior's alpha: as `alpha_range`, but around zero where a tensor was seen after its ReLU.
+
+    The prior lies around zero there; the mean is that of its positive half and says nothing about its place.
+    """
+    if half and rectified(stats):
+        return zero_range(alpha, half, observed, clip_to_observed)
+    return alpha_range(alpha, stats, half, observed, clip_to_observed)

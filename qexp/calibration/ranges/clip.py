@@ -9,7 +9,7 @@ from typing import Literal
 from torch import Tensor
 
 from qexp.calibration.ranges.aciq import ACIQ
-from qexp.calibration.ranges.alpha import alpha_range, takes_half, zero_range
+from qexp.calibration.ranges.alpha import alpha_range, prior_range, takes_half, zero_range
 from qexp.calibration.ranges.base import Context
 from qexp.calibration.ranges.kl import KL
 from qexp.calibration.ranges.minmax import MinMax
@@ -33,6 +33,7 @@ _ALPHAS: dict[str, Alpha] = {
     "ratio": lambda rho, stats, grid, half: float(rho) * stats.min.abs().maximum(stats.max.abs()),
     "kld": lambda _, stats, grid, half: KL()(stats, grid, Context())[1],
 }
+_PRIORS = {"laplace", "gauss", "exact"}
 _WITH_NUMBER = {"std", "ratio"}
 _KINDS = "none, laplace, gauss, exact, exact:gauss, std:<p>, ratio:<rho>, kld, mix"
 
@@ -42,10 +43,11 @@ class Clip:
     """The range of one clip kind, full or half.
 
     Args:
-        kind: `none` (what was observed), `laplace` and `gauss` (analytic optimum, see `ACIQ`), `exact` (optimum of the real quantizer
-            for a Laplace prior, `exact:gauss` for a normal one), `std:<p>` (p standard deviations), `ratio:<rho>` (`[-a, a]`, or `[0, a]`
-            in the half range, whatever the mean: `a` is this share of the greatest magnitude, on either side of zero), `kld` (least
-            divergence), `mix` (for each channel the one of none, gauss and laplace whose error on the calibration images is least).
+        kind: `none` (what was observed), `laplace` and `gauss` (analytic optimum, see `ACIQ`, also for a tensor seen after its ReLU),
+            `exact` (optimum of the real quantizer for a Laplace prior, `exact:gauss` for a normal one), `std:<p>` (p standard
+            deviations), `ratio:<rho>` (`[-a, a]`, or `[0, a]` in the half range, whatever the mean: `a` is this share of the greatest
+            magnitude, on either side of zero), `kld` (least divergence), `mix` (for each channel the one of none, gauss and laplace
+            whose error on the calibration images is least).
         over: Where the observed extremes come from: `all` (the source's `extreme`), `batches` (its `mean`: averaged over batches) or
             `samples` (its batch average).
         half: `auto` takes the half range where a ReLU follows or nothing negative was seen; `true`, `false` force it.
@@ -92,6 +94,8 @@ class Clip:
         alpha = _ALPHAS[name](argument, stats, grid, half)
         if name == "ratio":
             return zero_range(alpha, half, observed, self.clip_to_observed)
+        if name in _PRIORS:
+            return prior_range(alpha, stats, half, observed, self.clip_to_observed)
         return alpha_range(alpha, stats, half, observed, self.clip_to_observed)
 
 
