@@ -7,6 +7,7 @@ import torch
 from qexp.data.digits import Digits
 from qexp.graph import facts
 from qexp.models.digits_cnn import DigitsCNN
+from qexp.models.zoo import torchvision_model
 from qexp.passes.fold_bn import fold_bn
 from qexp.pipeline import recipe
 from qexp.recipe import resolve
@@ -35,6 +36,26 @@ def test_results_and_weights_are_quantized_once_and_the_ends_at_eight_bits(plan_
     assert plan["fc", "output"].spec["range"]["_target_"].endswith("MinMax")
     assert plan["fc", "output"].spec["granularity"] == "tensor"
     assert plan["conv1", "output"].rule == "quant.rules.ends" and plan["pool2", "output"].rule == "quant.rules.pooling"
+
+
+def test_inception_keeps_the_weights_of_two_convolutions(compose):
+    model, example = torchvision_model("inception_v3", 10, init_weights=False).eval(), torch.zeros(1, 3, 75, 75)
+    fold_bn(model, facts(model, example))
+    structure = facts(model, example)
+
+    def plan(quant: str, *overrides: str):
+        return resolve(
+            model, structure, recipe(compose(f"quant={quant}", "model=inception_v3", "bits=w4a4", *overrides))
+        )
+
+    first, second, last = "Conv2d_1a_3x3.conv", "Conv2d_2a_3x3.conv", "fc"
+    for rung in RUNGS:
+        bits = plan(rung).bits("weight")
+        assert {name for name, width in bits.items() if width == 8} == {first, second, last}
+        assert len(bits) == 95 and set(bits.values()) == {4, 8}
+        assert plan(rung)[first, "output"].bits == 8 and plan(rung)[second, "output"].bits == 4
+    assert plan("aciq_clip", "ends_bit=null").bits("weight")[second] == 4
+    assert plan("minmax").bits("weight")[second] == 4, "the rule is ACIQ's own"
 
 
 def test_adds_are_quantized_on_request(plan_of):
