@@ -48,7 +48,12 @@ def _hook(by_module: dict[int, list[tuple[str, str]]], out: dict):
 
 
 def tensor_errors(quantizer: Quantizer, x: Tensor, y: Tensor | None = None) -> dict[str, float]:
-    """Returns the error measures of one tensor; saturation counts values on the outermost levels that lie more than half a step away."""
+    """Returns the error measures of one tensor.
+
+    norm1 is `100 sum|q - x/s| / sum|x/s|`, in steps: each channel or group of values is divided by its own scale (of levels that are
+    not evenly spaced the mean spacing; a single scale cancels). Saturation counts values on the outermost levels that lie more than
+    half a step away.
+    """
     x = x.detach().float()
     y = (quantizer(x) if y is None else y).detach().float()
     codes = quantizer.codes(x).flatten()
@@ -63,11 +68,21 @@ def tensor_errors(quantizer: Quantizer, x: Tensor, y: Tensor | None = None) -> d
         "sqnr": float(10 * torch.log10(power / error)) if error > 0 and power > 0 else float("inf"),
         "mse": float(error / x.numel()),
         "cosine": float((x * y).sum() / (power.sqrt() * y.square().sum().sqrt()).clamp_min(1e-30)),
-        "norm1": float(100 * apart.sum() / x.abs().sum().clamp_min(1e-30)),
+        "norm1": 100 * _steps(quantizer, apart) / max(_steps(quantizer, x.abs()), 1e-30),
         "saturation": 100 * int(((far == low) | (far == high)).sum()) / codes.numel(),
         "entropy": float(-(share * share.log2()).sum()),
         "levels_used": len(counts),
     }
+
+
+def _steps(quantizer: Quantizer, magnitudes: Tensor) -> float:
+    """Returns the sum of magnitudes, each in steps of its own scale; with one scale for all, in the tensor's own unit."""
+    scale = torch.as_tensor(quantizer.scale).detach()
+    rows, axis = quantizer.rows(magnitudes)
+    if scale.numel() == 1 or axis is None:
+        return float(magnitudes.sum())
+    sums = rows.sum([d for d in range(rows.ndim) if d != axis % rows.ndim])
+    return float((sums.double() / scale.flatten().to(sums.device).double()).sum())  # a tiny scale overflows float32
 
 
 def _counts(codes: Tensor, low: Tensor, high: Tensor) -> Tensor:

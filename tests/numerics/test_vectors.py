@@ -5,8 +5,11 @@ import pytest
 import torch
 
 from qexp.calibration.measure import tensor_errors
+from qexp.calibration.stats import TensorStats
+from qexp.numerics.granularity import PerChannel, PerGroup, PerTensor
 from qexp.numerics.ops import dequantize, fake_quantize, quantize, round_to
 from qexp.quantizers.base import Quantizer
+from qexp.quantizers.uniform import Uniform
 
 HALVES = (-2.5, -1.5, -0.5, 0.5, 1.5, 2.5)
 ROUNDED = {
@@ -65,7 +68,7 @@ class Given(Quantizer):
 
 
 def test_error_measures():
-    """V0.7-a, -b and -c; norm-1 is taken on values, which per tensor is the measure on codes."""
+    """V0.7-a, -b and -c."""
     x, y = torch.tensor([1, -0.5, 0.25, 2]), torch.tensor([1, -0.5, 0.5, 2])
     found = tensor_errors(Given([4, -2, 2, 8], 0.25), x, y)
     assert found["sqnr"] == pytest.approx(19.2941893, abs=1e-5)
@@ -79,6 +82,23 @@ def test_error_measures():
     found = tensor_errors(Given(counted.tolist(), 1.0), counted, counted)
     assert found["entropy"] == pytest.approx(1.9056391, abs=1e-6)
     assert found["levels_used"] == 4 and found["sqnr"] == np.inf and found["saturation"] == 0
+
+
+@pytest.mark.parametrize(
+    ("granularity", "shape"),
+    [(PerChannel(0), (3, 4)), (PerChannel(1), (4, 3)), (PerGroup(2), (2, 6)), (PerTensor(), (3, 4))],
+)
+def test_the_norm_1_error_is_that_of_codes(granularity, shape):
+    """Groups whose scales lie far apart count by their codes: on values the widest would have all the say."""
+    spread = torch.logspace(-2, 1, granularity.groups(shape)).reshape(granularity.scale_shape(shape))
+    rows = shape if not isinstance(granularity, PerGroup) else (6, 2)
+    x = (torch.rand(rows, generator=torch.Generator().manual_seed(0)) * spread).reshape(shape)
+    quantizer = Uniform(4, shape, symmetric=False, granularity=granularity)
+    quantizer.fit(TensorStats.of(x, granularity))
+    exact = (x.reshape(rows) / quantizer.scale).double()
+    codes = quantizer.codes(x).reshape(rows) - quantizer.zero_point
+    wanted = 100 * float((codes - exact).abs().sum() / exact.abs().sum())
+    assert tensor_errors(quantizer, x)["norm1"] == pytest.approx(wanted, rel=1e-4)
 
 
 def test_saturation_counts_what_lies_beyond_the_outermost_levels():
