@@ -26,6 +26,14 @@ from qexp.tasks.mean_ap import Matches, bootstrap, mean_ap
 BITS = Path(__file__).parents[1] / "conf" / "bits"
 
 
+def located(studies: Sequence[Path]) -> pd.DataFrame:
+    """Returns the points of several studies, each with its folder."""
+    parts = [(study, collect(study)) for study in studies]
+    return pd.concat(
+        [part.assign(folder=[study / point for point in part.point]) for study, part in parts], ignore_index=True
+    )
+
+
 def table(points: pd.DataFrame, column: str = "value") -> str:
     """Returns the Markdown table of a study's points, of their score or of another column of shares in percent."""
     best = points.get(f"{column}_float", pd.Series(dtype=float)).dropna()
@@ -139,11 +147,7 @@ def main() -> None:
         "--column", default="value", help="what the cells show: value, or another share such as map_area, top5"
     )
     args = parser.parse_args()
-    parts = [collect(study) for study in args.studies]
-    points = pd.concat(
-        [part.assign(folder=[study / point for point in part.point]) for study, part in zip(args.studies, parts)],
-        ignore_index=True,
-    )
+    points = located(args.studies)
     for key, _, value in (condition.partition("=") for condition in args.where):
         points = points[points[key].astype(str) == value]
     if points.empty:

@@ -15,8 +15,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from experiments.collect import methods, width
-from qexp.report.results import collect
+from experiments.collect import located, methods, width
 
 COLUMNS = ("model", "dataset", "quant", "wbit", "abit", "float", "value", "tolerance", "source", "needs")
 
@@ -51,7 +50,7 @@ def matching(points: pd.DataFrame, target: pd.Series) -> pd.DataFrame:
 
 def best_setting(found: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     """Returns the points of the setting with the highest mean where a method was run with several, and what tells it from the others."""
-    if len(found) < 2 or "folder" not in found:
+    if len(found) < 2 or "folder" not in found:  # a table without folders has no settings
         return found, ""
     names = pd.Series(methods(found, ("quant", "passes", "n_calibrate")), found.index)
     best = found.value.groupby(names).mean().idxmax()
@@ -103,9 +102,9 @@ def main() -> None:
     parser.add_argument("targets", type=Path)
     parser.add_argument("studies", type=Path, nargs="+")
     args = parser.parse_args()
-    points = [collect(folder) for folder in args.studies if folder.is_dir()]
+    studies = [folder for folder in args.studies if folder.is_dir()]
     empty = pd.DataFrame(columns=["status", "model", "dataset", "quant", "layer_wbit", "layer_abit"])
-    print(table(read_targets(args.targets), float_scores(pd.concat(points, ignore_index=True)) if points else empty))
+    print(table(read_targets(args.targets), float_scores(located(studies)) if studies else empty))
 
 
 if __name__ == "__main__":
