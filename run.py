@@ -6,7 +6,7 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from qexp.choices import check_choices
+from qexp.choices import check_choices, check_runs_dir, rules_added
 from qexp.config import register
 from qexp.errors import QexpError
 
@@ -23,8 +23,15 @@ def main(cfg: DictConfig) -> dict:
 
 
 if __name__ == "__main__":
+    sys.argv[1:] = rules_added(sys.argv[1:])
     try:
         check_choices(sys.argv[1:], Path(__file__).parent / "conf")
+        check_runs_dir(sys.argv[1:])
     except QexpError as mistake:
         sys.exit(str(mistake))
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        from qexp.report.study import StudyPage
+
+        sys.exit(StudyPage.interrupted())

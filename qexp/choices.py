@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -23,10 +25,15 @@ def check_choices(arguments: Sequence[str], conf: Path) -> None:
         conf: The folder of configuration files; a folder in it is a group.
 
     Raises:
-        QexpError: A choice that no file has, or a key that the root does not have.
+        QexpError: A choice that no file has, a key that the root does not have, or a mapping of widths with quoted patterns.
     """
     folders = [folder for folder in (conf, *map(Path, _config_dirs(arguments))) if folder.is_dir()]
     own_root = any(word.startswith(("--config-name", "-cn")) for word in arguments)
+    for word in arguments:
+        if re.match(r"\+*layer_[wa]bit=\{\s*[\"']", word):
+            raise QexpError(
+                f"{word}: patterns of a mapping stand without quotes: 'layer_wbit={{layer1.*: 4, linear: 8}}'"
+            )
     for override in _overrides(arguments):
         group = override.key_or_group
         if group.split("/")[0] == "hydra" or override.is_delete():
@@ -48,6 +55,33 @@ def check_choices(arguments: Sequence[str], conf: Path) -> None:
                 raise QexpError(
                     f"{override.input_line}: there is no key {group!r}{near(group, known)}; see run.py --cfg job"
                 )
+
+
+def rules_added(arguments: Sequence[str]) -> list[str]:
+    """Returns the command line with `quant.rules.NAME=...` as Hydra wants it where a recipe has no rule of that name: `++quant.rules...`.
+
+    >>> rules_added(["quant=mse", "quant.rules.wide={layers: conv1, weight: {bits: 8}}", "+quant.rules.x=null"])
+    ['quant=mse', '++quant.rules.wide={layers: conv1, weight: {bits: 8}}', '+quant.rules.x=null']
+    """
+    return [f"++{word}" if word.startswith("quant.rules.") and "=" in word else word for word in arguments]
+
+
+def check_runs_dir(arguments: Sequence[str]) -> None:
+    """Makes the folder that `runs_dir` names, before Hydra does.
+
+    Raises:
+        QexpError: It cannot be made, or written to.
+    """
+    for override in _overrides(arguments):
+        value = override.value()
+        if override.key_or_group != "runs_dir" or not isinstance(value, str) or "${" in value:
+            continue
+        try:
+            Path(value).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise QexpError(f"{override.input_line}: the folder cannot be made ({error.strerror})") from error
+        if not os.access(value, os.W_OK):
+            raise QexpError(f"{override.input_line}: the folder cannot be written to")
 
 
 def _config_dirs(arguments: Sequence[str]) -> Iterator[str]:

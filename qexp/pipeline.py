@@ -64,6 +64,9 @@ def run(cfg: DictConfig) -> dict[str, Any]:
                 return experiment(cfg, data, record)
             except Exception as error:  # one point's failure is recorded; a sweep goes on
                 return failed(cfg, record, error)
+            except KeyboardInterrupt:
+                log.warning("%s: interrupted", outcome.title(cfg))
+                raise
             finally:
                 record.close()
     except Exception as error:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import logging
 import pickle
+import signal
 import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -196,15 +199,29 @@ def fit(
     if part.epochs_before:
         later = LaterEpochs(data.train_dataloader(), part.epochs_before)
         images = {"train_dataloaders": later, "val_dataloaders": data.val_dataloader()}
-    trainer.fit(module, **images, ckpt_path=str(last) if last.exists() else None, weights_only=True)
-    if trainer.interrupted:
-        raise KeyboardInterrupt
+    with interruptible(trainer):
+        trainer.fit(module, **images, ckpt_path=str(last) if last.exists() else None, weights_only=True)
     # where an earlier process did the last epoch, its scores are those of the checkpoint
     module.trained = {**module.trained, "steps": trainer.global_step, **module.logged()}
     for callback in trainer.callbacks:
         if isinstance(callback, AveragedWeights):
             callback.take(module)
     return time.perf_counter() - start
+
+
+@contextmanager
+def interruptible(trainer: Trainer) -> Iterator[None]:
+    """Lets Ctrl-C out as what it is: Lightning makes an exit of it, without a word, and deafens the process to the next one."""
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit:
+        if not trainer.interrupted:
+            raise
+        signal.signal(signal.SIGINT, before)
+        raise KeyboardInterrupt from None
+    if trainer.interrupted:
+        raise KeyboardInterrupt
 
 
 def _fit_share(data: LightningDataModule, module: Task, *args: Any) -> tuple[dict[str, Any], dict[str, float], float]:
@@ -262,7 +279,7 @@ def evaluate(
         return spread(cfg, _evaluate_share, data, model, cfg, phase, folder)
     trainer = make_trainer(cfg, phase, folder, enable_checkpointing=False)
     start = time.perf_counter()
-    with baked_weights(model), lean(model):
+    with baked_weights(model), lean(model), interruptible(trainer):
         trainer.test(module, datamodule=data, verbose=False)
     return module.score(), time.perf_counter() - start
 

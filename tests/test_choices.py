@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from qexp.choices import check_choices
+from qexp.choices import check_choices, check_runs_dir, rules_added
 from qexp.errors import QexpError
 
 ROOT = Path(__file__).parents[1]
@@ -52,6 +52,29 @@ def test_the_message_names_the_nearest(asked, said):
 )
 def test_what_is_right_or_not_ours_to_judge_passes(fine):
     check_choices([fine], CONF)
+
+
+def test_a_new_rule_needs_no_plus(compose):
+    words = rules_added(
+        ["quant=mse", 'quant.rules.wide={layers: "layer1.*", weight: {bits: 6}}', "+quant.rules.x=null"]
+    )
+    assert words[2] == "+quant.rules.x=null"
+    assert compose(*words[:2]).quant.rules.wide.weight.bits == 6
+    assert compose("quant=lsq", *rules_added(["quant.rules.ends.weight.bits=6"])).quant.rules.ends.weight.bits == 6
+
+
+def test_quoted_patterns_are_answered():
+    with pytest.raises(QexpError, match="without quotes"):
+        check_choices(['layer_wbit={"layer1.*": 4}'], CONF)
+    check_choices(["layer_wbit={layer1.*: 4}"], CONF)
+
+
+def test_a_folder_for_runs_that_cannot_be_made_is_one_sentence(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(QexpError, match="cannot be made"):
+        check_runs_dir([f"runs_dir={tmp_path / 'file' / 'runs'}"])
+    check_runs_dir([f"runs_dir={tmp_path / 'new'}", "quant=mse"])
+    assert (tmp_path / "new").is_dir()
 
 
 def test_choices_of_another_folder_count(tmp_path):

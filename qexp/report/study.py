@@ -6,7 +6,7 @@ import logging
 import shutil
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
@@ -28,6 +28,8 @@ class StudyPage(Callback):
     started the sweep prints those lines, and at its end knows which studies it wrote to.
     """
 
+    running: ClassVar[StudyPage | None] = None  # in the process that was started
+
     def __init__(self) -> None:
         self.studies: list[Path] = []
         self.failed: set[str] = set()
@@ -38,7 +40,11 @@ class StudyPage(Callback):
         """Returns what goes along into other processes, which count no points."""
         return self.__dict__ | {"remaining": None, "watch": None}
 
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        StudyPage.running = self
+
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        StudyPage.running = self
         try:
             total = points_of(config)
         except HydraException:  # a mistake in what was asked, which the sweeper is about to name
@@ -76,6 +82,26 @@ class StudyPage(Callback):
         shutil.rmtree(_receipts(config), ignore_errors=True)
         self._close()
 
+    @classmethod
+    def interrupted(cls) -> int:
+        """Writes the tables and pages of what is done after Ctrl-C, says how to go on, and returns the exit status."""
+        page, done = cls.running, ""
+        if page is not None:
+            if page.watch is not None:
+                page.watch.close()
+                for receipt in receipts.found(page.watch.folder).values():
+                    if receipt is not None:
+                        page._note(receipt)
+            counted = page.remaining or (page.watch and page.watch.remaining)
+            if counted:
+                done = f" after {counted.done}{f' of {counted.total}' if counted.total else ''} points"
+            page._write()
+        print(
+            f"\ninterrupted{done}: the same command goes on where this one stopped, finished points are not run again",
+            file=sys.stderr,
+        )
+        return 130  # as a shell says of Ctrl-C
+
     def _note(self, receipt: Receipt) -> None:
         if Path(receipt.study) not in self.studies:
             self.studies.append(Path(receipt.study))
@@ -83,6 +109,15 @@ class StudyPage(Callback):
             self.failed.add(receipt.name)
 
     def _close(self) -> None:
+        broken = self._write()
+        if self.failed:
+            n = len(self.failed)
+            log.error("%d point%s failed; see the table and each point's log.txt", n, "" if n == 1 else "s")
+        if self.failed or broken:
+            sys.exit(1)
+
+    def _write(self) -> bool:
+        """Writes the studies' tables and pages; returns whether one could not be written."""
         broken = False
         for study in self.studies:
             try:
@@ -91,11 +126,7 @@ class StudyPage(Callback):
             except (OSError, QexpError) as error:  # a full disk; a study whose every point could not be written
                 log.error("%s: the table or the page could not be written: %s", study, error)
                 broken = True
-        if self.failed:
-            n = len(self.failed)
-            log.error("%d point%s failed; see the table and each point's log.txt", n, "" if n == 1 else "s")
-        if self.failed or broken:
-            sys.exit(1)
+        return broken
 
 
 def _receipts(config: DictConfig) -> Path:
