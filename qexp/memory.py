@@ -19,9 +19,9 @@ def settle() -> None:
 
     Blocks of 64 MiB and more (32 MiB with older glibc, which takes no higher limit) still go back at once.
 
-    glibc hands freed memory back at once, and the next batch's activations, tens of MiB each, cost a page fault for every 4 KiB: a third
-    of an evaluation on the CPU. What imports have made, some 600,000 objects, lives as long as the process. Both are choices for a whole
-    process, so that a program makes them and no library function does.
+    glibc hands freed memory back at once, and the next batch's activations, tens of MiB each, cost a page fault for every 4 KiB. What
+    imports have made, some 600,000 objects, lives as long as the process. Both are choices for a whole process, so that a program makes
+    them and no library function does.
     """
     gc.freeze()
     atexit.register(gc.unfreeze)  # at its end the interpreter takes everything apart

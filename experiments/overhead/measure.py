@@ -28,6 +28,7 @@ from qexp.config import register
 from qexp.graph import facts
 from qexp.layers.quantized import quantized_layers
 from qexp.layers.swap import baked_weights
+from qexp.memory import settle
 from qexp.passes.fold_bn import fold_bn
 from qexp.passes.lean import lean
 
@@ -118,6 +119,7 @@ def main() -> None:
     parser.add_argument("--channels-last", action="store_true", help="images with the channels innermost")
     parser.add_argument("--json", type=Path, help="file the figures are written to")
     args = parser.parse_args()
+    settle()  # as run.py does
     torch.set_num_threads(args.threads)
     kernels = load_kernels(args.kernels)
     print(f"{args.model}, batch {args.batch}, {args.threads} threads, torch {torch.__version__}, kernels {kernels}")
