@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 from omegaconf import OmegaConf
 
+from qexp.report import wording
 from qexp.report.results import collect
 from qexp.report.statistics import mcnemar
 from qexp.tasks.mean_ap import Matches, bootstrap, mean_ap
@@ -75,7 +76,16 @@ def width(wbit: object, abit: object) -> str:
     return f"W{wbit}A{abit}"
 
 
-def methods(points: pd.DataFrame, telling: Sequence[str] = ("quant", "passes", "seed", "n_calibrate")) -> list[str]:
+def label(row: Mapping[str, Any]) -> str:
+    """Returns what a point's widths are called: those asked for, or of a plan its mean bits."""
+    if row["layer_wbit"] == wording.PLAN:
+        return wording.width(row)
+    return width(row["layer_wbit"], row["layer_abit"])
+
+
+def methods(
+    points: pd.DataFrame, telling: Sequence[str] = ("quant", "passes", "plan", "seed", "n_calibrate")
+) -> list[str]:
     """Returns what to call each point: its quant, its passes where the study has several, and settings that tell equal names apart."""
     passes = points["passes"].fillna("") if "passes" in points else pd.Series("", points.index)
     several = passes.groupby(points.quant).transform("nunique") > 1
@@ -84,9 +94,11 @@ def methods(points: pd.DataFrame, telling: Sequence[str] = ("quant", "passes", "
     out = []
     for name, own in zip(names, settings):
         alike = [other for n, other in zip(names, settings) if n == name]
-        at = [f"{other.get('layer_wbit')} {other.get('layer_abit')}" for other in alike]
+        at = [
+            "plan" if other.get("plan") else f"{other.get('layer_wbit')} {other.get('layer_abit')}" for other in alike
+        ]
         keys = [] if len(set(at)) == len(at) else [k for k in own if k.split(".")[0] in telling]
-        told = [k for k in keys if len({str(other.get(k)) for other in alike}) > 1]
+        told = [k for k in keys if len({str(other.get(k)) for other in alike}) > 1 and (k != "plan" or own[k])]
         words = ", ".join(f"{k.rpartition('.')[2]}={own[k]}" for k in told)
         out.append(f"{name} ({words})" if told else name)
     return out
@@ -158,7 +170,7 @@ def main() -> None:
     points = points.sort_values(
         "quant", key=lambda names: names.str.split(" + ", regex=False).str[0].map(place), kind="stable"
     ).reset_index(drop=True)
-    points["bits"] = [width(w, a) for w, a in zip(points.layer_wbit, points.layer_abit)]
+    points["bits"] = [label(row) for row in points.to_dict("records")]
     points["method"] = methods(points)
     print(table(points, args.column))
     if args.cost:

@@ -27,8 +27,8 @@ from qexp.hardware import hardware
 from qexp.layers.quantized import WEIGHTED, float_class, quantizers, weight_of
 from qexp.recipe import Plan
 from qexp.record import Record, asked, commit
+from qexp.report import wording
 from qexp.report.runfolder import read_history
-from qexp.report.wording import metric_name
 from qexp.tasks.base import Score
 
 log = logging.getLogger(__name__)
@@ -39,14 +39,12 @@ _MAX_LEVELS = 257
 def title(cfg: DictConfig) -> str:
     """Returns the few words that name a point: `resnet20 minmax ptq W8A8`."""
     row = asked(cfg)
-    return f"{row['model']} {row['quant']} {row['schedule']} W{row['layer_wbit']}A{row['layer_abit']}"
+    return f"{row['model']} {row['quant']} {row['schedule']} {wording.asked(row)}"
 
 
 def line(metrics: dict[str, Any]) -> str:
     """Returns a point's result in one line."""
-    text = (
-        f"{metric_name(metrics['metric'])} {metrics['value']:.2f} % [{metrics['ci_low']:.2f}, {metrics['ci_high']:.2f}]"
-    )
+    text = f"{wording.metric_name(metrics['metric'])} {metrics['value']:.2f} % [{metrics['ci_low']:.2f}, {metrics['ci_high']:.2f}]"
     if metrics.get("drop") is not None:
         drop = round(metrics["drop"], 2)
         text += f", {abs(drop):.2f} points {'below' if drop >= 0 else 'above'} float {metrics['value_float']:.2f} %"

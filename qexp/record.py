@@ -24,6 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from qexp.locks import locked
+from qexp.report.wording import PLAN
 
 log = logging.getLogger(__name__)
 
@@ -185,19 +186,30 @@ def asked(cfg: DictConfig) -> dict[str, Any]:
         return plain if isinstance(plain, int | float | str | None) else json.dumps(plain).replace('"', "")
 
     floating = cfg.schedule.name == "float"  # nothing is quantized, whatever the other keys say
+    planned = not floating and cfg.get("plan") is not None  # the plan has the last word on the widths of what it names
     return {
         "study": cfg.study,
         "model": cfg.model.name,
         "dataset": cfg.dataset.name,
         "quant": "none" if floating else " + ".join([cfg.quant.name, *extras(cfg)]),
         "schedule": cfg.schedule.name,
-        "layer_wbit": 32 if floating else short(cfg.layer_wbit),
-        "layer_abit": 32 if floating else short(cfg.layer_abit),
+        "layer_wbit": 32 if floating else PLAN if planned else short(cfg.layer_wbit),
+        "layer_abit": 32 if floating else PLAN if planned else short(cfg.layer_abit),
+        **({"plan": plan_name(Path(cfg.plan))} if planned else {}),
         "ends_bit": 32 if floating else cfg.ends_bit,
         "bn": cfg.bn,
         "passes": "" if floating else " + ".join(passes_of(cfg)),
         "seed": cfg.seed,
     }
+
+
+def plan_name(path: Path) -> str:
+    """Returns what a plan is called in tables: its file, or the run's folder a `layers.csv` lies in, and the start of its hash."""
+    name = path.parent.name if path.name == "layers.csv" and path.parent.name else path.name
+    try:
+        return f"{name}@{hashlib.sha256(path.read_bytes()).hexdigest()[:6]}"
+    except OSError:  # the point fails and says so
+        return name
 
 
 def passes_of(cfg: DictConfig) -> dict[str, Any]:

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from qexp.report import wording
+
 HEAD = (
     "run", "images", "codes", "differ", "predictions", "real scales: codes", "first / last tensors", "by at most", "predictions",
     "top-1 simulated", "top-1 integers",
@@ -59,7 +61,7 @@ def proofs(study: Path) -> list[str]:
 def name(record: dict) -> str:
     """Returns what a row is called."""
     added = " " + record["deploy"] if record["deploy"] else ""
-    return f"{record['model']} {record['quant']} W{record['layer_wbit']}A{record['layer_abit']}{added}"
+    return f"{record['model']} {record['quant']} {wording.asked(record)}{added}"
 
 
 def taken(study: Path) -> list[str]:

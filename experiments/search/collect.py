@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from experiments.collect import table
+from qexp.report import wording
 from qexp.report.results import collect
 from qexp.report.statistics import Z95, mcnemar
 
@@ -20,7 +21,10 @@ from qexp.report.statistics import Z95, mcnemar
 def named(study: Path) -> pd.DataFrame:
     """Returns the points of a study with the columns that name them, uniform plans first."""
     points = collect(study)
-    points["bits"] = [f"W{w}A{a}" for w, a in zip(points.layer_wbit, points.layer_abit)]
+    points["bits"] = [
+        wording.width(row) if row["layer_wbit"] == wording.PLAN else wording.asked(row)
+        for row in points.to_dict("records")
+    ]
     points["method"] = points.quant
     return points.sort_values("quant", key=lambda names: names.str.len(), kind="stable").reset_index(drop=True)
 

@@ -12,7 +12,9 @@ from qexp.report import wording
 from qexp.report.statistics import aggregate_seeds, ties, wilson
 
 WIDTH = 100
-VARIED = ("study", "schedule", "granularity", "rounding", "ends_bit", "bn", "add", "quantize_input", "n_calibrate")
+VARIED = (
+    *("study", "schedule", "plan", "granularity", "rounding", "ends_bit", "bn", "add", "quantize_input", "n_calibrate"),
+)
 WORDS = ("study", "schedule")  # their values say what they are
 
 
@@ -61,7 +63,8 @@ def _lines(group: pd.DataFrame, worst: Mapping[str, str], limit: int) -> list[li
     shown = cells.loc[cells["mean"].nlargest(limit).index] if len(cells) > limit else cells
     for cell in shown.to_dict("records"):
         points = group.loc[cell["rows"]]
-        words = [_text(cell[name]) if name in WORDS else f"{name}={_text(cell[name])}" for name in varied]
+        told = [name for name in varied if name != "plan" or _text(cell[name]) != "-"]  # uniform ones have none
+        words = [_text(cell[name]) if name in WORDS else f"{name}={_text(cell[name])}" for name in told]
         method = " ".join([_text(cell["quant"]), *words])
         spread = f" ± {cell['sd']:.2f}" if cell["n"] > 1 else ""
         drop = points["drop"].mean()

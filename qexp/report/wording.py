@@ -1,8 +1,10 @@
 """Numbers as people read them: bytes, counts, durations, bit widths."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
+PLAN = "plan"  # what `layer_wbit` and `layer_abit` say where a plan decided
 METRICS = {"top1": "top-1", "map_voc07": "mAP", "lfw_accuracy": "LFW"}
 
 
@@ -47,11 +49,20 @@ def bits(spec: Any, mean: Any) -> str:
     if is_number(spec):
         return number(spec)
     if is_number(mean):
-        return f"~{number(mean, 2)}"
+        return f"~{number(mean, 2 if float(mean) < 10 else 3)}"
     return "?" if spec is None or spec != spec else "mixed"
 
 
-def width(row: dict[str, Any]) -> str:
-    """Returns the widths of a point as in `W4A8`."""
+def width(row: Mapping[str, Any]) -> str:
+    """Returns the widths of a point as in `W4A8`; of a plan whose run did not come to its bits, which plan."""
+    if row.get("layer_wbit") == PLAN and not is_number(row.get("mean_wbit")):
+        return asked(row)
     w, a = bits(row.get("layer_wbit"), row.get("mean_wbit")), bits(row.get("layer_abit"), row.get("mean_abit"))
     return f"W{w}A{a}"
+
+
+def asked(row: Mapping[str, Any]) -> str:
+    """Returns the widths as they were asked for: `W4A8`, `W[8,4]A8`, `plan x.csv@3fa2b1`."""
+    if row.get("layer_wbit") == PLAN:
+        return f"plan {row.get('plan')}"
+    return f"W{row.get('layer_wbit')}A{row.get('layer_abit')}"

@@ -3,7 +3,7 @@
 import pandas as pd
 from omegaconf import OmegaConf
 
-from experiments.collect import methods, price, rows, table
+from experiments.collect import label, methods, price, rows, table
 
 
 def study(tmp_path, points):
@@ -60,3 +60,16 @@ def test_rows_are_named_by_passes_and_settings_only_where_there_are_several(tmp_
     assert "| mse + bias (mode=mean) | 90.50 ± 1.00 | 80.00 ± 1.00 |" in lines
     assert "| adaround | 91.00 ± 1.00 |  |" in lines
     assert "| adaround | 1.5 min, 1000 MiB |  |" in rows(frame, price)
+
+
+def test_runs_with_a_plan_stand_under_their_mean_bits(tmp_path):
+    frame = study(tmp_path, [("mse", "", 8, {}, 91.0), ("mse", "", 8, {}, 90.0), ("mse", "", 8, {}, 89.0)])
+    for i in (1, 2):
+        config = OmegaConf.load(tmp_path / str(i) / "config.yaml")
+        config.plan = f"plans/{i}.csv"
+        OmegaConf.save(config, tmp_path / str(i) / "config.yaml")
+    frame["layer_wbit"] = frame["layer_abit"] = pd.Series([8, "plan", "plan"], dtype=object)
+    frame["mean_wbit"] = [8, 4.25, 4.25]
+    frame["bits"] = [label(row) for row in frame.to_dict("records")]
+    assert frame.bits.tolist() == ["W8A8", "W~4.2A~8", "W~4.2A~8"]
+    assert methods(frame) == ["mse", "mse (plan=plans/1.csv)", "mse (plan=plans/2.csv)"]

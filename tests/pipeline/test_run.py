@@ -11,6 +11,7 @@ import torch
 from omegaconf import OmegaConf
 
 from qexp import pipeline
+from qexp.report import wording
 from qexp.report.results import COLUMNS, collect, write_results
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "columns.json").read_text())
@@ -163,6 +164,20 @@ def test_another_plan_under_the_same_name_is_another_point(run, tmp_path):
     second = run("study=s", f"plan={plan}")
     assert first["status"] == second["status"] == "ok" and first["point"] != second["point"]
     assert second["mean_wbit"] < first["mean_wbit"]
+    assert {first["layer_wbit"], first["layer_abit"], second["layer_wbit"]} == {"plan"}
+    assert first["plan"].startswith("plan.csv@") and first["plan"] != second["plan"]
+
+
+def test_a_plan_names_the_point_wherever_it_is_told(run, tmp_path, caplog):
+    (tmp_path / "x.csv").write_text("layer,site,bits\nconv2,weight,4\n")
+    with caplog.at_level("INFO"):
+        metrics = run("study=s", f"plan={tmp_path / 'x.csv'}")
+    assert f"plan {metrics['plan']}: top-1" in caplog.text and "W8A8" not in caplog.text
+    assert wording.width(metrics) == f"W~{metrics['mean_wbit']:.2g}A~8"
+    gone = run("study=s", "plan=nowhere/layers.csv")
+    assert gone["plan"] == "nowhere" and wording.width(gone) == "plan nowhere"
+    planned = run("study=s", f"plan={tmp_path / 'x.csv'}", "schedule=float")
+    assert planned["layer_wbit"] == 32 and "plan" not in planned
 
 
 def test_layers_csv_is_a_plan(run, tmp_path):

@@ -99,6 +99,12 @@ def test_different_widths_are_different_cells() -> None:
     assert list(aggregate_seeds(df)["n"]) == [1, 1]
 
 
+def test_different_plans_of_the_same_mean_bits_are_different_cells() -> None:
+    df = points([90.0, 80.0, 91.0], [0, 1, 1])
+    df["plan"] = ["x.csv@3fa2b1", "x.csv@77aa00", "x.csv@3fa2b1"]
+    assert list(aggregate_seeds(df)["n"]) == [2, 1]
+
+
 def test_ranks_leave_open_what_the_intervals_leave_open() -> None:
     value = [92.0, 91.8, 90.0, 50.0]
     low, high = [91.5, 91.3, 89.4, 49.0], [92.5, 92.3, 90.6, 51.0]

@@ -58,6 +58,16 @@ def test_what_differs_beside_the_method_is_shown(tmp_path: Path, write_point: Ca
     assert {line.split("  ")[0] for line in lines_of(tmp_path / "s")[4:]} == {"mse ends_bit=4", "mse ends_bit=8"}
 
 
+def test_plans_have_lines_of_their_own(tmp_path: Path, write_point: Callable[..., Path]) -> None:
+    write_point(tmp_path / "s", "mse", 8, 8, plain=True)
+    for name in ("x.csv@3fa2b1", "y.csv@77aa00"):
+        asked = {"layer_wbit": "plan", "layer_abit": "plan", "mean_wbit": 4.21, "plan": name, "point": name[:1]}
+        write_point(tmp_path / "s", "mse", 4, 8, plain=True, **asked)
+    text = [line.split()[:3] for line in lines_of(tmp_path / "s")[4:]]
+    assert text[0][:2] == ["mse", "W8A8"]
+    assert text[1:] == [["mse", "plan=x.csv@3fa2b1", "W~4.2A~8"], ["mse", "plan=y.csv@77aa00", "W~4.2A~8"]]
+
+
 def test_long_sweeps_show_the_best(study: Path) -> None:
     lines = closing_table(collect(study), limit=3).splitlines()
     assert "the 3 most accurate of 27; all are in results.csv" in lines
@@ -93,7 +103,14 @@ def test_durations(value: float, text: str) -> None:
 
 @pytest.mark.parametrize(
     ("spec", "mean", "text"),
-    [(4, 4.1, "4"), ("8", 8, "8"), ("[8, 4]", 5.27, "~5.3"), (None, None, "?"), ("[8]", None, "mixed")],
+    [
+        (4, 4.1, "4"),
+        ("8", 8, "8"),
+        ("[8, 4]", 5.27, "~5.3"),
+        ("plan", 30.46, "~30.5"),
+        (None, None, "?"),
+        ("[8]", None, "mixed"),
+    ],
 )
 def test_widths(spec: object, mean: float, text: str) -> None:
     assert bits(spec, mean) == text

@@ -31,7 +31,7 @@ const COLUMNS = [
 ];
 
 qexp.buildBoard = () => {
-  const varied = ["seed", "study", "model", "dataset", "ends_bit", "rounding", "granularity", "bn", "add", "quantize_input", "n_calibrate", "kernels", "device"];
+  const varied = ["seed", "study", "model", "dataset", "plan", "ends_bit", "rounding", "granularity", "bn", "add", "quantize_input", "n_calibrate", "kernels", "device"];
   qexp.boardColumns = [...COLUMNS, ...varied.filter((name) => qexp.distinct(name).length > 1).map(plainText)];
   qexp.sort = { key: "value", down: true };
 };
