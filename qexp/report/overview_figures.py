@@ -6,8 +6,15 @@ from bokeh.plotting import figure
 
 from qexp.report.style import FONT, HALO, RING, card_figure, empty, hover, tap
 
-TIPS = [("", "@title"), ("accuracy", "@accuracy"), ("below float", "@drop"), ("rank", "@rank"), ("also", "@extra")]
-DOTS = ("x", "y", "low", "high", "color", "marker", "row", "title", "accuracy", "drop", "rank", "extra")
+TIPS = [
+    ("", "@title"),
+    ("accuracy", "@accuracy"),
+    ("below float", "@drop"),
+    ("rank", "@rank"),
+    ("mean bits", "@bits"),
+    ("also", "@extra"),
+]
+DOTS = ("x", "y", "low", "high", "color", "marker", "row", "title", "accuracy", "drop", "rank", "bits", "extra")
 
 
 def overview_figures() -> list[figure]:

@@ -218,6 +218,23 @@ def test_hovering_names_the_point(study: Path, visit: Callable[..., dict[str, An
     assert "seed 0" in tip
 
 
+def test_dots_stand_at_their_bits(
+    study: Path, write_point: Callable[..., Path], visit: Callable[..., dict[str, Any]]
+) -> None:
+    write_point(study, "mse", 4, 4, point="alone", layer_wbit="[4,3]", mean_wbit=3.1228)
+    script = """
+    const { x, row } = qexp.model("bits-dots").data;
+    const at = row.indexOf(rowOf("alone"));
+    await linger("3.123", "bits", "bits-dots", at);
+    const pixel = (bits) => view("bits").frame.x_scale.compute(bits);
+    const off = row.map((i, k) => Math.abs(pixel(x[k]) - pixel(qexp.rows[i].mean_wbit)));
+    return { tip: tooltip(), alone: x[at], most: Math.max(...off), page: document.body.textContent };"""
+    report = visit(write_dashboard(study), script)
+    assert re.search(r"mean bits\W*weights 3.123, inputs 4", report["tip"]) and report["alone"] == 3.1228
+    assert 1 < report["most"] < 10, "pixels"
+    assert "dots at one width are drawn side by side" in report["page"]
+
+
 def test_the_pareto_front_keeps_what_nothing_beats(study: Path, visit: Callable[..., dict[str, Any]]) -> None:
     script = "return { front: qexp.front([[3, 90], [1, 50], [2, 80], [2, 85], [4, 90], [5, 91]].map(([x, y]) => ({ x, y }))) };"
     front = visit(write_dashboard(study), script)["front"]

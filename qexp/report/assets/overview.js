@@ -36,6 +36,7 @@ qexp.dot = (row) => {
     row: row.index, y: row.value - base, low: (row.ci_low ?? row.value) - base, high: (row.ci_high ?? row.value) - base,
     color: qexp.color(row), marker: qexp.marker(row), title: qexp.title(row), accuracy: `${qexp.percent(row.value)}${interval}`,
     drop: qexp.finite(row.drop) ? `${qexp.points(row.drop)} points` : "–", rank: `${qexp.rankText(row)}${qexp.nearBest(row) ? ", within noise of the best" : ""}`,
+    bits: [["weights", row.mean_wbit], ["inputs", row.mean_abit]].map(([name, x]) => `${name} ${qexp.number(x, 4)}`).join(", "),
     extra: [row.seed !== undefined ? `seed ${row.seed}` : "", row.extra].filter(Boolean).join(", ") || "–",
   };
 };
@@ -51,12 +52,13 @@ qexp.front = (dots) => {
 
 qexp.drawOverview = () => {
   const rows = qexp.visible().filter((row) => row.status === "ok" && qexp.finite(row.value) && (qexp.view.y === "value" || qexp.finite(row.value_float)));
-  const names = ["x", "y", "low", "high", "color", "marker", "row", "title", "accuracy", "drop", "rank", "extra"];
+  const names = ["x", "y", "low", "high", "color", "marker", "row", "title", "accuracy", "drop", "rank", "bits", "extra"];
+  setSlots(rows);
   const place = { bits: X[qexp.view.x], size: (row) => row[qexp.view.size], time: qexp.total };
   qexp.dots = {};
   for (const [name, x] of Object.entries(place)) {
     const kept = rows.filter((row) => qexp.finite(x(row)) && (name === "bits" || x(row) > 0));
-    qexp.dots[name] = kept.map((row) => ({ ...qexp.dot(row), x: x(row) + (name === "bits" ? dodge(row) : 0) }));
+    qexp.dots[name] = kept.map((row) => ({ ...qexp.dot(row), x: name === "bits" ? beside(row) : x(row) }));
     qexp.put(`${name}-dots`, qexp.columns(names, qexp.dots[name]));
   }
   drawLines(rows);
@@ -69,10 +71,24 @@ qexp.drawOverview = () => {
   qexp.drawRing();
 };
 
-// Methods at the same width stand side by side, so that their intervals can be told apart.
-const dodge = (row) => {
-  const n = qexp.series.length;
-  return n > 1 ? (qexp.series.indexOf(row.series) / (n - 1) - 0.5) * Math.min(0.36, 0.07 * n) : 0;
+// Methods at one width stand side by side, a few pixels apart, so that their intervals can be told apart; one alone stands where it is.
+let slots = new Map(), step = 0;
+const setSlots = (rows) => {
+  const known = rows.filter((row) => qexp.finite(X[qexp.view.x](row)));
+  slots = new Map();
+  for (const row of known) {
+    const x = X[qexp.view.x](row);
+    slots.set(x, (slots.get(x) || new Set()).add(row.series));
+  }
+  const at = [...slots.keys()];
+  const most = Math.max(2, ...[...slots.values()].map((names) => names.size));
+  const span = at.length > 1 ? Math.max(...at) - Math.min(...at) : 1;
+  step = span * Math.min(0.006, 0.03 / (most - 1));
+};
+const beside = (row) => {
+  const x = X[qexp.view.x](row);
+  const here = qexp.series.filter((name) => slots.get(x).has(name));
+  return x + (here.indexOf(row.series) - (here.length - 1) / 2) * step;
 };
 
 // A line a method where it has one configuration a width; a cloud of points stays a cloud.
@@ -82,16 +98,16 @@ const drawLines = (rows) => {
     const key = `${row.series}|${row.network}|${row.extra}`;
     const x = X[qexp.view.x](row);
     if (!qexp.finite(x)) continue;
-    if (!groups.has(key)) groups.set(key, { color: qexp.color(row), offset: dodge(row), at: new Map() });
+    if (!groups.has(key)) groups.set(key, { color: qexp.color(row), at: new Map() });
     const at = groups.get(key).at;
     at.set(x, [...(at.get(x) || []), row]);
   }
   const lines = [];
-  for (const { color, offset, at } of groups.values()) {
+  for (const { color, at } of groups.values()) {
     const steps = [...at.entries()].sort((a, b) => a[0] - b[0]);
     if (steps.length < 2 || steps.some(([, same]) => new Set(same.map((row) => row.width)).size > 1)) continue;
     const y = (same) => same.map((row) => qexp.dot(row).y).reduce((a, b) => a + b, 0) / same.length;
-    lines.push({ color, xs: steps.map(([x]) => x + offset), ys: steps.map(([, same]) => y(same)) });
+    lines.push({ color, xs: steps.map(([, same]) => beside(same[0])), ys: steps.map(([, same]) => y(same)) });
   }
   qexp.put("bits-lines", qexp.columns(["xs", "ys", "color"], lines));
 };
