@@ -62,8 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.serve:
             serve(args.studies, out, args.address, args.port)
             return 0
-        tables = [write_results(study) for study in args.studies]
-        page = write_page(args.studies, out)
+        page = write_page(args.studies, out)  # first: where there is no point it refuses, and nothing has been written
+        tables = [write_results(study) for study in args.studies if any(study.glob("*/metrics.json"))]
         if not args.quiet:
             frames = [collect(study) for study in args.studies]
             worst = {

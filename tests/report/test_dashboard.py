@@ -217,6 +217,13 @@ def test_mistakes_get_one_line(
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ")
     assert words in line
+    assert not any(tmp_path.iterdir()), "a refusal leaves nothing behind"
+
+
+def test_a_folder_without_points_among_others_stays_as_it_is(study: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    assert main([str(study), str(tmp_path / "empty"), "--out", str(tmp_path / "page.html"), "--quiet"]) == 0
+    assert not any((tmp_path / "empty").iterdir()) and (study / "results.csv").is_file()
 
 
 def test_no_study_is_an_error(tmp_path: Path) -> None:
