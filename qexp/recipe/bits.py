@@ -10,6 +10,7 @@ from qexp.errors import QexpError
 from qexp.recipe.patterns import match
 
 FLOAT = 32
+MOST = 16  # bits of a quantizer
 Group = str | Sequence[str]
 
 
@@ -46,11 +47,11 @@ def parse(
         named: dict[str, tuple[int, str]] = {}
         for pattern, bits in value.items():
             for layer in match(str(pattern), layers, key, places):
-                named[layer] = (_width(bits, f"{key}[{pattern}]"), f"{key}[{pattern}]")
+                named[layer] = (width(bits, f"{key}[{pattern}]"), f"{key}[{pattern}]")
         return Bits(None, named)
     if isinstance(value, Sequence) and not isinstance(value, str):
         return Bits(None, _from_list(list(value), key, groups, layers), by_group=True)
-    return Bits(_width(value, key))
+    return Bits(width(value, key))
 
 
 def _from_list(
@@ -78,7 +79,7 @@ def _from_list(
         if not hits:
             raise QexpError(f"model.groups[{i}] = {names[i]!r} holds no layer of the model")
         for layer in hits:
-            named[layer] = (_width(bits, f"{key}[{i}]"), f"{key}[{i}]")
+            named[layer] = (width(bits, f"{key}[{i}]"), f"{key}[{i}]")
     return named
 
 
@@ -86,9 +87,14 @@ def _prefixes(group: Group) -> list[str]:
     return [group] if isinstance(group, str) else list(group)
 
 
-def _width(bits: Any, where: str) -> int:
+def width(bits: Any, where: str) -> int:
+    """Returns a width somebody typed, float for None; the one place that says which there are. A method may allow fewer.
+
+    Raises:
+        QexpError: None of them.
+    """
     if bits is None:
         return FLOAT
-    if isinstance(bits, bool) or not isinstance(bits, int) or not 0 < bits <= FLOAT:
-        raise QexpError(f"{where}: got {bits!r}; allowed are whole numbers of bits 1..16, or {FLOAT} for float")
+    if isinstance(bits, bool) or not isinstance(bits, int) or not (1 <= bits <= MOST or bits == FLOAT):
+        raise QexpError(f"{where}: got {bits!r}; allowed are whole numbers of bits 1..{MOST}, or {FLOAT} for float")
     return bits

@@ -20,7 +20,7 @@ from qexp.layers.quantized import channel_axis
 from qexp.layers.swap import swap
 from qexp.numerics.granularity import granularity
 from qexp.quantizers.base import Quantizer
-from qexp.recipe.bits import FLOAT
+from qexp.recipe.bits import width
 
 
 @dataclass(frozen=True)
@@ -114,9 +114,7 @@ def read_bits(path: Path, layers: list[str]) -> dict[tuple[str, str], int]:
             raise QexpError(f"plan={path}: the model has no layer {row.layer!r}{near(row.layer, layers)}")
         text = str(row.bits).strip()
         whole = text.removesuffix(".0")
-        bits = int(whole) if whole.isdigit() else FLOAT if text in ("", "nan") else 0
-        if not 0 < bits <= FLOAT:
-            raise QexpError(f"plan={path}: {row.layer} ({row.site}): bits={text!r}; allowed are 1..16, or 32 for float")
+        bits = width(int(whole) if whole.isdecimal() else text, f"plan={path}: {row.layer} ({row.site}), bits")
         out[row.layer, row.site] = bits
     return out
 

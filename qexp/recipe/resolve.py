@@ -137,7 +137,7 @@ def _fresh(layer: str, site: str, spec: dict[str, Any] | None, wbits: Bits, abit
     if site == COMPUTE:
         return Entry(layer, site, spec, FLOAT, "quant")
     if width is None:
-        width, source = bit_widths._width(spec.get("bits", FLOAT), f"quant.{site}.bits"), "quant"
+        width, source = bit_widths.width(spec.get("bits", FLOAT), f"quant.{site}.bits"), "quant"
     return Entry(layer, site, spec, width, source)
 
 
@@ -215,7 +215,7 @@ def _edit(entry: Entry, edit: Any, where: str, recipe: Recipe, widths: tuple[Bit
     if width is None:
         width = entry.bits if entry.bits < FLOAT else (_scalar(entry.site, *widths)[0] or FLOAT)
     else:
-        width = bit_widths._width(width, f"{where}.{entry.site}.bits")
+        width = bit_widths.width(width, f"{where}.{entry.site}.bits")
     return Entry(entry.layer, entry.site, spec, width, where)
 
 

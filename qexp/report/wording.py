@@ -45,12 +45,15 @@ def seconds(value: float) -> str:
 
 
 def bits(spec: Any, mean: Any) -> str:
-    """Returns `4` for one width, `~4.3` (the mean over weights) for a width per group."""
+    """Returns `4` for one width, `~4.3` (the mean over weights) for a width per group, and what is no width as it was asked."""
     if is_number(spec):
         return number(spec)
     if is_number(mean):
         return f"~{number(mean, 2 if float(mean) < 10 else 3)}"
-    return "?" if spec is None or spec != spec else "mixed"
+    if spec is None or spec != spec:
+        return "?"
+    text = " ".join(str(spec).split())
+    return "mixed" if text.startswith(("[", "{")) else text if len(text) <= 20 else f"{text[:19]}…"
 
 
 def width(row: Mapping[str, Any]) -> str:

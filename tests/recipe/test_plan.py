@@ -51,9 +51,17 @@ def test_a_plan_names_widths_and_has_the_last_word(plan, file):
     ("lines", "message"),
     [
         (["cnov,weight,4"], r"the model has no layer 'cnov' \(did you mean 'conv'"),
-        (["conv,weight,0"], r"conv \(weight\): bits='0'; allowed are 1..16, or 32 for float"),
-        (["conv,weight,4.5"], r"conv \(weight\): bits='4.5'; allowed are"),
-        (["conv,weight,many"], r"conv \(weight\): bits='many'; allowed are"),
+        (
+            ["conv,weight,0"],
+            r"layers.csv: conv \(weight\), bits: got 0; allowed are whole numbers of bits 1..16, or 32 for float",
+        ),
+        (["conv,weight,4.5"], r"layers.csv: conv \(weight\), bits: got '4.5'; allowed are"),
+        (["conv,weight,many"], r"layers.csv: conv \(weight\), bits: got 'many'; allowed are"),
+        (
+            ["conv,weight,17"],
+            r"layers.csv: conv \(weight\), bits: got 17; allowed are whole numbers of bits 1..16, or 32",
+        ),
+        (["conv,weight,"], r"layers.csv: conv \(weight\), bits: got ''; allowed are"),
         (["conv,gradient,4"], "conv has no site 'gradient'"),
         (["add,output,4"], r"add \(output\) has 4 bits, but the recipe has no quantizer for it"),
     ],
@@ -120,7 +128,7 @@ def test_what_is_nested_in_a_specification_is_each_quantizers_own():
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ({"bits": 17}, r"conv \(weight\): .*bits=17.*allowed are 1..16"),
+        ({"bits": 9, "_target_": "qexp.quantizers.kmeans.KMeans"}, r"conv \(weight\): .*bits=9.*allowed are 1..8"),
         ({"granularity": "row"}, r"conv \(weight\): granularity: got 'row'; allowed are tensor, channel, group:N"),
         ({"granularity": "group:7"}, r"conv \(weight\): granularity=group:7 does not divide"),
         ({"signed": "maybe"}, r"conv \(weight\): .*signed='maybe'; allowed are true, false, auto"),

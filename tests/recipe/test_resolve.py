@@ -121,6 +121,7 @@ def test_dots_repeat_the_entry_before(plan):
         ("four", "layer_wbit: got 'four'; allowed are"),
         (True, "layer_wbit: got True"),
         (0, "layer_wbit: got 0"),
+        (17, "layer_wbit: got 17; allowed are whole numbers of bits 1..16, or 32 for float"),
         (33, "layer_wbit: got 33"),
         ({"conv": 0}, r"layer_wbit\[conv\]: got 0"),
         ({"cnov": 4}, r"layer_wbit: the pattern 'cnov' matches no layer \(did you mean 'conv'"),
