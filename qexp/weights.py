@@ -184,8 +184,9 @@ def _check(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
     ]
     if not (missing or unexpected or shapes):
         return
+    renamed = [] if 2 * len(missing) > len(own) else unexpected  # another network's names say nothing about this one's
     faults = [
-        f"{len(missing)} missing: {_list(k + near(k, unexpected, 1) for k in missing)}" if missing else "",
+        f"{len(missing)} missing: {_list(k + near(k, renamed, 1) for k in missing)}" if missing else "",
         f"{len(unexpected)} unexpected: {_list(unexpected)}" if unexpected else "",
         f"{len(shapes)} of another shape: {_list(shapes)}" if shapes else "",
     ]

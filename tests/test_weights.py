@@ -110,6 +110,14 @@ def test_misfit_lists_missing_unexpected_and_shapes_and_leaves_the_model_alone(t
     assert torch.equal(model.fc.weight, before)
 
 
+def test_another_networks_names_are_not_suggested(tmp_path, source_net):
+    other = {f"features.{key}": value for key, value in source_net.state_dict().items()}
+    torch.save(other | {"classifier.1.weight": torch.zeros(1)}, tmp_path / "w.pt")
+    with pytest.raises(QexpError, match=r"missing: conv.weight, .*unexpected: features.conv.weight") as caught:
+        load_weights(net(), tmp_path / "w.pt")
+    assert "did you mean" not in str(caught.value)
+
+
 def test_long_lists_of_keys_are_cut(tmp_path):
     torch.save({f"x{i}": torch.zeros(1) for i in range(20)}, tmp_path / "w.pt")
     with pytest.raises(QexpError, match=r"20 unexpected: x0, x1, x2, x3 and 16 more"):
