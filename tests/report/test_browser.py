@@ -104,7 +104,7 @@ def test_a_click_on_a_dot_shows_its_layers(study: Path, visit: Callable[..., dic
     await wait(300);
     const line = document.querySelector('#plan tr[aria-selected="true"]');
     return { ...clicked, row: rowOf("mse-w2a8-s0"), layer: line.dataset.layer, range: text("hint-histogram"),
-      bins: qexp.model("histogram-bins").data.top.length };"""
+      bins: qexp.model("histogram-bins").data.top.length, whole: (qexp.chooseLayer("conv1", "input"), text("hint-histogram")) };"""
     report = visit(write_dashboard(study), script)
     assert report["title"] == "mse · ptq W2A8"
     assert report["pill"].startswith("mse · ptq  W2A8")
@@ -114,6 +114,9 @@ def test_a_click_on_a_dot_shows_its_layers(study: Path, visit: Callable[..., dic
     assert report["curves"] is True
     assert report["layer"] == "layer1.0.conv2 weight"
     assert ", 4 levels (green)" in report["range"]
+    assert report["range"].startswith("Ranges of all channels within ")
+    assert "each channel has its own, and saturates outside that" in report["range"]
+    assert report["whole"].startswith("Range 0 to ") and "; what lies outside saturates." in report["whole"]
     assert report["bins"] > 20
 
 

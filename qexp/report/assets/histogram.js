@@ -45,6 +45,16 @@ const levelsOf = (levels) => {
   return Array.from({ length: n }, (_, i) => first + ((last - first) * i) / (n - 1));
 };
 
+// What has a scale of its own in a tensor with several: "channel", "group"; the edges drawn are then the outermost of theirs.
+const scaleOf = (layer, site) => {
+  const stored = qexp.data.points[qexp.selected].layers;
+  const column = (name) => (stored && stored[name] !== undefined ? qexp.data.pool[stored[name]] : []);
+  const [layers, sites] = [column("layer"), column("site")];
+  const i = layers.findIndex((name, k) => String(name) === layer && String(sites[k]) === site);
+  const shared = String(column("granularity")[i] ?? "").split(":")[0];
+  return ["channel", "group"].includes(shared) ? shared : null;
+};
+
 const drawHistogram = ([layer, site, at, low, high, stored]) => {
   const [edge, width, counts, zeros, count] = qexp.data.pool[at];
   const levels = levelsOf(stored);
@@ -65,6 +75,9 @@ const drawHistogram = ([layer, site, at, low, high, stored]) => {
   qexp.put("histogram-levels", { x: levels, alpha: levels.map(() => (levels.length > 40 ? 0.18 : 0.6)) });
   figure.below[0].axis_label = qexp.plain(`value of ${layer}, ${site}`);
   const zero = zeros > 0 && qexp.finite(count) && count > 0 ? ` ${qexp.percent((100 * zeros) / count)} are exact zeros, counted apart.` : "";
-  const range = edges.length === 2 ? `Range ${qexp.number(low)} to ${qexp.number(high)} (orange)` : "No range recorded";
-  qexp.fill("hint-histogram", `${range}${levels.length ? `, ${levels.length} levels (green)` : ""}; what lies outside saturates.${zero}`);
+  const owner = scaleOf(layer, site);
+  const word = owner ? `Ranges of all ${owner}s within` : "Range";
+  const range = edges.length === 2 ? `${word} ${qexp.number(low)} to ${qexp.number(high)} (orange)` : "No range recorded";
+  const outside = owner ? `each ${owner} has its own, and saturates outside that` : "what lies outside saturates";
+  qexp.fill("hint-histogram", `${range}${levels.length ? `, ${levels.length} levels (green)` : ""}; ${outside}.${zero}`);
 };
