@@ -161,7 +161,7 @@ def fit(
     folder: Path,
     part: Part | None = None,
 ) -> float:
-    """Trains, resuming from `checkpoints/last.ckpt` where an interrupted run left one; returns the seconds it took.
+    """Trains, resuming from `checkpoints/last.ckpt` where an interrupted run left one; returns the seconds all of it took.
 
     `checkpoints/last.ckpt` is written after every epoch, `best.ckpt` where the validation score rises. The network
     ends at its last state. With `trainer.devices` above 1 as many processes share each step's images.
@@ -194,19 +194,20 @@ def fit(
     if last.exists() and _is_whole(last):
         check_recipe(module, last)
         log.info("%s: resuming from %s", phase, last)
-    start = time.perf_counter()
+    module.began = time.perf_counter()
     images: dict[str, Any] = {"datamodule": data}
     if part.epochs_before:
         later = LaterEpochs(data.train_dataloader(), part.epochs_before)
         images = {"train_dataloaders": later, "val_dataloaders": data.val_dataloader()}
     with interruptible(trainer):
         trainer.fit(module, **images, ckpt_path=str(last) if last.exists() else None, weights_only=True)
-    # where an earlier process did the last epoch, its scores are those of the checkpoint
-    module.trained = {**module.trained, "steps": trainer.global_step, **module.logged()}
     for callback in trainer.callbacks:
         if isinstance(callback, AveragedWeights):
             callback.take(module)
-    return time.perf_counter() - start
+    seconds = module.seconds()
+    # where an earlier process did the last epoch, its scores are those of the checkpoint
+    module.trained = {**module.trained, "steps": trainer.global_step, **module.logged(), "seconds": seconds}
+    return seconds
 
 
 @contextmanager

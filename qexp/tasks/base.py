@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -95,7 +96,9 @@ class Task(LightningModule):
         self.model = model
         self.make_optimizer, self.make_scheduler, self.groups = optimizer, scheduler, groups
         self.freeze_bn = freeze_bn
-        self.trained: dict[str, Any] = {}  # `steps` and the last logged values of the training that has just ended
+        # `steps`, `seconds` and the last logged values of the training that has just ended, or of the part of it before a resume
+        self.trained: dict[str, Any] = {}
+        self.began = time.perf_counter()
 
     @property
     def monitor(self) -> str:
@@ -123,9 +126,13 @@ class Task(LightningModule):
         """The values logged last in the training at hand; none before its first epoch."""
         return {key: float(value) for key, value in self.trainer.callback_metrics.items()}
 
+    def seconds(self) -> float:
+        """The seconds since `began` was set, and those the training at hand had taken before it was resumed."""
+        return self.trained.get("seconds", 0.0) + time.perf_counter() - self.began
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds what was logged last: a run that goes on from its last epoch trains no more, and still says what its training came to."""
-        checkpoint["trained"] = {**self.trained, **self.logged()}
+        """Adds what was logged last and the time so far: one that goes on, even from its last epoch, says what all training came to."""
+        checkpoint["trained"] = {**self.trained, **self.logged(), "seconds": self.seconds()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.trained = dict(checkpoint.get("trained", {}))

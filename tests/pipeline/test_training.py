@@ -132,6 +132,39 @@ def test_a_run_killed_between_training_and_evaluation_says_what_its_training_cam
     assert lasting(resumed) == lasting(through) and resumed["train_value"] > 0
 
 
+class Clock(Callback):
+    """A clock that an epoch takes a minute of, and that nothing else moves."""
+
+    now = 0.0
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        self.now += 60
+
+
+@pytest.mark.parametrize("saved", [True, False], ids=["as saved", "of a checkpoint without the number"])
+def test_the_seconds_of_a_resumed_training_are_those_of_all_its_parts(run, tmp_path, monkeypatch, saved):
+    options, clock, make_trainer = (*QAT, "quant=lsq", "schedule.epochs=2"), Clock(), training.make_trainer
+
+    def with_clock(*others):
+        def made(cfg, phase, folder, callbacks=None, **rest):
+            return make_trainer(cfg, phase, folder, [*(callbacks or []), clock, *others], **rest)
+
+        monkeypatch.setattr(training, "make_trainer", made)
+
+    monkeypatch.setattr(training.time, "perf_counter", lambda: clock.now)
+    with_clock(Stop())
+    killed = run(*options)
+    assert killed["status"] == "failed" and "the machine went down" in killed["error"]
+    if not saved:
+        state = checkpoint(tmp_path, killed)
+        assert state["trained"].pop("seconds") == 60
+        torch.save(state, tmp_path / "runs" / "s" / killed["point"] / "checkpoints" / "last.ckpt")
+    with_clock()
+    resumed = run(*options)
+    assert resumed["status"] == "ok", resumed["error"]
+    assert resumed["seconds_train"] == (120 if saved else 60)
+
+
 def test_forcing_a_point_trains_anew(run):
     options = (*QAT, "quant=lsq", "schedule.epochs=1")
     first = run(*options)
