@@ -117,15 +117,23 @@ class Record:
         return metrics if isinstance(metrics, dict) and metrics.get("status") == "ok" else None
 
     def open(self, cfg: DictConfig) -> None:
-        """Makes the folder, writes the resolved configuration and the environment, and starts the log."""
+        """Makes the folder, writes the resolved configuration and the environment, and starts the log.
+
+        A point that is run again goes on in its log, after a line that says so; one that is forced begins anew.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         self.metrics_path.unlink(missing_ok=True)  # a run killed half-way must not look finished
         for part in self.folder.glob(".*.part"):  # what a killed run was writing
             part.unlink(missing_ok=True)
         self.write("config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
         self.write("environment.json", json.dumps(environment(), indent=1))
-        self._log = logging.FileHandler(self.folder / "log.txt", mode="w")
+        path = self.folder / "log.txt"
+        goes_on = path.exists() and not cfg.force
+        self._log = logging.FileHandler(path, mode="a" if goes_on else "w")
         self._log.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        if goes_on:  # for the reader of the file alone
+            words = "run again; what an earlier process said stands above"
+            self._log.emit(log.makeRecord(log.name, logging.INFO, __file__, 0, words, (), None))
         logging.getLogger().addHandler(self._log)
         if logging.getLogger("qexp").level == logging.NOTSET:  # in a notebook nobody has asked for more than warnings
             logging.getLogger("qexp").setLevel(logging.INFO)

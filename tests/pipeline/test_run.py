@@ -271,3 +271,23 @@ def test_the_float_network_is_trained_once_and_kept(run, tmp_path, monkeypatch):
     assert first["status"] == second["status"] == "ok", first["error"]
     assert len(fits) == 1 and first["value_float"] == second["value_float"]
     assert list((tmp_path / "runs" / ".cache" / "float").rglob("weights.safetensors"))
+
+
+def test_the_log_goes_on_where_a_point_is_run_again_and_begins_anew_where_it_is_forced(run, tmp_path, monkeypatch):
+    def dying(*args, **options):
+        raise RuntimeError("the machine went down")
+
+    def said(*options: str) -> str:
+        return (folder(tmp_path, run("study=s", *options)) / "log.txt").read_text()
+
+    with monkeypatch.context() as patched:
+        patched.setattr(pipeline.training, "evaluate", dying)
+        first = said()
+    second = said()
+    assert "the machine went down" in first and "run again" not in first
+    assert second.startswith(first) and second.removeprefix(first).splitlines()[0].endswith(
+        "run again; what an earlier process said stands above"
+    )
+    assert "top-1" in second.removeprefix(first)
+    forced = said("force=true")
+    assert "top-1" in forced and "run again" not in forced and "the machine went down" not in forced
