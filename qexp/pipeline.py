@@ -82,6 +82,7 @@ def failed(cfg: DictConfig, record: Record, error: Exception) -> dict[str, Any]:
 def experiment(cfg: DictConfig, data: LightningDataModule, record: Record) -> dict[str, Any]:
     """Returns the metrics of one point; its folder holds everything else."""
     seconds: dict[str, float] = {}
+    training.check_trainer(cfg)
     kernels = load_kernels(cfg.kernels)
     training.seed(cfg.seed)
     check_input(cfg, data.example())

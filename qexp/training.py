@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning import Callback, LightningDataModule, Trainer
@@ -124,16 +125,42 @@ def make_trainer(
         chosen = [c for c in chosen if not isinstance(c, Progress)]
     # one device a process; where several work together Lightning finds them as `spread` has started them
     several = {"strategy": cfg.trainer.get("strategy", "ddp"), "plugins": [LightningEnvironment()]}
-    return instantiate(
-        {**OmegaConf.to_container(cfg.trainer, resolve=True), "strategy": "auto", "devices": ranks.world()},
+    return _trainer(
+        OmegaConf.to_container(cfg.trainer, resolve=True),
         callbacks=chosen,
         **(several if ranks.world() > 1 else {}),
-        logger=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,
         default_root_dir=str(folder),
         **options,
     )
+
+
+def _trainer(asked: dict[str, Any], **options: Any) -> Trainer:
+    """Returns the Trainer of `cfg.trainer` and what a phase adds.
+
+    Raises:
+        QexpError: Lightning does not take an option, or this machine has no such accelerator.
+    """
+    try:
+        return instantiate({**asked, "strategy": "auto", "devices": ranks.world()}, logger=False, **options)
+    except InstantiationException as error:
+        accelerator = asked.get("accelerator")
+        no_gpu = accelerator in ("gpu", "cuda") and not torch.cuda.is_available()
+        advice = f"; torch finds no GPU here (trainer.accelerator={accelerator}): use trainer=cpu" if no_gpu else ""
+        raise QexpError(f"trainer: {error.__cause__ or error}{advice}") from None
+
+
+def check_trainer(cfg: DictConfig) -> None:
+    """Raises, before any work, if Lightning does not take the trainer's options or this machine does not have its devices."""
+    processes(cfg)
+    asked = OmegaConf.to_container(cfg.trainer, resolve=True)
+    if asked not in _tried:  # once a sweep: making one takes longer than a small evaluation
+        _trainer(asked, enable_checkpointing=False)
+        _tried.append(asked)
+
+
+_tried: list[dict[str, Any]] = []
 
 
 @dataclass(frozen=True)

@@ -68,18 +68,30 @@ MISTAKES = {
     ),
     "a missing plan": (["plan=nowhere/layers.csv"], ["plan=nowhere/layers.csv", "cannot be read"]),
     "kernels that are not there": (["kernels=fast"], ["kernels=fast"]),
+    "a GPU that is not there": (["trainer=gpu"], ["trainer: No supported gpu backend found!", "use trainer=cpu"]),
+    "a precision that is none": (["trainer.precision=banana"], ["trainer: Precision 'banana' is invalid"]),
+    "a trainer's option that is none": (["+trainer.precison=16"], ["trainer: ", "unexpected", "'precison'"]),
     "no calibration images": (["n_calibrate=0"], ["0 calibration images asked for", "at least 1"]),
 }
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_the_message_says_all_of_it(run, mistake):
+def test_the_message_says_all_of_it(run, monkeypatch, mistake):
     overrides, parts = MISTAKES[mistake]
+    if mistake == "a GPU that is not there":
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     metrics = run("study=s", *overrides)
     assert metrics["status"] == "failed"
     assert metrics["error"].startswith("QexpError: "), metrics["error"]
     for part in parts:
         assert part in metrics["error"], metrics["error"]
+
+
+@pytest.mark.parametrize("asked", ["trainer.precision=banana", "trainer.devices=none"])
+def test_a_trainer_that_cannot_be_is_said_before_any_work(run, monkeypatch, asked):
+    """Where float scores are kept, the first Trainer is made after calibration; from random weights, after the data and the network."""
+    monkeypatch.setattr(pipeline.floats, "float_model", lambda *_: pytest.fail("the network is at work"))
+    assert run("study=s", asked)["error"].startswith("QexpError: trainer")
 
 
 def test_a_checkpoint_that_does_not_fit(run, tmp_path):
