@@ -15,6 +15,7 @@ from hydra.errors import HydraException
 
 from qexp.config import Root
 from qexp.errors import QexpError, near
+from qexp.keys import check_key
 
 
 def check_choices(arguments: Sequence[str], conf: Path) -> None:
@@ -25,7 +26,7 @@ def check_choices(arguments: Sequence[str], conf: Path) -> None:
         conf: The folder of configuration files; a folder in it is a group.
 
     Raises:
-        QexpError: A choice that no file has, a key that the root does not have, or a mapping of widths with quoted patterns.
+        QexpError: A choice that no file has, a key that the root or no file has, or a mapping of widths with quoted patterns.
     """
     folders = [folder for folder in (conf, *map(Path, _config_dirs(arguments))) if folder.is_dir()]
     own_root = any(word.startswith(("--config-name", "-cn")) for word in arguments)
@@ -34,9 +35,12 @@ def check_choices(arguments: Sequence[str], conf: Path) -> None:
             raise QexpError(
                 f"{word}: patterns of a mapping stand without quotes: 'layer_wbit={{layer1.*: 4, linear: 8}}'"
             )
+    own_keys = own_root or any(word.lstrip("+").startswith("hydra.searchpath=") for word in arguments)
+    given = [o for o in _overrides(arguments) if _adds(o) or o.package or isinstance(o.value(), dict)]
+    brought = [o.package or o.key_or_group for o in given]  # what lies there, or below, needs no file
     for override in _overrides(arguments):
         group = override.key_or_group
-        if group.split("/")[0] == "hydra" or override.is_delete():
+        if re.split("[/.]", group)[0] == "hydra" or override.is_delete():
             continue
         choices = sorted({file.stem for folder in folders for file in (folder / group).glob("*.yaml")})
         if choices:
@@ -47,7 +51,7 @@ def check_choices(arguments: Sequence[str], conf: Path) -> None:
                         f"{override.input_line}: {group} has no choice {choice!r}{near(choice, open_ones)}; "
                         f"allowed are {', '.join(open_ones)}"
                     )
-        elif not {".", "/"} & set(group) and not override.is_add() and not own_root:
+        elif not {".", "/"} & set(group) and not _adds(override) and not own_root:
             known = sorted(
                 {f.name for f in fields(Root)} | {g.name for f in folders for g in f.iterdir() if g.is_dir()}
             )
@@ -55,6 +59,11 @@ def check_choices(arguments: Sequence[str], conf: Path) -> None:
                 raise QexpError(
                     f"{override.input_line}: there is no key {group!r}{near(group, known)}; see run.py --cfg job"
                 )
+        elif "." in group and not own_keys and not any(f"{group}.".startswith(f"{place}.") for place in brought):
+            try:
+                check_key(group, folders)
+            except QexpError as error:
+                raise QexpError(f"{override.input_line}: {error}") from None
 
 
 def rules_added(arguments: Sequence[str]) -> list[str]:
@@ -99,6 +108,11 @@ def _overrides(arguments: Sequence[str]) -> Iterator[Override]:
                 yield parser.parse_override(word)
             except HydraException:  # Hydra says what is wrong with it
                 continue
+
+
+def _adds(override: Override) -> bool:
+    """Whether it is `+KEY=` or `++KEY=`, which may be new."""
+    return override.is_add() or override.is_force_add()
 
 
 def _chosen(value: Any) -> Iterator[str]:

@@ -7,7 +7,7 @@ class QexpError(Exception):
     """A mistake in what was asked for (not a bug): shown without a traceback on the command line."""
 
 
-def near(name: str, known: list[str], n: int = 3) -> str:
-    """Returns `" (did you mean 'a', 'b'?)"` for the known names closest to `name`, or an empty string."""
+def near(name: str, known: list[str], n: int = 3, prefix: str = "") -> str:
+    """Returns `" (did you mean 'a', 'b'?)"` for the known names closest to `name`, each after the prefix, or an empty string."""
     close = get_close_matches(name.strip("*"), known, n=n, cutoff=0.4)
-    return f" (did you mean {', '.join(repr(c) for c in close)}?)" if close else ""
+    return f" (did you mean {', '.join(repr(prefix + c) for c in close)}?)" if close else ""

@@ -24,6 +24,15 @@ CONF = ROOT / "conf"
         ("model@schedule.distill.teacher=resnet57", "did you mean 'resnet56'"),
         ("layer_wbt=3", "there is no key 'layer_wbt' (did you mean 'layer_wbit'"),
         ("schedul=qat", "there is no key 'schedul' (did you mean 'schedule'"),
+        ("schedul.epochs=3", "there is no key 'schedul' (did you mean 'schedule'"),
+        ("trainer.precison=16", "there is no key 'trainer.precison' (did you mean 'trainer.precision'"),
+        ("schedule.optimiser.lr=1", "there is no key 'schedule.optimiser' (did you mean 'schedule.optimizer'"),
+        (
+            "schedule.optimizer.lrr=1,2",
+            "there is no key 'schedule.optimizer.lrr' (did you mean 'schedule.optimizer.lr'",
+        ),
+        ("dataset.data.calibration=4", "did you mean 'dataset.data.calibration_size'"),
+        ("quant.weight.roundign=floor", "is added with a plus, +quant.weight.roundign="),
     ],
 )
 def test_the_message_names_the_nearest(asked, said):
@@ -44,6 +53,17 @@ def test_the_message_names_the_nearest(asked, said):
         "experiment=null",
         "~search",
         "+anything=1",
+        "++anything=1",
+        "+trainer.max_epochs=3",
+        "++trainer.max_epochs=3",
+        "~trainer.precision",
+        "trainer.precision=16,32",
+        "quant.input.range=null",
+        "schedule.epochs=3",
+        "schedule.pretrain.epochs=3",
+        "schedule.distill.teacher.weights=FILE",
+        "passes.equalize.relu6=clip",
+        "hydra.verbose=true",
         "quant.rules.x={layers: conv1}",
         "hydra/launcher=joblib",
         "--cfg=job",
@@ -52,6 +72,25 @@ def test_the_message_names_the_nearest(asked, said):
 )
 def test_what_is_right_or_not_ours_to_judge_passes(fine):
     check_choices([fine], CONF)
+
+
+@pytest.mark.parametrize(
+    ("asked", "instead"),
+    [("trainer.max_epochs=3", "schedule.epochs"), ("trainer.max_steps=9", "schedule.max_steps")],
+)
+def test_how_long_a_training_is_the_schedule_says(asked, instead):
+    with pytest.raises(QexpError, match=f"there is no key 'trainer.max_.*{instead} says"):
+        check_choices([asked], CONF)
+
+
+def test_keys_that_the_command_line_brings_itself_may_be_set():
+    check_choices(["+trainer.mine={a: 1}", "trainer.mine.a=2"], CONF)
+    check_choices(
+        ["schedule.optimizer={_target_: torch.optim.Adam, betas: [0, 1]}", "schedule.optimizer.betas=[1,2]"], CONF
+    )
+    check_choices(["+quant@trainer.mine=mse", "trainer.mine.name=other"], CONF)
+    with pytest.raises(QexpError, match=r"no key 'trainer\.mine'"):
+        check_choices(["+trainer.mine2=1", "trainer.mine=2"], CONF)
 
 
 def test_a_new_rule_needs_no_plus(compose):
@@ -84,6 +123,9 @@ def test_choices_of_another_folder_count(tmp_path):
         check_choices([*given, "quant=mine"], CONF)
     with pytest.raises(QexpError, match="did you mean 'mine'"):
         check_choices(["--config-dir", str(tmp_path), "quant=mein"], CONF)
+    (tmp_path / "trainer").mkdir()
+    (tmp_path / "trainer" / "mine.yaml").write_text("defaults: [default]\nmax_epochs: 3\n")
+    check_choices(["--config-dir", str(tmp_path), "trainer=mine", "trainer.max_epochs=4"], CONF)
 
 
 def test_the_command_line_ends_with_it_and_without_a_traceback():

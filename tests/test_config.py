@@ -14,6 +14,7 @@ from hydra.errors import ConfigCompositionException
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf, ValidationError
 
+from qexp.keys import check_key
 from qexp.quantizers.base import Quantizer
 from qexp.record import passes_of
 
@@ -54,14 +55,26 @@ def targets(node: Any, path: str = "") -> list[tuple[str, dict]]:
     return found
 
 
+def keys(node: dict, above: str = "") -> list[str]:
+    """Returns every key of a configuration, with those above it."""
+    found = []
+    for key, value in node.items():
+        found.append(f"{above}{key}")
+        if isinstance(value, dict):
+            found += keys(value, f"{above}{key}.")
+    return found
+
+
 def plain(cfg: DictConfig) -> dict:
     return OmegaConf.to_container(cfg, resolve=True)
 
 
 @pytest.mark.parametrize("choice", CHOICES)
-def test_every_choice_composes_and_its_targets_bind(compose, choice):
+def test_every_choice_composes_its_keys_are_known_and_its_targets_bind(compose, choice):
     config = plain(compose(choice))
     OmegaConf.create(config)
+    for key in keys(config):
+        check_key(key, [CONF])
     for where, node in targets(config):
         # a recipe's quantizers get bits, shape and granularity from the plan
         given = {

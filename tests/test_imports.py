@@ -42,6 +42,7 @@ LEVELS = (  # from the bottom; a part imports only from parts on lower levels
         "diagnosis",
         "config",
         "choices",
+        "keys",
         "devices",
         "record",
         "datasets",
