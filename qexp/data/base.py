@@ -121,8 +121,9 @@ class ImageData(LightningDataModule):
         n = len(self.arrays.train_labels)
         if not 0 < self.calibration_size < n:
             raise QexpError(
-                f"{type(self).__name__}: calibration_size={self.calibration_size}; the training split has {n} images, "
-                f"of which at least 1 must be held out and 1 left to train on"
+                f"{type(self).__name__}: dataset.data.calibration_size={self.calibration_size}; the training split has {n} images, "
+                f"of which at least 1 must be held out and 1 left to train on; name another number, "
+                f"dataset.data.calibration_size={(n + 1) // 2}"
             )
         return balanced(self.arrays.train_labels, self.calibration_size, self.seed)
 
@@ -184,12 +185,12 @@ class ImageData(LightningDataModule):
         part = self.calibration_part
         if not len(part):
             raise QexpError(
-                f"{type(self).__name__}: calibration_size={self.calibration_size} leaves no calibration images; only "
+                f"{type(self).__name__}: dataset.data.calibration_size={self.calibration_size} leaves no calibration images; only "
                 "schedule=float does without"
             )
         if n > len(part):
             log.warning(
-                "%s: %d calibration images asked for, %d are held out; using those (raise calibration_size for more)",
+                "%s: %d calibration images asked for, %d are held out; using those (raise dataset.data.calibration_size for more)",
                 type(self).__name__,
                 n,
                 len(part),

@@ -143,7 +143,8 @@ class DetectionData(LightningDataModule):
         pictures = self.splits["train"]
         if not 0 < self.calibration_size <= len(pictures):
             raise QexpError(
-                f"{type(self).__name__}: calibration_size={self.calibration_size}; the training split has {len(pictures)} images"
+                f"{type(self).__name__}: dataset.data.calibration_size={self.calibration_size}; the training split has "
+                f"{len(pictures)} images, of which at least 1 must be held out"
             )
         return balanced(torch.tensor([_largest(p.objects) for p in pictures]), self.calibration_size, self.seed)
 
@@ -156,7 +157,9 @@ class DetectionData(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         if not len(self.train_part):
-            raise QexpError(f"{type(self).__name__}: all training images are held out; lower calibration_size to train")
+            raise QexpError(
+                f"{type(self).__name__}: all training images are held out; lower dataset.data.calibration_size to train"
+            )
         pictures = Pictures(self, "train", augment=self.augment)
         draws = Draws(self.train_part, self.seed)
         return DataLoader(

@@ -115,8 +115,9 @@ class ImageFolder(ImageData):
             return Arrays(test, test.labels, test, test.labels)
         if not 0 < self.calibration_size < len(training):
             raise QexpError(
-                f"{self.name}: calibration_size={self.calibration_size}; there are {len(training)} training images, of which "
-                "at least 1 must be held out and 1 left to train on"
+                f"{self.name}: dataset.data.calibration_size={self.calibration_size}; there are {len(training)} training images, of "
+                "which at least 1 must be held out and 1 left to train on; name another number, "
+                f"dataset.data.calibration_size={(len(training) + 1) // 2}"
             )
         chosen = self._packed(training.take(self._drawn), "calibration")
         return Arrays(chosen, chosen.labels, test, test.labels)
@@ -176,8 +177,9 @@ class ImageFolder(ImageData):
             return torch.arange(len(labels))
         if not 0 <= self.calibration_size < len(labels):
             raise QexpError(
-                f"{self.name}: calibration_size={self.calibration_size}; without training images they are set aside from the "
-                f"{len(labels)} evaluation images, of which at least 1 must be left"
+                f"{self.name}: dataset.data.calibration_size={self.calibration_size}; without training images they are set aside "
+                f"from the {len(labels)} evaluation images, of which at least 1 must be left; name another number, "
+                f"dataset.data.calibration_size={len(labels) // 2}"
             )
         return balanced(labels, self.calibration_size, self.seed)
 

@@ -69,7 +69,7 @@ def test_images_of_any_mode_become_rgb_batches_with_targets(devkit):
     images, targets = next(iter(data.val_dataloader()))
     assert images.shape == (2, 3, 16, 8) and 0 <= float(images.min()) <= float(images.max()) <= 1
     assert all(t["boxes"].shape == (len(t["labels"]), 4) and t["difficult"].dtype == torch.bool for t in targets)
-    with pytest.raises(QexpError, match="lower calibration_size"):
+    with pytest.raises(QexpError, match=r"lower dataset\.data\.calibration_size"):
         data.train_dataloader()
     assert [b.shape for b in data.calibration_batches(3, 2, 0)] == [(2, 3, 16, 8), (1, 3, 16, 8)]
 
