@@ -66,6 +66,8 @@ def _finished(cfg: DictConfig) -> tuple[Record, DictConfig]:
         raise QexpError(
             f"{folder}: this run is not finished (its metrics.json does not say ok); run it to its end first"
         )
+    if cfg.export in takeaway.NEEDS:  # said before the run is evaluated again
+        takeaway.NEEDS[cfg.export]()
     own = OmegaConf.load(folder / "config.yaml")
     record.request = finished.get("request", "")
     with open_dict(own):

@@ -175,4 +175,7 @@ FORMS: dict[str, Callable[[Taken], dict[str, Any]]] = {
     "torch": _torch,
     "fpga": _fpga,
 }
+NEEDS: dict[str, Callable[[], None]] = {
+    "onnx": onnx_file.check_installed
+}  # raise where a form's packages are not installed
 OF_NETWORK = ("torch", "fpga")  # made of the simulated network, whether or not it can be lowered

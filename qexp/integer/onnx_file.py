@@ -22,7 +22,19 @@ from qexp.integer.fast import Fast
 from qexp.integer.onnx_graph import Graph
 from qexp.integer.program import IntegerProgram
 
-INSTALL = "export=onnx needs onnx and onnxruntime, which are not installed: pip install 'qexp[export]'"
+INSTALL = (
+    "export=onnx needs onnx and onnxruntime, which are not installed: pip install 'qexp[export]' (in a clone: "
+    "pip install -e '.[export]')"
+)
+
+
+def check_installed() -> None:
+    """Raises where a file could not be written or run."""
+    try:
+        import onnx  # noqa: F401 - whether they are there
+        import onnxruntime  # noqa: F401
+    except ImportError:
+        raise QexpError(INSTALL) from None
 
 
 def write(program: IntegerProgram, path: Path) -> dict[str, Any]:
@@ -31,10 +43,9 @@ def write(program: IntegerProgram, path: Path) -> dict[str, Any]:
     Raises:
         QexpError: onnx is not installed, or an operation has no QDQ form; layer and reason are named.
     """
-    try:
-        import onnx
-    except ImportError:
-        raise QexpError(INSTALL) from None
+    check_installed()
+    import onnx
+
     graph = Graph(program)
     model = graph.model()
     onnx.checker.check_model(model)
@@ -45,10 +56,9 @@ def write(program: IntegerProgram, path: Path) -> dict[str, Any]:
 
 def session(model: Path | bytes, threads: int = 0) -> Any:
     """Returns an onnxruntime session on the CPU, of a file or a serialized model; 0 threads leave the choice to it."""
-    try:
-        import onnxruntime
-    except ImportError:
-        raise QexpError(INSTALL) from None
+    check_installed()
+    import onnxruntime
+
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = threads, 3
     given = model if isinstance(model, bytes) else str(model)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from qexp import proof
+from qexp import export, proof
 from qexp.integer import caq_files, torch_file
 from qexp.integer.verify import Compared, Verdict
 
@@ -38,6 +39,15 @@ def test_a_smaller_proof_leaves_the_larger_one_in_the_record(run, proven):
     assert larger["verify_images"] == 64 and larger["torch_bytes"] == torch_["torch_bytes"]
     assert pd.read_csv(folder / "integer.csv").codes.sum() > pd.read_csv(folder / "integer.csv").differ.sum() == 0
     assert json.loads((folder / "metrics.json").read_text())["verify_images"] == 64
+
+
+@pytest.mark.parametrize("missing", ["onnx", "onnxruntime"])
+def test_what_an_export_needs_is_said_before_any_work(run, tmp_path, monkeypatch, missing):
+    metrics = run("quant=mse", "study=s")
+    monkeypatch.setitem(sys.modules, missing, None)
+    monkeypatch.setattr(export, "load_data", lambda *_: pytest.fail("the run is evaluated again"))
+    again = run("export=onnx", f"weights={tmp_path / 'runs' / 's' / metrics['point']}")
+    assert again["status"] == "failed" and "pip install 'qexp[export]'" in again["error"]
 
 
 @pytest.mark.parametrize(
