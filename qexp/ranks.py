@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import timedelta
@@ -23,6 +24,7 @@ from typing import Any
 import cloudpickle  # hooks and closures travel too
 import torch
 from torch import distributed
+from tqdm import tqdm
 
 _PATIENCE = timedelta(hours=24)  # rank 0 may validate, write or wait for a lock while the others are done
 
@@ -148,6 +150,7 @@ atexit.register(dismiss)
 
 def _work(number: int, processes: int, folder: str, gpu: bool, path: list[str], pipe: Connection) -> None:
     sys.path[:] = path
+    tqdm.set_lock(threading.RLock())  # its own is a semaphore among processes, which one that is killed leaves behind
     logging.basicConfig(level=logging.INFO if number == 0 else logging.ERROR, format="%(message)s", stream=sys.stdout)
     with suppress(OSError, AttributeError):  # Linux: a process whose starter was killed would go on alone
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)

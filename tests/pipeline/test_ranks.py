@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +22,7 @@ from qexp.layers import swap
 from qexp.quantizers.uniform import Uniform
 from tests.networks import Residual
 
+ROOT = Path(__file__).parents[2]
 TWO = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.enable_progress_bar=false")
 
 
@@ -39,6 +43,25 @@ def fails_on_one(_: int) -> None:
     if ranks.rank() == 1:
         raise QexpError("rank 1 has had enough")
     ranks.gathered(0)
+
+
+BARS = """
+from qexp import ranks
+
+def bar(n):
+    from tqdm import tqdm
+    return sum(tqdm(range(n)))
+
+if __name__ == "__main__":
+    print("sum", ranks.spread(bar, 2, 4))
+"""
+
+
+def test_processes_with_progress_bars_leave_nothing_behind(tmp_path):
+    (tmp_path / "bars.py").write_text(BARS)
+    words, paths = [sys.executable, "bars.py"], {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(words, cwd=tmp_path, env=os.environ | paths, capture_output=True, text=True, timeout=300)
+    assert "sum 6" in done.stdout and "leaked" not in done.stderr, done.stderr
 
 
 def test_alone_there_is_one_rank():
