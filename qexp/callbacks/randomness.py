@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer, seed_everything
 
@@ -10,7 +11,7 @@ from qexp import ranks
 
 
 class EpochSeed(Callback):
-    """Seeds Python, NumPy and torch at the start of every epoch, from the run's seed, the epoch and the rank.
+    """Seeds Python, NumPy and torch before the first batch of every epoch, from the run's seed, the epoch and the rank.
 
     What draws from the global generators (dropout, stochastic rounding, noise) so draws the same after an interruption as without
     one, and each rank draws its own.
@@ -23,6 +24,9 @@ class EpochSeed(Callback):
     def __init__(self, seed: int, epochs_before: int = 0) -> None:
         self.seed, self.epochs_before = seed, epochs_before
 
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if batch_idx:
+            return
+        # not at the epoch's start: a DataLoader's iterator draws a number too, after that start, or before it where training resumes
         text = f"{self.seed} {self.epochs_before + trainer.current_epoch} {ranks.rank()}"
         seed_everything(int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big"), verbose=False)
