@@ -8,10 +8,13 @@ import logging
 import os
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import is_dataclass
+from dataclasses import fields, is_dataclass
+from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -26,6 +29,20 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 _VERSION = "3"  # of the file's meaning: a change of what is collected changes every hash
+_PLAIN = (
+    bool,
+    int,
+    float,
+    complex,
+    str,
+    bytes,
+    range,
+    type(None),
+    Enum,
+    torch.dtype,
+    torch.device,
+    torch.memory_format,
+)
 _PASSING = {"training", "enabled", "baked_weight"}  # attributes of a module that leave what it computes in calibration
 
 
@@ -59,22 +76,37 @@ def behaviour(module: nn.Module) -> tuple[str, dict[str, str]]:
     return f"{kind.__module__}.{kind.__qualname__}", settings
 
 
-def _spelled(value: object) -> str:
+def _spelled(value: object, inside: frozenset[int] = frozenset()) -> str:
     """Returns a setting as text that is the same in every process: containers by their contents, functions by name and code."""
-    if isinstance(value, bool | int | float | str | torch.dtype | torch.device | None):
+    if isinstance(value, _PLAIN):
         return repr(value)
+    if isinstance(value, Tensor):
+        return tensor_hash([value])
+    if isinstance(value, np.ndarray):
+        return f"{value.dtype}{value.shape}{hashlib.sha256(value.tobytes()).hexdigest()}"
+    if id(value) in inside:  # it holds itself
+        return "..."
+    inside |= {id(value)}
+    if isinstance(value, partial):
+        value = [value.func, value.args, value.keywords]
+    elif is_dataclass(value) and not isinstance(value, type):
+        value = [type(value), {f.name: getattr(value, f.name, None) for f in fields(value)}]
     if isinstance(value, dict):
-        return f"{{{', '.join(sorted(f'{_spelled(k)}: {_spelled(v)}' for k, v in value.items()))}}}"
+        return f"{{{', '.join(sorted(f'{_spelled(k, inside)}: {_spelled(v, inside)}' for k, v in value.items()))}}}"
     if isinstance(value, set | frozenset):
-        return f"{{{', '.join(sorted(map(_spelled, value)))}}}"
-    if is_dataclass(value) and not isinstance(value, type):
-        value = [type(value), vars(value)]
+        return f"{{{', '.join(sorted(_spelled(v, inside) for v in value))}}}"
     if isinstance(value, list | tuple):
-        return f"({', '.join(map(_spelled, value))})"
-    code = getattr(value, "__code__", None)
+        return f"({', '.join(_spelled(v, inside) for v in value)})"
     own = value if hasattr(value, "__qualname__") else type(value)
-    body = f" {code.co_code.hex()} {[c for c in code.co_consts if not hasattr(c, 'co_code')]}" if code else ""
-    return f"{own.__module__}.{own.__qualname__}{body}"
+    name = f"{getattr(own, '__module__', None)}.{own.__qualname__}"
+    code = getattr(value, "__code__", None)
+    if code is None:
+        return name
+    held = [c for c in code.co_consts if not hasattr(c, "co_code")]
+    for cell in getattr(value, "__closure__", None) or ():
+        with suppress(ValueError):  # not filled yet
+            held.append(cell.cell_contents)
+    return f"{name} {code.co_code.hex()} {code.co_names} {_spelled(held, inside)}"
 
 
 def save_stats(calibration: Calibration, path: Path) -> None:

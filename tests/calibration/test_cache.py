@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import functools
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -141,6 +143,26 @@ def changed_body(m: Residual):
     m.gain = lambda x: x * 3
 
 
+def changed_call(m: Residual):
+    m.scaled = lambda x: torch.tanh(x)
+
+
+def changed_closure(m: Residual):
+    m.clipped = clip(2)
+
+
+def changed_argument(m: Residual):
+    m.squash = functools.partial(torch.clamp, max=2)
+
+
+def changed_tensor(m: Residual):
+    m.priors = m.priors + 1
+
+
+def clip(limit: int):
+    return lambda x: x.clamp_max(limit)
+
+
 def changed_anchors(m: Residual):
     m.anchors += 1
 
@@ -150,15 +172,29 @@ def changed_anchors(m: Residual):
     [
         *(changed_weight, changed_statistics, changed_stride, changed_activation, changed_behaviour),
         *(changed_list, changed_function, changed_body, changed_anchors),
+        *(changed_call, changed_closure, changed_argument, changed_tensor),
     ],
 )
 def test_another_network_has_another_hash(model, change):
     model.routes, model.activation, model.gain = [-1, {"from": -3}], torch.relu, lambda x: x * 2
+    model.scaled, model.clipped, model.squash = lambda x: torch.relu(x), clip(1), functools.partial(torch.clamp, max=1)
+    object.__setattr__(model, "priors", torch.zeros(3))
     model.register_buffer("anchors", torch.zeros(2), persistent=False)
     other = copy.deepcopy(model)
     assert content_hash(other, BATCHES, False) == content_hash(model, BATCHES, False)
     change(other)
     assert content_hash(other, BATCHES, False) != content_hash(model, BATCHES, False)
+
+
+def test_settings_of_any_kind_have_a_hash(model):
+    @dataclass(slots=True)
+    class Slots:
+        a: int = 1
+
+    cyclic: list = [1]
+    cyclic.append(cyclic)
+    model.slots, model.method, model.upper, model.cyclic = Slots(), torch.Tensor.relu, str.upper, cyclic
+    assert content_hash(model, BATCHES, False) == content_hash(copy.deepcopy(model), BATCHES, False)
 
 
 def test_other_images_have_another_hash(model):
