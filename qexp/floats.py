@@ -60,7 +60,14 @@ def _files(key: str, net: DictConfig, besides: str | None = None) -> dict[str, s
     """Returns the hash of each file at hand that an argument of a network names (`backbone`), by the argument's key."""
     arguments = OmegaConf.to_container(net, resolve=True).items()
     named = {name: value for name, value in arguments if isinstance(value, str) and value != besides}
-    return {f"{key}.{name}": _content(value) for name, value in named.items() if Path(value).is_file()}
+    return {f"{key}.{name}": _content(value) for name, value in named.items() if _at_hand(value)}
+
+
+def _at_hand(name: str) -> bool:
+    try:
+        return Path(name).is_file()
+    except OSError:  # a text too long for a name
+        return False
 
 
 def _content(source: str | None) -> str:

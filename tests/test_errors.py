@@ -26,6 +26,7 @@ MISTAKES = {
         ["+quant.rules.stem={layers: stem, weight: {bits: 4}}"],
         ["quant.rules.stem", "'stem'", "matches no layer", "such as conv1"],
     ),
+    "a rule that is none": (["+quant.rules.wide=3"], ["quant.rules.wide=3: a rule is a mapping"]),
     "bits outside the method's range": (
         ["quant=kmeans", "layer_wbit=9"],
         ["conv2 (weight)", "bits=9", "allowed are 1..8", "32 leaves the tensor in float"],
@@ -80,6 +81,7 @@ def test_the_message_says_all_of_it(run, monkeypatch, mistake):
     overrides, parts = MISTAKES[mistake]
     if mistake == "a GPU that is not there":
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     metrics = run("study=s", *overrides)
     assert metrics["status"] == "failed"
     assert metrics["error"].startswith("QexpError: "), metrics["error"]

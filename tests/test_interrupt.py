@@ -20,11 +20,21 @@ def interrupted_when(holds: Callable[[str], object], folder: Path, *command: str
     words = [sys.executable, "run.py", *command, "study=s", f"runs_dir={folder}", "trainer.enable_progress_bar=false"]
     said, end = folder / "said", time.monotonic() + 200
     with said.open("w") as out:
-        running = subprocess.Popen(words, cwd=ROOT, env=os.environ, stdout=out, stderr=subprocess.STDOUT)
-    while not holds(said.read_text()) and running.poll() is None and time.monotonic() < end:
-        time.sleep(0.05)
-    running.send_signal(signal.SIGINT)
-    return running.wait(120), said.read_text()
+        running = subprocess.Popen(
+            words, cwd=ROOT, env=os.environ, stdout=out, stderr=subprocess.STDOUT, preexec_fn=_hears_interrupts
+        )
+    try:
+        while not holds(said.read_text()) and running.poll() is None and time.monotonic() < end:
+            time.sleep(0.05)
+        running.send_signal(signal.SIGINT)
+        return running.wait(120), said.read_text()
+    finally:
+        running.kill()
+
+
+def _hears_interrupts() -> None:
+    """Undoes what a shell's job in the background inherits: Python ignores the signal from its start there."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @pytest.mark.slow

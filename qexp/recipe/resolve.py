@@ -143,6 +143,8 @@ def _fresh(layer: str, site: str, spec: dict[str, Any] | None, wbits: Bits, abit
 
 def _apply_rule(name, rule, table, layers, model, recipe, places, widths, weighted) -> list[tuple[str, str]]:
     where = f"quant.rules.{name}"
+    if not isinstance(rule, Mapping):
+        raise QexpError(f"{where}={rule}: a rule is a mapping, such as {{layers: conv1, weight: {{bits: 8}}}}")
     unknown = [key for key in rule if key not in _RULE_KEYS]
     if unknown:
         raise QexpError(

@@ -44,6 +44,10 @@ def points_of(config: DictConfig) -> int | None:
         return None
     params = config.hydra.sweeper.get("params") or {}
     asked = [*(f"{key}={value}" for key, value in params.items()), *config.hydra.overrides.task]
-    swept = (parsed for parsed in OverridesParser.create().parse_overrides(asked) if parsed.is_sweep_override())
-    choices = {parsed.get_key_element(): len(list(parsed.sweep_string_iterator())) for parsed in swept}
+    choices = {
+        parsed.get_key_element(): len(list(parsed.sweep_string_iterator())) if parsed.is_sweep_override() else 1
+        for parsed in OverridesParser.create().parse_overrides(
+            asked
+        )  # the command line's last: it overrules a preset's
+    }
     return math.prod(choices.values())

@@ -35,6 +35,7 @@ class StudyPage(Callback):
         self.failed: set[str] = set()
         self.remaining: Remaining | None = None
         self.watch: receipts.Watch | None = None
+        self.receipts: Path | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Returns what goes along into other processes, which count no points."""
@@ -44,7 +45,7 @@ class StudyPage(Callback):
         StudyPage.running = self
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        StudyPage.running = self
+        StudyPage.running, self.receipts = self, _receipts(config)
         try:
             total = points_of(config)
         except HydraException:  # a mistake in what was asked, which the sweeper is about to name
@@ -92,6 +93,8 @@ class StudyPage(Callback):
                 for receipt in receipts.found(page.watch.folder).values():
                     if receipt is not None:
                         page._note(receipt)
+            if page.receipts is not None:  # or the next sweep of that folder would count them as its own
+                shutil.rmtree(page.receipts, ignore_errors=True)
             counted = page.remaining or (page.watch and page.watch.remaining)
             if counted:
                 done = f" after {counted.done}{f' of {counted.total}' if counted.total else ''} points"
