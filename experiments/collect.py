@@ -44,7 +44,9 @@ def table(points: pd.DataFrame, column: str = "value") -> str:
 
 def rows(points: pd.DataFrame, write: Callable[[pd.Series], str]) -> list[str]:
     """Returns a Markdown table's lines, one row a method, one column a pair of widths, the widest first."""
-    widths = list(dict.fromkeys(points.sort_values(["mean_wbit", "mean_abit"], ascending=False, kind="stable").bits))
+    mean = ["mean_wbit", "mean_abit"]  # the median over methods, some of which leave weights in float whatever is asked
+    middle = points.groupby("bits", sort=False)[mean].median()
+    widths = list(middle.sort_values(mean, ascending=False, kind="stable").index)
     lines = ["| method | " + " | ".join(widths) + " |", "|---" * (len(widths) + 1) + "|"]
     for name, group in points.groupby("method", sort=False):
         at = {row.bits: write(row) for _, row in group.iterrows()}
