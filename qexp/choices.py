@@ -17,6 +17,8 @@ from qexp.config import Root
 from qexp.errors import QexpError, near
 from qexp.keys import check_key
 
+_LOOKS = ("--help", "-h", "--hydra-help", "--cfg", "-c", "--info")  # at the configuration: nothing runs
+
 
 def check_choices(arguments: Sequence[str], conf: Path) -> None:
     """Checks each `GROUP=CHOICE` and each key of the root, those of a sweep too; what it cannot read is left to Hydra.
@@ -76,11 +78,13 @@ def rules_added(arguments: Sequence[str]) -> list[str]:
 
 
 def check_runs_dir(arguments: Sequence[str]) -> None:
-    """Makes the folder that `runs_dir` names, before Hydra does.
+    """Makes the folder that `runs_dir` names, before Hydra does; for a run, not for a look at the configuration.
 
     Raises:
         QexpError: It cannot be made, or written to.
     """
+    if any(word.partition("=")[0] in _LOOKS for word in arguments):
+        return
     for override in _overrides(arguments):
         value = override.value()
         if override.key_or_group != "runs_dir" or not isinstance(value, str) or "${" in value:

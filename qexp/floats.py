@@ -131,9 +131,8 @@ def reference(cfg: DictConfig, model: nn.Module, data: LightningDataModule, fold
         cfg.trainer.get("limit_test_batches"),
         cfg.trainer.get("precision"),
     ]
-    tensors = dict(
-        [*model.named_parameters(), *model.named_buffers()]
-    )  # a buffer that is not saved computes all the same
+    # not the state_dict: a buffer that is not saved computes all the same
+    tensors = dict([*model.named_parameters(), *model.named_buffers()])
     network = [tensor_hash(tensors), [(name, *behaviour(m)) for name, m in model.named_modules()]]
     content = json.dumps([network, how, training.task_options(cfg)], default=str)
     path = cache_dir(cfg) / "scores" / f"{hashlib.sha256(content.encode()).hexdigest()[:16]}.npz"

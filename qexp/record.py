@@ -47,9 +47,8 @@ def point_hash(cfg: DictConfig, contents: dict[str, str]) -> str:
     except OmegaConfBaseException:  # an interpolation that cannot be resolved: the point will fail, under this name
         content = OmegaConf.to_container(cfg, resolve=False)
     if "trainer" in content:
-        trained = (
-            trains(content) or content.get("weights") is None
-        )  # without weights the float network is trained first
+        # without weights the float network is trained first
+        trained = trains(content) or content.get("weights") is None
         content["trainer"] = trainer_content(content["trainer"], trained)
     for key in _NOT_CONTENT:
         content.pop(key, None)

@@ -175,7 +175,5 @@ FORMS: dict[str, Callable[[Taken], dict[str, Any]]] = {
     "torch": _torch,
     "fpga": _fpga,
 }
-NEEDS: dict[str, Callable[[], None]] = {
-    "onnx": onnx_file.check_installed
-}  # raise where a form's packages are not installed
+NEEDS: dict[str, Callable[[], None]] = {"onnx": onnx_file.check_installed}  # raise where packages are missing
 OF_NETWORK = ("torch", "fpga")  # made of the simulated network, whether or not it can be lowered

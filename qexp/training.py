@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -154,13 +155,13 @@ def _trainer(asked: dict[str, Any], **options: Any) -> Trainer:
 def check_trainer(cfg: DictConfig) -> None:
     """Raises, before any work, if Lightning does not take the trainer's options or this machine does not have its devices."""
     processes(cfg)
-    asked = OmegaConf.to_container(cfg.trainer, resolve=True)
-    if asked not in _tried:  # once a sweep: making one takes longer than a small evaluation
-        _trainer(asked, enable_checkpointing=False)
-        _tried.append(asked)
+    _try_trainer(OmegaConf.to_yaml(cfg.trainer, resolve=True))
 
 
-_tried: list[dict[str, Any]] = []
+@cache
+def _try_trainer(asked: str) -> None:
+    """Makes a Trainer, of YAML, once a sweep: that takes longer than a small evaluation."""
+    _trainer(OmegaConf.to_container(OmegaConf.create(asked)), enable_checkpointing=False)
 
 
 @dataclass(frozen=True)

@@ -114,6 +114,8 @@ def test_a_folder_for_runs_that_cannot_be_made_is_one_sentence(tmp_path):
         check_runs_dir([f"runs_dir={tmp_path / 'file' / 'runs'}"])
     check_runs_dir([f"runs_dir={tmp_path / 'new'}", "quant=mse"])
     assert (tmp_path / "new").is_dir()
+    check_runs_dir([f"runs_dir={tmp_path / 'other'}", "--cfg=job"])
+    assert not (tmp_path / "other").exists(), "a look at the configuration makes no folder"
 
 
 def test_choices_of_another_folder_count(tmp_path):

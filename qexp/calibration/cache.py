@@ -30,18 +30,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 _VERSION = "3"  # of the file's meaning: a change of what is collected changes every hash
 _PLAIN = (
-    bool,
-    int,
-    float,
-    complex,
-    str,
-    bytes,
-    range,
-    type(None),
-    Enum,
-    torch.dtype,
-    torch.device,
-    torch.memory_format,
+    bool | int | float | complex | str | bytes | range | None | Enum | torch.dtype | torch.device | torch.memory_format
 )
 _PASSING = {"training", "enabled", "baked_weight"}  # attributes of a module that leave what it computes in calibration
 

@@ -44,10 +44,9 @@ def points_of(config: DictConfig) -> int | None:
         return None
     params = config.hydra.sweeper.get("params") or {}
     asked = [*(f"{key}={value}" for key, value in params.items()), *config.hydra.overrides.task]
+    # the command line's come last, so that one value there overrules a preset's sweep
     choices = {
         parsed.get_key_element(): len(list(parsed.sweep_string_iterator())) if parsed.is_sweep_override() else 1
-        for parsed in OverridesParser.create().parse_overrides(
-            asked
-        )  # the command line's last: it overrules a preset's
+        for parsed in OverridesParser.create().parse_overrides(asked)
     }
     return math.prod(choices.values())

@@ -12,9 +12,18 @@ from qexp.report import wording
 from qexp.report.statistics import aggregate_seeds, ties, wilson
 
 WIDTH = 100
-VARIED = (
-    *("study", "schedule", "plan", "granularity", "rounding", "ends_bit", "bn", "add", "quantize_input", "n_calibrate"),
-)
+VARIED = [
+    "study",
+    "schedule",
+    "plan",
+    "granularity",
+    "rounding",
+    "ends_bit",
+    "bn",
+    "add",
+    "quantize_input",
+    "n_calibrate",
+]
 WORDS = ("study", "schedule")  # their values say what they are
 
 
