@@ -6,8 +6,8 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from qexp.choices import check_choices, check_runs_dir, rules_added
-from qexp.config import register
+from qexp.command.choices import check_choices, check_runs_dir, rules_added
+from qexp.command.root import register
 from qexp.errors import QexpError
 
 register()
@@ -15,8 +15,8 @@ register()
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def main(cfg: DictConfig) -> dict:
-    from qexp.memory import settle
-    from qexp.pipeline import run  # here, so that --help and --cfg answer at once
+    from qexp.run.pipeline import run  # here, so that --help and --cfg answer at once
+    from qexp.system.allocator import settle
 
     settle()
     return run(cfg)

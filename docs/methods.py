@@ -19,11 +19,11 @@ from hydra.utils import get_class, instantiate
 from mkdocs.structure.files import File, Files
 from omegaconf import OmegaConf
 
-from qexp.calibration.stats import TensorStats
-from qexp.config import register
+from qexp.command.root import register
 from qexp.errors import QexpError
 from qexp.numerics.granularity import PerTensor
 from qexp.report.style import PALETTE
+from qexp.statistics.stats import TensorStats
 
 ROOT = Path(__file__).parents[1]
 WIDTHS = (2, 3, 4)

@@ -19,9 +19,9 @@ import numpy as np
 import pandas as pd
 from omegaconf import OmegaConf
 
-from qexp.report import wording
-from qexp.report.results import collect
-from qexp.report.statistics import mcnemar
+from qexp.results import wording
+from qexp.results.confidence import mcnemar
+from qexp.results.table_csv import collect
 from qexp.tasks.mean_ap import Matches, bootstrap, mean_ap
 
 BITS = Path(__file__).parents[1] / "conf" / "bits"

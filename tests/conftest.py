@@ -53,7 +53,7 @@ def compose(conf_dir: Path) -> Callable[..., DictConfig]:
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
 
-    from qexp.config import register
+    from qexp.command.root import register
 
     register()
 
@@ -71,7 +71,7 @@ def digits_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     from qexp.data.digits import Digits
     from qexp.models.digits_cnn import DigitsCNN
-    from qexp.weights import save_weights
+    from qexp.models.weights import save_weights
 
     torch.manual_seed(0)
     model, data = DigitsCNN(width=8), Digits()
@@ -105,7 +105,7 @@ def digits(digits_weights: Path) -> list[str]:
 @pytest.fixture
 def run(compose: Callable[..., DictConfig], digits: list[str], tmp_path: Path) -> Callable[..., dict[str, Any]]:
     """Call with overrides; runs one point on the digits under `tmp_path / "runs"` and returns its metrics."""
-    from qexp import pipeline
+    from qexp.run import pipeline
 
     def one(*overrides: str) -> dict[str, Any]:
         return pipeline.run(compose(*digits, f"runs_dir={tmp_path / 'runs'}", *overrides))

@@ -14,9 +14,9 @@ from hydra.errors import ConfigCompositionException
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf, ValidationError
 
-from qexp.keys import check_key
+from qexp.command.keys import check_key
 from qexp.quantizers.base import Quantizer
-from qexp.record import passes_of
+from qexp.results.run_folder import passes_of
 
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"

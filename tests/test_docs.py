@@ -11,11 +11,11 @@ from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from qexp.calibration.ranges import Context
-from qexp.calibration.stats import TensorStats
-from qexp.choices import check_choices
-from qexp.config import register
+from qexp.command.choices import check_choices
+from qexp.command.root import register
 from qexp.numerics.grid import UniformGrid
+from qexp.ranges import Context
+from qexp.statistics.stats import TensorStats
 
 ROOT = Path(__file__).parents[1]
 PAGES = [

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from qexp.calibration.calibrate import calibrate
-from qexp.graph import facts
 from qexp.layers import Quantized, check_all_ran, quantizers
 from qexp.layers.quantized import QuantConv2d, QuantLinear
 from qexp.models.digits_cnn import DigitsCNN
+from qexp.network.facts import facts
 from qexp.passes.base import Moment, Pass
 from qexp.quantizers.uniform import Uniform
 from qexp.recipe import Recipe, apply, resolve

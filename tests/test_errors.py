@@ -11,8 +11,8 @@ import pandas as pd
 import pytest
 import torch
 
-from qexp import pipeline
-from qexp.weights import save_weights
+from qexp.models.weights import save_weights
+from qexp.run import pipeline
 from tests.networks import Residual
 
 ROOT = Path(__file__).parents[1]

@@ -135,9 +135,7 @@ def test_only_the_edge_knows_hydra(top):
 
 
 def test_the_library_loads_neither_lightning_nor_torchvision():
-    modules = (
-        "qexp, qexp.numerics, qexp.quantizers.uniform, qexp.layers, qexp.recipe, qexp.calibration.calibrate, qexp.graph"
-    )
+    modules = "qexp, qexp.numerics, qexp.quantizers.uniform, qexp.layers, qexp.recipe, qexp.calibration.calibrate, qexp.network.facts"
     code = (
         f"import sys, {modules}; print([m for m in ('pytorch_lightning', 'torchvision', 'bokeh') if m in sys.modules])"
     )

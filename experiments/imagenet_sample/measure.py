@@ -23,13 +23,13 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision.models import SqueezeNet1_1_Weights
 
-from qexp import training
-from qexp.config import register
+from qexp.command.root import register
 from qexp.data.decode import rgb
 from qexp.data.listing import Listing
 from qexp.data.pack import Pack, PackWriter
 from qexp.data.tensors import Normalize, TensorLoader
-from qexp.weights import load_weights
+from qexp.models.weights import load_weights
+from qexp.run import training
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from qexp.report import wording
+from qexp.results import wording
 
 HEAD = (
     "run", "images", "codes", "differ", "predictions", "real scales: codes", "first / last tensors", "by at most", "predictions",

@@ -23,12 +23,12 @@ from torch import Tensor, nn
 
 from experiments.overhead.measure import ROOT, evaluation, figures, quantized
 from qexp.callbacks.kernels import load_kernels
-from qexp.config import register
-from qexp.graph import facts
+from qexp.command.root import register
 from qexp.integer import onnx_file
 from qexp.integer.fast import Fast
 from qexp.integer.lowering import lower
 from qexp.integer.program import IntegerProgram
+from qexp.network.facts import facts
 from qexp.passes.fold_bn import fold_bn
 
 BATCH = {224: 4, 32: 64}  # images a batch, by their width

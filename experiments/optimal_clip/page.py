@@ -12,7 +12,7 @@ from bokeh.plotting import figure
 from bokeh.resources import INLINE
 
 from experiments.optimal_clip.study import BITS, PRIORS, allocation, curve, samples, tables
-from qexp.calibration.ranges.aciq import analytic_alpha, exact_alpha
+from qexp.ranges.aciq import analytic_alpha, exact_alpha
 from qexp.report.style import PALETTE, card_figure, hover
 
 _NAMES = {"gauss": "normal", "laplace": "Laplace"}

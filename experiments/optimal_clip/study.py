@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from qexp.calibration.ranges import Fixed
-from qexp.calibration.ranges.aciq import analytic_alpha, analytic_error, exact_alpha, exact_error
-from qexp.calibration.stats import TensorStats
 from qexp.passes.bit_allocation import allocate
 from qexp.quantizers.gemmlowp import GEMMLOWP
+from qexp.ranges import Fixed
+from qexp.ranges.aciq import analytic_alpha, analytic_error, exact_alpha, exact_error
+from qexp.statistics.stats import TensorStats
 
 BITS = tuple(range(2, 9))
 PRIORS = {"gauss": "sigma", "laplace": "b"}

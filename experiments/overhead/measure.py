@@ -21,16 +21,16 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from experiments.overhead.peers import PEERS
-from qexp import pipeline
 from qexp.calibration.calibrate import calibrate
 from qexp.callbacks.kernels import load_kernels
-from qexp.config import register
-from qexp.graph import facts
+from qexp.command.root import register
 from qexp.layers.quantized import quantized_layers
 from qexp.layers.swap import baked_weights
-from qexp.memory import settle
+from qexp.network.facts import facts
+from qexp.network.lean_evaluation import lean
 from qexp.passes.fold_bn import fold_bn
-from qexp.passes.lean import lean
+from qexp.run import pipeline
+from qexp.system.allocator import settle
 
 ROOT = Path(__file__).resolve().parents[2]
 PARTS = ("training step", "evaluation")

@@ -14,8 +14,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from experiments.overhead.measure import ROOT, quantized, train_step
 from qexp.callbacks.kernels import load_kernels
-from qexp.config import register
-from qexp.memory import settle
+from qexp.command.root import register
+from qexp.system.allocator import settle
 
 KINDS = {  # the first that stands in an operator's name
     "quantizers": ("qexp::",),

@@ -13,9 +13,9 @@ import numpy as np
 import pandas as pd
 
 from experiments.collect import table
-from qexp.report import wording
-from qexp.report.results import collect
-from qexp.report.statistics import Z95, mcnemar
+from qexp.results import wording
+from qexp.results.confidence import Z95, mcnemar
+from qexp.results.table_csv import collect
 
 
 def named(study: Path) -> pd.DataFrame:

@@ -11,7 +11,7 @@ from pytorch_lightning import LightningDataModule
 from torch import Tensor, nn
 from torch.ao.quantization import FakeQuantize, HistogramObserver, PerChannelMinMaxObserver
 
-from qexp.graph import facts
+from qexp.network.facts import facts
 from qexp.passes.fold_bn import fold_bn
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from qexp.config import register
+from qexp.command.root import register
 
 register()
 ROOT = Path(__file__).resolve().parents[2]
@@ -36,12 +36,12 @@ def note(name: str, seconds: float) -> None:
 def compare(cfg: DictConfig, number: int) -> None:
     """Times a float evaluation and, where both widths are equal, a torch.ao network."""
     from experiments.sweep_cost import observers
-    from qexp import floats, training
-    from qexp.datasets import load_data
+    from qexp.run import float_network, training
+    from qexp.run.datasets import load_data
 
     start = time.perf_counter()
     data = load_data(cfg.dataset.data)
-    model = floats.float_model(cfg, data)
+    model = float_network.float_model(cfg, data)
     if number % 3 == 0:
         note("float", training.evaluate(model, data, cfg, "float", Path(cfg.runs_dir))[1])
     if cfg.layer_wbit == cfg.layer_abit and cfg.layer_wbit in (2, 4, 8):
@@ -67,15 +67,15 @@ def timed(name: str, function):
 
 @hydra.main(version_base="1.3", config_path=str(ROOT / "conf"), config_name="config")
 def main(cfg: DictConfig) -> dict:
-    from qexp import floats, pipeline
-    from qexp.memory import settle
+    from qexp.run import float_network, pipeline
+    from qexp.system.allocator import settle
 
     settle()
     if not SECONDS:
         note("startup", since_start())
         pipeline.load_data = timed("data", pipeline.load_data)
         pipeline.find_ranges = timed("ranges", pipeline.find_ranges)
-        floats.reference = timed("reference", floats.reference)
+        float_network.reference = timed("reference", float_network.reference)
     metrics = pipeline.run(cfg)
     note("evaluate", metrics["seconds_evaluate"])
     note("points", 1)

@@ -20,9 +20,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from qexp.calibration.stats import TensorStats
 from qexp.layers.quantized import float_class, quantized_layers, quantizers
 from qexp.numerics.granularity import PerChannel, PerTensor
+from qexp.statistics.stats import TensorStats
 
 if TYPE_CHECKING:
     from qexp.calibration.calibrate import Calibration

@@ -13,15 +13,15 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from qexp import ranks
 from qexp.calibration.cache import content_hash, save_stats
-from qexp.calibration.collectors import Collector, merged, synced
-from qexp.calibration.kept import kept_stats, weight_stats
-from qexp.calibration.stats import NonFinite, TensorStats, look, together
+from qexp.calibration.memory_cache import kept_stats, weight_stats
 from qexp.errors import QexpError
 from qexp.layers.quantized import QUANTIZED, float_class, quantizers, weight_of
 from qexp.layers.swap import evaluating, quantizers_off
 from qexp.numerics.granularity import PerChannel, PerGroup
+from qexp.statistics.collectors import Collector, merged, synced
+from qexp.statistics.stats import NonFinite, TensorStats, look, together
+from qexp.system import ranks
 
 log = logging.getLogger(__name__)
 CHANNEL_BINS = 2048  # fewer cost a range search at 8 bits more than 1 % in error

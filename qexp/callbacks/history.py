@@ -10,7 +10,7 @@ import torch
 from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor
 
-from qexp.calibration.measure import measure
+from qexp.analysis.tensor_errors import measure
 from qexp.callbacks.growing import Growing
 from qexp.callbacks.oscillation import Oscillation
 from qexp.layers.quantized import quantizers

@@ -7,7 +7,7 @@ from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer, seed_everything
 
-from qexp import ranks
+from qexp.system import ranks
 
 
 class EpochSeed(Callback):

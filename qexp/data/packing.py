@@ -19,7 +19,7 @@ from qexp.data.decode import BadImage, Resize, rgb
 from qexp.data.listing import Listing
 from qexp.data.pack import VERSION, Pack, PackWriter
 from qexp.errors import QexpError
-from qexp.locks import locked
+from qexp.system.locks import locked
 
 log = logging.getLogger(__name__)
 CHUNK = 32  # images decoded, checksummed and journalled together

@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from qexp.graph import Tracer
 from qexp.integer.grids import Grid, activation_grid, cannot
 from qexp.integer.program import IntegerProgram, Requantize
 from qexp.integer.values import Value, Writer
 from qexp.layers.quantized import Quantized, float_class
 from qexp.models.modules import StridedPad
+from qexp.network.facts import Tracer
 from qexp.quantizers.base import Quantizer
 
 FLOAT_INPUT = "add deploy=integer, which puts quantizers where integers need them, or name one with a rule"

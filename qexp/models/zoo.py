@@ -8,7 +8,7 @@ from qexp.errors import QexpError, near
 
 
 def torchvision_model(name: str, num_classes: int = 1000, **options: Any) -> nn.Module:
-    """The torchvision classifier `name`, randomly initialised; weights are loaded by `qexp.weights`.
+    """The torchvision classifier `name`, randomly initialised; weights are loaded by `qexp.models.weights`.
 
     Args:
         name: As in `torchvision.models.list_models()`; kept as `torchvision_name`, by which weight names are found.

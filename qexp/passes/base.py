@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qexp.graph import Facts
+from qexp.network.facts import Facts
 from qexp.passes.fold_bn import Normal
 
 

@@ -10,13 +10,13 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from qexp.calibration.stats import TensorStats
 from qexp.errors import QexpError
 from qexp.layers.quantized import quantizers, weight_of
 from qexp.numerics.bins import bins
 from qexp.numerics.grid import UniformGrid
 from qexp.passes.base import Moment, Pass
 from qexp.quantizers.base import AffineQuantizer, Quantizer
+from qexp.statistics.stats import TensorStats
 
 log = logging.getLogger(__name__)
 _PASSES = 10

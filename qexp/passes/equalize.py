@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from qexp.errors import QexpError
-from qexp.graph import Facts, facts
 from qexp.layers.quantized import WEIGHTED
 from qexp.layers.swap import evaluating
+from qexp.layers.weight_channels import channels, input_range, output_range, response, scale_inputs, scale_outputs
+from qexp.network.facts import Facts, facts
 from qexp.passes.base import Moment, Pass
-from qexp.passes.channels import channels, input_range, output_range, response, scale_inputs, scale_outputs
 
 log = logging.getLogger(__name__)
 

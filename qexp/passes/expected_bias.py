@@ -9,13 +9,13 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from qexp.calibration.stats import TensorStats
 from qexp.errors import QexpError
 from qexp.layers.quantized import WEIGHTED, Quantized, quantized_layers
 from qexp.layers.swap import evaluating
+from qexp.layers.weight_channels import response
 from qexp.passes.base import Moment, Pass
-from qexp.passes.channels import response
 from qexp.quantizers.base import Quantizer
+from qexp.statistics.stats import TensorStats
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from qexp.errors import QexpError
-from qexp.graph import Facts
+from qexp.network.facts import Facts
 
 
 @dataclass

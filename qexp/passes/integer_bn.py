@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import nn
 
-from qexp.graph import RELUS, Facts
 from qexp.layers.integer_bn import IntegerBatchNorm2d, Steps
 from qexp.layers.quantized import float_class, quantized_layers
-from qexp.passes.arriving import arriving, at_output
+from qexp.network.facts import RELUS, Facts
+from qexp.network.quantizer_before import arriving, at_output
 from qexp.passes.base import Moment
 from qexp.passes.integer_layers import IntegerLayers
 from qexp.quantizers.base import Quantizer

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from qexp.layers.quantized import quantized_layers
-from qexp.passes.arriving import arriving, leaving
+from qexp.network.quantizer_before import arriving, leaving
 from qexp.passes.base import Moment, Pass
 
 log = logging.getLogger(__name__)

@@ -9,12 +9,12 @@ from fnmatch import fnmatchcase
 import torch
 from torch import nn
 
-from qexp.calibration.stats import TensorStats
 from qexp.errors import QexpError, near
-from qexp.graph import Facts
 from qexp.layers.quantized import WEIGHTED, float_class
+from qexp.network.facts import Facts
 from qexp.passes.base import Moment, Pass
 from qexp.quantizers.kmeans import KMeans
+from qexp.statistics.stats import TensorStats
 
 log = logging.getLogger(__name__)
 

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from qexp.errors import QexpError
-from qexp.graph import Facts
 from qexp.layers.quantized import float_class
 from qexp.models.modules import Add
-from qexp.passes.arriving import arriving, at_output
+from qexp.network.facts import Facts
+from qexp.network.quantizer_before import arriving, at_output
 from qexp.passes.base import Moment, Pass
 from qexp.quantizers.caq import CAQShift
 

@@ -10,10 +10,10 @@ import torch
 from qexp_kernels import level_grid
 from torch import Tensor, nn
 
-from qexp.calibration.stats import TensorStats
 from qexp.errors import QexpError
 from qexp.numerics.granularity import Granularity
 from qexp.quantizers.base import AffineQuantizer
+from qexp.statistics.stats import TensorStats
 
 log = logging.getLogger(__name__)
 

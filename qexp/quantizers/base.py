@@ -9,12 +9,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from qexp.calibration.collectors import Collector
-from qexp.calibration.ranges import Context, RangeRule
-from qexp.calibration.stats import TensorStats
 from qexp.errors import QexpError
 from qexp.numerics.granularity import Granularity, PerGroup, PerTensor
 from qexp.numerics.grid import UniformGrid
+from qexp.ranges import Context, RangeRule
+from qexp.statistics.collectors import Collector
+from qexp.statistics.stats import TensorStats
 
 ROUNDINGS = ("half_even", "half_up", "half_away", "floor", "trunc", "stochastic")
 _LOST_BY_ROUNDING = {  # a level an ulp short of its code falls to the next one, and errors reach a whole step

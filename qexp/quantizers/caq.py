@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qexp.calibration.collectors import MaxMap
-from qexp.calibration.stats import TensorStats
 from qexp.errors import QexpError
 from qexp.numerics.granularity import Granularity
 from qexp.numerics.ops import dequantize, fake_quantize, quantize
 from qexp.quantizers.base import Quantizer
+from qexp.statistics.collectors import MaxMap
+from qexp.statistics.stats import TensorStats
 
 log = logging.getLogger(__name__)
 FORMULAS = ("floor127", "round128")

@@ -7,12 +7,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from qexp.calibration.ranges import Context, RangeRule
-from qexp.calibration.stats import TensorStats
 from qexp.errors import QexpError
 from qexp.numerics.granularity import Granularity
 from qexp.numerics.ops import dorefa_weight_and_peak, fake_quantize, quantize, round_to
 from qexp.quantizers.base import AffineQuantizer, Quantizer, fit_range
+from qexp.ranges import Context, RangeRule
+from qexp.statistics.stats import TensorStats
 
 
 class DoReFaWeight(Quantizer):

@@ -7,11 +7,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from qexp.calibration.ranges import Context, MinMax, RangeRule
-from qexp.calibration.stats import TensorStats
 from qexp.errors import QexpError
 from qexp.numerics.granularity import Granularity
 from qexp.quantizers.base import AffineQuantizer, fit_range
+from qexp.ranges import Context, MinMax, RangeRule
+from qexp.statistics.stats import TensorStats
 
 _LEAST_CLIP = 1e-12
 _VANISHED = -200  # an exponent at which float32 has nothing left

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qexp.calibration.ranges import Context, PowerOfTwo, RangeRule
-from qexp.calibration.stats import TensorStats
 from qexp.errors import QexpError
 from qexp.numerics.granularity import Granularity
 from qexp.numerics.grid import UniformGrid
 from qexp.numerics.ops import dequantize, fake_quantize, quantize
 from qexp.quantizers.base import Quantizer
+from qexp.ranges import Context, PowerOfTwo, RangeRule
+from qexp.statistics.stats import TensorStats
 
 
 class FixedPoint(Quantizer):

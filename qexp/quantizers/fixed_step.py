@@ -7,10 +7,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from qexp.calibration.stats import TensorStats
 from qexp.numerics.granularity import Granularity
 from qexp.numerics.ops import round_to
 from qexp.quantizers.base import AffineQuantizer
+from qexp.statistics.stats import TensorStats
 
 
 class _Steps(torch.autograd.Function):

@@ -8,12 +8,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from qexp.calibration.ranges import Context, MinMax, RangeRule
-from qexp.calibration.stats import TensorStats
 from qexp.errors import QexpError
 from qexp.numerics.granularity import Granularity
 from qexp.numerics.ops import dequantize, fake_quantize, quantize, round_to
 from qexp.quantizers.base import AffineQuantizer, fit_range
+from qexp.ranges import Context, MinMax, RangeRule
+from qexp.statistics.stats import TensorStats
 
 log = logging.getLogger(__name__)
 _CHOICES = {

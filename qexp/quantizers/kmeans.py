@@ -10,10 +10,10 @@ from qexp_kernels import level_grid
 from sklearn.cluster import KMeans as Lloyd
 from torch import Tensor
 
-from qexp.calibration.stats import TensorStats
 from qexp.errors import QexpError
 from qexp.numerics.granularity import Granularity
 from qexp.quantizers.base import Quantizer
+from qexp.statistics.stats import TensorStats
 
 
 def centres(values: np.ndarray, counts: np.ndarray, k: int, seed: int, n_init: int) -> np.ndarray:

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qexp.calibration.stats import TensorStats
 from qexp.errors import QexpError
 from qexp.quantizers.uniform import Uniform
+from qexp.statistics.stats import TensorStats
 
 
 class _Moved(torch.autograd.Function):

@@ -8,12 +8,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from qexp.calibration.ranges import Context, RangeRule
-from qexp.calibration.stats import TensorStats
 from qexp.errors import QexpError
 from qexp.numerics.granularity import Granularity
 from qexp.numerics.ops import dequantize, lsq, quantize
 from qexp.quantizers.base import AffineQuantizer, fit_range
+from qexp.ranges import Context, RangeRule
+from qexp.statistics.stats import TensorStats
 
 _LEAST_SCALE = 1e-8
 

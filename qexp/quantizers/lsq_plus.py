@@ -7,13 +7,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from qexp.calibration.ranges import MSE, Context, RangeRule
-from qexp.calibration.stats import TensorStats
 from qexp.errors import QexpError
 from qexp.numerics.granularity import Granularity
 from qexp.numerics.ops import lsq, quantize
 from qexp.quantizers.base import fit_range
 from qexp.quantizers.lsq import LSQ
+from qexp.ranges import MSE, Context, RangeRule
+from qexp.statistics.stats import TensorStats
 
 _FINEST = 2.0**-21  # step over offset: below it, float32 could not tell one level from the next
 
@@ -35,7 +35,7 @@ class LSQPlus(LSQ):
     Source: Bhalgat et al. 2020 (arXiv 2004.09576), equations 3-9 and section 3.2.
     Differs from the paper: the first range comes from the calibration statistics, not from the first training batches.
 
-    >>> from qexp.calibration.ranges import Fixed
+    >>> from qexp.ranges import Fixed
     >>> q = LSQPlus(2, (5,), init=Fixed(-0.2, 0.7))
     >>> q.fit(TensorStats.of(torch.tensor([-0.2, 0.7])))
     >>> q.codes(torch.tensor([-0.5, 0.05, 0.8, 0.3, 2.2])).tolist()

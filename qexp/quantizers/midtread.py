@@ -8,12 +8,12 @@ import torch
 from scipy.special import lambertw
 from torch import Tensor
 
-from qexp.calibration.stats import TensorStats
 from qexp.errors import QexpError
 from qexp.numerics.bins import bins
 from qexp.numerics.granularity import Granularity
 from qexp.numerics.ops import dequantize, fake_quantize, quantize, round_to
 from qexp.quantizers.base import Quantizer
+from qexp.statistics.stats import TensorStats
 
 _EXACT_CODES = 2.0**23  # greater ones float32 cannot tell apart
 

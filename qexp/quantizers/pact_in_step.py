@@ -7,10 +7,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from qexp.calibration.ranges import RangeRule
-from qexp.calibration.stats import TensorStats
 from qexp.numerics.granularity import Granularity
 from qexp.quantizers.pact import PACT
+from qexp.ranges import RangeRule
+from qexp.statistics.stats import TensorStats
 
 _GUARD = 1e-6  # the source's, against a clip of zero; it turns ties downwards
 

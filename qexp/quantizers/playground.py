@@ -9,15 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qexp.calibration.collectors import LeastMagnitude
-from qexp.calibration.ranges import Context, MinMax, RangeRule
-from qexp.calibration.ranges.power_of_two import integer_bits
-from qexp.calibration.stats import TensorStats
 from qexp.errors import QexpError
 from qexp.numerics.granularity import Granularity
 from qexp.numerics.grid import UniformGrid
 from qexp.numerics.ops import round_to
 from qexp.quantizers.base import Quantizer
+from qexp.ranges import Context, MinMax, RangeRule
+from qexp.ranges.power_of_two import integer_bits
+from qexp.statistics.collectors import LeastMagnitude
+from qexp.statistics.stats import TensorStats
 
 _FLOOR = 1e-20  # what is smaller has no logarithm here
 

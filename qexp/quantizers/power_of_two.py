@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qexp.calibration.stats import TensorStats
 from qexp.errors import QexpError
 from qexp.numerics.granularity import Granularity
 from qexp.quantizers.base import Quantizer
+from qexp.statistics.stats import TensorStats
 
 SOURCE_FRACTIONS = (0.3, 0.6, 0.8, 0.9, 1.0)
 _LEAST = -126  # exponent of the smallest normal float32

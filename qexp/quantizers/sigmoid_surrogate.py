@@ -7,10 +7,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from qexp.calibration.ranges import RangeRule
 from qexp.errors import QexpError
 from qexp.numerics.granularity import Granularity
 from qexp.quantizers.pact_in_step import PACTInStep
+from qexp.ranges import RangeRule
 
 
 def bump(x: Tensor, clip: Tensor, steps: float, sharpness: Tensor, form: str) -> Tensor:

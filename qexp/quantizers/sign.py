@@ -7,10 +7,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from qexp.calibration.stats import TensorStats
 from qexp.errors import QexpError
 from qexp.numerics.granularity import Granularity
 from qexp.quantizers.base import Quantizer
+from qexp.statistics.stats import TensorStats
 
 
 class _Binary(torch.autograd.Function):

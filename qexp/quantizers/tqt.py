@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from qexp.calibration.ranges import MSE, Context, RangeRule
-from qexp.calibration.stats import TensorStats
 from qexp.errors import QexpError
 from qexp.numerics.granularity import Granularity
 from qexp.numerics.ops import dequantize, lsq, quantize
 from qexp.quantizers.base import AffineQuantizer, fit_range
+from qexp.ranges import MSE, Context, RangeRule
+from qexp.statistics.stats import TensorStats
 
 _REACH = 100.0  # |log2 t| stays below it, so that the step is a normal float32
 _DECAY = 0.999  # of the running mean of squared gradients
@@ -38,7 +38,7 @@ class TQT(AffineQuantizer):
     Differs from the paper: the threshold starts in the middle, on the logarithmic scale, between the two powers of two it lies between,
     since a rule that sees only powers of two tells no more; Adam is replaced by the normed gradient.
 
-    >>> from qexp.calibration.ranges import MinMax
+    >>> from qexp.ranges import MinMax
     >>> q = TQT(3, (4,), signed=True, init=MinMax())
     >>> q.fit(TensorStats.of(torch.tensor([-0.7, 0.2, 0.4, 0.65])))
     >>> q.scale.item(), q.codes(torch.tensor([-0.7, 0.2, 0.4, 0.65])).tolist()

@@ -15,9 +15,9 @@ from hydra.utils import instantiate
 from torch import nn
 
 from qexp.errors import QexpError, near
-from qexp.graph import Facts
 from qexp.layers.quantized import channel_axis
 from qexp.layers.swap import swap
+from qexp.network.facts import Facts
 from qexp.numerics.granularity import granularity
 from qexp.quantizers.base import Quantizer
 from qexp.recipe.bits import width

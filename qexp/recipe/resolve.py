@@ -11,8 +11,8 @@ from typing import Any
 from torch import nn
 
 from qexp.errors import QexpError, near
-from qexp.graph import Facts
 from qexp.layers.quantized import QUANTIZED, WEIGHTED, float_class
+from qexp.network.facts import Facts
 from qexp.recipe import bits as bit_widths
 from qexp.recipe.bits import FLOAT, Bits, Group
 from qexp.recipe.patterns import match

@@ -9,10 +9,10 @@ import pandas as pd
 
 from qexp.errors import QexpError
 from qexp.report.dashboard import write_page
-from qexp.report.results import collect, write_results
-from qexp.report.runfolder import worst_layer
 from qexp.report.serve import serve
-from qexp.report.table import closing_table
+from qexp.results.closing_table import closing_table
+from qexp.results.run_folder_read import worst_layer
+from qexp.results.table_csv import collect, write_results
 
 EXAMPLES = """examples:
   python -m qexp.report runs/widths                      rebuild results.csv and dashboard.html of one study

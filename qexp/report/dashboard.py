@@ -20,8 +20,8 @@ from qexp.report import payload, style
 from qexp.report.cell_figures import cell_figures
 from qexp.report.overview_figures import overview_figures
 from qexp.report.point_figures import point_figures
-from qexp.report.results import collect, write_text
 from qexp.report.search_figures import search_figures
+from qexp.results.table_csv import collect, write_text
 
 SCRIPTS = (
     "format",

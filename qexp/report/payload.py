@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from qexp.report import runfolder, wording
-from qexp.report.statistics import aggregate_seeds, rank_ranges, surely_better
+from qexp.results import run_folder_read, wording
+from qexp.results.confidence import aggregate_seeds, rank_ranges, surely_better
 
 log = logging.getLogger(__name__)
 
@@ -127,7 +127,7 @@ def near(cells: pd.DataFrame, df: pd.DataFrame, correct: Mapping[int, np.ndarray
 
 def _correct(df: pd.DataFrame) -> dict[int, np.ndarray]:
     """Returns which images each row's point got right, where its folder says so."""
-    kept = {i: runfolder.read_correct(Path(df.at[i, "study_dir"]) / df.at[i, "point"]) for i in df.index}
+    kept = {i: run_folder_read.read_correct(Path(df.at[i, "study_dir"]) / df.at[i, "point"]) for i in df.index}
     return {i: hits for i, hits in kept.items() if hits is not None}
 
 
@@ -162,7 +162,7 @@ def _record(row: dict[str, Any]) -> dict[str, Any]:
 
 def _layers(folder: Path, pool: Pool) -> dict[str, int] | None:
     """Returns column -> number in the pool of the point's plan, columns without any value left out."""
-    df = runfolder.read_layers(folder)
+    df = run_folder_read.read_layers(folder)
     if df.empty:
         return None
     return {str(name): pool.add(tidy(df[name].tolist(), 4)) for name in df.columns if df[name].notna().any()}
@@ -170,7 +170,7 @@ def _layers(folder: Path, pool: Pool) -> dict[str, int] | None:
 
 def _curves(folder: Path, pool: Pool) -> dict[str, list[int]] | None:
     """Returns name -> numbers of its steps and of its values, thinned to what a screen can show."""
-    df = runfolder.read_curves(folder)
+    df = run_folder_read.read_curves(folder)
     if df.empty:
         return None
     df = df.assign(value=pd.to_numeric(df["value"], errors="coerce"), step=pd.to_numeric(df["step"], errors="coerce"))
@@ -184,7 +184,7 @@ def _curves(folder: Path, pool: Pool) -> dict[str, list[int]] | None:
 
 def _depth(folder: Path, pool: Pool) -> dict[str, Any] | None:
     """Returns the numbers in the pool of `layer`, `local` and `total` (dB) in order of execution, and the batch norms' drift."""
-    found = runfolder.read_depth(folder)
+    found = run_folder_read.read_depth(folder)
     layers = found.get("layers") or []
     if not layers:
         return None
@@ -196,14 +196,14 @@ def _depth(folder: Path, pool: Pool) -> dict[str, Any] | None:
 
 def _sensitivity(folder: Path, pool: Pool) -> dict[str, int] | None:
     """Returns the numbers in the pool of `layer`, `site`, `bits` and the measures of what each tensor alone costs at those bits."""
-    df = runfolder.read_sensitivity(folder).head(TENSORS)
+    df = run_folder_read.read_sensitivity(folder).head(TENSORS)
     names = [name for name in ("layer", "site", "bits", "divergence", "drop") if name in df and df[name].notna().any()]
     return {name: pool.add(tidy(df[name].tolist(), 4)) for name in names} if len(df) else None
 
 
 def _trials(folder: Path, pool: Pool) -> dict[str, Any] | None:
     """Returns the search's goal and the numbers in the pool of each trial's score and costs; those of the front always stay."""
-    df = runfolder.read_trials(folder)
+    df = run_folder_read.read_trials(folder)
     if df.empty:
         return None
     df["front"] = df["front"].astype(str).str.lower() == "true"
@@ -215,13 +215,13 @@ def _trials(folder: Path, pool: Pool) -> dict[str, Any] | None:
 
 def _accumulator(folder: Path, pool: Pool) -> dict[str, int] | None:
     """Returns the numbers in the pool of the columns of the accumulator study: bits, kind of overflow, accuracy, share that overflows."""
-    df = runfolder.read_accumulator(folder)
+    df = run_folder_read.read_accumulator(folder)
     return {name: pool.add(tidy(df[name].tolist(), 5)) for name in ACCUMULATOR if name in df} if len(df) else None
 
 
 def _history(folder: Path, pool: Pool) -> list[list[Any]] | None:
     """Returns `[layer, site, steps in the pool, {measure: values in the pool}]` for each quantizer that was followed in training."""
-    df = runfolder.read_history(folder)
+    df = run_folder_read.read_history(folder)
     if df.empty:
         return None
     df = df.assign(
@@ -238,7 +238,7 @@ def _history(folder: Path, pool: Pool) -> list[list[Any]] | None:
 def _histograms(folder: Path, pool: Pool) -> list[list[Any]] | None:
     """Returns `[layer, site, counts in the pool, low, high, levels in the pool]` for each histogram."""
     out = []
-    for entry in runfolder.read_histograms(folder):
+    for entry in run_folder_read.read_histograms(folder):
         counts = [int(float(f"{count:.3g}")) for count in entry["counts"]]
         shape = [entry["low_edge"], entry["bin_width"], counts, entry.get("zeros"), entry.get("count")]
         levels = _spaced(entry.get("levels") or [])

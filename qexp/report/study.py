@@ -13,9 +13,9 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from qexp.errors import QexpError
-from qexp.report import receipts
-from qexp.report.receipts import Receipt
-from qexp.report.remaining import Remaining, points_of
+from qexp.results import receipts
+from qexp.results.receipts import Receipt
+from qexp.results.remaining import Remaining, points_of
 
 log = logging.getLogger(__name__)
 
@@ -139,9 +139,9 @@ def _receipts(config: DictConfig) -> Path:
 def finish(study: Path) -> None:
     """Writes a study's CSV and page and prints its table and their paths."""
     from qexp.report.dashboard import write_dashboard
-    from qexp.report.results import collect, write_results
-    from qexp.report.runfolder import read_correct
-    from qexp.report.table import closing_table
+    from qexp.results.closing_table import closing_table
+    from qexp.results.run_folder_read import read_correct
+    from qexp.results.table_csv import collect, write_results
 
     csv = write_results(study)
     page = write_dashboard(study)

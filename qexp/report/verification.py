@@ -18,8 +18,8 @@ from bokeh.plotting import figure
 from bokeh.resources import INLINE
 from PIL import Image
 
-from qexp.report.results import write_text
 from qexp.report.style import card_figure
+from qexp.results.table_csv import write_text
 
 SHOWN = 20  # pairs the table holds
 _FLOAT, _QUANT = "#6b7280", "#0072B2"

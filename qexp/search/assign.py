@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 from scipy.optimize import LinearConstraint, milp
 
-from qexp.cost import LayerCost
 from qexp.errors import QexpError
+from qexp.network.cost import LayerCost
 from qexp.search.budget import Option, least, share
 from qexp.search.shelf import Key
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from qexp.cost import LayerCost
 from qexp.errors import QexpError, near
+from qexp.network.cost import LayerCost
 
 KINDS = ("weight_bytes", "bops", "mean_wbit", "mean_abit")
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from qexp.graph import Facts
+from qexp.network.facts import Facts
 
 
 class Replay:

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from qexp.graph import Facts
 from qexp.layers.swap import evaluating
+from qexp.network.facts import Facts
 from qexp.search.replay import Replay, bytes_an_image
 from qexp.search.shelf import Key, Shelf
 

@@ -14,9 +14,9 @@ import pandas as pd
 from torch import Tensor, nn
 
 from qexp.calibration.cache import content_hash
-from qexp.cost import LayerCost, layer_costs
 from qexp.errors import QexpError
-from qexp.graph import Facts
+from qexp.network.cost import LayerCost, layer_costs
+from qexp.network.facts import Facts
 from qexp.recipe.plan import Plan
 from qexp.search.sensitivity import sensitivity
 from qexp.search.shelf import Key, Shelf

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from qexp.errors import QexpError
-from qexp.graph import Facts
 from qexp.layers.quantized import BAKED, GRADIENT, QUANTIZED, WEIGHTED, Quantized, attribute, quantized_layers
+from qexp.network.facts import Facts
 from qexp.quantizers.base import Quantizer
 from qexp.recipe.plan import Entry, Plan, build
 

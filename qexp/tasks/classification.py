@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
-from qexp.ranks import interleaved
-from qexp.report.statistics import wilson
+from qexp.results.confidence import wilson
+from qexp.system.ranks import interleaved
 from qexp.tasks.base import Score, Task
 from qexp.tasks.distillation import Distillation
 

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from qexp.data.pair_lists import Pair
 from qexp.errors import QexpError
-from qexp.report.statistics import wilson
 from qexp.report.verification import SHOWN, write_verification
+from qexp.results.confidence import wilson
 from qexp.tasks.base import Score, Task
 
 _FAR = (0.1, 0.01, 0.001)  # false accept rates whose true accept rate is reported

@@ -13,10 +13,10 @@ from torch import nn
 
 from qexp.calibration.cache import content_hash, load_stats, save_stats
 from qexp.calibration.calibrate import calibrate, collect
-from qexp.calibration.ranges import ACIQ, KL, MSE, MinMax, Percentile
 from qexp.layers import swap, unswap
 from qexp.quantizers.lsq import LSQ
 from qexp.quantizers.uniform import Uniform
+from qexp.ranges import ACIQ, KL, MSE, MinMax, Percentile
 from tests.networks import Residual
 
 BATCHES = [torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(i)) for i in range(3)]

@@ -7,13 +7,13 @@ import torch
 from torch import nn
 
 from qexp.calibration.calibrate import calibrate, collect, fit
-from qexp.calibration.ranges import ACIQ, MSE, MinMax
-from qexp.calibration.stats import NonFinite
 from qexp.errors import QexpError
 from qexp.layers import swap
 from qexp.numerics import PerChannel, PerGroup
 from qexp.quantizers.lsq import LSQ
 from qexp.quantizers.uniform import Uniform
+from qexp.ranges import ACIQ, MSE, MinMax
+from qexp.statistics.stats import NonFinite
 from tests.networks import Mixed, Residual
 
 
@@ -180,14 +180,14 @@ def test_two_weights_under_one_quantizer(residual):
     swap(residual.conv, {"weight": shared})
     fit(residual, collect(residual, images(), progress=False))
     together = Uniform(3, (1,), signed=True, narrow=True, range=MSE())
-    from qexp.calibration.stats import TensorStats
+    from qexp.statistics.stats import TensorStats
 
     together.fit(TensorStats.of(torch.cat([residual.stem.weight.flatten(), residual.conv.weight.flatten()])))
     assert torch.equal(shared.scale, together.scale)
 
 
 def test_the_half_range_follows_the_relu(residual):
-    from qexp.graph import facts
+    from qexp.network.facts import facts
 
     structure = facts(residual, images()[0])
     for name in ("bn1", "grouped"):
@@ -199,7 +199,7 @@ def test_the_half_range_follows_the_relu(residual):
 
 
 def test_a_shared_quantizer_has_a_half_range_only_where_every_site_goes_into_a_relu(residual):
-    from qexp.graph import facts
+    from qexp.network.facts import facts
 
     structure = facts(residual, images()[0])
     assert "add" in structure.followed_by_relu and "grouped" not in structure.followed_by_relu

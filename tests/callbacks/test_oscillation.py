@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from qexp.calibration.ranges import Fixed
 from qexp.callbacks.oscillation import Memory, Oscillation
 from qexp.layers.swap import swap
 from qexp.numerics.granularity import PerChannel
 from qexp.quantizers.lsq import LSQ
 from qexp.quantizers.uniform import Uniform
+from qexp.ranges import Fixed
 
 
 def layer(weight: list[list[float]], quantizer: nn.Module | None = None) -> nn.Sequential:

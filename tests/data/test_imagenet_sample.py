@@ -7,7 +7,7 @@ import pytest
 import torch
 from hydra.utils import instantiate
 
-from qexp.weights import load_weights
+from qexp.models.weights import load_weights
 
 pytestmark = [pytest.mark.data, pytest.mark.slow]
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from qexp.calibration.calibrate import calibrate
-from qexp.graph import facts
+from qexp.network.facts import facts
 from qexp.passes.fold_bn import fold_bn
 from qexp.recipe import Recipe, apply, resolve
 

@@ -5,11 +5,11 @@ import pytest
 import torch
 
 from qexp.calibration.calibrate import calibrate, collect
-from qexp.calibration.collectors import MaxMap
 from qexp.errors import QexpError
-from qexp.graph import facts
 from qexp.integer import caq_files as files
+from qexp.network.facts import facts
 from qexp.recipe import Recipe, apply, resolve
+from qexp.statistics.collectors import MaxMap
 
 
 def powers(*shape: int, n2: int = -6) -> torch.Tensor:

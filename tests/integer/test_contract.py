@@ -8,17 +8,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from qexp import pipeline
 from qexp.calibration.calibrate import calibrate
 from qexp.errors import QexpError
-from qexp.graph import facts
 from qexp.integer.lowering import lower
 from qexp.integer.verify import verify
 from qexp.models.digits_cnn import DigitsCNN
+from qexp.network.facts import facts
 from qexp.passes.base import Moment
 from qexp.passes.fold_bn import fold_bn
 from qexp.passes.integer_layers import IntegerLayers
 from qexp.recipe import apply, resolve
+from qexp.run import pipeline
 
 RECIPES = sorted(p.stem for p in (Path(__file__).parents[2] / "conf" / "quant").glob("[!_]*.yaml"))
 OTHER_NETWORKS = ("toynet_", "mobilenetv2_")  # rules that name layers this network lacks

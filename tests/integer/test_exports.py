@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from qexp import export, proof
 from qexp.integer import caq_files, torch_file
 from qexp.integer.verify import Compared, Verdict
+from qexp.run import export_finished, integer_proof
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def test_a_smaller_proof_leaves_the_larger_one_in_the_record(run, proven):
 def test_what_an_export_needs_is_said_before_any_work(run, tmp_path, monkeypatch, missing):
     metrics = run("quant=mse", "study=s")
     monkeypatch.setitem(sys.modules, missing, None)
-    monkeypatch.setattr(export, "load_data", lambda *_: pytest.fail("the run is evaluated again"))
+    monkeypatch.setattr(export_finished, "load_data", lambda *_: pytest.fail("the run is evaluated again"))
     again = run("export=onnx", f"weights={tmp_path / 'runs' / 's' / metrics['point']}")
     assert again["status"] == "failed" and "pip install 'qexp[export]'" in again["error"]
 
@@ -63,7 +63,7 @@ def test_what_an_export_needs_is_said_before_any_work(run, tmp_path, monkeypatch
 def test_when_an_earlier_proof_stands(change, stands, quantize, tmp_path):
     from qexp.integer.files import save
     from qexp.integer.lowering import lower
-    from qexp.record import Record
+    from qexp.results.run_folder import Record
     from tests.networks import Residual
 
     model, images = quantize(Residual())
@@ -75,8 +75,8 @@ def test_when_an_earlier_proof_stands(change, stands, quantize, tmp_path):
         save(lower(model, images[:1], {"seed": 1}).program, tmp_path / "integer")
     found = Verdict(images=20, integer={"x": Compared(total=9)})
     earlier = {"verify": "equal", "verify_images": 30} | {k: v for k, v in change.items() if k != "program"}
-    assert proof._stands(earlier, found, program, Record(tmp_path)) is stands
-    assert not proof._stands({}, found, program, Record(tmp_path))
+    assert integer_proof._stands(earlier, found, program, Record(tmp_path)) is stands
+    assert not integer_proof._stands({}, found, program, Record(tmp_path))
 
 
 def test_a_run_goes_to_torch_whether_or_not_it_has_integers(run, tmp_path: Path):

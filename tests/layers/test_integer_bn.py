@@ -10,9 +10,9 @@ from torch import nn
 
 from qexp.calibration.calibrate import calibrate
 from qexp.errors import QexpError
-from qexp.graph import facts
 from qexp.layers import check_all_ran, quantizers_off
 from qexp.layers.integer_bn import IntegerBatchNorm2d, bn_constants
+from qexp.network.facts import facts
 from qexp.numerics.fixed_type import shifted
 from qexp.passes.base import Moment
 from qexp.passes.integer_bn import IntegerBatchNorms
@@ -21,7 +21,7 @@ from qexp.recipe import Recipe, apply, resolve
 MPACT = {
     "_target_": "qexp.quantizers.pact.PACT",
     "signed": True,
-    "alpha_init": {"_target_": "qexp.calibration.ranges.MinMax"},
+    "alpha_init": {"_target_": "qexp.ranges.MinMax"},
 }
 WEIGHT = {"_target_": "qexp.quantizers.dorefa.DoReFaWeight", "variant": "symmetric", "rescale": "max"}
 TARGET = "qexp.layers.integer_bn.INTEGER_BN"

@@ -6,12 +6,12 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from qexp.calibration.stats import TensorStats
 from qexp.errors import QexpError
 from qexp.layers.per_product import FAMILY
 from qexp.layers.swap import swap
 from qexp.quantizers.fixed_point import FixedPoint
 from qexp.quantizers.uniform import Uniform
+from qexp.statistics.stats import TensorStats
 
 
 def rounding(layer: nn.Module, accum: str, bits: int, greatest: float) -> nn.Module:

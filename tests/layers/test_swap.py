@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from qexp.calibration.calibrate import calibrate
-from qexp.calibration.ranges import Fixed
 from qexp.errors import QexpError
 from qexp.layers import (
     Quantized,
@@ -29,6 +28,7 @@ from qexp.quantizers.dorefa import DoReFaWeight
 from qexp.quantizers.lsq import LSQ
 from qexp.quantizers.pact import PACT
 from qexp.quantizers.uniform import Uniform
+from qexp.ranges import Fixed
 from tests.networks import Bypassed, Mixed, Residual, Tied
 
 X = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))

@@ -9,9 +9,9 @@ from torchvision import models
 
 from qexp.calibration.calibrate import calibrate
 from qexp.errors import QexpError
-from qexp.graph import facts
 from qexp.layers import check_all_ran, quantizers, quantizers_off
 from qexp.layers.quantized import WEIGHTED
+from qexp.network.facts import facts
 from qexp.recipe import Recipe, apply, resolve
 
 UNIFORM = {"_target_": "qexp.quantizers.uniform.Uniform"}

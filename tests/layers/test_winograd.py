@@ -7,13 +7,13 @@ from qexp_kernels.winograd import MATRICES
 from torch import nn
 
 from qexp.calibration.calibrate import SiteStats
-from qexp.calibration.stats import TensorStats
 from qexp.errors import QexpError
 from qexp.layers.swap import swap
 from qexp.layers.winograd import FAMILY, phases
 from qexp.numerics.granularity import PerChannel
 from qexp.quantizers.caq import CAQSimple
 from qexp.quantizers.uniform import Uniform
+from qexp.statistics.stats import TensorStats
 
 
 def winograd_layer(layer: nn.Module, x: torch.Tensor, **options) -> nn.Module:

@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from qexp.calibration.stats import TensorStats
 from qexp.errors import QexpError
 from qexp.layers import quantizers_off, swap
 from qexp.layers.xnor import XNOR
 from qexp.numerics.granularity import PerChannel
 from qexp.quantizers.bwn import BWN
 from qexp.quantizers.sign import Sign
+from qexp.statistics.stats import TensorStats
 
 TARGET = "qexp.layers.xnor.XNOR"
 

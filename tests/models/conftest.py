@@ -1,4 +1,4 @@
-"""A counter of what one image costs, independent of qexp.cost."""
+"""A counter of what one image costs, independent of qexp.network.cost."""
 
 from collections.abc import Callable
 from typing import NamedTuple

@@ -10,8 +10,8 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from qexp.config import register
-from qexp.graph import facts
+from qexp.command.root import register
+from qexp.network.facts import facts
 
 CONF = Path(__file__).parents[2] / "conf"
 ALL_MODELS = sorted(p.stem for p in (CONF / "model").glob("*.yaml"))

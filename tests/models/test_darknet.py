@@ -6,10 +6,10 @@ import torch
 from torch import nn
 
 from qexp.errors import QexpError
-from qexp.graph import facts
 from qexp.models.darknet import Darknet
+from qexp.models.weights import load_weights
 from qexp.models.yolo import Head, Yolo
-from qexp.weights import load_weights
+from qexp.network.facts import facts
 from tests.darknet import write_cfg
 
 

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from qexp.cost import layer_costs, params
 from qexp.errors import QexpError
-from qexp.graph import facts
 from qexp.models.mobilefacenet import MobileFaceNet
 from qexp.models.squeezenet_face import SqueezeNetFace
+from qexp.network.cost import layer_costs, params
+from qexp.network.facts import facts
 
 
 def test_the_squeezenet_has_the_published_counts():

@@ -133,7 +133,7 @@ def test_digits_cnn_is_small(count):
     ids=["cifar10", "cifar100"],
 )
 def test_public_weights_give_their_accuracy_to_the_image(net, weights, data, right):
-    from qexp.weights import load_weights
+    from qexp.models.weights import load_weights
 
     root, model = os.environ["QEXP_DATA_DIR"], net()
     load_weights(model, f"{root}/weights/{weights}")

@@ -10,12 +10,12 @@ from hydra.utils import instantiate
 from torch import nn
 from torchvision.models.detection import ssd300_vgg16
 
-from qexp.config import register
+from qexp.command.root import register
 from qexp.errors import QexpError
 from qexp.models.detector import corners
 from qexp.models.multibox import MultiBox, priors, ssd300_maps
 from qexp.models.ssd import SSD300, L2Norm, SqueezeSSD, TorchvisionSSD
-from qexp.weights import fit_keys
+from qexp.models.weights import fit_keys
 
 CONF = str(Path(__file__).parents[2] / "conf")
 CHOICES = ("ssd300_vgg16", "ssd300_vgg16_tv", "ssd300_torchvision", "ssd300_squeezenet")

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from qexp.calibration.measure import tensor_errors
-from qexp.calibration.stats import TensorStats
+from qexp.analysis.tensor_errors import tensor_errors
 from qexp.numerics.granularity import PerChannel, PerGroup, PerTensor
 from qexp.numerics.ops import dequantize, fake_quantize, quantize, round_to
 from qexp.quantizers.base import Quantizer
 from qexp.quantizers.uniform import Uniform
+from qexp.statistics.stats import TensorStats
 
 HALVES = (-2.5, -1.5, -0.5, 0.5, 1.5, 2.5)
 ROUNDED = {

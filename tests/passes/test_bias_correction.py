@@ -7,16 +7,16 @@ import pytest
 import torch
 
 from qexp.calibration.calibrate import calibrate
-from qexp.calibration.ranges import Clip
-from qexp.calibration.stats import TensorStats
 from qexp.errors import QexpError
-from qexp.graph import Facts, facts
 from qexp.layers.swap import bake, swap
+from qexp.network.facts import Facts, facts
 from qexp.numerics import PerChannel
 from qexp.passes.base import Moment
 from qexp.passes.bias_correction import FORMS, ActivationBiasCorrection, BiasCorrection, restore_mean
 from qexp.quantizers.dorefa import DoReFaWeight
 from qexp.quantizers.gemmlowp import GEMMLOWP
+from qexp.ranges import Clip
+from qexp.statistics.stats import TensorStats
 
 W = torch.tensor([[0.9, -0.31, 0.12, 0.47, -1, 0.05]])
 EXPECTED = {

@@ -6,17 +6,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qexp.calibration.calibrate import calibrate
-from qexp.calibration.ranges import Clip
 from qexp.errors import QexpError
-from qexp.graph import Facts, facts
 from qexp.layers.quantized import quantizers
 from qexp.layers.swap import swap
+from qexp.network.facts import Facts, facts
 from qexp.numerics import PerChannel
 from qexp.numerics.bins import bins
 from qexp.passes.base import Moment
 from qexp.passes.bit_allocation import BitAllocation, allocate
 from qexp.quantizers.gemmlowp import GEMMLOWP
 from qexp.quantizers.uniform import Uniform
+from qexp.ranges import Clip
 
 A, C, D = (1, 2, 4, 8), (2.82845653294, 1), (0.02, 5, 1)
 

@@ -8,8 +8,8 @@ from torch import nn
 
 from qexp.calibration.calibrate import calibrate
 from qexp.errors import QexpError
-from qexp.graph import facts
 from qexp.layers.swap import quantizers_off
+from qexp.network.facts import facts
 from qexp.passes.base import Moment
 from qexp.passes.bn_reestimate import ReestimateBN
 from qexp.recipe import Recipe, apply, resolve

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from qexp.calibration.calibrate import calibrate
 from qexp.errors import QexpError
-from qexp.graph import facts
+from qexp.layers.weight_channels import input_range, output_range, response
+from qexp.network.facts import facts
+from qexp.network.lean_evaluation import lean
 from qexp.passes.base import Moment
-from qexp.passes.channels import input_range, output_range, response
 from qexp.passes.equalize import ClippedReLU, Equalize, find_pairs
 from qexp.passes.fold_bn import fold_bn
-from qexp.passes.lean import lean
 from qexp.recipe import Recipe, apply, resolve
 
 

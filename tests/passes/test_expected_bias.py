@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from qexp.calibration.calibrate import calibrate
 from qexp.errors import QexpError
-from qexp.graph import facts
+from qexp.network.facts import facts
 from qexp.passes.base import Moment
 from qexp.passes.expected_bias import ExpectedBias, known_input, relu_mean
 from qexp.passes.fold_bn import fold_bn

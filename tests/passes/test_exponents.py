@@ -4,19 +4,19 @@ import pytest
 import torch
 
 from qexp.calibration.calibrate import calibrate
-from qexp.calibration.stats import TensorStats
 from qexp.errors import QexpError
-from qexp.graph import facts
 from qexp.models.cifar_resnet import CifarResNet
+from qexp.network.facts import facts
+from qexp.network.quantizer_before import arriving
 from qexp.numerics import PerChannel
 from qexp.passes import refine_exponents
-from qexp.passes.arriving import arriving
 from qexp.passes.base import Moment
 from qexp.passes.fold_bn import fold_bn
 from qexp.passes.refine_exponents import RefineExponents
 from qexp.passes.shared_exponents import SharedExponents, residual_groups, share
 from qexp.quantizers.caq import CAQShift
 from qexp.recipe import Recipe, apply, resolve
+from qexp.statistics.stats import TensorStats
 
 SPEC = {"_target_": "qexp.quantizers.caq.CAQShift", "granularity": "channel"}
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from qexp.errors import QexpError
-from qexp.graph import facts
+from qexp.network.facts import facts
 from qexp.passes.fold_bn import fold_bn
 
 

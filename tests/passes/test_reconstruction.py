@@ -10,12 +10,11 @@ import torch
 from torch import nn
 
 from qexp.calibration.calibrate import calibrate
-from qexp.calibration.ranges import MSE
 from qexp.errors import QexpError
-from qexp.graph import facts
 from qexp.layers.quantized import quantizers
 from qexp.layers.swap import quantizers_off, swap
 from qexp.models.modules import Add
+from qexp.network.facts import facts
 from qexp.numerics import PerChannel
 from qexp.passes.base import Moment
 from qexp.passes.reconstruction import learn as learning
@@ -28,6 +27,7 @@ from qexp.passes.reconstruction.store import Store
 from qexp.passes.reconstruction.units import Unit
 from qexp.quantizers.learned_rounding import LearnedRounding
 from qexp.quantizers.lsq import LSQ
+from qexp.ranges import MSE
 
 SHORT = {"iterations": 40, "batch": 16}
 

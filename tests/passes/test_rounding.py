@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from qexp.calibration.ranges import MSE
-from qexp.calibration.stats import TensorStats
 from qexp.numerics import PerChannel
 from qexp.passes.reconstruction.rounding import Annealing, SoftRounding, rectified_sigmoid, regularizer, start
 from qexp.quantizers.learned_rounding import LearnedRounding
+from qexp.ranges import MSE
+from qexp.statistics.stats import TensorStats
 
 
 def test_the_vectors():

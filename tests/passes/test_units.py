@@ -8,8 +8,8 @@ from hydra.utils import instantiate
 from torch import nn
 
 from qexp.errors import QexpError
-from qexp.graph import facts
 from qexp.layers.swap import swap
+from qexp.network.facts import facts
 from qexp.passes.reconstruction.units import find_units
 from qexp.quantizers.learned_rounding import LearnedRounding
 

@@ -10,9 +10,9 @@ from hydra.utils import instantiate
 from torch import Tensor
 
 from qexp.calibration.calibrate import SiteStats
-from qexp.calibration.stats import TensorStats
 from qexp.numerics.granularity import PerChannel, granularity
 from qexp.quantizers.base import Quantizer
+from qexp.statistics.stats import TensorStats
 
 Make = Callable[..., Quantizer]
 

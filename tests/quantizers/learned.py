@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from qexp.calibration.stats import TensorStats
+from qexp.statistics.stats import TensorStats
 
 
 def upstream(n: int) -> np.ndarray:

@@ -10,10 +10,10 @@ import torch
 from hypothesis import settings
 from hypothesis import strategies as st
 
-from qexp.calibration.stats import TensorStats
 from qexp.errors import QexpError
 from qexp.numerics import PerChannel
 from qexp.quantizers.apot import APoTInput, APoTWeight, magnitudes
+from qexp.statistics.stats import TensorStats
 from tests.quantizers.learned import backward, fitted, put, upstream
 
 few = settings(max_examples=25, deadline=None)

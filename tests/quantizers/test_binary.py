@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from qexp.calibration.stats import TensorStats
 from qexp.errors import QexpError
 from qexp.numerics.granularity import PerChannel
 from qexp.quantizers.bwn import BWN
 from qexp.quantizers.hysteresis import Hysteresis
 from qexp.quantizers.sign import Sign
+from qexp.statistics.stats import TensorStats
 
 W = torch.tensor([0.5, -0.2, 0.3, -1.4])
 G = torch.tensor([1.0, -2.0, 0.5, 1.0])

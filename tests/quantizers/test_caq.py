@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from qexp.calibration.calibrate import SiteStats
-from qexp.calibration.collectors import MaxMap
-from qexp.calibration.stats import TensorStats
 from qexp.errors import QexpError
 from qexp.numerics.granularity import PerChannel
 from qexp.quantizers.caq import CAQShift, CAQSimple, channel_exponents, limit_exponents
+from qexp.statistics.collectors import MaxMap
+from qexp.statistics.stats import TensorStats
 
 
 def fitted(x: torch.Tensor, **options) -> CAQShift:

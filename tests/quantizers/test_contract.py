@@ -16,10 +16,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from qexp.calibration.stats import NonFinite
-from qexp.config import register
+from qexp.command.root import register
 from qexp.errors import QexpError
 from qexp.quantizers.base import Quantizer
+from qexp.statistics.stats import NonFinite
 from tests.strategies import KINDS, tensors, values
 
 CONF = Path(__file__).parents[2] / "conf"

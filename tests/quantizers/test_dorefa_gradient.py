@@ -10,8 +10,8 @@ from torch import nn
 
 from qexp.calibration.calibrate import calibrate
 from qexp.errors import QexpError
-from qexp.graph import facts
 from qexp.layers import check_all_ran, quantizers, swap
+from qexp.network.facts import facts
 from qexp.numerics.granularity import PerChannel
 from qexp.quantizers.dorefa_gradient import DoReFaGradient
 from qexp.quantizers.uniform import Uniform

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from qexp.calibration.ranges import MinMax, PowerOfTwo
-from qexp.calibration.ranges.power_of_two import integer_bits
-from qexp.calibration.stats import TensorStats
 from qexp.errors import QexpError
 from qexp.quantizers.fixed_point import FixedPoint
+from qexp.ranges import MinMax, PowerOfTwo
+from qexp.ranges.power_of_two import integer_bits
+from qexp.statistics.stats import TensorStats
 
 
 def fitted(x: torch.Tensor, bits: int, **options) -> FixedPoint:
@@ -114,7 +114,7 @@ def test_a_range_that_ends_elsewhere_is_refused():
 
 
 def test_batch_norm_bits_are_honoured_and_counters_untouched(run, compose, digits):
-    from qexp.pipeline import recipe
+    from qexp.run.pipeline import recipe
 
     plan_bits = recipe(compose(*digits, "quant=fixed_point", "bits=fx12", "quant.bn_bits=6")).rules["bn"]
     assert {plan_bits[s]["bits"] for s in ("weight", "bias", "running_mean", "running_var")} == {6}
@@ -147,9 +147,9 @@ def test_placements_say_what_stays_float(run):
 def test_the_source_placement_quantizes_results_inside_a_sequential(compose):
     from torch import nn
 
-    from qexp.graph import facts
-    from qexp.pipeline import recipe
+    from qexp.network.facts import facts
     from qexp.recipe import resolve
+    from qexp.run.pipeline import recipe
 
     class Net(nn.Module):
         def __init__(self):

@@ -6,11 +6,11 @@ import logging
 import pytest
 import torch
 
-from qexp.calibration.ranges import Clip, Fixed, MinMax
-from qexp.calibration.stats import TensorStats
 from qexp.errors import QexpError
 from qexp.numerics import PerChannel, UniformGrid
 from qexp.quantizers.gemmlowp import GEMMLOWP
+from qexp.ranges import Clip, Fixed, MinMax
+from qexp.statistics.stats import TensorStats
 
 X = (-1, -0.4, 0, 0.25, 0.55, 2)
 TIES = (0.25, 0.75, 1.25, -0.25)

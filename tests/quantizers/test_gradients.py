@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from qexp.calibration.ranges import Fixed
-from qexp.calibration.stats import TensorStats
 from qexp.numerics import PerChannel
 from qexp.quantizers.dorefa import DoReFaInput, DoReFaWeight
 from qexp.quantizers.lsq import LSQ
 from qexp.quantizers.pact import PACT
 from qexp.quantizers.uniform import Uniform
+from qexp.ranges import Fixed
+from qexp.statistics.stats import TensorStats
 
 UPSTREAM = np.array([0.7, -1.3, 0.4, 2.0, -0.9, 1.1, 0.3, -0.6, 1.7, -0.2, 0.8])
 

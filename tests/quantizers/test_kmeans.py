@@ -4,15 +4,15 @@ import numpy as np
 import pytest
 import torch
 
-from qexp.calibration.stats import TensorStats
 from qexp.errors import QexpError
-from qexp.graph import facts
 from qexp.layers.swap import swap
+from qexp.network.facts import facts
 from qexp.numerics import PerChannel
 from qexp.passes.base import Moment
 from qexp.passes.bias_correction import BiasCorrection
 from qexp.passes.kmeans_clip import KMeansClip
 from qexp.quantizers.kmeans import KMeans, centres
+from qexp.statistics.stats import TensorStats
 
 W = torch.tensor([-1.02, -0.98, -0.3, -0.28, 0.01, 0, 0.5, 0.52])
 

@@ -10,12 +10,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qexp.calibration.ranges import Fixed, MinMax
-from qexp.calibration.stats import TensorStats
 from qexp.errors import QexpError
 from qexp.quantizers.lsq import LSQ
 from qexp.quantizers.lsq_plus import LSQPlus
 from qexp.quantizers.tqt import TQT
+from qexp.ranges import Fixed, MinMax
+from qexp.statistics.stats import TensorStats
 from tests.quantizers.learned import backward, fitted, put, upstream
 
 few = settings(max_examples=25, deadline=None)

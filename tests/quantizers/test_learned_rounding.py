@@ -5,12 +5,12 @@ import copy
 import pytest
 import torch
 
-from qexp.calibration.stats import TensorStats
 from qexp.errors import QexpError
 from qexp.numerics import PerChannel
 from qexp.numerics.granularity import PerGroup, PerTensor
 from qexp.quantizers.learned_rounding import LearnedRounding
 from qexp.quantizers.uniform import Uniform
+from qexp.statistics.stats import TensorStats
 
 GRANULARITIES = (PerTensor(), PerChannel(0), PerGroup(9))
 

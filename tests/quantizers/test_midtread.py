@@ -5,17 +5,17 @@ import math
 import pytest
 import torch
 
-from qexp.calibration.measure import tensor_errors
-from qexp.calibration.stats import TensorStats
+from qexp.analysis.tensor_errors import tensor_errors
 from qexp.errors import QexpError
-from qexp.graph import facts
 from qexp.layers.swap import swap
+from qexp.network.facts import facts
 from qexp.numerics import PerChannel
 from qexp.numerics.bins import bins
 from qexp.passes.base import Moment
 from qexp.passes.rate import Rate, entropy
 from qexp.quantizers.gemmlowp import GEMMLOWP
 from qexp.quantizers.midtread import MidTread, clip_over_b
+from qexp.statistics.stats import TensorStats
 
 X = torch.tensor([-2.1, -0.9, -0.4, -0.1, 0, 0.2, 0.5, 0.8, 1.6, 3])
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from qexp.calibration.calibrate import SiteStats
-from qexp.calibration.collectors import LeastMagnitude
-from qexp.calibration.stats import TensorStats
 from qexp.errors import QexpError
 from qexp.numerics.granularity import PerChannel
 from qexp.quantizers.playground import LogLevels, MinMaxLevels, TanhLevels
+from qexp.statistics.collectors import LeastMagnitude
+from qexp.statistics.stats import TensorStats
 
 
 def fitted(kind: type, x: torch.Tensor, bits: int, **options):

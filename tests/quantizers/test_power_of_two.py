@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from qexp.calibration.stats import TensorStats
 from qexp.errors import QexpError
 from qexp.layers.swap import swap
 from qexp.quantizers.power_of_two import INQ, nearest_exponent
+from qexp.statistics.stats import TensorStats
 
 W = torch.tensor([0.9, -0.31, 0.12, 0.02, 0.01, 0.2, -0.05])
 

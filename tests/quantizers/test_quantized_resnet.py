@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from qexp.calibration.ranges import MinMax
-from qexp.calibration.stats import TensorStats
 from qexp.errors import QexpError
 from qexp.quantizers.exponential import Exponential
 from qexp.quantizers.fixed_step import FixedStep
 from qexp.quantizers.pact_in_step import PACTInStep
 from qexp.quantizers.sigmoid_surrogate import SigmoidSurrogate, bump
+from qexp.ranges import MinMax
+from qexp.statistics.stats import TensorStats
 
 
 def ready(q, x=(0.0, 1.0)):

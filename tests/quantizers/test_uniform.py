@@ -5,7 +5,6 @@ import pickle
 import pytest
 import torch
 
-from qexp.calibration.stats import TensorStats
 from qexp.errors import QexpError
 from qexp.numerics import PerChannel, PerGroup, UniformGrid
 from qexp.quantizers.base import ROUNDINGS
@@ -13,6 +12,7 @@ from qexp.quantizers.dorefa import DoReFaInput
 from qexp.quantizers.lsq import LSQ
 from qexp.quantizers.pact import PACT
 from qexp.quantizers.uniform import Uniform
+from qexp.statistics.stats import TensorStats
 
 X = torch.randn(4, 6, 3, 3, generator=torch.Generator().manual_seed(5))
 

@@ -5,13 +5,13 @@ import math
 import pytest
 import torch
 
-from qexp.calibration.ranges import Fixed
-from qexp.calibration.stats import TensorStats
 from qexp.numerics import PerChannel
 from qexp.quantizers.dorefa import DoReFaInput, DoReFaWeight
 from qexp.quantizers.lsq import LSQ
 from qexp.quantizers.pact import PACT
 from qexp.quantizers.uniform import Uniform
+from qexp.ranges import Fixed
+from qexp.statistics.stats import TensorStats
 
 W = torch.tensor([-1.5, -0.6, -0.2, 0, 0.05, 0.3, 0.9, 1.2])
 X = torch.tensor([-12, -3.2, -0.2, 0.4, 0.65, 1.7, 5.1, 9])

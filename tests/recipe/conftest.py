@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from qexp.graph import Facts, facts
+from qexp.network.facts import Facts, facts
 from qexp.recipe import Plan, Recipe, resolve
 from tests.networks import Residual
 

@@ -3,7 +3,7 @@
 import pytest
 
 from qexp.errors import QexpError
-from qexp.graph import facts
+from qexp.network.facts import facts
 from qexp.recipe import Recipe, resolve
 
 UNIFORM = {"_target_": "qexp.quantizers.uniform.Uniform", "granularity": "tensor"}

@@ -8,12 +8,12 @@ import pytest
 import torch
 from hydra.utils import instantiate
 
-from qexp import pipeline
 from qexp.calibration.calibrate import calibrate
 from qexp.errors import QexpError
-from qexp.graph import facts
 from qexp.layers import check_all_ran, quantizers
+from qexp.network.facts import facts
 from qexp.recipe import apply, resolve
+from qexp.run import pipeline
 
 LISTS = {  # layer_abit, layer_wbit as published
     "toynet_cfg1": ([32] + [8] * 10 + [32, 32], [32] + [8] * 10 + [16, 16]),

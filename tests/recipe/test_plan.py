@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from qexp.errors import QexpError
-from qexp.graph import facts
 from qexp.layers import quantizers
+from qexp.network.facts import facts
 from qexp.recipe import Recipe, apply, resolve
 from tests.networks import Residual
 
@@ -119,7 +119,7 @@ def test_sites_with_one_share_name_carry_one_quantizer():
 
 
 def test_what_is_nested_in_a_specification_is_each_quantizers_own():
-    spec = SITES["weight"] | {"range": {"_target_": "qexp.calibration.ranges.Percentile", "percentile": 0.9}}
+    spec = SITES["weight"] | {"range": {"_target_": "qexp.ranges.Percentile", "percentile": 0.9}}
     model = model_with({}, {"weight": spec}, wbit=4, abit=32)
     one, other = model.stem.weight_quantizer.range, model.conv.weight_quantizer.range
     assert one == other and one is not other

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from qexp.errors import QexpError
-from qexp.graph import facts
 from qexp.layers.quantized import quantizers
+from qexp.network.facts import facts
 from qexp.quantizers.uniform import Uniform
 from qexp.recipe import Recipe, apply, resolve
 from tests.networks import Residual

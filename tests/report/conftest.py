@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from qexp.report.statistics import wilson
+from qexp.results.confidence import wilson
 
 FLOAT = 91.73
 LAYERS = [

@@ -14,7 +14,7 @@ from qexp.errors import QexpError
 from qexp.report import payload
 from qexp.report.__main__ import main
 from qexp.report.dashboard import write_dashboard, write_page
-from qexp.report.results import collect
+from qexp.results.table_csv import collect
 
 EVIL = "<script>alert(1)</script>"
 
@@ -235,6 +235,6 @@ def test_the_report_does_not_load_the_model_side() -> None:
     code = "import sys, qexp.report.__main__; print({'torch', 'pytorch_lightning', 'hydra'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
-    code = "import sys, qexp.report.results, qexp.report.statistics; print('bokeh' in sys.modules)"
+    code = "import sys, qexp.results.table_csv, qexp.results.confidence; print('bokeh' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

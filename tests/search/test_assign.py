@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from qexp.cost import LayerCost
 from qexp.errors import QexpError
+from qexp.network.cost import LayerCost
 from qexp.search.assign import assign, monotone
 from qexp.search.budget import limits, spent
 

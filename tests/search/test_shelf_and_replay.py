@@ -5,15 +5,15 @@ import torch
 
 from qexp.calibration.calibrate import calibrate, fit
 from qexp.errors import QexpError
-from qexp.graph import facts
 from qexp.layers.quantized import quantizers
 from qexp.layers.swap import evaluating, quantizers_off
+from qexp.network.facts import facts
 from qexp.recipe import Recipe, apply, resolve
 from qexp.search.replay import Replay, bytes_an_image
 from qexp.search.sensitivity import Score, ranked, sensitivity
 from qexp.search.shelf import Shelf
 
-UNIFORM = {"_target_": "qexp.quantizers.uniform.Uniform", "range": {"_target_": "qexp.calibration.ranges.MinMax"}}
+UNIFORM = {"_target_": "qexp.quantizers.uniform.Uniform", "range": {"_target_": "qexp.ranges.MinMax"}}
 
 
 def shelved(model, images, widths=(2, 4, 8), **recipe):

@@ -13,9 +13,9 @@ from torch import nn
 
 from qexp.data.tensors import Normalize
 from qexp.errors import QexpError
+from qexp.run.teacher import Renormalized
 from qexp.tasks.classification import Classification
 from qexp.tasks.distillation import Distillation, feature_distance, soft_divergence
-from qexp.teachers import Renormalized
 
 
 def net(classes: int = 3, width: int = 5) -> nn.Sequential:

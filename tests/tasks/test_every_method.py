@@ -1,7 +1,7 @@
 """Every recipe of `conf/quant` on every task: it calibrates, takes one optimizer step where it learns, and gives finite outputs.
 
 A recipe for one network may refuse another, and names its rule that finds nothing there. The networks are tiny and the images random, and
-Lightning is not used: what a whole run adds is in `tests/pipeline`. A new YAML file is found by itself.
+Lightning is not used: what a whole run adds is in `tests/run`. A new YAML file is found by itself.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from qexp import pipeline, training
 from qexp.errors import QexpError
 from qexp.layers.quantized import quantizers
 from qexp.models.darknet import Darknet
 from qexp.models.mobilefacenet import MobileFaceNet
 from qexp.passes.base import Moment
 from qexp.recipe import Plan, apply, resolve
+from qexp.run import pipeline, training
 from qexp.tasks.base import Task
 from qexp.tasks.classification import Classification
 from qexp.tasks.detection import Detection

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
-from qexp.report.table import closing_table
+from qexp.results.closing_table import closing_table
 from qexp.tasks.base import Score
 from qexp.tasks.classification import Classification
 

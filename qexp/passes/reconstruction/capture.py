@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from qexp.errors import QexpError
-from qexp.graph import Facts
 from qexp.layers.quantized import attribute, quantized_layers, quantizers, weight_of
 from qexp.layers.swap import baked_weights, quantizers_off
+from qexp.network.facts import Facts
 from qexp.passes.reconstruction.store import Samples, Store
 from qexp.passes.reconstruction.units import Unit
 from qexp.quantizers.base import Quantizer

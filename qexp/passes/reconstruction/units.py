@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qexp.errors import QexpError, near
-from qexp.graph import Facts
 from qexp.layers.quantized import float_class
 from qexp.models.modules import Add, Concat
+from qexp.network.facts import Facts
 from qexp.quantizers.learned_rounding import LearnedRounding
 
 log = logging.getLogger(__name__)

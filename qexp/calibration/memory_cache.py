@@ -1,0 +1,87 @@
+"""Statistics the points of a sweep share in memory: of weights by their content, of activations by the file that keeps them."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from pathlib import Path
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+from torch import Tensor
+
+from qexp.calibration.cache import load_stats, tensor_hash
+from qexp.numerics.granularity import Granularity
+from qexp.statistics.stats import TensorStats
+
+if TYPE_CHECKING:
+    from qexp.calibration.calibrate import Calibration
+
+Value = TypeVar("Value")
+_ELEMENTS = 2**23  # of weights whose statistics are held: 64 MiB of their values
+_BYTES = 2**28  # of files whose statistics are held
+
+
+class Kept(Generic[Value]):
+    """The values last used, up to a total size; the least recently used go first.
+
+    Args:
+        capacity: Sum of the sizes that may be held.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity, self.held = capacity, 0
+        self._values: OrderedDict[Hashable, tuple[int, Value]] = OrderedDict()
+
+    def get(self, key: Hashable, size: int, make: Callable[[], Value]) -> Value:
+        """Returns the value of a key, made where it is not held."""
+        if key in self._values:
+            self._values.move_to_end(key)
+            return self._values[key][1]
+        value = make()
+        if size <= self.capacity:
+            self._values[key] = (size, value)
+            self.held += size
+            while self.held > self.capacity:
+                self.held -= self._values.popitem(last=False)[1][0]
+        return value
+
+    def clear(self) -> None:
+        """Forgets everything."""
+        self._values.clear()
+        self.held = 0
+
+
+_weights: Kept[TensorStats] = Kept(_ELEMENTS)
+_calibrations: Kept[Calibration | None] = Kept(_BYTES)
+
+
+def weight_stats(
+    weight: Tensor, granularity: Granularity | None = None, exact: bool = True, bins: int = 2048
+) -> TensorStats:
+    """Returns the summary of a weight, the same object for the same content; `exact` as `TensorStats.of`, else by histogram."""
+
+    def make() -> TensorStats:
+        if exact:
+            return TensorStats.of(weight, granularity, bins)
+        stats = TensorStats(granularity, bins)
+        stats.update(weight)
+        return stats
+
+    return _weights.get((tensor_hash([weight]), granularity, exact, bins), weight.numel(), make)
+
+
+def kept_stats(path: Path) -> Calibration | None:
+    """Returns the statistics kept at `path`, read once while the file stays as it is; None where there are none or it is damaged."""
+    try:
+        seen = path.stat()
+    except OSError:
+        return None
+    return _calibrations.get(
+        (path.absolute(), seen.st_mtime_ns, seen.st_size, seen.st_ino), seen.st_size, lambda: load_stats(path)
+    )
+
+
+def forget() -> None:
+    """Drops all that is shared in memory."""
+    _weights.clear()
+    _calibrations.clear()

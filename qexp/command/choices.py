@@ -1,0 +1,130 @@
+"""What the command line chooses, looked up before Hydra composes: an unknown choice or key is answered with the nearest that there are."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep, Override
+from hydra.errors import HydraException
+
+from qexp.command.keys import check_key
+from qexp.command.root import Root
+from qexp.errors import QexpError, near
+
+_LOOKS = ("--help", "-h", "--hydra-help", "--cfg", "-c", "--info")  # at the configuration: nothing runs
+
+
+def check_choices(arguments: Sequence[str], conf: Path) -> None:
+    """Checks each `GROUP=CHOICE` and each key of the root, those of a sweep too; what it cannot read is left to Hydra.
+
+    Args:
+        arguments: The command line after the program's name. `--config-dir` there names another folder with choices.
+        conf: The folder of configuration files; a folder in it is a group.
+
+    Raises:
+        QexpError: A choice that no file has, a key that the root or no file has, or a mapping of widths with quoted patterns.
+    """
+    folders = [folder for folder in (conf, *map(Path, _config_dirs(arguments))) if folder.is_dir()]
+    own_root = any(word.startswith(("--config-name", "-cn")) for word in arguments)
+    for word in arguments:
+        if re.match(r"\+*layer_[wa]bit=\{\s*[\"']", word):
+            raise QexpError(
+                f"{word}: patterns of a mapping stand without quotes: 'layer_wbit={{layer1.*: 4, linear: 8}}'"
+            )
+    own_keys = own_root or any(word.lstrip("+").startswith("hydra.searchpath=") for word in arguments)
+    given = [o for o in _overrides(arguments) if _adds(o) or o.package or isinstance(o.value(), dict)]
+    brought = [o.package or o.key_or_group for o in given]  # what lies there, or below, needs no file
+    for override in _overrides(arguments):
+        group = override.key_or_group
+        if re.split("[/.]", group)[0] == "hydra" or override.is_delete():
+            continue
+        choices = sorted({file.stem for folder in folders for file in (folder / group).glob("*.yaml")})
+        if choices:
+            for choice in _chosen(override.value()):
+                if not any((folder / group / f"{choice}.yaml").is_file() for folder in folders):
+                    open_ones = [name for name in choices if not name.startswith("_")]
+                    raise QexpError(
+                        f"{override.input_line}: {group} has no choice {choice!r}{near(choice, open_ones)}; "
+                        f"allowed are {', '.join(open_ones)}"
+                    )
+        elif not {".", "/"} & set(group) and not _adds(override) and not own_root:
+            known = sorted(
+                {f.name for f in fields(Root)} | {g.name for f in folders for g in f.iterdir() if g.is_dir()}
+            )
+            if group not in known:
+                raise QexpError(
+                    f"{override.input_line}: there is no key {group!r}{near(group, known)}; see run.py --cfg job"
+                )
+        elif "." in group and not own_keys and not any(f"{group}.".startswith(f"{place}.") for place in brought):
+            try:
+                check_key(group, folders)
+            except QexpError as error:
+                raise QexpError(f"{override.input_line}: {error}") from None
+
+
+def rules_added(arguments: Sequence[str]) -> list[str]:
+    """Returns the command line with `quant.rules.NAME=...` as Hydra wants it where a recipe has no rule of that name: `++quant.rules...`.
+
+    >>> rules_added(["quant=mse", "quant.rules.wide={layers: conv1, weight: {bits: 8}}", "+quant.rules.x=null"])
+    ['quant=mse', '++quant.rules.wide={layers: conv1, weight: {bits: 8}}', '+quant.rules.x=null']
+    """
+    return [f"++{word}" if word.startswith("quant.rules.") and "=" in word else word for word in arguments]
+
+
+def check_runs_dir(arguments: Sequence[str]) -> None:
+    """Makes the folder that `runs_dir` names, before Hydra does; for a run, not for a look at the configuration.
+
+    Raises:
+        QexpError: It cannot be made, or written to.
+    """
+    if any(word.partition("=")[0] in _LOOKS for word in arguments):
+        return
+    for override in _overrides(arguments):
+        value = override.value()
+        if override.key_or_group != "runs_dir" or not isinstance(value, str) or "${" in value:
+            continue
+        try:
+            Path(value).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise QexpError(f"{override.input_line}: the folder cannot be made ({error.strerror})") from error
+        if not os.access(value, os.W_OK):
+            raise QexpError(f"{override.input_line}: the folder cannot be written to")
+
+
+def _config_dirs(arguments: Sequence[str]) -> Iterator[str]:
+    for word, following in zip(arguments, [*arguments[1:], ""]):
+        name, is_joined, value = word.partition("=")
+        if name in ("--config-dir", "-cd"):
+            yield value if is_joined else following
+
+
+def _overrides(arguments: Sequence[str]) -> Iterator[Override]:
+    parser = OverridesParser.create()
+    for word in arguments:
+        if "=" in word and not word.startswith("-"):
+            try:
+                yield parser.parse_override(word)
+            except HydraException:  # Hydra says what is wrong with it
+                continue
+
+
+def _adds(override: Override) -> bool:
+    """Whether it is `+KEY=` or `++KEY=`, which may be new."""
+    return override.is_add() or override.is_force_add()
+
+
+def _chosen(value: Any) -> Iterator[str]:
+    """Yields the names in a choice, a list of choices or a sweep over either."""
+    if isinstance(value, ChoiceSweep):
+        value = value.list
+    if isinstance(value, list):
+        for one in value:
+            yield from _chosen(one)
+    elif isinstance(value, str | int | float) and not str(value).startswith("${"):
+        yield str(value).removesuffix(".yaml")

@@ -1,0 +1,69 @@
+"""`python -m qexp.command.prepare dataset=imagenet model=resnet50`: decodes and packs a data set's images before anything runs on them.
+
+A run does the same at its first use of the images; this does it alone, checks every image of the pack and says what it gained.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from qexp.command.root import register
+
+
+def prepare(cfg: DictConfig) -> list[str]:
+    """Packs what is not packed yet, reads every pack back and returns a line on each."""
+    from qexp.data.pack import Pack
+    from qexp.errors import QexpError
+    from qexp.run.datasets import load_data
+
+    data = load_data(cfg.dataset.data)
+    packs = {p.path: p for p in (data.arrays.train_images, data.arrays.test_images) if isinstance(p, Pack)}
+    if not packs:
+        raise QexpError(f"dataset={cfg.dataset.name} lies in memory: there is nothing to pack")
+    return [line(pack, 256) for pack in packs.values()]
+
+
+def line(pack, batch: int) -> str:
+    """What a pack holds, and how fast it is read against how fast it was decoded; every checksum is compared on the way."""
+    start = time.perf_counter()
+    for first in range(0, len(pack), batch):
+        pack[first : first + batch]
+    rate = len(pack) / (time.perf_counter() - start)
+    decoded = pack.about.get("images_per_second")
+    others = [f"{n} {mode} converted" for mode, n in pack.converted.items()]
+    others += [f"{len(pack.skipped)} skipped"] if pack.skipped else []
+    gain = f", decoded at {decoded:.0f}/s: {rate / decoded:.0f} times faster" if decoded else ""
+    what = f"{len(pack)} images {list(pack.shape[1:])}, {pack.path.stat().st_size / 1e6:.0f} MB"
+    return f"{pack.path}: {', '.join([what, *others])}; checked and read at {rate:.0f}/s{gain}"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    from hydra import compose, initialize_config_dir
+
+    from qexp.errors import QexpError
+
+    parser = argparse.ArgumentParser(
+        prog="python -m qexp.command.prepare", description="Pack a data set's images once."
+    )
+    parser.add_argument(
+        "overrides", nargs="+", metavar="KEY=VALUE", help="as for run.py: dataset=imagenet model=resnet50"
+    )
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    register()
+    with initialize_config_dir(str(Path(__file__).parents[2] / "conf"), version_base="1.3"):
+        cfg = compose("config", overrides=parser.parse_args(arguments).overrides)
+    try:
+        print("\n".join(prepare(cfg)))
+    except QexpError as error:
+        sys.exit(f"{type(error).__name__}: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""What a network costs: parameters, multiply-accumulates, bit operations, bytes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import nn
+
+from qexp.layers.quantized import WEIGHTED, float_class
+from qexp.network.facts import Facts
+
+
+@dataclass(frozen=True)
+class LayerCost:
+    """Cost of one weighted layer for one image: number of weights, multiply-accumulates, elements of its input.
+
+    A layer that is called more than once has its weights once, and the products and inputs of all its calls.
+    """
+
+    weights: int
+    macs: int
+    inputs: int
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Cost of a network for one image.
+
+    Attributes:
+        params: Parameters of the float network.
+        macs: Multiply-accumulates of convolutions and linear layers.
+        bops: Bit operations, the sum of MACs x weight bits x input bits.
+        weight_bytes, weight_bytes_float: Weights of convolutions and linear layers, at their bits and at 32 (scales not counted).
+        mean_wbit, mean_abit: Bits a weight, and bits an input element, on average.
+    """
+
+    params: int
+    macs: int
+    bops: int
+    weight_bytes: int
+    weight_bytes_float: int
+    mean_wbit: float
+    mean_abit: float
+
+
+def layer_costs(model: nn.Module, facts: Facts) -> dict[str, LayerCost]:
+    """Returns the cost of every convolution and linear layer, from the shapes the example ran on in each of its calls."""
+    out = {}
+    for name in facts.order:
+        layer = model.get_submodule(name)
+        if not issubclass(float_class(layer), WEIGHTED):
+            continue
+        macs = inputs = 0
+        for shapes in facts.every_call[name]:
+            positions = shapes["output"][2:] if layer.weight.ndim > 2 else shapes["output"][1:-1]
+            if issubclass(float_class(layer), nn.ConvTranspose2d):
+                positions = shapes["input"][2:]
+            macs += layer.weight.numel() * math.prod(positions)
+            inputs += math.prod(shapes["input"]) // shapes["input"][0]
+        out[name] = LayerCost(layer.weight.numel(), macs, inputs)
+    return out
+
+
+def params(model: nn.Module) -> int:
+    """Returns the number of parameters of a float network."""
+    return sum(p.numel() for p in model.parameters())
+
+
+def cost(layers: Mapping[str, LayerCost], wbits: Mapping[str, int], abits: Mapping[str, int], params: int) -> Cost:
+    """Returns the cost of a network whose layers have these weight and input bits (32 where not named).
+
+    Args:
+        layers: Cost of each weighted layer.
+        wbits, abits: Bits of the weight and of the input of each layer.
+        params: Parameters of the float network.
+    """
+    w = {name: wbits.get(name, 32) for name in layers}
+    a = {name: abits.get(name, 32) for name in layers}
+    weights, inputs = sum(c.weights for c in layers.values()), sum(c.inputs for c in layers.values())
+    weight_bits = sum(c.weights * w[n] for n, c in layers.items())
+    return Cost(
+        params=params,
+        macs=sum(c.macs for c in layers.values()),
+        bops=sum(c.macs * w[n] * a[n] for n, c in layers.items()),
+        weight_bytes=math.ceil(weight_bits / 8),
+        weight_bytes_float=weights * 4,
+        mean_wbit=weight_bits / max(weights, 1),
+        mean_abit=sum(c.inputs * a[n] for n, c in layers.items()) / max(inputs, 1),
+    )

@@ -1,0 +1,77 @@
+"""From a clip alpha, around the mean or around zero, to the range a quantizer spans, full or half."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from qexp.ranges.base import Context
+from qexp.statistics.stats import TensorStats
+
+
+def takes_half(half: Literal["auto"] | bool, stats: TensorStats, context: Context) -> bool:
+    """Returns whether the range starts at zero: a ReLU follows or nothing negative was seen (`auto`), or as told."""
+    return bool(context.followed_by_relu or (stats.min >= 0).all()) if half == "auto" else half
+
+
+def rectified(stats: TensorStats) -> bool:
+    """Returns whether the tensor was seen after its ReLU: no negatives, and zeros among the values."""
+    return bool((stats.min >= 0).all()) and bool((stats.zeros > 0).any())
+
+
+def alpha_range(
+    alpha: Tensor, stats: TensorStats, half: bool, observed: tuple[Tensor, Tensor], clip_to_observed: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Returns `(low, high)` `[G]` of a clip alpha: the half range, or the full one around the mean.
+
+    Full: `low = max(observed low, mean - alpha)`, `high = low + 2 alpha`; the width stays where low is raised. Half: `low = 0`,
+    `high = max(mean, 0) + alpha`, so that the quantizer does the ReLU; statistics are those before the ReLU.
+
+    Args:
+        alpha: Distance from the mean to the end of the range, `[G]`.
+        stats: Summary of the tensor.
+        half: Which of the two.
+        observed: Least and greatest value, as extremes or averaged.
+        clip_to_observed: Let the width be no more than what was observed.
+
+    Source: Banner et al. 2019 (arXiv 1810.05723), as their code does it.
+    """
+    least, greatest = observed
+    if half:
+        high = stats.mean.clamp_min(0) + alpha
+        return torch.zeros_like(alpha), torch.minimum(high, greatest.clamp_min(0)) if clip_to_observed else high
+    low = torch.maximum(least, stats.mean - alpha)
+    width = torch.minimum(2 * alpha, greatest - least) if clip_to_observed else 2 * alpha
+    return low, low + width
+
+
+def zero_range(
+    alpha: Tensor, half: bool, observed: tuple[Tensor, Tensor], clip_to_observed: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Returns `(low, high)` `[G]` of a clip alpha around zero, whatever the mean: `(-alpha, alpha)`, or the half range `(0, alpha)`.
+
+    Args:
+        alpha: Distance from zero to the end of the range, `[G]`.
+        half: Which of the two.
+        observed: Least and greatest value, as extremes or averaged.
+        clip_to_observed: Let neither end lie beyond what was observed.
+    """
+    low, high = torch.zeros_like(alpha) if half else -alpha, alpha
+    if not clip_to_observed:
+        return low, high
+    least, greatest = observed
+    return torch.maximum(low, least.clamp_max(0)), torch.minimum(high, greatest.clamp_min(0))
+
+
+def prior_range(
+    alpha: Tensor, stats: TensorStats, half: bool, observed: tuple[Tensor, Tensor], clip_to_observed: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Returns `(low, high)` `[G]` of a fitted prior's alpha: as `alpha_range`, but around zero where a tensor was seen after its ReLU.
+
+    The prior lies around zero there; the mean is that of its positive half and says nothing about its place.
+    """
+    if half and rectified(stats):
+        return zero_range(alpha, half, observed, clip_to_observed)
+    return alpha_range(alpha, stats, half, observed, clip_to_observed)

@@ -1,0 +1,35 @@
+"""The best of several ranges, by the error each one gave on the calibration images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from qexp.errors import QexpError
+from qexp.numerics.grid import UniformGrid
+from qexp.ranges.base import Context
+from qexp.ranges.mse import grid_errors
+from qexp.statistics.stats import TensorStats
+
+
+def least_error(
+    candidates: Sequence[tuple[Tensor, Tensor]], stats: TensorStats, grid: UniformGrid, context: Context
+) -> tuple[Tensor, Tensor]:
+    """Returns for each group the candidate `(low, high)` `[G]` of least squared error; the first one on a tie.
+
+    What a ReLU cuts off adds the same error to every half range, so it changes no choice.
+
+    Raises:
+        QexpError: The errors cannot be measured: calibration kept no histogram, or the quantizer does not say what a range means.
+    """
+    if context.parameters is None:
+        raise QexpError(
+            "clip kind mix compares measured errors, so it needs a quantizer that says how a range becomes a scale"
+        )
+    low, high = (torch.stack(ends) for ends in zip(*candidates))
+    scale, zero_point = context.parameters(low, high)
+    errors = grid_errors(stats.density, scale.double(), zero_point.double(), grid)
+    best = errors.argmin(0)[None]
+    return low.gather(0, best)[0], high.gather(0, best)[0]

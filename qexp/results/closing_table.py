@@ -1,0 +1,167 @@
+"""The short table a run or a sweep ends with, in plain text."""
+
+import math
+import textwrap
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from qexp.results import wording
+from qexp.results.confidence import aggregate_seeds, ties, wilson
+
+WIDTH = 100
+VARIED = [
+    "study",
+    "schedule",
+    "plan",
+    "granularity",
+    "rounding",
+    "ends_bit",
+    "bn",
+    "add",
+    "quantize_input",
+    "n_calibrate",
+]
+WORDS = ("study", "schedule")  # their values say what they are
+
+
+def closing_table(
+    df: pd.DataFrame,
+    worst: Mapping[str, str] | None = None,
+    limit: int = 30,
+    correct: Mapping[str, np.ndarray] | None = None,
+) -> str:
+    """Returns the results as an aligned table of at most 100 columns: float first, then every configuration.
+
+    Seeds of one configuration share a line (`± sd`); failed points follow with their error.
+
+    Args:
+        df: what `collect` returned.
+        worst: point -> what to print about its worst layer, for an extra column.
+        limit: how many configurations are printed; of more, the most accurate ones.
+        correct: point -> which images it got right; with it, a line says which cells cannot be told from the best one.
+    """
+    if df.empty:
+        return "no results yet"
+    blocks = []
+    for (model, dataset, metric), group in df.groupby(["model", "dataset", "metric"], dropna=False, sort=False):
+        name = wording.metric_name(metric)
+        for extra in (worst, {}) if worst else ({},):  # without the extra column where it leaves no room for names
+            head = ["method", "bits", f"{name} %", "95 % interval", "drop", *(["worst layer"] if extra else []), "time"]
+            rows = [head, *_lines(group, extra, limit)]
+            if _room(rows) >= 0:
+                break
+        if len(rows) > 1:
+            noise = _noise(group, correct) if correct is not None else ""
+            blocks.append(f"{_text(model)} on {_text(dataset)}\n{_align(rows)}{noise}")
+    failed = [_failure(row) for row in df[df["status"] != "ok"].to_dict("records")]
+    if failed:
+        blocks.append("\n".join([f"{len(failed)} of {len(df)} points failed:", *failed[:limit]]))
+    return "\n\n".join(blocks)
+
+
+def _lines(group: pd.DataFrame, worst: Mapping[str, str], limit: int) -> list[list[str]]:
+    """Returns the cells of one network's lines: float, the configurations in the order of the table, what is left."""
+    cells = aggregate_seeds(group)
+    if cells.empty:
+        return []
+    varied = [name for name in VARIED if name in cells and cells[name].nunique(dropna=False) > 1]
+    lines = [_float_line(group, bool(worst))]
+    shown = cells.loc[cells["mean"].nlargest(limit).index] if len(cells) > limit else cells
+    for cell in shown.to_dict("records"):
+        points = group.loc[cell["rows"]]
+        told = [name for name in varied if name != "plan" or _text(cell[name]) != "-"]  # uniform ones have none
+        words = [_text(cell[name]) if name in WORDS else f"{name}={_text(cell[name])}" for name in told]
+        method = " ".join([_text(cell["quant"]), *words])
+        spread = f" ± {cell['sd']:.2f}" if cell["n"] > 1 else ""
+        drop = points["drop"].mean()
+        line = [
+            method,
+            wording.width(cell),
+            f"{cell['mean']:.2f}{spread}",
+            f"{cell['ci_low']:.2f} - {cell['ci_high']:.2f}",
+            f"{drop:.2f}" if drop == drop else "-",
+        ]
+        if worst:
+            line.append(_cut(worst.get(points["point"].iloc[0]) or "-", 30))
+        lines.append([*line, wording.seconds(_seconds(points))])
+    return lines if shown is cells else [*lines, [f"the {limit} most accurate of {len(cells)}; all are in results.csv"]]
+
+
+def _noise(group: pd.DataFrame, correct: Mapping[str, np.ndarray]) -> str:
+    """Returns the lines that name the best cell and those that chance alone may have put below it; empty for a single cell."""
+    cells = aggregate_seeds(group)
+    found = ties(cells, group, correct)
+    if found is None:
+        return ""
+    best, tied = found
+    name = {i: f"{_text(cells.at[i, 'quant'])} {wording.width(dict(cells.loc[i]))}" for i in (best, *tied)}
+    if not tied:
+        return f"\n\nbest: {name[best]}; every other is below it beyond chance (5 %, paired on the same images)"
+    listed = ", ".join(name[i] for i in sorted(tied, key=lambda i: -cells.at[i, "mean"])[:6])
+    more = f" and {len(tied) - 6} more" if len(tied) > 6 else ""
+    text = f"best: {name[best]}; the distance of these from it may be chance (5 %, paired on the same images): {listed}{more}"
+    return "\n\n" + "\n".join(textwrap.wrap(text, WIDTH))
+
+
+def _float_line(group: pd.DataFrame, with_worst: bool) -> list[str]:
+    """Returns the line of the unquantized network."""
+    known = group[group["value_float"].notna()]
+    if known.empty:
+        return ["float", "W32A32", "-", "-", "-", *(["-"] if with_worst else []), "-"]
+    value, n = float(known["value_float"].iloc[0]), known["n_eval"].iloc[0]
+    interval = "-"
+    low, high = (known[side].iloc[0] if side in known else math.nan for side in ("ci_low_float", "ci_high_float"))
+    if not pd.isna(low) and not pd.isna(high):
+        interval = f"{low:.2f} - {high:.2f}"
+    elif known["metric"].iloc[0] != "map_voc07" and not pd.isna(n) and n > 0 and 0 <= value <= 100:
+        low, high = wilson(value / 100 * n, int(n))
+        interval = f"{low:.2f} - {high:.2f}"
+    return ["float", "W32A32", f"{value:.2f}", interval, "", *([""] if with_worst else []), ""]
+
+
+def _seconds(points: pd.DataFrame) -> float:
+    """Returns the mean wall time of the points, all phases together."""
+    return float(points[["seconds_calibrate", "seconds_train", "seconds_evaluate"]].sum(axis=1).mean())
+
+
+def _failure(row: dict[str, Any]) -> str:
+    """Returns one line about a failed point."""
+    return _cut(f"  {_text(row['quant'])} {wording.width(row)} ({row['point']}): {_text(row['error'])}", WIDTH)
+
+
+def _widths(lines: list[list[str]]) -> list[int]:
+    """Returns the width each column asks for."""
+    full = [line for line in lines if len(line) == len(lines[0])]
+    return [max(len(line[i]) for line in full) for i in range(len(lines[0]))]
+
+
+def _room(lines: list[list[str]]) -> int:
+    """Returns how many columns of the screen are left over, negative where some are missing."""
+    widths = _widths(lines)
+    return WIDTH - sum(widths) - 2 * (len(widths) - 1)
+
+
+def _align(lines: list[list[str]]) -> str:
+    """Returns the lines as text, the first column to the left, numbers to the right, a rule under the head."""
+    widths = _widths(lines)
+    widths[0] = max(8, widths[0] + min(0, _room(lines)))  # only names can be cut
+    out = []
+    for line in lines:
+        line = [_cut(line[0], widths[0]), *line[1:]] if len(line) > 1 else line
+        cells = [cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths))]
+        out.append(_cut("  ".join(cells).rstrip() if len(line) > 1 else line[0], WIDTH))
+    out.insert(1, "  ".join("─" * w for w in widths))
+    return "\n".join(out)
+
+
+def _text(value: Any) -> str:
+    """Returns the value on one line, `-` for none."""
+    return "-" if value is None or value != value else " ".join(str(value).split())
+
+
+def _cut(text: str, length: int) -> str:
+    """Returns the text, its end replaced by an ellipsis where it is too long."""
+    return text if len(text) <= length else text[: length - 1] + "…"

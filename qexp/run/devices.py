@@ -1,0 +1,59 @@
+"""Where a point runs: on which device, and in how many processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from pytorch_lightning import LightningDataModule, seed_everything
+
+from qexp.callbacks.kernels import load_kernels
+from qexp.errors import QexpError
+from qexp.system import ranks
+
+
+def device_name(cfg: DictConfig) -> str:
+    """Returns the name of the accelerator the trainer uses, or `cpu`."""
+    on_gpu = cfg.trainer.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    return torch.cuda.get_device_name() if on_gpu else "cpu"
+
+
+def device(cfg: DictConfig) -> torch.device:
+    """Returns the device that what is no training runs on: calibration, passes."""
+    return torch.device("cpu" if device_name(cfg) == "cpu" else "cuda")
+
+
+def processes(cfg: DictConfig) -> int:
+    """Returns how many processes the trainer asks for, on this machine; `auto` is one.
+
+    Raises:
+        QexpError: More machines than this one; more processes than GPUs.
+    """
+    asked, nodes = cfg.trainer.get("devices", 1), cfg.trainer.get("num_nodes", 1)
+    if nodes != 1:
+        raise QexpError(
+            f"trainer.num_nodes={nodes}: a point runs on the devices of one machine; spread the points of a sweep over machines "
+            "instead (hydra/launcher=ray or submitit_slurm)"
+        )
+    count = 1 if asked == "auto" else asked
+    most = torch.cuda.device_count() if device_name(cfg) != "cpu" else None
+    if not isinstance(count, int) or count < 1 or (most is not None and count > most):
+        has = "" if most is None else f", at most {most}, the GPUs of this machine"
+        raise QexpError(f"trainer.devices={asked}: allowed are auto (one) and whole numbers from 1{has}")
+    return count
+
+
+def spread(cfg: DictConfig, function: Callable[..., Any], data: LightningDataModule, *args: Any) -> Any:
+    """Returns what `function(data, *args)` returns, run by as many processes as the trainer asks for, seeded, kernels loaded."""
+    count, gpu, cores = processes(cfg), device_name(cfg) != "cpu", torch.get_num_threads()
+
+    def prepare() -> None:
+        if not gpu:
+            torch.set_num_threads(max(1, cores // count))  # the cores are shared out
+        load_kernels(cfg.kernels)
+        seed_everything(cfg.seed, workers=True, verbose=False)
+
+    data.trainer = None  # of an earlier phase; it would travel along
+    return ranks.spread(function, count, data, *args, gpu=gpu, prepare=prepare)

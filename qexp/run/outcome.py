@@ -1,0 +1,299 @@
+"""What came out of a run: the row, the table of tensors, histograms; and in a line what to make of it."""
+
+from __future__ import annotations
+
+import json
+import logging
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from omegaconf import DictConfig
+from torch import Tensor, nn
+
+from qexp.analysis.channel_spread import channel_measures
+from qexp.analysis.diagnosis import diagnose
+from qexp.analysis.error_by_depth import errors_by_depth, norm_drift
+from qexp.analysis.tensor_errors import Measures
+from qexp.calibration.calibrate import Calibration
+from qexp.calibration.memory_cache import weight_stats
+from qexp.layers.quantized import WEIGHTED, float_class, quantizers, weight_of
+from qexp.network.cost import cost, layer_costs
+from qexp.network.facts import Facts
+from qexp.network.hardware_cost import hardware
+from qexp.recipe import Plan
+from qexp.results import wording
+from qexp.results.run_folder import Record, asked, commit
+from qexp.results.run_folder_read import read_history
+from qexp.run.devices import device_name
+from qexp.statistics.stats import TensorStats
+from qexp.tasks.base import Score
+
+log = logging.getLogger(__name__)
+_HISTOGRAM_BINS = 128
+_MAX_LEVELS = 257
+
+
+def title(cfg: DictConfig) -> str:
+    """Returns the few words that name a point: `resnet20 minmax ptq W8A8`."""
+    row = asked(cfg)
+    return f"{row['model']} {row['quant']} {row['schedule']} {wording.asked(row)}"
+
+
+def line(metrics: dict[str, Any]) -> str:
+    """Returns a point's result in one line."""
+    text = f"{wording.metric_name(metrics['metric'])} {metrics['value']:.2f} % [{metrics['ci_low']:.2f}, {metrics['ci_high']:.2f}]"
+    if metrics.get("drop") is not None:
+        drop = round(metrics["drop"], 2)
+        text += f", {abs(drop):.2f} points {'below' if drop >= 0 else 'above'} float {metrics['value_float']:.2f} %"
+    return text
+
+
+def plan_line(plan: Plan, facts: Facts) -> str:
+    """Returns the resolved plan in one line."""
+    head = f"plan: {sum(e.spec is not None for e in plan)} quantizers on {len({e.layer for e in plan})} layers"
+    return f"{head}; first layer {facts.first}, last {facts.last}"
+
+
+def plan_summary(plan: Plan, facts: Facts) -> str:
+    """Returns the resolved plan as a table, one row a layer: what its weight and input carry, and who decided."""
+    frame = plan.frame()
+    rows = []
+    for layer, part in frame.groupby("layer", sort=False):
+        cells = {site: group.iloc[0] for site, group in part.groupby("site", sort=False)}
+        text = []
+        for site in cells:
+            c = cells[site]
+            what = "float" if c.quantizer == "float" else f"{c.quantizer}/{c.granularity} {c.range}".strip()
+            text.append(f"{site} {c.bits}b {what} <- {c.rule}")
+        rows.append(f"  {layer:<28} " + "; ".join(text))
+    return "\n".join([plan_line(plan, facts), *rows])
+
+
+def metrics(
+    cfg: DictConfig,
+    model: nn.Module,
+    size: int,
+    facts: Facts,
+    plan: Plan,
+    score: Score,
+    reference: Score | None,
+    seconds: dict[str, float],
+) -> dict[str, Any]:
+    """Returns the point's row of `results.csv`; shares in percent; `size` is the float network's number of parameters."""
+    layers = layer_costs(model, facts)
+    price = cost(layers, plan.bits("weight"), plan.bits("input"), size)
+    value, value_float = 100 * score.value, 100 * reference.value if reference else None
+    carried = {e.rule: e for e in plan}
+    first_input = next((e for e in plan if e.layer == facts.first and e.site == "input"), None)
+    shared = [str(e.spec.get("granularity", "tensor")) for e in plan if e.site == "weight" and e.spec]
+    adds = [n for n in facts.order if float_class(model.get_submodule(n)).__name__ == "Add"]
+    quantized_adds = [e for e in plan if e.layer in adds and e.spec]
+    return {
+        "status": "ok",
+        "error": "",
+        **asked(cfg),
+        "mean_wbit": round(price.mean_wbit, 4),
+        "mean_abit": round(price.mean_abit, 4),
+        "metric": score.metric,
+        "value": value,
+        "value_float": value_float,
+        "drop": None if value_float is None else value_float - value,
+        "ci_low": 100 * score.low,
+        "ci_high": 100 * score.high,
+        "interval": score.interval,
+        "ci_low_float": 100 * reference.low if reference else None,
+        "ci_high_float": 100 * reference.high if reference else None,
+        **{name: 100 * share for name, share in score.others.items()},
+        **{f"{name}_float": 100 * share for name, share in (reference.others.items() if reference else ())},
+        "n_eval": score.n,
+        "params": price.params,
+        "macs": price.macs,
+        "bops": price.bops,
+        "weight_bytes": price.weight_bytes,
+        "weight_bytes_float": price.weight_bytes_float,
+        **hardware(model, facts, plan.bits("weight"), plan.bits("input"), plan.bits("output"), plan.operand_bits()),
+        "seconds_calibrate": round(seconds.get("calibrate", 0.0), 3),
+        "seconds_train": round(seconds.get("train", 0.0), 3),
+        "seconds_evaluate": round(seconds.get("evaluate", 0.0), 3),
+        "device": device_name(cfg),
+        "torch": torch.__version__,
+        "commit": commit(),
+        "rounding": ", ".join(sorted({q.rounding for _, _, q in quantizers(model)})),
+        "granularity": max(shared, key=shared.count) if shared else "",
+        "add": "quantized" if quantized_adds else "float",
+        "quantize_input": bool(first_input and first_input.spec),
+        "rules": sorted(carried),
+    }
+
+
+def write(
+    record: Record,
+    model: nn.Module,
+    plan: Plan,
+    facts: Facts,
+    seen: Calibration,
+    images: Tensor,
+    row: dict[str, Any],
+    score: Score,
+) -> None:
+    """Writes `layers.csv`, `histograms.json`, `depth.json`, what each sample gave and, last, `metrics.json`; adds the diagnosis to the row.
+
+    `correct.npy` says which samples were right, where each is right or wrong; `outcomes.npz` holds what else the task keeps.
+    """
+    depth, own, measured = errors_by_depth(model, images)
+    norms = norm_drift(model, images)
+    table = layer_table(model, plan, facts, seen, measured, own)
+    record.write("layers.csv", table.to_csv(index=False))
+    record.write("histograms.json", json.dumps(histograms(model, seen)))
+    rest = dict(score.outcomes)
+    if "correct" in rest:
+        np.save(record.folder / "correct.npy", rest.pop("correct"))
+    if rest:
+        np.savez_compressed(record.folder / "outcomes.npz", **rest)
+    record.write("depth.json", json.dumps({"layers": depth, "norms": norms}))
+    row["diagnosis"] = diagnose(row, table, depth, norms, read_history(record.folder))
+    if row["diagnosis"]:
+        log.warning("collapsed: %s", "\n  ".join(row["diagnosis"]))
+    row["quantized_layers"] = int(table[table.quantizer != "float"].layer.nunique())
+    row["left_float"] = left_float(model, plan, facts)
+    row["worst_sqnr"] = float(table.sqnr.min()) if table.sqnr.notna().any() else None
+    record.metrics(row)
+
+
+def layer_table(
+    model: nn.Module,
+    plan: Plan,
+    facts: Facts,
+    seen: Calibration,
+    measured: Measures,
+    own: Measures,
+) -> pd.DataFrame:
+    """Returns the plan with what calibration chose and what quantization did, one row a (layer, site)."""
+    costs = layer_costs(model, facts)
+    fitted = {(name, site): q for name, site, q in quantizers(model)}
+    rows = []
+    for base in plan.frame().to_dict("records"):
+        key = (base["layer"], base["site"])
+        row = dict(base)
+        if key in fitted:
+            q = fitted[key]
+            scale, zero = torch.as_tensor(q.scale).detach().flatten(), torch.as_tensor(q.zero_point).detach().flatten()
+            qmin, qmax = (torch.as_tensor(v).detach().float().flatten() for v in q.limits)
+            row |= q.describe() | {"scale": _brief(scale), "zero_point": _brief(zero)}
+            row |= {"low": float(((qmin - zero) * scale).min()), "high": float(((qmax - zero) * scale).max())}
+            row |= measured.get(key, {}) | own.get(key, {}) | channel_measures(model, *key, q, seen)
+        if base["layer"] in costs:
+            c = costs[base["layer"]]
+            row |= {
+                "weights": c.weights if base["site"] == "weight" else "",
+                "macs": c.macs if base["site"] == "weight" else "",
+            }
+            if base["site"] == "weight":
+                row["bops"] = c.macs * base["bits"] * plan.bits("input").get(base["layer"], 32)
+        rows.append(row)
+    columns = [
+        "layer",
+        "site",
+        "quantizer",
+        "bits",
+        "granularity",
+        "signed",
+        "range",
+        "rule",
+        "scale",
+        "zero_point",
+        "levels",
+        "levels_used",
+        "sqnr",
+        "mse",
+        "cosine",
+        "norm1",
+        "saturation",
+        "entropy",
+        "weights",
+        "macs",
+        "bops",
+        "low",
+        "high",
+        "rounding",
+        "sqnr_float",
+        "saturation_float",
+        "channel_spread",
+        "sqnr_channel",
+    ]
+    return pd.DataFrame(rows).reindex(columns=columns)
+
+
+def left_float(model: nn.Module, plan: Plan, facts: Facts) -> list[str]:
+    """Returns what computes in float: tensors of weighted layers, and adds, norms, pools that carry no quantizer."""
+    names = [f"{e.layer}.{e.site}" for e in plan if e.spec is None and not e.rule.startswith("quantized at")]
+    carried = {e.layer for e in plan if e.spec is not None}
+    skip = (*WEIGHTED, nn.ReLU, nn.ReLU6, nn.MaxPool2d)
+    names += [n for n in facts.order if n not in carried and not issubclass(float_class(model.get_submodule(n)), skip)]
+    return names
+
+
+def histograms(model: nn.Module, seen: Calibration) -> list[dict[str, Any]]:
+    """Returns each quantized tensor's histogram with its range and levels, for the page."""
+    out = []
+    for name, site, q in quantizers(model):
+        weight = weight_of(model.get_submodule(name), site)
+        stats = None
+        if weight is not None:
+            stats = weight_stats(weight, exact=False, bins=512)
+        elif (name, site) in seen:
+            stats = seen[name, site].tensor
+        if stats is None or stats.histogram is None:
+            continue
+        seen_values = stats.remember("histogram of the page", partial(_folded, stats))
+        scale, zero = torch.as_tensor(q.scale).detach().flatten(), torch.as_tensor(q.zero_point).detach().flatten()
+        qmin, qmax = (
+            float(torch.as_tensor(v).float().max() if i else torch.as_tensor(v).float().min())
+            for i, v in enumerate(q.limits)
+        )
+        levels = None
+        if scale.numel() == 1 and qmax - qmin + 1 <= _MAX_LEVELS:
+            codes = torch.arange(qmin, qmax + 1, device=scale.device)
+            levels = [round(level, 6) for level in ((codes - zero[0]) * scale[0]).tolist()]
+        out.append(
+            {
+                "layer": name,
+                "site": site,
+                **seen_values,
+                "low": float(((qmin - zero) * scale).min()),
+                "high": float(((qmax - zero) * scale).max()),
+                "levels": levels,
+            }
+        )
+    return out
+
+
+def _folded(stats: TensorStats) -> dict[str, Any]:
+    """Returns the histogram of what was seen in the few bins a page can draw."""
+    low, high = float(stats.min[0]), float(stats.max[0])
+    values, counts = stats.density.points()
+    width = max((high - low) / _HISTOGRAM_BINS, 1e-12)
+    nonzero = values[0] != 0
+    folded, _ = np.histogram(
+        values[0][nonzero].numpy(),
+        bins=_HISTOGRAM_BINS,
+        range=(low, low + width * _HISTOGRAM_BINS),
+        weights=counts[0][nonzero].numpy(),
+    )
+    return {
+        "low_edge": low,
+        "bin_width": width,
+        "counts": [int(c) for c in folded],
+        "zeros": int(stats.zeros[0]),
+        "count": int(stats.count[0]),
+    }
+
+
+def _brief(values: Tensor) -> float | str:
+    """Returns one number as it is, several as `least..greatest`."""
+    if values.numel() == 1 or bool((values == values[0]).all()):
+        return float(f"{float(values[0]):.9g}")
+    return f"{float(values.min()):.6g}..{float(values.max()):.6g}"

@@ -1,0 +1,200 @@
+"""Training with quantizers in stages: from wide to narrow, each width from the network the one before it has left."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning import LightningDataModule
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from qexp.calibration.calibrate import Calibration, collect, fit, wanted
+from qexp.errors import QexpError
+from qexp.layers.quantized import attribute
+from qexp.models.weights import save_weights
+from qexp.network.facts import Facts
+from qexp.passes.base import Pass
+from qexp.quantizers.base import Quantizer
+from qexp.recipe.plan import Entry, Plan, build
+from qexp.run import training
+from qexp.tasks.base import Task
+from qexp.tasks.distillation import Distillation
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One width that training passes through: no weight or input is narrower; None is the recipe's own widths."""
+
+    bits: int | None
+    epochs: int
+
+
+def stages(schedule: DictConfig, plan: Plan) -> list[Stage]:
+    """Returns the stages a schedule asks for; a plain training is one.
+
+    A list of widths shares the epochs evenly, what does not divide going to the recipe's own widths, which come last. A mapping
+    `{width: epochs}` names the epochs of the earlier stages, and the last has the rest. Naming the recipe's own width at the end of
+    either adds no stage.
+    """
+    asked = schedule.get("progressive")
+    asked = OmegaConf.to_container(asked) if OmegaConf.is_config(asked) else asked
+    total = schedule.epochs
+    if not asked:
+        return [Stage(None, total)]
+    where = f"schedule.progressive={asked}"
+    if isinstance(asked, int):
+        asked = [asked]
+    widths = list(asked)
+    if not all(isinstance(w, int) and 1 < w <= 16 for w in widths) or widths != sorted(set(widths), reverse=True):
+        raise QexpError(
+            f"{where}: give falling widths of 16..2 bits, such as [8,4,3]; the recipe's own come after them"
+        )
+    if len(widths) > 1 and widths[-1] == min((e.bits for e in plan if _narrowed(e)), default=None):
+        widths.pop()
+    if schedule.max_steps > 0:
+        raise QexpError(f"{where}: stages are counted in epochs; leave schedule.max_steps alone")
+    epochs = [asked[w] for w in widths] if isinstance(asked, dict) else [total // (len(widths) + 1)] * len(widths)
+    if not all(isinstance(e, int) and e >= 1 for e in epochs) or sum(epochs) >= total:
+        raise QexpError(
+            f"{where}: schedule.epochs={total} leaves too few for {len(widths) + 1} stages; each needs one whole epoch at least, "
+            "so ask for more epochs or fewer widths"
+        )
+    return [*(Stage(w, e) for w, e in zip(widths, epochs)), Stage(None, total - sum(epochs))]
+
+
+def widened(plan: Plan, bits: int | None) -> Plan:
+    """Returns the plan with weights, inputs and outputs of at least this width; those that are wider, or float, stay."""
+
+    def wide(entry: Entry) -> Entry:
+        return (
+            replace(entry, bits=bits, rule=f"stage {bits}")
+            if bits and _narrowed(entry) and entry.bits < bits
+            else entry
+        )
+
+    return Plan(tuple(map(wide, plan)))
+
+
+def _narrowed(entry: Entry) -> bool:
+    """Whether stages set this tensor's width."""
+    return entry.spec is not None and (entry.site in ("weight", "output") or entry.site.startswith("input"))
+
+
+def check(schedule: DictConfig, plan: Plan, passes: Sequence[Pass]) -> None:
+    """Raises if the stages asked for cannot be had: one that changes nothing, or a recipe whose passes edit fitted quantizers."""
+    steps = stages(schedule, plan)
+    for earlier, later in itertools.pairwise(steps):
+        if widened(plan, earlier.bits).entries == widened(plan, later.bits).entries:
+            raise QexpError(
+                f"schedule.progressive: the stage of {earlier.bits} bits changes nothing, since no tensor of the recipe is narrower; "
+                f"leave it out (the recipe's widths are {sorted({e.bits for e in plan if e.spec})})"
+            )
+    edits = [
+        type(p).__name__
+        for p in passes
+        if type(p).on_statistics is not Pass.on_statistics or type(p).on_fitted is not Pass.on_fitted
+    ]
+    if edits and len(steps) > 1:
+        raise QexpError(
+            f"schedule.progressive: the recipe's passes {', '.join(edits)} edit quantizers that each stage makes anew; "
+            "use a recipe without them, or train in one stage"
+        )
+
+
+def train(
+    model: nn.Module,
+    data: LightningDataModule,
+    cfg: DictConfig,
+    plan: Plan,
+    structure: Facts,
+    images: Sequence[Tensor],
+    seen: Calibration,
+    folder: Path,
+    phase: str,
+    distill: Distillation | None = None,
+) -> list[dict[str, Any]]:
+    """Trains the calibrated model through its stages, in place; returns each one's bits, epochs, steps, seconds and scores.
+
+    Between two stages the quantizers whose width changes are made anew, and fitted by their own rule to the weights and to the inputs
+    that the quantized network of the stage before computes with; the others keep what they have learned. Each stage has the
+    schedule's whole course of the learning rate and an optimizer of its own. A stage that is done is kept in
+    `checkpoints/stages`, so a run that stops goes on in the stage it was in.
+    """
+    steps = stages(cfg.schedule, plan)
+    kept = folder / "checkpoints" / "stages"
+    done: list[dict[str, Any]] = _read(kept) if len(steps) > 1 else []
+    for number, stage in enumerate(steps):
+        name = "" if stage.bits is None else f"stage-{stage.bits}bit"
+        file = kept / f"{name}.safetensors"
+        if number < len(done):  # by an earlier, interrupted run
+            if number == len(done) - 1:
+                _take(model, plan, structure, stage)
+                model.load_state_dict(load_file(file), strict=True)
+            continue
+        if len(steps) > 1:
+            if number:
+                channelwise, collectors = wanted(model)
+                seen = collect(model, images, channelwise, cfg.trainer.enable_progress_bar, collectors, quantized=True)
+            fit(model, seen, structure.followed_by_relu, only={id(q) for q in _take(model, plan, structure, stage)})
+        training.seed(cfg.seed)  # whatever random numbers were used before, or not, something being cached
+        module = training.task(cfg, model, cfg.schedule, cfg.bn == "freeze", distill)
+        part = training.Part(name, stage.epochs, sum(s["epochs"] for s in done), sum(s["steps"] for s in done))
+        words = phase if len(steps) == 1 else f"{phase} ({number + 1} of {len(steps)}: {stage.bits or 'final'} bits)"
+        seconds = training.fit(module, data, cfg, cfg.schedule, words, folder, part)
+        done.append({"bits": stage.bits, "epochs": stage.epochs, "seconds": round(seconds, 3)} | _outcome(module))
+        if stage.bits is not None:
+            kept.mkdir(parents=True, exist_ok=True)
+            save_weights(model, file)
+            _write(kept, done)
+            shutil.rmtree(folder / "checkpoints" / name, ignore_errors=True)
+            log.info("stage %s: done, validation %.2f %%", stage.bits, 100 * done[-1]["validation"])
+    return done
+
+
+def _read(kept: Path) -> list[dict[str, Any]]:
+    """Returns the stages an interrupted run has finished."""
+    path = kept / "done.json"
+    return json.loads(path.read_text()) if path.exists() else []
+
+
+def _write(kept: Path, done: list[dict[str, Any]]) -> None:
+    part = kept / "done.json.part"
+    part.write_text(json.dumps(done))
+    part.replace(kept / "done.json")
+
+
+def _outcome(module: Task) -> dict[str, float]:
+    """Returns the steps and the last scores, on training and on held-out images, of a training."""
+    scores = module.trained
+    return {
+        "steps": scores["steps"],
+        "train": round(float(scores.get(f"train_{module.metric}", float("nan"))), 5),
+        "validation": round(float(scores.get(module.monitor, float("nan"))), 5),
+    }
+
+
+def _take(model: nn.Module, plan: Plan, structure: Facts, stage: Stage) -> list[Quantizer]:
+    """Puts quantizers of a stage's widths where the model has others, in place; returns the new ones."""
+    shared: dict[str, Quantizer] = {}
+    fresh = []
+    for entry in widened(plan, stage.bits):
+        if entry.spec is None or entry.site in ("compute", "grad_output"):
+            continue
+        layer = model.get_submodule(entry.layer)
+        old = layer.site(entry.site)
+        if old.bits == entry.bits:
+            continue
+        new = build(model, entry, structure, shared).to(old.ready.device)
+        setattr(layer, attribute(entry.site), new)
+        fresh.append(new)
+    return fresh

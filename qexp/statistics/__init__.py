@@ -1,0 +1,1 @@
+"""Summaries of tensors: counts, moments, histograms."""

@@ -1,0 +1,137 @@
+"""A choice or a key that there is not is answered with the nearest that there is, before anything runs."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from qexp.command.choices import check_choices, check_runs_dir, rules_added
+from qexp.errors import QexpError
+
+ROOT = Path(__file__).parents[2]
+CONF = ROOT / "conf"
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ("quant=adarond", "quant has no choice 'adarond' (did you mean 'adaround'"),
+        ("quant=minmax,adarond", "no choice 'adarond'"),
+        ("passes=[equalise]", "passes has no choice 'equalise' (did you mean 'equalize'?)"),
+        ("passes=[],equalize,[equalize,bias_corection]", "no choice 'bias_corection' (did you mean 'bias_correction'"),
+        ("+passes=equalise", "no choice 'equalise'"),
+        ("model@schedule.distill.teacher=resnet57", "did you mean 'resnet56'"),
+        ("layer_wbt=3", "there is no key 'layer_wbt' (did you mean 'layer_wbit'"),
+        ("schedul=qat", "there is no key 'schedul' (did you mean 'schedule'"),
+        ("schedul.epochs=3", "there is no key 'schedul' (did you mean 'schedule'"),
+        ("trainer.precison=16", "there is no key 'trainer.precison' (did you mean 'trainer.precision'"),
+        ("schedule.optimiser.lr=1", "there is no key 'schedule.optimiser' (did you mean 'schedule.optimizer'"),
+        (
+            "schedule.optimizer.lrr=1,2",
+            "there is no key 'schedule.optimizer.lrr' (did you mean 'schedule.optimizer.lr'",
+        ),
+        ("dataset.data.calibration=4", "did you mean 'dataset.data.calibration_size'"),
+        ("quant.weight.roundign=floor", "is added with a plus, +quant.weight.roundign="),
+    ],
+)
+def test_the_message_names_the_nearest(asked, said):
+    with pytest.raises(QexpError) as caught:
+        check_choices([asked], CONF)
+    assert said in str(caught.value) and str(caught.value).startswith(asked)
+    assert "allowed are" in str(caught.value) or "--cfg job" in str(caught.value)
+    assert "_ends" not in str(caught.value), "what recipes are made of is no choice"
+
+
+@pytest.mark.parametrize(
+    "fine",
+    [
+        "quant=minmax,mse",
+        "passes=[],equalize,[equalize,bias_correction]",
+        "bits=choice(w4a4,w2a2)",
+        "quant=glob(a*)",
+        "experiment=null",
+        "~search",
+        "+anything=1",
+        "++anything=1",
+        "+trainer.max_epochs=3",
+        "++trainer.max_epochs=3",
+        "~trainer.precision",
+        "trainer.precision=16,32",
+        "quant.input.range=null",
+        "schedule.epochs=3",
+        "schedule.pretrain.epochs=3",
+        "schedule.distill.teacher.weights=FILE",
+        "passes.equalize.relu6=clip",
+        "hydra.verbose=true",
+        "quant.rules.x={layers: conv1}",
+        "hydra/launcher=joblib",
+        "--cfg=job",
+        "a broken (word=",
+    ],
+)
+def test_what_is_right_or_not_ours_to_judge_passes(fine):
+    check_choices([fine], CONF)
+
+
+@pytest.mark.parametrize(
+    ("asked", "instead"),
+    [("trainer.max_epochs=3", "schedule.epochs"), ("trainer.max_steps=9", "schedule.max_steps")],
+)
+def test_how_long_a_training_is_the_schedule_says(asked, instead):
+    with pytest.raises(QexpError, match=f"there is no key 'trainer.max_.*{instead} says"):
+        check_choices([asked], CONF)
+
+
+def test_keys_that_the_command_line_brings_itself_may_be_set():
+    check_choices(["+trainer.mine={a: 1}", "trainer.mine.a=2"], CONF)
+    check_choices(
+        ["schedule.optimizer={_target_: torch.optim.Adam, betas: [0, 1]}", "schedule.optimizer.betas=[1,2]"], CONF
+    )
+    check_choices(["+quant@trainer.mine=mse", "trainer.mine.name=other"], CONF)
+    with pytest.raises(QexpError, match=r"no key 'trainer\.mine'"):
+        check_choices(["+trainer.mine2=1", "trainer.mine=2"], CONF)
+
+
+def test_a_new_rule_needs_no_plus(compose):
+    words = rules_added(
+        ["quant=mse", 'quant.rules.wide={layers: "layer1.*", weight: {bits: 6}}', "+quant.rules.x=null"]
+    )
+    assert words[2] == "+quant.rules.x=null"
+    assert compose(*words[:2]).quant.rules.wide.weight.bits == 6
+    assert compose("quant=lsq", *rules_added(["quant.rules.ends.weight.bits=6"])).quant.rules.ends.weight.bits == 6
+
+
+def test_quoted_patterns_are_answered():
+    with pytest.raises(QexpError, match="without quotes"):
+        check_choices(['layer_wbit={"layer1.*": 4}'], CONF)
+    check_choices(["layer_wbit={layer1.*: 4}"], CONF)
+
+
+def test_a_folder_for_runs_that_cannot_be_made_is_one_sentence(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(QexpError, match="cannot be made"):
+        check_runs_dir([f"runs_dir={tmp_path / 'file' / 'runs'}"])
+    check_runs_dir([f"runs_dir={tmp_path / 'new'}", "quant=mse"])
+    assert (tmp_path / "new").is_dir()
+    check_runs_dir([f"runs_dir={tmp_path / 'other'}", "--cfg=job"])
+    assert not (tmp_path / "other").exists(), "a look at the configuration makes no folder"
+
+
+def test_choices_of_another_folder_count(tmp_path):
+    (tmp_path / "quant").mkdir()
+    (tmp_path / "quant" / "mine.yaml").write_text("name: mine\n")
+    for given in (["--config-dir", str(tmp_path)], [f"--config-dir={tmp_path}"]):
+        check_choices([*given, "quant=mine"], CONF)
+    with pytest.raises(QexpError, match="did you mean 'mine'"):
+        check_choices(["--config-dir", str(tmp_path), "quant=mein"], CONF)
+    (tmp_path / "trainer").mkdir()
+    (tmp_path / "trainer" / "mine.yaml").write_text("defaults: [default]\nmax_epochs: 3\n")
+    check_choices(["--config-dir", str(tmp_path), "trainer=mine", "trainer.max_epochs=4"], CONF)
+
+
+def test_the_command_line_ends_with_it_and_without_a_traceback():
+    done = subprocess.run(
+        [sys.executable, "run.py", "quant=adarond"], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 1 and "did you mean 'adaround'" in done.stderr and "Traceback" not in done.stderr
