@@ -1,143 +1,173 @@
-"""Every arrow points down: what each part may import, read off the source; and what stays unloaded."""
+"""Every arrow points down: which part may import which, read off the source; and what stays unloaded."""
 
 from __future__ import annotations
 
 import ast
 import subprocess
 import sys
+from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
-LEVELS = (  # from the bottom; a part imports only from parts on lower levels
-    ("errors", "locks", "memory", "ranks", "int8_npz", "qexp_kernels"),
-    ("numerics",),
-    ("calibration.histogram", "calibration.density"),
-    ("calibration", "calibration.stats"),
-    ("calibration.ranges",),
-    ("quantizers",),
-    ("models",),
-    ("layers",),
-    (
-        "strays",
-        "graph",
-        "cost",
-        "calibration.cache",
-        "calibration.kept",
-        "calibration.calibrate",
-        "calibration.depth",
-        "calibration.channels",
-        "calibration.measure",
-        "hardware",
-    ),
-    ("passes",),
-    ("recipe",),
-    ("integer", "search"),
-    (
-        "data",
-        "tasks",
-        "callbacks",
-        "weights",
-        "diagnosis",
-        "config",
-        "choices",
-        "keys",
-        "devices",
-        "record",
-        "datasets",
-        "report",
-    ),
-    ("training",),
-    ("floats", "stages"),
-    ("teachers",),
-    ("outcome", "takeaway", "proof", "export"),
-    ("pipeline", "prepare", "sweeps"),
+# From the bottom, one part per level: a part imports only parts above it in this list, never later ones, not even inside a function or for
+# a type. Inside a part the modules form no circle.
+ORDER = (
+    "errors",
+    "system",
+    "results",
+    "report",
+    "qexp_kernels",
+    "numerics",
+    "statistics",
+    "ranges",
+    "quantizers",
+    "models",
+    "layers",
+    "network",
+    "calibration",
+    "analysis",
+    "passes",
+    "recipe",
+    "integer",
+    "search",
+    "data",
+    "tasks",
+    "callbacks",
+    "run",
+    "command",
 )
-RANK = {name: i for i, level in enumerate(LEVELS) for name in level}
-BLIND = {"models", "data", "tasks"}  # know nothing of quantization
-QUANTIZATION = {"quantizers", "layers", "recipe", "graph", "passes", "cost", "calibration"}
+RANK = {name: i for i, name in enumerate(ORDER)}
+QUANTIZATION = {"quantizers", "layers", "network", "calibration", "analysis", "passes", "recipe", "integer", "search"}
+BLIND = {"models", "data", "tasks"}  # they know nothing of quantization
+FOREIGN = {  # what a part may not import of other libraries
+    "results": {"torch", "pytorch_lightning", "torchvision", "bokeh"},
+    "report": {"torch", "pytorch_lightning", "torchvision"},
+}
+# Only these know the configuration as Hydra and OmegaConf hold it; the others take plain values.
+KNOWS_HYDRA = {
+    "qexp.command",
+    "qexp.report.study",
+    "qexp.results.remaining",
+    "qexp.results.run_folder",
+    "qexp.run",
+}
 
 
-def part(module: str) -> str | None:
-    """Returns the part a module of ours belongs to, None for a foreign one."""
-    if module.split(".")[0] == "qexp_kernels":
-        return "qexp_kernels"
-    if module.split(".")[0] != "qexp" or module == "qexp":
-        return None
-    names = module.split(".")[1:]
-    return max((n for n in (".".join(names[:2]), names[0]) if n in RANK), key=len, default=names[0])
-
-
-def imports(file: Path) -> list[tuple[str, bool]]:
-    """Returns the modules a file imports, and whether only for types."""
-    tree = ast.parse(file.read_text())
-    for_types = {
-        id(node)
-        for block in ast.walk(tree)
-        if isinstance(block, ast.If) and "TYPE_CHECKING" in ast.dump(block.test)
-        for node in ast.walk(block)
-    }
-    found = []
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            found += [(alias.name, id(node) in for_types) for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            names = (
-                [f"{node.module}.{a.name}" for a in node.names] if part(node.module) in (None, "calibration") else []
-            )
-            found += [(name, id(node) in for_types) for name in names or [node.module]]
+def modules(root: Path) -> dict[str, Path]:
+    """Returns every module of the package by dotted name."""
+    found = {}
+    for path in sorted((root / "qexp").rglob("*.py")):
+        found[".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__")] = path
     return found
 
 
-FILES = sorted(
-    p for p in (ROOT / "qexp").rglob("*.py") if p.name != "__init__.py" or len(p.relative_to(ROOT).parts) > 3
+def part(module: str) -> str | None:
+    """Returns the part a module belongs to; None for a foreign module and for the package itself."""
+    names = module.split(".")
+    if names[0] == "qexp_kernels":
+        return "qexp_kernels"
+    return names[1] if names[0] == "qexp" and len(names) > 1 else None
+
+
+def imported(path: Path, known: dict[str, Path]) -> Iterator[str]:
+    """Yields the modules a file imports: at its top, inside functions, for types."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            assert not node.level, f"{path}: imports are absolute here"
+            for alias in node.names:
+                whole = f"{node.module}.{alias.name}"
+                yield whole if whole in known else node.module
+
+
+def violations(root: Path) -> list[str]:
+    """Returns a sentence for each import that the order forbids and for each circle inside a part."""
+    known = modules(root)
+    found, inside = [], defaultdict(set)
+    for module, path in known.items():
+        own = part(module)
+        for other in imported(path, known):
+            if own is None or part(other) is None:
+                if own in FOREIGN and other.split(".")[0] in FOREIGN[own]:
+                    found.append(f"{module} imports {other}")
+                continue
+            if own not in RANK:
+                found.append(f"{own} has no place in the order")
+            elif part(other) == own:
+                inside[module].add(other)
+            elif RANK.get(part(other), len(RANK)) > RANK[own]:
+                found.append(f"{module} imports {other}")
+            elif own in BLIND and part(other) in QUANTIZATION:
+                found.append(f"{module} knows nothing of quantization, yet imports {other}")
+    return found + [f"a circle: {' <-> '.join(circle)}" for circle in circles(inside)]
+
+
+def circles(graph: dict[str, set[str]]) -> list[list[str]]:
+    """Returns the groups of modules that import each other, directly or through others."""
+
+    def reach(start: str) -> set[str]:
+        seen, waiting = set(), [start]
+        while waiting:
+            for other in graph.get(waiting.pop(), ()):
+                if other not in seen and other != start:
+                    seen.add(other)
+                    waiting.append(other)
+        return seen
+
+    reached = {module: reach(module) for module in graph}
+    pairs = {m: {o for o in others if m in reached.get(o, ())} | {m} for m, others in reached.items()}
+    return sorted({tuple(sorted(group)) for group in pairs.values() if len(group) > 1})
+
+
+def test_every_import_points_down():
+    assert not violations(ROOT)
+
+
+@pytest.mark.parametrize(
+    ("file", "line", "words"),
+    [
+        ("qexp/data/later.py", "from qexp.command import choices", "qexp.data.later imports qexp.command.choices"),
+        ("qexp/data/later.py", "def f():\n    from qexp.layers import swap", "knows nothing of quantization"),
+        ("qexp/recipe/bits.py", "if False:\n    from qexp.search.shelf import Key", "imports qexp.search.shelf"),
+        (
+            "qexp/statistics/histogram.py",
+            "from qexp.statistics import density",
+            "qexp.statistics.density <-> qexp.statistics.histogram",
+        ),
+        ("qexp/report/style.py", "import torch", "qexp.report.style imports torch"),
+    ],
 )
+def test_a_forbidden_import_is_found(tmp_path, file, line, words):
+    for module in modules(ROOT).values():
+        copy = tmp_path / module.relative_to(ROOT)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_text(module.read_text())
+    (tmp_path / file).write_text(f"{(tmp_path / file).read_text()}\n{line}\n")
+    assert any(words in found for found in violations(tmp_path)), violations(tmp_path)
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda p: str(p.relative_to(ROOT / "qexp")))
-def test_imports_point_down(file):
-    own = part(".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"))
-    assert own in RANK, f"{own} has no place among the levels of this test"
-    for module, for_types in imports(file):
-        other = part(module)
-        if other is None or other == own or for_types:
-            continue
-        lazy_pair = {own, other} == {"calibration.cache", "calibration.calibrate"}  # one file format, read and written
-        assert RANK.get(other, 99) < RANK[own] or lazy_pair or RANK.get(other) == RANK[own], f"{own} imports {module}"
-        assert not (own in BLIND and other in QUANTIZATION), (
-            f"{own} knows nothing of quantization, yet imports {module}"
-        )
+def test_only_the_edge_knows_hydra():
+    knows = {
+        module
+        for module, path in modules(ROOT).items()
+        if any(other.split(".")[0] in ("hydra", "omegaconf") for other in imported(path, {}))
+    }
+    assert knows and not [m for m in knows if not any(m == e or m.startswith(f"{e}.") for e in KNOWS_HYDRA)]
 
 
-REPORT = [p for p in FILES if "report" in p.parts]
-
-
-@pytest.mark.parametrize("file", REPORT, ids=lambda p: p.name)
-def test_the_report_knows_no_model(file):
-    for module, _ in imports(file):
-        root = module.split(".")[0]
-        assert root not in ("torch", "pytorch_lightning", "torchvision", "qexp_kernels")
-        assert part(module) in (None, "report", "errors", "diagnosis")
-
-
-@pytest.mark.parametrize("top", ["torch", "numpy", "hydra"])
-def test_only_the_edge_knows_hydra(top):
-    """Hydra is config: below `pipeline` and `recipe` everything takes plain values."""
-    if top != "hydra":
-        assert any(m.split(".")[0] == top for f in FILES for m, _ in imports(f))
-        return
-    below = {name for level in LEVELS[: RANK["recipe"]] for name in level}
-    for file in FILES:
-        own = part(".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"))
-        if own in below:
-            assert not [m for m, _ in imports(file) if m.split(".")[0] in ("hydra", "omegaconf")], file
+def test_nothing_lies_loose_at_the_top_of_the_package():
+    assert sorted(p.name for p in (ROOT / "qexp").glob("*.py")) == ["__init__.py", "errors.py"]
 
 
 def test_the_library_loads_neither_lightning_nor_torchvision():
-    modules = "qexp, qexp.numerics, qexp.quantizers.uniform, qexp.layers, qexp.recipe, qexp.calibration.calibrate, qexp.network.facts"
+    names = ["", "numerics", "quantizers.uniform", "layers", "recipe", "calibration.calibrate", "network.facts"]
+    loaded = ", ".join(f"qexp.{name}".rstrip(".") for name in names)
     code = (
-        f"import sys, {modules}; print([m for m in ('pytorch_lightning', 'torchvision', 'bokeh') if m in sys.modules])"
+        f"import sys, {loaded}; print([m for m in ('pytorch_lightning', 'torchvision', 'bokeh') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.stdout.strip() == "[]", done.stdout + done.stderr

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from qexp.calibration.calibrate import Calibration
+from qexp.calibration.site_stats import Calibration
 from qexp.layers.quantized import channel_axis, weight_of
 from qexp.quantizers.base import Quantizer
 

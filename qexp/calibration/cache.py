@@ -12,7 +12,6 @@ from dataclasses import fields, is_dataclass
 from enum import Enum
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -20,12 +19,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from qexp.calibration.site_stats import Calibration, SiteStats
 from qexp.layers.quantized import float_class, quantized_layers, quantizers
 from qexp.numerics.granularity import PerChannel, PerTensor
 from qexp.statistics.stats import TensorStats
-
-if TYPE_CHECKING:
-    from qexp.calibration.calibrate import Calibration
 
 log = logging.getLogger(__name__)
 _VERSION = "3"  # of the file's meaning: a change of what is collected changes every hash
@@ -131,7 +128,6 @@ def load_stats(path: Path) -> Calibration | None:
 
 
 def _read(metadata: dict[str, str], tensors: dict[str, Tensor]) -> Calibration:
-    from qexp.calibration.calibrate import Calibration, SiteStats
 
     parts: dict[int, dict[str, dict[str, Tensor]]] = {}
     for name, tensor in tensors.items():

@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from pathlib import Path
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import Generic, TypeVar
 
 from torch import Tensor
 
 from qexp.calibration.cache import load_stats, tensor_hash
+from qexp.calibration.site_stats import Calibration
 from qexp.numerics.granularity import Granularity
 from qexp.statistics.stats import TensorStats
-
-if TYPE_CHECKING:
-    from qexp.calibration.calibrate import Calibration
 
 Value = TypeVar("Value")
 _ELEMENTS = 2**23  # of weights whose statistics are held: 64 MiB of their values

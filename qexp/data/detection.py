@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,20 +21,11 @@ from torch.utils.data import DataLoader
 from qexp.data.annotations import CORNERS, VOC_CLASSES, Objects
 from qexp.data.balance import balanced
 from qexp.data.decode import BadImage, rgb
-from qexp.data.pictures import Draws, Pictures, collate
+from qexp.data.pictures import Draws, Picture, Pictures, collate
 from qexp.data.tensors import Normalize
 from qexp.errors import QexpError
 
 log = logging.getLogger(__name__)
-
-
-class Picture(NamedTuple):
-    """One annotated image: how to get its bytes, and its objects, boxes in shares of its width and height."""
-
-    name: str
-    source: Any  # whatever `DetectionData.load` understands
-    size: tuple[int, int]  # width, height in pixels
-    objects: Objects
 
 
 class DetectionData(LightningDataModule):

@@ -3,17 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-if TYPE_CHECKING:
-    from qexp.data.detection import DetectionData
+from qexp.data.annotations import Objects
 
 Target = dict[str, Tensor]
+
+
+class Picture(NamedTuple):
+    """One annotated image: how to get its bytes, and its objects, boxes in shares of its width and height."""
+
+    name: str
+    source: Any  # whatever `load` of its data set understands
+    size: tuple[int, int]  # width, height in pixels
+    objects: Objects
+
+
+class Album(Protocol):
+    """What `Pictures` needs of a data set."""
+
+    splits: dict[str, list[Picture]]
+
+    def decode(self, picture: Picture) -> Image.Image:
+        """Returns a picture as RGB."""
+
+    def pixels(self, image: Image.Image) -> Tensor:
+        """Returns an image at the network's size, uint8 `[3, H, W]`."""
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """Returns images as the network takes them."""
 
 
 class Draws(Sampler[tuple[int, int]]):
@@ -51,7 +75,7 @@ class Pictures(Dataset):
         keep: So many squashed images are held in memory once decoded.
     """
 
-    def __init__(self, data: DetectionData, split: str, augment: bool = False, keep: int = 0) -> None:
+    def __init__(self, data: Album, split: str, augment: bool = False, keep: int = 0) -> None:
         self.data, self.pictures, self.augment, self.keep = data, data.splits[split], augment, keep
         self.kept: dict[int, Tensor] = {}
 

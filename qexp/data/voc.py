@@ -11,7 +11,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from qexp.data.annotations import Objects, objects, read_table, read_xml
-from qexp.data.detection import DetectionData, Picture
+from qexp.data.detection import DetectionData
+from qexp.data.pictures import Picture
 from qexp.errors import QexpError
 
 

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from qexp.integer.arithmetic import OVERFLOWS
 from qexp.integer.fast import Fast
 from qexp.integer.program import IntegerProgram
-from qexp.integer.reference import Accumulator
+from qexp.integer.register import Accumulator
 
 Batches = Callable[[], Iterable[tuple[Tensor, Tensor]]]
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from qexp.calibration.calibrate import Calibration
+from qexp.calibration.site_stats import Calibration
 from qexp.errors import QexpError
 from qexp.layers.quantized import quantizers
 from qexp.quantizers.caq import CAQShift

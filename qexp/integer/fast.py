@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from qexp.integer import int8
-from qexp.integer.fast_steps import DOUBLE, STEPS, fused
+from qexp.integer.fast_steps import STEPS, fused
+from qexp.integer.machine import Machine
 from qexp.integer.program import (
     Add,
     Clamp,
@@ -26,12 +26,10 @@ from qexp.integer.program import (
     Op,
     Requantize,
 )
-from qexp.integer.reference import Accumulator
-
-SINGLE = 2**24  # below it float32 holds every integer
+from qexp.integer.register import Accumulator
 
 
-class Fast:
+class Fast(Machine):
     """Runs a program with PyTorch: `run(codes)` returns the codes of the scores, int64.
 
     Args:
@@ -48,7 +46,7 @@ class Fast:
         device: str | torch.device = "cpu",
         watched: Container[str] | None = None,
     ) -> None:
-        self.program, self.accumulator, self.device = program, accumulator, torch.device(device)
+        super().__init__(program, accumulator, device)
         self.watched = watched
         self.steps: list[tuple[tuple[str, ...], str, Callable[..., Tensor]]] = []  # inputs, output, what makes it
         done: set[str] = set()
@@ -81,14 +79,6 @@ class Fast:
                     tensors.pop(name, None)
         return tensors[self.program.output].long()
 
-    def exact(self, *tensors: str, most: int = 0) -> torch.dtype:
-        """Returns the narrowest floating type that holds all codes of some tensors, or integers up to `most`."""
-        specs = [self.program.tensors[t] for t in tensors]
-        most = max([most, *(max(abs(s.low), abs(s.high)) for s in specs)])
-        if most < SINGLE:
-            return torch.float32
-        return torch.float64 if most < DOUBLE else torch.int64
-
     def _chain(self, op: Op) -> list[Op]:
         """Returns a layer or sum with the clamp and the requantization behind it, where they alone read what is between, unwatched."""
         if not isinstance(op, Conv | Linear | Add) or getattr(op, "unit", None) or self.accumulator is not None:
@@ -100,26 +90,3 @@ class Fast:
             if not seen and len(readers) == 1 and isinstance(readers[0], kind):
                 chain.append(readers[0])
         return chain if isinstance(op, Add) or isinstance(chain[-1], Requantize) else [op]
-
-    def codes_type(self, name: str) -> torch.dtype:
-        """Returns uint8 for a tensor that only 8-bit convolutions read, else the narrowest floating type that holds its codes."""
-        spec = self.program.tensors[name]
-        readers = [op for op in self.program.ops if name in op.inputs]
-        small = spec.low >= 0 and spec.high <= 255 and name != self.program.output
-        return torch.uint8 if small and readers and all(map(self.in_bytes, readers)) else self.exact(name)
-
-    def in_bytes(self, op: Op) -> bool:
-        """Returns whether an operation is a convolution that runs on 8-bit codes here."""
-        if not isinstance(op, Conv) or op.unit or self.accumulator is not None or self.device.type != "cpu":
-            return False
-        source = self.program.tensors[op.inputs[0]]
-        return int8.suits(op, source.low, source.high)
-
-    def constant(self, values: NDArray, dtype: torch.dtype, ndim: int) -> Tensor:
-        """Returns a constant that broadcasts against `[N, C, ...]`."""
-        tensor = torch.from_numpy(np.array(values)).to(self.device, dtype)
-        return tensor.reshape(1, -1, *[1] * (ndim - 2)) if tensor.numel() > 1 else tensor.reshape([1] * ndim)
-
-    def ndim(self, name: str) -> int:
-        """Returns the dimensions of a tensor, the batch included."""
-        return len(self.program.tensors[name].shape) + 1

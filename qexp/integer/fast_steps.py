@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor
 from qexp.integer import int8
 from qexp.integer.arithmetic import limit, shift_round
 from qexp.integer.bounds import partial_sums
+from qexp.integer.machine import DOUBLE, Machine
 from qexp.integer.program import (
     Add,
     Clamp,
@@ -31,13 +31,8 @@ from qexp.integer.program import (
 )
 from qexp.integer.reference import Reference, requantize
 
-if TYPE_CHECKING:
-    from qexp.integer.fast import Fast
 
-DOUBLE = 2**53  # below it float64 holds every integer
-
-
-def _weighted(fast: Fast, op: Conv | Linear) -> Callable[..., Tensor]:
+def _weighted(fast: Machine, op: Conv | Linear) -> Callable[..., Tensor]:
     if op.unit:
         return _own_unit(fast, op)
     sums = _sums(fast, op)
@@ -59,7 +54,7 @@ def _weighted(fast: Fast, op: Conv | Linear) -> Callable[..., Tensor]:
     return step
 
 
-def _sums(fast: Fast, op: Conv | Linear) -> Callable[[Tensor], Tensor] | None:
+def _sums(fast: Machine, op: Conv | Linear) -> Callable[[Tensor], Tensor] | None:
     """Returns what computes a layer's sums of products exactly; None where no floating type holds them."""
     source = fast.program.tensors[op.inputs[0]]
     if fast.in_bytes(op):
@@ -82,7 +77,7 @@ def _sums(fast: Fast, op: Conv | Linear) -> Callable[[Tensor], Tensor] | None:
     return step
 
 
-def fused(fast: Fast, chain: list[Op]) -> Callable[..., Tensor] | None:
+def fused(fast: Machine, chain: list[Op]) -> Callable[..., Tensor] | None:
     """Returns operations that follow each other in one pass; None where that is not exact: a layer or sum, a clamp, a requantization."""
     first, last = chain[0], chain[-1]
     if isinstance(first, Add):
@@ -124,7 +119,7 @@ def _clamp_behind(op: Requantize, clamp: Clamp, most: int) -> tuple[int, int] | 
     return limits[0], limits[1]
 
 
-def _clamped_sum(fast: Fast, op: Add, clamp: Clamp) -> Callable[..., Tensor] | None:
+def _clamped_sum(fast: Machine, op: Add, clamp: Clamp) -> Callable[..., Tensor] | None:
     if clamp.low.size > 1 or clamp.high.size > 1:
         return None
     total, low, high = _add(fast, op), int(clamp.low[0]), int(clamp.high[0])
@@ -140,13 +135,13 @@ def _line(op: Requantize, reach: int) -> tuple[NDArray[np.float64], NDArray[np.f
     return factor, np.ldexp((op.addend - op.zero * op.multiplier).astype(np.float64), -op.shift)
 
 
-def _own_unit(fast: Fast, op: Conv | Linear) -> Callable[..., Tensor]:
+def _own_unit(fast: Machine, op: Conv | Linear) -> Callable[..., Tensor]:
     """A layer of another unit: the unit itself, on NumPy integers."""
     reference = Reference(fast.program, fast.accumulator)
     return lambda x: torch.from_numpy(reference.weighted(op, x.cpu().long().numpy())).to(fast.device)
 
 
-def _requantize(fast: Fast, op: Requantize) -> Callable[..., Tensor]:
+def _requantize(fast: Machine, op: Requantize) -> Callable[..., Tensor]:
     source = fast.program.tensors[op.inputs[0]]
     line = _line(op, max(abs(source.low), abs(source.high)))
     if line is not None:
@@ -171,7 +166,7 @@ def _requantize(fast: Fast, op: Requantize) -> Callable[..., Tensor]:
     return whole
 
 
-def _clamp(fast: Fast, op: Clamp) -> Callable[..., Tensor]:
+def _clamp(fast: Machine, op: Clamp) -> Callable[..., Tensor]:
     dtype = fast.exact(op.inputs[0])
     limits = [op.low, op.high]
     if all(v.size == 1 for v in limits):
@@ -181,7 +176,7 @@ def _clamp(fast: Fast, op: Clamp) -> Callable[..., Tensor]:
     return lambda x: x.clamp(low.to(x.dtype), high.to(x.dtype))
 
 
-def _add(fast: Fast, op: Add) -> Callable[..., Tensor]:
+def _add(fast: Machine, op: Add) -> Callable[..., Tensor]:
     specs = [fast.program.tensors[n] for n in op.inputs]
     parts = [max(abs(s.low - int(z)), abs(s.high - int(z))) << int(k) for s, z, k in zip(specs, op.zeros, op.shifts)]
     dtype = fast.exact(op.output, most=sum(parts))
@@ -198,7 +193,7 @@ def _add(fast: Fast, op: Add) -> Callable[..., Tensor]:
     return step
 
 
-def _sum_pool(fast: Fast, op: SumPool) -> Callable[..., Tensor]:
+def _sum_pool(fast: Machine, op: SumPool) -> Callable[..., Tensor]:
     dtype = fast.exact(*op.inputs, op.output)
     dtype = torch.float64 if dtype is torch.int64 else dtype
     zero = fast.constant(op.zero, dtype, fast.ndim(op.inputs[0])) if np.any(op.zero) else None
@@ -211,7 +206,7 @@ def _sum_pool(fast: Fast, op: SumPool) -> Callable[..., Tensor]:
     return step
 
 
-def _max_pool(fast: Fast, op: MaxPool) -> Callable[..., Tensor]:
+def _max_pool(fast: Machine, op: MaxPool) -> Callable[..., Tensor]:
     def step(x: Tensor) -> Tensor:
         y = F.max_pool2d(
             x, op.window, op.stride, op.padding, op.dilation, ceil_mode=True
@@ -221,22 +216,22 @@ def _max_pool(fast: Fast, op: MaxPool) -> Callable[..., Tensor]:
     return step
 
 
-def _lookup(fast: Fast, op: Lookup) -> Callable[..., Tensor]:
+def _lookup(fast: Machine, op: Lookup) -> Callable[..., Tensor]:
     table = torch.from_numpy(np.array(op.table)).to(fast.device, fast.exact(op.output))
     return lambda x: table[x.long() - op.low]
 
 
-def _strided_pad(fast: Fast, op: StridedPad) -> Callable[..., Tensor]:
+def _strided_pad(fast: Machine, op: StridedPad) -> Callable[..., Tensor]:
     around = (0, 0, 0, 0, op.before, op.after)
     return lambda x: F.pad(x[:, :, :: op.stride, :: op.stride], around, value=int(op.zero[0]))
 
 
-def _concat(fast: Fast, op: Concat) -> Callable[..., Tensor]:
+def _concat(fast: Machine, op: Concat) -> Callable[..., Tensor]:
     dtype = fast.exact(*op.inputs)
     return lambda *xs: torch.cat([x.to(dtype) for x in xs], 1)
 
 
-STEPS: dict[type[Op], Callable[[Fast, Op], Callable[..., Tensor]]] = {
+STEPS: dict[type[Op], Callable[[Machine, Op], Callable[..., Tensor]]] = {
     Conv: _weighted,
     Linear: _weighted,
     Requantize: _requantize,

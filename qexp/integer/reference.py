@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from qexp.errors import QexpError
-from qexp.integer.arithmetic import OVERFLOWS, limit, shift_round
+from qexp.integer.arithmetic import shift_round
 from qexp.integer.hardware import UNITS
 from qexp.integer.program import (
     Add,
@@ -28,54 +27,9 @@ from qexp.integer.program import (
     SumPool,
     channels,
 )
+from qexp.integer.register import Accumulator, taps
 
 Ints = NDArray[np.int64]
-POINTS = ("end", "each")
-
-
-@dataclass
-class Accumulator:
-    """The register that sums the products of convolutions and linear layers.
-
-    Attributes:
-        bits: Width, sign included; 64 never overflows.
-        overflow: `saturate` at the ends, or `wrap` around.
-        point: Where that happens: at the `end` of the sum, or at `each` addition, in the order input channel, kernel row, kernel
-            column, starting at zero. (Wrapping gives the same result at either point.)
-        overflows: What was lost so far, by layer: sums that did not fit (`end`), or additions that did not (`each`).
-        widest: Bits that the sums of each layer would have needed (at `end`), or the additions did.
-    """
-
-    bits: int = 64
-    overflow: str = "saturate"
-    point: str = "end"
-    overflows: dict[str, int] = field(default_factory=dict)
-    widest: dict[str, int] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        if self.overflow not in OVERFLOWS or self.point not in POINTS or not 2 <= self.bits <= 64:
-            raise QexpError(
-                f"accumulator of {self.bits} bits, overflow={self.overflow!r}, point={self.point!r}; allowed are 2..64 bits, "
-                f"{' | '.join(OVERFLOWS)}, {' | '.join(POINTS)}"
-            )
-
-    def sum(self, layer: str, terms: Iterator[Ints]) -> Ints:
-        """Returns terms added up, as the register adds them; a term is an array of products, one a sum."""
-        total: Ints | int = 0
-        for term in terms:
-            total = total + term
-            if self.point == "each":
-                total = self.held(layer, total)
-        return total if self.point == "each" else self.held(layer, total)
-
-    def held(self, layer: str, total: Ints) -> Ints:
-        """Returns sums as the register holds them, and counts."""
-        if total.size:
-            most = max(int(total.max()), -int(total.min()) - 1, 0)
-            self.widest[layer] = max(self.widest.get(layer, 0), most.bit_length() + 1)
-        total, lost = limit(total, self.bits, self.overflow) if self.bits < 64 else (total, 0)
-        self.overflows[layer] = self.overflows.get(layer, 0) + lost
-        return total
 
 
 class Reference:
@@ -129,27 +83,6 @@ class Reference:
             return UNITS[op.unit["name"]](op, x, self.accumulator)
         total = self.accumulator.sum(op.layer, taps(op, x))
         return (total << op.align) + channels(op.bias, total.ndim)
-
-
-def taps(op: Conv | Linear, x: Ints) -> Iterator[Ints]:
-    """Yields the products of a layer, one term of its sums at a time: input channel, kernel row, kernel column."""
-    if isinstance(op, Linear):
-        for i in range(op.weight.shape[1]):
-            yield x[:, i, None] * op.weight[None, :, i]
-        return
-    (ph, pw), (sh, sw), (dh, dw) = op.padding, op.stride, op.dilation
-    x = np.pad(x, ((0, 0), (0, 0), (ph, ph), (pw, pw)))
-    outputs, per, kh, kw = op.weight.shape
-    height = (x.shape[2] - dh * (kh - 1) - 1) // sh + 1
-    width = (x.shape[3] - dw * (kw - 1) - 1) // sw + 1
-    for c in range(per):  # the c-th channel of each group, repeated for the group's outputs
-        group = np.repeat(np.arange(op.groups) * per + c, outputs // op.groups)
-        for r in range(kh):
-            for s in range(kw):
-                rows = slice(r * dh, r * dh + (height - 1) * sh + 1, sh)
-                columns = slice(s * dw, s * dw + (width - 1) * sw + 1, sw)
-                seen = x[:, c : c + 1, rows, columns] if op.groups == 1 else x[:, group, rows, columns]
-                yield seen * op.weight[None, :, c, r, s, None, None]
 
 
 def requantize(op: Requantize, x: Ints) -> Ints:

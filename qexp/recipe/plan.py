@@ -5,13 +5,12 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
+from enum import Enum
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from hydra.errors import InstantiationException
-from hydra.utils import instantiate
 from torch import nn
 
 from qexp.errors import QexpError, near
@@ -21,6 +20,20 @@ from qexp.network.facts import Facts
 from qexp.numerics.granularity import granularity
 from qexp.quantizers.base import Quantizer
 from qexp.recipe.bits import width
+from qexp.system.objects import make
+
+
+class Source(Enum):
+    """What decided how a tensor is quantized."""
+
+    DEFAULT = "default"  # the method's default for the site
+    WIDTH = "width"  # one width for all layers
+    RULE = "rule"  # a named rule of the recipe
+    NAMED = "named"  # a list or a mapping of widths
+    PLAN = "plan"  # a `layers.csv`
+    ARRIVES = "arrives"  # the tensor is the quantized output of another layer
+    STAGE = "stage"  # a stage of a progressive training
+    SEARCH = "search"  # a search under a budget
 
 
 @dataclass(frozen=True)
@@ -31,14 +44,16 @@ class Entry:
         layer, site: Which tensor.
         spec: What makes its quantizer (`_target_` and arguments); None leaves it in float.
         bits: Its width; 32 is float.
-        rule: Who decided.
+        source: What decided.
+        by: The same in words, for people: `quant.rules.ends`, `layer_wbit[3]`.
     """
 
     layer: str
     site: str
     spec: dict[str, Any] | None
     bits: int
-    rule: str
+    source: Source
+    by: str
 
 
 @dataclass(frozen=True)
@@ -85,7 +100,7 @@ class Plan:
                     "granularity": spec.get("granularity", "tensor") if e.spec else "",
                     "signed": spec.get("signed", "auto") if e.spec else "",
                     "range": str(rule).lower() if e.spec else "",
-                    "rule": e.rule,
+                    "rule": e.by,
                 }
             )
         return pd.DataFrame(rows)
@@ -182,9 +197,6 @@ def build(
     try:
         shared_scale = granularity(spec.pop("granularity", "tensor"), axis)
         quantizer = _maker(spec, {} if made is None else made)(bits=entry.bits, shape=shape, granularity=shared_scale)
-    except InstantiationException as error:
-        cause = error.__cause__ if error.__cause__ is not None else error
-        raise QexpError(f"{where}: {cause}") from None
     except (QexpError, TypeError) as error:  # an argument the method does not know
         raise QexpError(f"{where}: {error}") from None
     quantizer.name = where
@@ -197,5 +209,5 @@ def _maker(spec: dict[str, Any], made: dict[str, partial]) -> partial:
     """Returns what makes a specification's quantizers: the class with its arguments, nested ones (range rules) anew each time."""
     key = repr(sorted(spec.items()))
     if key not in made:
-        made[key] = instantiate(spec, _convert_="all", _partial_=True)
+        made[key] = make(spec, as_partial=True)
     return copy.deepcopy(made[key])

@@ -16,7 +16,7 @@ from qexp.network.facts import Facts
 from qexp.recipe import bits as bit_widths
 from qexp.recipe.bits import FLOAT, Bits, Group
 from qexp.recipe.patterns import match
-from qexp.recipe.plan import Entry, Plan, read_bits
+from qexp.recipe.plan import Entry, Plan, Source, read_bits
 
 COMPUTE = "compute"  # not a tensor: how the layer computes (a class of qexp/layers, with its options)
 SITES = ("input", "weight", "bias", "output", "running_mean", "running_var", "grad_output", COMPUTE)
@@ -122,6 +122,7 @@ def _default(sites: Mapping[str, Mapping[str, Any] | None], site: str) -> dict[s
 
 
 def _scalar(site: str, wbits: Bits, abits: Bits) -> tuple[int | None, str]:
+    """Returns the one width for all layers that applies to a site, and the key that holds it; None where no key does."""
     if site == "weight":
         return wbits.default, "layer_wbit"
     if site == "output" or site.startswith("input"):
@@ -131,14 +132,13 @@ def _scalar(site: str, wbits: Bits, abits: Bits) -> tuple[int | None, str]:
 
 def _fresh(layer: str, site: str, spec: dict[str, Any] | None, wbits: Bits, abits: Bits) -> Entry:
     """Returns a tensor's entry before any rule: its default quantizer at the one width for all."""
-    width, source = _scalar(site, wbits, abits)
-    if spec is None:
-        return Entry(layer, site, None, FLOAT, "quant")
-    if site == COMPUTE:
-        return Entry(layer, site, spec, FLOAT, "quant")
+    width, key = _scalar(site, wbits, abits)
+    if spec is None or site == COMPUTE:
+        return Entry(layer, site, spec, FLOAT, Source.DEFAULT, "quant")
     if width is None:
-        width, source = bit_widths.width(spec.get("bits", FLOAT), f"quant.{site}.bits"), "quant"
-    return Entry(layer, site, spec, width, source)
+        width = bit_widths.width(spec.get("bits", FLOAT), f"quant.{site}.bits")
+        return Entry(layer, site, spec, width, Source.DEFAULT, "quant")
+    return Entry(layer, site, spec, width, Source.WIDTH, key)
 
 
 def _apply_rule(name, rule, table, layers, model, recipe, places, widths, weighted) -> list[tuple[str, str]]:
@@ -196,7 +196,7 @@ def _only_edits(edit: Any) -> bool:
 def _edit(entry: Entry, edit: Any, where: str, recipe: Recipe, widths: tuple[Bits, Bits]) -> Entry:
     """Returns the entry after a rule's edit of its site; the same object where the rule asks for nothing (bits: null)."""
     if edit is None:
-        return Entry(entry.layer, entry.site, None, FLOAT, where)
+        return Entry(entry.layer, entry.site, None, FLOAT, Source.RULE, where)
     if not isinstance(edit, Mapping):
         raise QexpError(
             f"{where}.{entry.site}: got {edit!r}; allowed are null (float) or a mapping such as {{bits: 8}}"
@@ -212,28 +212,28 @@ def _edit(entry: Entry, edit: Any, where: str, recipe: Recipe, widths: tuple[Bit
         raise QexpError(f"{where}.{entry.site}: {entry.layer} has no quantizer there to edit; name one with _target_")
     spec = {**base, **edit}
     if entry.site == COMPUTE:
-        return Entry(entry.layer, entry.site, spec, FLOAT, where)
+        return Entry(entry.layer, entry.site, spec, FLOAT, Source.RULE, where)
     width = edit.get("bits")
     if width is None:
         width = entry.bits if entry.bits < FLOAT else (_scalar(entry.site, *widths)[0] or FLOAT)
     else:
         width = bit_widths.width(width, f"{where}.{entry.site}.bits")
-    return Entry(entry.layer, entry.site, spec, width, where)
+    return Entry(entry.layer, entry.site, spec, width, Source.RULE, where)
 
 
 def _name_widths(table: dict, wbits: Bits, abits: Bits, facts: Facts, weighted: list[str]) -> None:
     """Lets lists and mappings have their word: inputs and weights of the layers they name, and the adds that feed those."""
     for (layer, site), entry in list(table.items()):
         if site == "weight":
-            width, source = wbits.named.get(layer, (None, ""))
+            width, key = wbits.named.get(layer, (None, ""))
         elif site.startswith("input"):
-            width, source = abits.named.get(layer, (None, ""))
+            width, key = abits.named.get(layer, (None, ""))
         elif site == "output" and entry.spec is not None:
             fed = [c for c in facts.consumers(layer) if c in abits.named]
             fed = [
                 c for c in fed if c in weighted
             ] or fed  # what computes with the tensor decides, else what passes it on
-            width, source = min(abits.named[c] for c in fed) if fed else (None, "")
+            width, key = min(abits.named[c] for c in fed) if fed else (None, "")
         else:
             continue
         if width is None or (entry.spec is None and layer not in weighted):
@@ -241,13 +241,13 @@ def _name_widths(table: dict, wbits: Bits, abits: Bits, facts: Facts, weighted: 
         if entry.spec is None and site != "weight" and _arrives_quantized(table, facts, layer, site):
             continue
         by_group = (wbits if site == "weight" else abits).by_group
-        if entry.spec is None and by_group and entry.rule.startswith("quant.rules."):
+        if entry.spec is None and by_group and entry.source is Source.RULE:
             continue  # the entry speaks of the group; a rule says that this one tensor of it is never quantized
         if entry.spec is None and width < FLOAT:
             raise QexpError(
-                f"{source}={width}: {layer} has no quantizer on its {site} (a rule or the recipe leaves it in float: {entry.rule})"
+                f"{key}={width}: {layer} has no quantizer on its {site} (a rule or the recipe leaves it in float: {entry.by})"
             )
-        table[layer, site] = Entry(layer, site, entry.spec, width, source)
+        table[layer, site] = Entry(layer, site, entry.spec, width, Source.NAMED, key)
 
 
 def _take_plan(table: dict, path: Path, layers: list[str], sites: Mapping[str, Any]) -> None:
@@ -261,21 +261,26 @@ def _take_plan(table: dict, path: Path, layers: list[str], sites: Mapping[str, A
             raise QexpError(
                 f"plan={path}: {key[0]} ({key[1]}) has {width} bits, but the recipe has no quantizer for it"
             )
-        table[key] = Entry(*key, spec, width, "plan")
+        table[key] = Entry(*key, spec, width, Source.PLAN, "plan")
 
 
 def _reject_idle_rules(table: dict, changed_by: dict[str, list[tuple[str, str]]], rules: Mapping[str, Any]) -> None:
     """Raises for a rule whose every edit was overruled; `ends` may be overruled, and is empty when ends_bit is null."""
     for name, touched in changed_by.items():
-        decided = any(table[key].rule == f"quant.rules.{name}" or _in_force(table[key], rules[name]) for key in touched)
+        decided = any(_decided(table[key], name) or _in_force(table[key], rules[name]) for key in touched)
         if not decided and name != ENDS:
-            by = sorted({table[key].rule for key in touched})
+            by = sorted({table[key].by for key in touched})
             reason = (
                 f"all it names was decided by {', '.join(by)}"
                 if touched
                 else "it edits no tensor that has a quantizer (name one with _target_)"
             )
             raise QexpError(f"quant.rules.{name} changes nothing: {reason}; remove the rule or what overrules it")
+
+
+def _decided(entry: Entry, name: str) -> bool:
+    """Whether the rule of this name decided."""
+    return entry.source is Source.RULE and entry.by == f"quant.rules.{name}"
 
 
 def _in_force(entry: Entry, rule: Mapping[str, Any]) -> bool:
@@ -298,6 +303,5 @@ def _quantize_once(table: dict, facts: Facts) -> None:
     for layer, site in list(table):
         source = _arrives_quantized(table, facts, layer, site) if site.startswith("input") else None
         if source is not None:
-            table[layer, site] = Entry(
-                layer, site, None, table[source, "output"].bits, f"quantized at {source} (output)"
-            )
+            bits = table[source, "output"].bits
+            table[layer, site] = Entry(layer, site, None, bits, Source.ARRIVES, f"quantized at {source} (output)")

@@ -17,13 +17,14 @@ from qexp.analysis.channel_spread import channel_measures
 from qexp.analysis.diagnosis import diagnose
 from qexp.analysis.error_by_depth import errors_by_depth, norm_drift
 from qexp.analysis.tensor_errors import Measures
-from qexp.calibration.calibrate import Calibration
 from qexp.calibration.memory_cache import weight_stats
+from qexp.calibration.site_stats import Calibration
 from qexp.layers.quantized import WEIGHTED, float_class, quantizers, weight_of
 from qexp.network.cost import cost, layer_costs
 from qexp.network.facts import Facts
 from qexp.network.hardware_cost import hardware
 from qexp.recipe import Plan
+from qexp.recipe.plan import Source
 from qexp.results import wording
 from qexp.results.run_folder import Record, asked, commit
 from qexp.results.run_folder_read import read_history
@@ -86,7 +87,7 @@ def metrics(
     layers = layer_costs(model, facts)
     price = cost(layers, plan.bits("weight"), plan.bits("input"), size)
     value, value_float = 100 * score.value, 100 * reference.value if reference else None
-    carried = {e.rule: e for e in plan}
+    carried = {e.by for e in plan}
     first_input = next((e for e in plan if e.layer == facts.first and e.site == "input"), None)
     shared = [str(e.spec.get("granularity", "tensor")) for e in plan if e.site == "weight" and e.spec]
     adds = [n for n in facts.order if float_class(model.get_submodule(n)).__name__ == "Add"]
@@ -229,7 +230,7 @@ def layer_table(
 
 def left_float(model: nn.Module, plan: Plan, facts: Facts) -> list[str]:
     """Returns what computes in float: tensors of weighted layers, and adds, norms, pools that carry no quantizer."""
-    names = [f"{e.layer}.{e.site}" for e in plan if e.spec is None and not e.rule.startswith("quantized at")]
+    names = [f"{e.layer}.{e.site}" for e in plan if e.spec is None and e.source is not Source.ARRIVES]
     carried = {e.layer for e in plan if e.spec is not None}
     skip = (*WEIGHTED, nn.ReLU, nn.ReLU6, nn.MaxPool2d)
     names += [n for n in facts.order if n not in carried and not issubclass(float_class(model.get_submodule(n)), skip)]

@@ -15,7 +15,8 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning import LightningDataModule
 from torch import nn
 
-from qexp.calibration.calibrate import Calibration, calibrate, fit
+from qexp.calibration.calibrate import calibrate, fit
+from qexp.calibration.site_stats import Calibration
 from qexp.callbacks.kernels import load_kernels
 from qexp.errors import QexpError
 from qexp.layers.swap import check_all_ran

@@ -16,14 +16,15 @@ from pytorch_lightning import LightningDataModule
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from qexp.calibration.calibrate import Calibration, collect, fit, wanted
+from qexp.calibration.calibrate import collect, fit, wanted
+from qexp.calibration.site_stats import Calibration
 from qexp.errors import QexpError
 from qexp.layers.quantized import attribute
 from qexp.models.weights import save_weights
 from qexp.network.facts import Facts
 from qexp.passes.base import Pass
 from qexp.quantizers.base import Quantizer
-from qexp.recipe.plan import Entry, Plan, build
+from qexp.recipe.plan import Entry, Plan, Source, build
 from qexp.run import training
 from qexp.tasks.base import Task
 from qexp.tasks.distillation import Distillation
@@ -77,7 +78,7 @@ def widened(plan: Plan, bits: int | None) -> Plan:
 
     def wide(entry: Entry) -> Entry:
         return (
-            replace(entry, bits=bits, rule=f"stage {bits}")
+            replace(entry, bits=bits, source=Source.STAGE, by=f"stage {bits}")
             if bits and _narrowed(entry) and entry.bits < bits
             else entry
         )

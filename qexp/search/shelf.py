@@ -13,7 +13,7 @@ from qexp.errors import QexpError
 from qexp.layers.quantized import BAKED, GRADIENT, QUANTIZED, WEIGHTED, Quantized, attribute, quantized_layers
 from qexp.network.facts import Facts
 from qexp.quantizers.base import Quantizer
-from qexp.recipe.plan import Entry, Plan, build
+from qexp.recipe.plan import Entry, Plan, Source, build
 
 Key = tuple[str, str]  # a layer, and one of its sites
 FLOAT = 32
@@ -114,7 +114,9 @@ class Shelf:
         """Returns the plan with the chosen widths, decided by `rule`."""
         return Plan(
             tuple(
-                replace(e, bits=choice[e.layer, e.site], rule=rule) if (e.layer, e.site) in choice else e
+                replace(e, bits=choice[e.layer, e.site], source=Source.SEARCH, by=rule)
+                if (e.layer, e.site) in choice
+                else e
                 for e in self.plan
             )
         )
@@ -151,7 +153,7 @@ def _searched(entry: Entry, model: nn.Module, pattern: str) -> bool:
         entry.site in ("weight", "input")
         and entry.spec is not None
         and entry.bits < FLOAT
-        and not entry.rule.startswith("quant.rules.")
+        and entry.source is not Source.RULE
         and "share" not in entry.spec
         and isinstance(layer, Quantized)
         and issubclass(layer.float_class, WEIGHTED)

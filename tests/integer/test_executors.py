@@ -30,7 +30,8 @@ from qexp.integer.program import (
     SumPool,
     TensorSpec,
 )
-from qexp.integer.reference import Accumulator, Reference
+from qexp.integer.reference import Reference
+from qexp.integer.register import Accumulator
 
 ZERO = np.zeros(1, np.int64)
 few = settings(max_examples=25, deadline=None)

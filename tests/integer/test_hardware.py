@@ -15,7 +15,8 @@ from qexp.integer.fast import Fast
 from qexp.integer.hardware import with_unit
 from qexp.integer.lowering import lower
 from qexp.integer.program import Conv, IntegerProgram, Linear, Requantize, TensorSpec
-from qexp.integer.reference import Accumulator, Reference
+from qexp.integer.reference import Reference
+from qexp.integer.register import Accumulator
 from tests.integer.conftest import FIXED
 from tests.networks import Residual
 

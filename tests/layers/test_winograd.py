@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from qexp_kernels.winograd import MATRICES
 from torch import nn
 
-from qexp.calibration.calibrate import SiteStats
+from qexp.calibration.site_stats import SiteStats
 from qexp.errors import QexpError
 from qexp.layers.swap import swap
 from qexp.layers.winograd import FAMILY, phases

@@ -6,13 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hydra.utils import instantiate
 from torch import Tensor
 
-from qexp.calibration.calibrate import SiteStats
+from qexp.calibration.site_stats import SiteStats
 from qexp.numerics.granularity import PerChannel, granularity
 from qexp.quantizers.base import Quantizer
 from qexp.statistics.stats import TensorStats
+from qexp.system.objects import make
 
 Make = Callable[..., Quantizer]
 
@@ -22,7 +22,7 @@ def _build(spec: dict[str, Any], bits: int, x: Tensor, site: str, **changes: Any
     axis = 0 if site in ("weight", "bias") else 1
     shape = tuple(x.shape) if axis == 0 else (1, *x.shape[1:])
     shared = granularity(spec.pop("granularity", "tensor"), axis)
-    return instantiate(spec, _convert_="all", _partial_=True)(bits=bits, shape=shape, granularity=shared)
+    return make(spec, as_partial=True)(bits=bits, shape=shape, granularity=shared)
 
 
 def _fit(quantizer: Quantizer, x: Tensor, site: str) -> Quantizer:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from qexp.calibration.calibrate import SiteStats
+from qexp.calibration.site_stats import SiteStats
 from qexp.errors import QexpError
 from qexp.numerics.granularity import PerChannel
 from qexp.quantizers.caq import CAQShift, CAQSimple, channel_exponents, limit_exponents

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from qexp.calibration.calibrate import SiteStats
+from qexp.calibration.site_stats import SiteStats
 from qexp.errors import QexpError
 from qexp.numerics.granularity import PerChannel
 from qexp.quantizers.playground import LogLevels, MinMaxLevels, TanhLevels

@@ -87,7 +87,7 @@ def test_mobilenetv2_places(planned):
         else:
             assert bits[f"{name}.bn3", "output"] == 8
         assert (f"{name}.conv1", "input") not in bits, "a tensor is quantized once"
-    assert plan["linear", "input"].rule == "quantized at pool (output)"
+    assert plan["linear", "input"].by == "quantized at pool (output)"
 
 
 def test_the_branch_quantizer_is_a_switch(planned):

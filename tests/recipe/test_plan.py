@@ -42,7 +42,7 @@ def test_round_trip_through_layers_csv(plan, tmp_path):
 
 def test_a_plan_names_widths_and_has_the_last_word(plan, file):
     found = plan(4, [8, 8, 8, 8], rules={"ends": ENDS}, plan=file("stem,weight,3", "conv,input,32", "fc,input,5.0"))
-    assert found["stem", "weight"].bits == 3 and found["stem", "weight"].rule == "plan"
+    assert found["stem", "weight"].bits == 3 and found["stem", "weight"].by == "plan"
     assert found["conv", "input"].spec is None and found["fc", "input"].bits == 5
     assert found["conv", "weight"].bits == 4, "what the plan leaves out is as it was"
 

@@ -22,7 +22,7 @@ ENDS = {"layers": "@ends", "input": {"bits": 8}, "weight": {"bits": 8}}
 def test_one_width_for_all(plan):
     found = plan(3, 5)
     assert found.bits("weight") == dict.fromkeys(WEIGHTED, 3) and found.bits("input") == dict.fromkeys(WEIGHTED, 5)
-    assert {e.rule for e in found} == {"layer_wbit", "layer_abit"}
+    assert {e.by for e in found} == {"layer_wbit", "layer_abit"}
     assert {e.layer for e in found} == set(WEIGHTED) and {e.site for e in found} == {"input", "weight"}
 
 
@@ -42,7 +42,7 @@ def test_a_rule_beats_the_one_width_and_a_later_rule_the_earlier(plan):
     found = plan(3, 4, rules=rules)
     assert found.bits("weight") == {"stem": 5, "depthwise": 6, "grouped": 6, "conv": 6, "fc": 6}
     assert found["stem", "input"].bits == 8 and found["conv", "input"].bits == 4
-    assert found["stem", "weight"].rule == "quant.rules.stem" and found["conv", "weight"].rule == "quant.rules.all"
+    assert found["stem", "weight"].by == "quant.rules.stem" and found["conv", "weight"].by == "quant.rules.all"
 
 
 def test_a_rule_edits_only_what_it_names(plan):
@@ -99,7 +99,7 @@ def test_a_list_has_the_last_word(plan, site):
     widths = [32, 5, 3, 2]
     found = plan(**{"wbit" if site == "weight" else "abit": widths}, rules={"ends": ENDS})
     assert found.bits(site) == {"stem": 32, "depthwise": 5, "grouped": 5, "conv": 3, "fc": 2}
-    assert found["stem", site].spec is None and found["fc", site].rule == f"layer_{'wa'[site == 'input']}bit[3]"
+    assert found["stem", site].spec is None and found["fc", site].by == f"layer_{'wa'[site == 'input']}bit[3]"
     other = "input" if site == "weight" else "weight"
     assert found.bits(other) == {"stem": 8, "depthwise": 4, "grouped": 4, "conv": 4, "fc": 8}
 
@@ -142,7 +142,7 @@ def test_a_list_needs_groups(plan):
 def test_a_mapping_has_the_last_word_and_later_patterns_win(plan):
     found = plan({"*": 5, "d*": 2, "@last": 7}, rules={"ends": ENDS})
     assert found.bits("weight") == {"stem": 5, "depthwise": 2, "grouped": 5, "conv": 5, "fc": 7}
-    assert found["depthwise", "weight"].rule == "layer_wbit[d*]"
+    assert found["depthwise", "weight"].by == "layer_wbit[d*]"
 
 
 def test_what_a_mapping_leaves_out_takes_its_rule_or_stays_float(plan):
@@ -167,15 +167,15 @@ def test_ends_of_null_are_like_the_rest(plan):
 def test_a_tensor_is_quantized_once(plan):
     found = plan(4, 4, rules={"adds": {"layers": "add", "output": {"_target_": UNIFORM, "bits": 6}}})
     conv = found["conv", "input"]
-    assert conv.spec is None and conv.bits == 6 and conv.rule == "quantized at add (output)"
+    assert conv.spec is None and conv.bits == 6 and conv.by == "quantized at add (output)"
     assert found["depthwise", "input"].spec is not None and found["fc", "input"].spec is not None
 
 
 def test_the_add_that_feeds_a_group_takes_its_input_bits(plan):
     rules = {"adds": {"layers": "add", "output": {"_target_": UNIFORM}}}
     found = plan(4, [8, 6, 3, 5], rules=rules)
-    assert found["add", "output"].bits == 3 and found["add", "output"].rule == "layer_abit[2]"
-    assert found["conv", "input"].rule == "quantized at add (output)" and found["conv", "input"].bits == 3
+    assert found["add", "output"].bits == 3 and found["add", "output"].by == "layer_abit[2]"
+    assert found["conv", "input"].by == "quantized at add (output)" and found["conv", "input"].bits == 3
 
 
 def test_only_one_quantizer_runs_on_that_tensor():

@@ -35,7 +35,7 @@ def test_results_and_weights_are_quantized_once_and_the_ends_at_eight_bits(plan_
     assert plan.bits("input") == {"conv1": 32, "conv2": 8, "conv3": 4, "conv4": 32, "fc": 8}
     assert plan["fc", "output"].spec["range"]["_target_"].endswith("MinMax")
     assert plan["fc", "output"].spec["granularity"] == "tensor"
-    assert plan["conv1", "output"].rule == "quant.rules.ends" and plan["pool2", "output"].rule == "quant.rules.pooling"
+    assert plan["conv1", "output"].by == "quant.rules.ends" and plan["pool2", "output"].by == "quant.rules.pooling"
 
 
 def test_inception_keeps_the_weights_of_two_convolutions(compose):
@@ -61,7 +61,7 @@ def test_inception_keeps_the_weights_of_two_convolutions(compose):
 def test_adds_are_quantized_on_request(plan_of):
     plan = plan_of("quant=aciq_clip", "quant.rules.adds.output.bits=5")
     assert plan["add", "output"].bits == 5 and plan["add", "output"].spec["range"]["kind"] == "laplace"
-    assert plan["conv4", "input"].bits == 5 and plan["conv4", "input"].rule == "quantized at add (output)"
+    assert plan["conv4", "input"].bits == 5 and plan["conv4", "input"].by == "quantized at add (output)"
 
 
 def test_ends_and_pooling_follow_ends_bit(plan_of):

@@ -13,7 +13,7 @@ from tests.pipeline.test_training import Stop
 
 from qexp.layers import quantizers
 from qexp.models.weights import save_weights
-from qexp.recipe.plan import Entry, Plan
+from qexp.recipe.plan import Entry, Plan, Source
 from qexp.run import pipeline, stages, training
 
 QAT = ("schedule=qat", "quant=lsq", "bits=w2a2", "trainer.limit_train_batches=4", "study=s")
@@ -195,7 +195,7 @@ def test_every_method_that_learns_can_be_narrowed(compose, digits, tmp_path):
 
 
 def test_a_plain_schedule_is_one_stage(compose):
-    plan = Plan((Entry("conv", "weight", {}, 2, "layer_wbit"),))
+    plan = Plan((Entry("conv", "weight", {}, 2, Source.WIDTH, "layer_wbit"),))
     assert stages.stages(compose("schedule=qat", "schedule.epochs=3").schedule, plan) == [stages.Stage(None, 3)]
     assert stages.stages(compose("schedule=ptq").schedule, plan) == [stages.Stage(None, 0)]
 
@@ -204,7 +204,12 @@ def test_a_plain_schedule_is_one_stage(compose):
     ("with_it", "without"), [("[8,4,2]", "[8,4]"), ("{8: 1, 4: 2, 2: 3}", "{8: 1, 4: 2}"), ("{4: 1, 2: 1}", "{4: 1}")]
 )
 def test_the_final_width_may_be_named_as_the_last_stage(compose, with_it, without):
-    plan = Plan((Entry("ends", "weight", {}, 8, "ends"), Entry("conv", "weight", {}, 2, "layer_wbit")))
+    plan = Plan(
+        (
+            Entry("ends", "weight", {}, 8, Source.RULE, "ends"),
+            Entry("conv", "weight", {}, 2, Source.WIDTH, "layer_wbit"),
+        )
+    )
 
     def asked(widths: str) -> list[stages.Stage]:
         return stages.stages(

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qexp.calibration.calibrate import SiteStats
+from qexp.calibration.site_stats import SiteStats
 from qexp.numerics import PerChannel, PerGroup, PerTensor
 from qexp.statistics.stats import NonFinite, TensorStats
 from tests.strategies import KINDS, values

@@ -47,7 +47,7 @@ def fails_on_one(_: int) -> None:
 
 
 BARS = """
-from qexp import ranks
+from qexp.system import ranks
 
 def bar(n):
     from tqdm import tqdm

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import nn
 
 from qexp.data.annotations import Objects
-from qexp.data.detection import Picture
+from qexp.data.pictures import Picture
 from qexp.errors import QexpError
 from qexp.report.detections import write_detections
 from qexp.tasks.base import Score

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from qexp.integer.arithmetic import shift_round
 from qexp.integer.program import Conv, Linear, channels
+from qexp.integer.register import taps
 
 Ints = NDArray[np.int64]
 
@@ -19,8 +20,6 @@ def sums(op: Conv | Linear, x: Ints, register: Any) -> Ints:
     `op.unit` holds `accumulate`, the `bits` of the word, `shift` (bits a product has below the word's last one) and `rounding`; the
     bias counts in `2^-align` of that last bit.
     """
-    from qexp.integer.reference import taps
-
     how = op.unit
     low, high = -(1 << (how["bits"] - 1)), (1 << (how["bits"] - 1)) - 1
     each = how["accumulate"] == "per_add"

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from qexp.errors import QexpError
 from qexp.integer.program import Clamp, Conv, IntegerProgram, Linear, Requantize, channels
+from qexp.integer.register import taps
 
 Ints = NDArray[np.int64]
 NEGATIVE = ("exact", "right_shift", "zero", "legacy")
@@ -56,8 +57,6 @@ def drop(own: NDArray, after: NDArray, inflation: int, outputs: int) -> list[int
 
 def sums(op: Conv | Linear, x: Ints, register: Any) -> Ints:
     """Returns `sum s * (x << shift)` with the shift of each weight, in the order of the products, as the register holds it."""
-    from qexp.integer.reference import taps
-
     how = op.unit
     below = np.zeros(len(op.weight), np.int64) if how["negative"] == "exact" else np.array(how["drop"], np.int64)
     exponent = np.round(np.log2(np.maximum(np.abs(op.weight), 1))).astype(np.int64)

@@ -1,0 +1,120 @@
+"""Makes objects from specifications: a mapping with `_target_` (a dotted name) and arguments, which may hold further specifications."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from functools import cache, partial
+from importlib import import_module
+from typing import Any
+
+from qexp.errors import QexpError
+
+TARGET, PARTIAL = "_target_", "_partial_"
+_HINTS = (TARGET, PARTIAL, "_convert_", "_recursive_")  # keys of a specification that are no arguments
+
+
+def make(spec: Mapping[str, Any], *, where: str = "", as_partial: bool = False, **more: Any) -> Any:
+    """Returns what a specification makes.
+
+    Args:
+        spec: `_target_` and arguments. `_partial_: true` returns a function that still takes arguments. Arguments that are
+            specifications themselves are made first.
+        where: The key that holds the specification, for errors: `schedule.optimizer`.
+        as_partial: Return a function that still takes arguments, whatever the specification contains.
+        **more: Arguments that take the place of the specification's.
+
+    Raises:
+        QexpError: No `_target_`, one that cannot be imported, arguments that it does not take, or a value it refuses.
+
+    >>> make({"_target_": "fractions.Fraction", "numerator": 1, "denominator": 4})
+    Fraction(1, 4)
+    """
+    target = find(spec, where)
+    arguments = {key: _made(value, f"{where}.{key}") for key, value in spec.items() if key not in _HINTS}
+    arguments |= more
+    if as_partial or spec.get(PARTIAL):
+        return partial(target, **arguments)
+    _check_names(target, arguments, where)
+    try:
+        return target(**arguments)
+    except QexpError:
+        raise
+    except Exception as error:
+        raise QexpError(f"{_place(where)}{spec[TARGET]} raises {type(error).__name__}: {error}") from error
+
+
+def find(spec: Mapping[str, Any], where: str = "") -> Callable[..., Any]:
+    """Returns the class or function that a specification names.
+
+    Raises:
+        QexpError: The specification names none, or the name cannot be imported.
+    """
+    if not isinstance(spec, Mapping) or not isinstance(spec.get(TARGET), str):
+        raise QexpError(
+            f"{where or 'specification'}={spec!r} is not allowed; use a mapping with {TARGET}, such as "
+            f"{{{TARGET}: package.module.Class}}"
+        )
+    return _located(spec[TARGET], where)
+
+
+@cache
+def _located(name: str, where: str) -> Callable[..., Any]:
+    parts = name.split(".")
+    for split in range(len(parts) - 1, 0, -1):
+        module_name = ".".join(parts[:split])
+        try:
+            found: Any = import_module(module_name)
+        except ModuleNotFoundError as error:
+            if error.name and not f"{module_name}.".startswith(
+                f"{error.name}."
+            ):  # the module exists, what it imports does not
+                raise QexpError(
+                    f"{_place(where)}{TARGET}={name}: {module_name} cannot be imported ({error})"
+                ) from error
+            continue
+        except Exception as error:
+            raise QexpError(
+                f"{_place(where)}{TARGET}={name}: importing {module_name} raises {type(error).__name__}: {error}"
+            ) from error
+        for part in parts[split:]:
+            if not hasattr(found, part):
+                raise QexpError(f"{_place(where)}{TARGET}={name}: {module_name} has no {part!r}")
+            found = getattr(found, part)
+        if not callable(found):
+            raise QexpError(f"{_place(where)}{TARGET}={name} is no class or function")
+        return found
+    raise QexpError(
+        f"{_place(where)}{TARGET}={name}: there is no module {parts[0]!r} on the Python path; install its package, or add its "
+        "folder to PYTHONPATH"
+    )
+
+
+def _made(value: Any, where: str) -> Any:
+    """Returns an argument with every specification in it made."""
+    if isinstance(value, Mapping):
+        if TARGET in value:
+            return make(value, where=where)
+        return {key: _made(inner, f"{where}.{key}") for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_made(inner, f"{where}[{i}]") for i, inner in enumerate(value)]
+    return value
+
+
+def _check_names(target: Callable[..., Any], arguments: Mapping[str, Any], where: str) -> None:
+    """Raises where an argument has no parameter; what Python itself says of it names neither the key nor what is allowed."""
+    try:
+        parameters = inspect.signature(target).parameters
+    except (TypeError, ValueError):  # a builtin without a signature
+        return
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return
+    unknown = [name for name in arguments if name not in parameters]
+    if unknown:
+        raise QexpError(
+            f"{_place(where)}{target.__qualname__} takes no argument {unknown[0]!r}; allowed are {', '.join(parameters)}"
+        )
+
+
+def _place(where: str) -> str:
+    return f"{where}: " if where else ""
