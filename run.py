@@ -4,6 +4,8 @@ import sys
 from pathlib import Path
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from qexp.command.choices import check_choices, check_runs_dir, rules_added
@@ -16,10 +18,11 @@ register()
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def main(cfg: DictConfig) -> dict:
     from qexp.run.pipeline import run  # here, so that --help and --cfg answer at once
+    from qexp.run.settings import read
     from qexp.system.allocator import settle
 
     settle()
-    return run(cfg)
+    return run(read(cfg, in_sweep=HydraConfig.get().mode == RunMode.MULTIRUN))
 
 
 if __name__ == "__main__":

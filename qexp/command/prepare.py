@@ -22,8 +22,9 @@ def prepare(cfg: DictConfig) -> list[str]:
     from qexp.data.pack import Pack
     from qexp.errors import QexpError
     from qexp.run.datasets import load_data
+    from qexp.run.settings import read
 
-    data = load_data(cfg.dataset.data)
+    data = load_data(read(cfg).data.module)
     packs = {p.path: p for p in (data.arrays.train_images, data.arrays.test_images) if isinstance(p, Pack)}
     if not packs:
         raise QexpError(f"dataset={cfg.dataset.name} lies in memory: there is nothing to pack")

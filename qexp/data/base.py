@@ -9,10 +9,10 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
-from pytorch_lightning import LightningDataModule
 from torch import Tensor
 
 from qexp.data.balance import balanced
+from qexp.data.contract import DataSet
 from qexp.data.tensors import Augment, Normalize, TensorLoader
 from qexp.errors import QexpError
 
@@ -28,7 +28,7 @@ class Arrays(NamedTuple):
     test_labels: Tensor
 
 
-class ImageData(LightningDataModule):
+class ImageData(DataSet):
     """A labelled image set in memory, with its training split divided into train and calibration.
 
     The calibration part is a seeded class-balanced draw from the training split. Ranges are found on it and the `best`
@@ -81,8 +81,6 @@ class ImageData(LightningDataModule):
         self.normalize = Normalize(tuple(map(float, mean)), tuple(map(float, std)), scale, size, channel_order)
         if any(s <= 0 for s in self.normalize.std):
             raise QexpError(f"{name}: std={list(std)}; every channel's must be above 0")
-        if max_samples is not None and max_samples < 1:
-            raise QexpError(f"{name}: max_samples={max_samples}; at least 1, or null for the whole test split")
         if sampling not in ("first", "balanced"):
             raise QexpError(f"{name}: sampling={sampling!r}; allowed: first, balanced")
         try:
@@ -91,6 +89,7 @@ class ImageData(LightningDataModule):
             raise QexpError(f"{name}: augment={dict(augment)}; allowed keys: padding, flip") from None
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.calibration_size, self.max_samples, self.seed = calibration_size, max_samples, seed
+        self.check_max_samples()
         self.sampling, self.drop_last, self.channels_last = sampling, drop_last, channels_last
 
     def read(self) -> Arrays:
@@ -180,21 +179,8 @@ class ImageData(LightningDataModule):
 
         With fewer at hand than asked it logs a warning and returns them all: the length of the list is what was used.
         """
-        if n < 1:
-            raise QexpError(f"{type(self).__name__}: {n} calibration images asked for; at least 1 is needed")
         part = self.calibration_part
-        if not len(part):
-            raise QexpError(
-                f"{type(self).__name__}: dataset.data.calibration_size={self.calibration_size} leaves no calibration images; only "
-                "schedule=float does without"
-            )
-        if n > len(part):
-            log.warning(
-                "%s: %d calibration images asked for, %d are held out; using those (raise dataset.data.calibration_size for more)",
-                type(self).__name__,
-                n,
-                len(part),
-            )
+        self.check_draw(n, len(part), "dataset.data.calibration_size")
         return part[balanced(self.arrays.train_labels[part], n, seed)].tolist()
 
     def calibration_batches(self, n: int, batch_size: int, seed: int) -> list[Tensor]:
@@ -222,12 +208,8 @@ class ImageData(LightningDataModule):
         """What the results say of the images besides their score, by column name."""
         return {"calibration_from": f"{len(self.calibration_part)} images of the training side, seed {self.seed}"}
 
-    def fingerprint(self) -> str:
-        """Content hash of images, labels and normalisation; augmentation, batch sizes and seed do not enter."""
-        return self._fingerprint
-
-    @cached_property
-    def _fingerprint(self) -> str:
+    def content_hash(self) -> str:
+        """Returns a hash of images, labels and normalisation."""
         digest = hashlib.sha256(json.dumps(self.normalize.identity()).encode())
         for name, array in self.arrays._asdict().items():
             digest.update(f"{name} {tuple(array.shape)} {array.dtype}".encode())

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from pytorch_lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from qexp.data.annotations import CORNERS, VOC_CLASSES, Objects
 from qexp.data.balance import balanced
+from qexp.data.contract import DataSet
 from qexp.data.decode import BadImage, rgb
 from qexp.data.pictures import Draws, Picture, Pictures, collate
 from qexp.data.tensors import Normalize
@@ -28,7 +28,7 @@ from qexp.errors import QexpError
 log = logging.getLogger(__name__)
 
 
-class DetectionData(LightningDataModule):
+class DetectionData(DataSet):
     """Annotated pictures, their training split divided into train and calibration.
 
     Batches are `(images [B, C, H, W] float, targets)`, a target a dictionary of `boxes` `[n, 4]` (corners in shares of the image),
@@ -76,8 +76,6 @@ class DetectionData(LightningDataModule):
         name = type(self).__name__
         if corners not in CORNERS:
             raise QexpError(f"{name}: corners={corners!r}; allowed are {', '.join(CORNERS)}")
-        if max_samples is not None and max_samples < 1:
-            raise QexpError(f"{name}: max_samples={max_samples}; at least 1, or null for the whole test split")
         self.normalize = Normalize(
             tuple(map(float, mean)), tuple(map(float, std)), float(max_value), channel_order=channel_order
         )
@@ -85,6 +83,7 @@ class DetectionData(LightningDataModule):
         self.batch_size, self.eval_batch_size, self.augment = batch_size, eval_batch_size, augment
         self.calibration_size, self.max_samples, self.seed = calibration_size, max_samples, seed
         self.keep, self.workers = keep, workers
+        self.check_max_samples()
         self.tally: Counter[str] = Counter()
 
     @property
@@ -177,12 +176,7 @@ class DetectionData(LightningDataModule):
     def calibration_batches(self, n: int, batch_size: int, seed: int) -> list[Tensor]:
         """At most `n` images of the calibration part as the network sees them, in batches `[B, C, H, W]`."""
         part = self.calibration_part
-        if n < 1:
-            raise QexpError(f"{type(self).__name__}: {n} calibration images asked for; at least 1 is needed")
-        if n > len(part):
-            log.warning(
-                "%s: %d calibration images asked for, %d are held out; using those", type(self).__name__, n, len(part)
-            )
+        self.check_draw(n, len(part), "dataset.data.calibration_size")
         labels = torch.tensor([_largest(self.splits["train"][p].objects) for p in part.tolist()])
         places = part[balanced(labels, n, seed)].tolist()
         pictures = Pictures(self, "train")
@@ -220,12 +214,8 @@ class DetectionData(LightningDataModule):
         part = f"{len(self.calibration_part)} images of the training side, seed {self.seed}"
         return {"calibration_from": part, **self.findings}
 
-    def fingerprint(self) -> str:
-        """Content hash of annotations, images (as `read` identifies them) and preprocessing."""
-        return self._fingerprint
-
-    @cached_property
-    def _fingerprint(self) -> str:
+    def content_hash(self) -> str:
+        """Returns a hash of annotations, images (as `read` identifies them) and preprocessing."""
         how = [self.normalize.identity(), self.size, self.normalize.channel_order, self.corners]
         digest = hashlib.sha256(json.dumps(how).encode())
         for split in self.splits.values():

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from pytorch_lightning import LightningDataModule
 from torch import Tensor
 from tqdm import tqdm
 
+from qexp.data.contract import DataSet
 from qexp.data.decode import BadImage, Source, rgb
 from qexp.data.pair_lists import Pair, every_kind, make_pairs, read_pairs, set_aside
 from qexp.data.tensors import Augment, Normalize, TensorLoader
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
 
 
-class FacePairs(LightningDataModule):
+class FacePairs(DataSet):
     """Aligned faces and the pairs of an evaluation protocol, such as LFW's 6,000 in ten folds.
 
     Three disjoint parts: pairs that are judged; `held_out` pairs, on whose images ranges are found and by which the best checkpoint is
@@ -74,14 +74,13 @@ class FacePairs(LightningDataModule):
         channels_last: bool = False,
     ) -> None:
         super().__init__()
-        if max_samples is not None and max_samples < 1:
-            raise QexpError(f"FacePairs: max_samples={max_samples}; at least 1, or null for all pairs")
         if held_out < 0:
             raise QexpError(f"FacePairs: held_out={held_out}; at least 0")
         self.root, self.list, self.size = Path(root), Path(pairs), tuple(size)
         self.normalize = Normalize(tuple(map(float, mean)), tuple(map(float, std)), channel_order=channel_order)
         self.batch_size, self.eval_batch_size, self.channels_last = batch_size, eval_batch_size, channels_last
         self.max_samples, self.seed = max_samples, seed
+        self.check_max_samples("all pairs")
         self.folds, self.train_folds, self.held_out_count = folds, tuple(train_folds), held_out
         self.augment = Augment(**augment) if augment else None
 
@@ -230,12 +229,7 @@ class FacePairs(LightningDataModule):
     def calibration_batches(self, n: int, batch_size: int, seed: int) -> list[Tensor]:
         """So many images of the held-out pairs, in batches `[B, 3, H, W]`."""
         indices = np.array(self._images_of(self.held_out), dtype=np.int64)
-        if not len(indices):
-            raise QexpError(
-                "held_out=0: no pair is held out, so there is nothing to calibrate on; only schedule=float runs so"
-            )
-        if n > len(indices):
-            log.warning("%d calibration images asked for, %d are held out; using those", n, len(indices))
+        self.check_draw(n, len(indices), "dataset.data.held_out")
         chosen = np.random.default_rng(seed).permutation(indices)[:n]
         loader = TensorLoader(
             self.faces,
@@ -268,12 +262,8 @@ class FacePairs(LightningDataModule):
             "pairs_left_out": self.left_out,
         }
 
-    def fingerprint(self) -> str:
-        """Content hash of images, pairs and normalisation."""
-        return self._fingerprint
-
-    @cached_property
-    def _fingerprint(self) -> str:
+    def content_hash(self) -> str:
+        """Returns a hash of images, pairs and normalisation."""
         parts = [self.normalize.identity(), self.normalize.channel_order, *map(list, self._parts)]
         digest = hashlib.sha256(json.dumps(parts).encode())
         digest.update(self.faces.numpy())

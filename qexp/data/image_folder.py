@@ -219,8 +219,8 @@ class ImageFolder(ImageData):
         out: dict[str, Any] = {"calibration_from": source, "n_skipped": sum(len(p.skipped) for p in packs)}
         return out | ({"note": self.note} if self.note else {})
 
-    @cached_property
-    def _fingerprint(self) -> str:
+    def content_hash(self) -> str:
+        """Returns a hash of the packs and of what the calibration part holds."""
         packs = [self.arrays.train_images.content, self.arrays.test_images.content]
         text = json.dumps([self.normalize.identity(), packs, self.calibration_part.tolist()])
         return hashlib.sha256(text.encode()).hexdigest()

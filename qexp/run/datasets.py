@@ -1,21 +1,21 @@
-"""Data sets, loaded once a process: every point of a sweep shares them."""
+"""Data sets, loaded once per process: every point of a sweep shares them."""
 
 from __future__ import annotations
 
 import json
 
-from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning import LightningDataModule
+from qexp.data.contract import DataSet
+from qexp.run.settings.checks import Spec
+from qexp.system.objects import make
 
-_loaded: dict[str, LightningDataModule] = {}
+_loaded: dict[str] = {}
 
 
-def load_data(node: DictConfig) -> LightningDataModule:
-    """Returns the data module of a configuration node, the same object for the same node."""
-    key = json.dumps(OmegaConf.to_container(node, resolve=True), sort_keys=True, default=str)
+def load_data(spec: Spec) -> DataSet:
+    """Returns the data module of a specification, the same object for the same specification."""
+    key = json.dumps(spec, sort_keys=True, default=str)
     if key not in _loaded:
-        data = instantiate(node)
+        data = make(spec, where="dataset.data")
         data.setup()
         _loaded.clear()  # one set at a time: the next point of a sweep most likely uses the same
         _loaded[key] = data

@@ -6,54 +6,56 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
-from pytorch_lightning import LightningDataModule, seed_everything
+from pytorch_lightning import seed_everything
 
 from qexp.callbacks.kernels import load_kernels
+from qexp.data.contract import DataSet
 from qexp.errors import QexpError
+from qexp.run.settings import Settings, TrainerOptions
 from qexp.system import ranks
 
 
-def device_name(cfg: DictConfig) -> str:
+def device_name(trainer: TrainerOptions) -> str:
     """Returns the name of the accelerator the trainer uses, or `cpu`."""
-    on_gpu = cfg.trainer.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    on_gpu = trainer.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
     return torch.cuda.get_device_name() if on_gpu else "cpu"
 
 
-def device(cfg: DictConfig) -> torch.device:
-    """Returns the device that what is no training runs on: calibration, passes."""
-    return torch.device("cpu" if device_name(cfg) == "cpu" else "cuda")
+def device(trainer: TrainerOptions) -> torch.device:
+    """Returns the device that calibration and passes run on."""
+    return torch.device("cpu" if device_name(trainer) == "cpu" else "cuda")
 
 
-def processes(cfg: DictConfig) -> int:
+def processes(trainer: TrainerOptions) -> int:
     """Returns how many processes the trainer asks for, on this machine; `auto` is one.
 
     Raises:
         QexpError: More machines than this one; more processes than GPUs.
     """
-    asked, nodes = cfg.trainer.get("devices", 1), cfg.trainer.get("num_nodes", 1)
+    asked, nodes = trainer.devices, trainer.num_nodes
     if nodes != 1:
         raise QexpError(
-            f"trainer.num_nodes={nodes}: a point runs on the devices of one machine; spread the points of a sweep over machines "
-            "instead (hydra/launcher=ray or submitit_slurm)"
+            f"trainer.num_nodes={nodes} is not allowed: a point runs on the devices of one machine; spread the points of a sweep over "
+            "machines instead (hydra/launcher=ray or submitit_slurm)"
         )
     count = 1 if asked == "auto" else asked
-    most = torch.cuda.device_count() if device_name(cfg) != "cpu" else None
+    most = torch.cuda.device_count() if device_name(trainer) != "cpu" else None
     if not isinstance(count, int) or count < 1 or (most is not None and count > most):
         has = "" if most is None else f", at most {most}, the GPUs of this machine"
-        raise QexpError(f"trainer.devices={asked}: allowed are auto (one) and whole numbers from 1{has}")
+        raise QexpError(f"trainer.devices={asked} is not allowed; use auto (one) or a whole number from 1{has}")
     return count
 
 
-def spread(cfg: DictConfig, function: Callable[..., Any], data: LightningDataModule, *args: Any) -> Any:
+def spread(settings: Settings, function: Callable[..., Any], data: DataSet, *args: Any) -> Any:
     """Returns what `function(data, *args)` returns, run by as many processes as the trainer asks for, seeded, kernels loaded."""
-    count, gpu, cores = processes(cfg), device_name(cfg) != "cpu", torch.get_num_threads()
+    trainer = settings.trainer
+    count, gpu, cores = processes(trainer), device_name(trainer) != "cpu", torch.get_num_threads()
 
     def prepare() -> None:
         if not gpu:
             torch.set_num_threads(max(1, cores // count))  # the cores are shared out
-        load_kernels(cfg.kernels)
-        seed_everything(cfg.seed, workers=True, verbose=False)
+        load_kernels(settings.kernels)
+        seed_everything(settings.seed, workers=True, verbose=False)
 
     data.trainer = None  # of an earlier phase; it would travel along
     return ranks.spread(function, count, data, *args, gpu=gpu, prepare=prepare)

@@ -7,38 +7,41 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf, open_dict
+import yaml
 
+from qexp.data.contract import DataSet
 from qexp.errors import QexpError, near
 from qexp.results.run_folder import Record
 from qexp.run import exporters
 from qexp.run.datasets import load_data
+from qexp.run.experiment import Experiment
+from qexp.run.settings import Settings
 
 log = logging.getLogger(__name__)
 EXPORTS = ("verify", *exporters.FORMS)
 IMAGES = 1000  # a proof is tried on, where nobody says how many
-Experiment = Callable[[DictConfig, Any, Record], dict[str, Any]]
+Compute = Callable[[Settings, DataSet, Record], Experiment]
 
 
-def again(cfg: DictConfig, experiment: Experiment) -> dict[str, Any]:
+def again(settings: Settings, experiment: Compute) -> dict[str, Any]:
     """Returns the metrics of a finished run after what `export` asks for; its folder is where everything is read and written.
 
     The run's own configuration is taken through the same steps: statistics come from the cache, a training from its last checkpoint.
     The run is evaluated again, and a score that is not the recorded one is said: then these are not the files of that run.
 
     Args:
-        cfg: `export`, `weights` (the run's folder), `verify` (how many images; by default 1,000). A proof on fewer images than the
+        settings: `export`, `weights` (the run's folder), `verify` (how many images; by default 1,000). A proof on fewer images than the
             recorded one does not take its place, unless it finds something else.
         experiment: What computes a point.
     """
     try:
-        record, own = _finished(cfg)
+        record, own = _finished(settings)
         recorded = record.finished()
-        data = load_data(own.dataset.data)
+        data = load_data(own.data.module)
         with record.locked(record.folder.name):
-            metrics = experiment(own, data, record)
+            metrics = experiment(own, data, record).metrics
     except QexpError as error:  # the run's own record stays
-        log.error("export=%s failed: %s", cfg.export, error)
+        log.error("export=%s failed: %s", settings.integers.export, error)
         return {"status": "failed", "error": str(error)}
     if metrics["value"] != recorded["value"]:
         log.warning(
@@ -53,28 +56,29 @@ def again(cfg: DictConfig, experiment: Experiment) -> dict[str, Any]:
     return metrics
 
 
-def _finished(cfg: DictConfig) -> tuple[Record, DictConfig]:
-    """Returns the record of the run that `weights` names and its configuration, with what is asked for now."""
-    if cfg.export not in EXPORTS:
-        raise QexpError(f"export={cfg.export!r}{near(str(cfg.export), EXPORTS)}; allowed are {', '.join(EXPORTS)}")
-    folder = Path(str(cfg.weights))
-    if cfg.weights is None or not (folder / "config.yaml").is_file():
-        raise QexpError(f"export={cfg.export} needs weights=<folder of a finished run>, got {cfg.weights}")
+def _finished(settings: Settings) -> tuple[Record, Settings]:
+    """Returns the record of the run that `weights` names and its settings, with what is asked for now."""
+    form = settings.integers.export
+    if form not in EXPORTS:
+        raise QexpError(f"export={form}{near(str(form), EXPORTS)} is not allowed; use {', '.join(EXPORTS)}")
+    folder = Path(str(settings.weights))
+    if settings.weights is None or not (folder / "config.yaml").is_file():
+        raise QexpError(f"export={form} needs weights=<folder of a finished run>, got {settings.weights}")
     record = Record(folder)
     finished = record.finished()
     if finished is None:
         raise QexpError(
             f"{folder}: this run is not finished (its metrics.json does not say ok); run it to its end first"
         )
-    if cfg.export in exporters.NEEDS:  # said before the run is evaluated again
-        exporters.NEEDS[cfg.export]()
-    own = OmegaConf.load(folder / "config.yaml")
+    if form in exporters.NEEDS:  # said before the run is evaluated again
+        exporters.NEEDS[form]()
     record.request = finished.get("request", "")
-    with open_dict(own):
-        for key in cfg:  # what later versions of the configuration have
-            if key not in own:
-                own[key] = cfg[key]
-        own.verify, own.accumulator, own.export = cfg.verify or IMAGES, cfg.accumulator, cfg.export
-        own.runs_dir, own.study, own.force = str(folder.parent.parent), folder.parent.name, False
-        own.trainer.enable_progress_bar = cfg.trainer.enable_progress_bar
-    return record, own
+    own = {**settings.resolved, **yaml.safe_load((folder / "config.yaml").read_text())}  # keys that later versions have
+    own |= {
+        "verify": settings.integers.verify or IMAGES,
+        "accumulator": list(settings.integers.accumulator),
+        "export": form,
+    }
+    own |= {"runs_dir": str(folder.parent.parent), "study": folder.parent.name, "force": False}
+    own["trainer"] = {**own["trainer"], "enable_progress_bar": settings.trainer.progress}
+    return record, Settings.of(own)

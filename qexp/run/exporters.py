@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pytorch_lightning import LightningDataModule
 from torch import Tensor, nn
 
 from qexp.calibration.calibrate import collect
+from qexp.data.contract import DataSet
 from qexp.errors import QexpError
 from qexp.integer import caq_files, onnx_file, package, torch_file
 from qexp.integer.fast import Fast
@@ -43,7 +43,7 @@ class Taken:
 
     folder: Path
     model: nn.Module
-    data: LightningDataModule
+    data: DataSet
     count: int
     calibration: Sequence[Tensor]
     lowered: Lowered | None = None
@@ -57,7 +57,7 @@ class Taken:
         return torch.cat([x for x, _ in self.images(GOLDEN)])[:GOLDEN]
 
 
-def first(data: LightningDataModule, count: int) -> Iterator[tuple[Tensor, Tensor]]:
+def first(data: DataSet, count: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Yields the first so many test images and labels, in batches."""
     left = count
     for images, labels in data.test_dataloader():

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-from omegaconf import DictConfig
-from pytorch_lightning import LightningDataModule
-from torch import Tensor, nn
-
+from qexp.data.contract import DataSet
 from qexp.errors import QexpError
 from qexp.integer.accumulator import study
 from qexp.integer.files import load, save, to_json
@@ -18,53 +14,44 @@ from qexp.integer.lowering import Lowered, lower
 from qexp.integer.simulate import integer_rounding
 from qexp.integer.verify import Verdict, verify
 from qexp.layers.swap import baked_weights
-from qexp.results.run_folder import Record, asked
+from qexp.results.run_folder import Record
 from qexp.run import exporters
+from qexp.run.experiment import Experiment
 from qexp.run.exporters import first
+from qexp.run.naming import asked
+from qexp.run.settings import Settings
 
 log = logging.getLogger(__name__)
-ROUNDINGS = ("float", "integer")
 KEPT = ("verify", "accumulator", *(f"{form}_" for form in exporters.FORMS))  # columns of proofs and exports
 
 
-def rounding(cfg: DictConfig, model: nn.Module, data: LightningDataModule) -> AbstractContextManager[None]:
+def rounding(run: Experiment) -> AbstractContextManager[None]:
     """Inside, the network rounds as the run asks: `rounding=integer` as its integer program, else with real scales."""
-    if cfg.rounding not in ROUNDINGS:
-        raise QexpError(f"rounding={cfg.rounding!r}; allowed are {', '.join(ROUNDINGS)}")
-    if cfg.rounding == "float":
+    if run.settings.integers.rounding == "float":
         return nullcontext()
-    return integer_rounding(model, lowered(cfg, model, data))
+    return integer_rounding(run.model, lowered(run))
 
 
-def lowered(cfg: DictConfig, model: nn.Module, data: LightningDataModule) -> Lowered:
+def lowered(run: Experiment) -> Lowered:
     """Returns the network's integer program."""
-    about = {k: v for k, v in asked(cfg).items() if k != "study"}
-    return lower(model.cpu(), data.example(), about)
+    about = {k: v for k, v in asked(run.settings).items() if k != "study"}
+    return lower(run.model.cpu(), run.data.example(), about)
 
 
-def prove(
-    cfg: DictConfig, model: nn.Module, data: LightningDataModule, record: Record, value: float, images: Sequence[Tensor]
-) -> dict[str, Any]:
-    """Returns what the record says of integers: how the network was rounded, what a proof found, what an export wrote.
+def prove(run: Experiment) -> dict[str, Any]:
+    """Returns what the record holds of integers: how the network was rounded, what a proof found, what an export wrote.
 
     A proof writes `integer.csv` and the program (`integer/`). What earlier exports found of the same network stays in the record, and a
     proof on more images than this one does, unless this one found something else.
-
-    Args:
-        cfg: `verify`, `accumulator`, `export`.
-        model: The quantized network.
-        data: Its images.
-        record: The run's folder.
-        value: What it scored just now: as recorded, if it is the network of the earlier exports.
-        images: Batches it was calibrated on.
     """
-    found = {"rounding": "integer"} if cfg.rounding == "integer" else {}
-    found = _earlier(record, value) | found
+    settings, model, data, record = run.settings, run.model, run.data, run.record
+    found = {"rounding": "integer"} if settings.integers.rounding == "integer" else {}
+    found = _earlier(record, 100 * run.score.value) | found
     program = None
-    if cfg.verify and cfg.export not in exporters.OF_NETWORK:
-        program = lowered(cfg, model, data)
+    if settings.integers.verify and settings.integers.export not in exporters.OF_NETWORK:
+        program = lowered(run)
         with baked_weights(model):
-            verdict = verify(model, program, first(data, int(cfg.verify)), progress=cfg.trainer.enable_progress_bar)
+            verdict = verify(model, program, first(data, settings.integers.verify), progress=settings.trainer.progress)
         (log.info if verdict.equal else log.warning)("%s", verdict.line())
         if _stands(found, verdict, program, record):
             log.info("the proof on %d images stays in the record", found["verify_images"])
@@ -72,10 +59,10 @@ def prove(
             record.write("integer.csv", verdict.frame(program).to_csv(index=False))
             save(program.program, record.folder / "integer")
             found |= verdict.metrics()
-        found |= _accumulators(cfg, program, data, record)
-    if cfg.export in exporters.FORMS:
-        run = exporters.Taken(record.folder, model, data, int(cfg.verify), images, program)
-        found |= exporters.take(cfg.export, run)
+        found |= _accumulators(settings, program, data, record)
+    if settings.integers.export in exporters.FORMS:
+        made_of = exporters.Taken(record.folder, model, data, settings.integers.verify, run.images, program)
+        found |= exporters.take(settings.integers.export, made_of)
     return found
 
 
@@ -98,16 +85,13 @@ def _stands(earlier: dict[str, Any], verdict: Verdict, program: Lowered, record:
         return False
 
 
-def _accumulators(cfg: DictConfig, program: Lowered, data: LightningDataModule, record: Record) -> dict[str, Any]:
+def _accumulators(settings: Settings, program: Lowered, data: DataSet, record: Record) -> dict[str, Any]:
     """Returns the accuracy with narrower accumulators, by width, where the run asks for it; writes `accumulator.csv`."""
-    widths = cfg.accumulator
-    if widths is None:
+    widths = settings.integers.accumulator
+    if not widths:
         return {}
-    widths = [widths] if isinstance(widths, int) else list(widths)
-    if not all(isinstance(w, int) and 2 <= w <= 64 for w in widths):
-        raise QexpError(f"accumulator={cfg.accumulator}; allowed are widths of 2..64 bits, one or a list")
     table = study(
-        program.program, lambda: first(data, int(cfg.verify)), widths, progress=cfg.trainer.enable_progress_bar
+        program.program, lambda: first(data, settings.integers.verify), widths, progress=settings.trainer.progress
     )
     record.write("accumulator.csv", table.to_csv(index=False))
     log.info("accuracy against accumulator width (accumulator.csv):\n%s", table.round(3).to_string(index=False))

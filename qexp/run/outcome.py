@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from qexp.analysis.channel_spread import channel_measures
@@ -26,21 +25,16 @@ from qexp.network.hardware_cost import hardware
 from qexp.recipe import Plan
 from qexp.recipe.plan import Source
 from qexp.results import wording
-from qexp.results.run_folder import Record, asked, commit
+from qexp.results.run_folder import commit
 from qexp.results.run_folder_read import read_history
 from qexp.run.devices import device_name
+from qexp.run.experiment import Experiment
+from qexp.run.naming import asked
 from qexp.statistics.stats import TensorStats
-from qexp.tasks.base import Score
 
 log = logging.getLogger(__name__)
 _HISTOGRAM_BINS = 128
 _MAX_LEVELS = 257
-
-
-def title(cfg: DictConfig) -> str:
-    """Returns the few words that name a point: `resnet20 minmax ptq W8A8`."""
-    row = asked(cfg)
-    return f"{row['model']} {row['quant']} {row['schedule']} {wording.asked(row)}"
 
 
 def line(metrics: dict[str, Any]) -> str:
@@ -73,19 +67,19 @@ def plan_summary(plan: Plan, facts: Facts) -> str:
     return "\n".join([plan_line(plan, facts), *rows])
 
 
-def metrics(
-    cfg: DictConfig,
-    model: nn.Module,
-    size: int,
-    facts: Facts,
-    plan: Plan,
-    score: Score,
-    reference: Score | None,
-    seconds: dict[str, float],
-) -> dict[str, Any]:
-    """Returns the point's row of `results.csv`; shares in percent; `size` is the float network's number of parameters."""
+def metrics(run: Experiment) -> dict[str, Any]:
+    """Returns the point's row of `results.csv`; shares in percent."""
+    settings, model, facts, plan, score, reference = (
+        run.settings,
+        run.model,
+        run.facts,
+        run.plan,
+        run.score,
+        run.reference,
+    )
+    seconds = run.seconds
     layers = layer_costs(model, facts)
-    price = cost(layers, plan.bits("weight"), plan.bits("input"), size)
+    price = cost(layers, plan.bits("weight"), plan.bits("input"), run.params)
     value, value_float = 100 * score.value, 100 * reference.value if reference else None
     carried = {e.by for e in plan}
     first_input = next((e for e in plan if e.layer == facts.first and e.site == "input"), None)
@@ -95,7 +89,7 @@ def metrics(
     return {
         "status": "ok",
         "error": "",
-        **asked(cfg),
+        **asked(settings),
         "mean_wbit": round(price.mean_wbit, 4),
         "mean_abit": round(price.mean_abit, 4),
         "metric": score.metric,
@@ -119,7 +113,10 @@ def metrics(
         "seconds_calibrate": round(seconds.get("calibrate", 0.0), 3),
         "seconds_train": round(seconds.get("train", 0.0), 3),
         "seconds_evaluate": round(seconds.get("evaluate", 0.0), 3),
-        "device": device_name(cfg),
+        "device": device_name(settings.trainer),
+        "kernels": run.kernels,
+        "point": run.folder.name,
+        "n_calibrate": settings.n_calibrate and sum(map(len, run.images)),
         "torch": torch.__version__,
         "commit": commit(),
         "rounding": ", ".join(sorted({q.rounding for _, _, q in quantizers(model)})),
@@ -130,26 +127,19 @@ def metrics(
     }
 
 
-def write(
-    record: Record,
-    model: nn.Module,
-    plan: Plan,
-    facts: Facts,
-    seen: Calibration,
-    images: Tensor,
-    row: dict[str, Any],
-    score: Score,
-) -> None:
+def write(run: Experiment) -> None:
     """Writes `layers.csv`, `histograms.json`, `depth.json`, what each sample gave and, last, `metrics.json`; adds the diagnosis to the row.
 
-    `correct.npy` says which samples were right, where each is right or wrong; `outcomes.npz` holds what else the task keeps.
+    `correct.npy` holds which samples were right, where each is right or wrong; `outcomes.npz` holds what else the task keeps.
     """
+    record, model, plan, facts, seen = run.record, run.model, run.plan, run.facts, run.statistics
+    row, images = run.metrics, run.images[0]
     depth, own, measured = errors_by_depth(model, images)
     norms = norm_drift(model, images)
     table = layer_table(model, plan, facts, seen, measured, own)
     record.write("layers.csv", table.to_csv(index=False))
     record.write("histograms.json", json.dumps(histograms(model, seen)))
-    rest = dict(score.outcomes)
+    rest = dict(run.score.outcomes)
     if "correct" in rest:
         np.save(record.folder / "correct.npy", rest.pop("correct"))
     if rest:

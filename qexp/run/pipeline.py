@@ -1,288 +1,244 @@
-"""One experiment from configuration to record: the only place that orders the steps."""
+"""One experiment from settings to record: the only place that orders the steps."""
 
 from __future__ import annotations
 
 import logging
-import time
-from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
-from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning import LightningDataModule
-from torch import nn
 
 from qexp.calibration.calibrate import calibrate, fit
 from qexp.calibration.site_stats import Calibration
 from qexp.callbacks.kernels import load_kernels
+from qexp.data.contract import DataSet
 from qexp.errors import QexpError
 from qexp.layers.swap import check_all_ran
 from qexp.network.cost import params
-from qexp.network.facts import Facts, facts
+from qexp.network.facts import facts
 from qexp.passes.base import Moment, Pass
-from qexp.passes.fold_bn import Normal, fold_bn
-from qexp.recipe import Plan, Recipe, apply, resolve
-from qexp.recipe.bits import FLOAT
-from qexp.results.run_folder import Record, passes_of, peak_mb, point_hash, trains
+from qexp.passes.fold_bn import fold_bn
+from qexp.recipe import Recipe, apply, resolve
+from qexp.results.run_folder import Record, peak_mb
 from qexp.run import devices, export_finished, float_network, integer_proof, outcome, stages, teacher, training
 from qexp.run.datasets import load_data
+from qexp.run.experiment import Experiment
+from qexp.run.naming import asked, point_hash, title
+from qexp.run.settings import Settings
 from qexp.search.setting import Setting
+from qexp.system.objects import make
 
 log = logging.getLogger(__name__)
-# images a calibration batch where the data set names none, as the averaged and moving-average ranges see them
-CALIBRATION_BATCH = 32
 
 
-def run(cfg: DictConfig) -> dict[str, Any]:
+def run(settings: Settings) -> dict[str, Any]:
     """Runs one point and returns its metrics; a finished one is not run again, a failed one is recorded and returned.
 
     Args:
-        cfg: The composed configuration.
+        settings: What is asked for.
 
     Returns:
         The columns of `results.csv` for this point, `status` (`ok` or `failed`) among them.
     """
-    if cfg.export is not None:
-        return export_finished.again(cfg, experiment)
-    study, request = Path(cfg.runs_dir) / cfg.study, point_hash(cfg, {})
+    if settings.integers.export is not None:
+        return export_finished.again(settings, experiment)
+    study, request = settings.runs_dir / settings.study, point_hash(settings, {})
     record = Record(study / f"failed-{request}", request)  # until the contents that name the point are known
     try:
-        data = load_data(cfg.dataset.data)
-        contents = {**float_network.contents(cfg), "data": data.fingerprint()}
-        record = Record(study / point_hash(cfg, contents), request)
-        with record.locked(outcome.title(cfg)):
+        data = load_data(settings.data.module)
+        contents = {**float_network.contents(settings), "data": data.fingerprint()}
+        record = Record(study / point_hash(settings, contents), request)
+        with record.locked(title(settings)):
             finished = record.finished()
-            if finished is not None and not cfg.force:
-                log.info("%s: finished earlier, %s", outcome.title(cfg), record.folder)
+            if finished is not None and not settings.force:
+                log.info("%s: finished earlier, %s", title(settings), record.folder)
                 return finished
             try:
-                record.open(cfg)
-                if cfg.force:
+                record.open(settings.yaml, start_over=settings.force)
+                if settings.force:
                     record.start_over()
-                return experiment(cfg, data, record)
+                return experiment(settings, data, record).metrics
             except Exception as error:  # one point's failure is recorded; a sweep goes on
-                return failed(cfg, record, error)
+                return failed(settings, record, error)
             except KeyboardInterrupt:
-                log.warning("%s: interrupted", outcome.title(cfg))
+                log.warning("%s: interrupted", title(settings))
                 raise
             finally:
                 record.close()
     except Exception as error:
-        return failed(cfg, record, error)
+        return failed(settings, record, error)
 
 
-def failed(cfg: DictConfig, record: Record, error: Exception) -> dict[str, Any]:
+def failed(settings: Settings, record: Record, error: Exception) -> dict[str, Any]:
     """Records a failure and returns its row; a mistake of the user's is one line, a bug its traceback."""
-    log.error("%s failed: %s", outcome.title(cfg), error, exc_info=None if isinstance(error, QexpError) else error)
-    return record.failed(cfg, error)
+    log.error("%s failed: %s", title(settings), error, exc_info=None if isinstance(error, QexpError) else error)
+    return record.failed(asked(settings), error)
 
 
-def experiment(cfg: DictConfig, data: LightningDataModule, record: Record) -> dict[str, Any]:
-    """Returns the metrics of one point; its folder holds everything else."""
-    seconds: dict[str, float] = {}
-    training.check_trainer(cfg)
-    kernels = load_kernels(cfg.kernels)
-    training.seed(cfg.seed)
-    check_input(cfg, data.example())
-    log.info("%s -> %s", outcome.title(cfg), record.folder)
-
-    scratch = cfg.schedule.name == "qat_scratch"
-    model = float_network.build(cfg) if scratch else float_network.float_model(cfg, data)
-    float_score = None if scratch else float_network.reference(cfg, model, data, record.folder)
-    distill = teacher.distillation(cfg, data, model, is_float=not scratch) if trains(cfg) else None
-    images = calibration_images(cfg, data)
-    size = params(model)
-    structure, folded = fold(cfg, model, data.example())
-    passes, moment = load_passes(cfg), moment_of(cfg, structure, folded, images, record.folder)
-    for edit in passes:
-        edit.on_float(model, moment)
-    structure = moment.facts
-    plan = attach(cfg, model, structure)
-    stages.check(cfg.schedule, plan, passes)
-    with _timed(seconds, "calibrate"):
-        seen = find_ranges(cfg, model, moment, passes)
-        check_all_ran(model, data.example())
-    if cfg.search is not None:
-        with _timed(seconds, "search"):
-            plan = search(cfg, model, plan, moment, passes, data, record.folder)
-    with _timed(seconds, "calibrate"):
-        for edit in passes:
-            edit.on_fitted(model, moment)
-
-    if trains(cfg):
-        trained = stages.train(
-            model, data, cfg, plan, structure, images, seen, record.folder, outcome.title(cfg), distill
-        )
-        seconds["train"] = sum(stage["seconds"] for stage in trained)
-        moment.findings["train_value"] = 100 * trained[-1]["train"]
-        if len(trained) > 1:
-            moment.findings["stages"] = trained
-        for edit in passes:
-            edit.on_trained(model, moment)
-    with integer_proof.rounding(cfg, model, data):
-        score, seconds["evaluate"] = training.evaluate(model, data, cfg, outcome.title(cfg), record.folder)
-
-    metrics = outcome.metrics(cfg, model, size, structure, plan, score, float_score, seconds)
-    metrics |= {
-        "kernels": kernels,
-        "point": record.folder.name,
+def experiment(settings: Settings, data: DataSet, record: Record) -> Experiment:
+    """Runs one point; its folder and its `metrics` hold what came out."""
+    run = start(settings, data, record)
+    distill = teacher.distillation(run) if settings.trains else None
+    fold(run)
+    for edit in run.passes:
+        edit.on_float(run.model, run.context)
+    attach(run)
+    stages.check(settings.schedule, run.plan, run.passes)
+    with run.timed("calibrate"):
+        find_ranges(run)
+        check_all_ran(run.model, data.example())
+    if settings.search is not None:
+        with run.timed("search"):
+            search(run)
+    with run.timed("calibrate"):
+        for edit in run.passes:
+            edit.on_fitted(run.model, run.context)
+    if settings.trains:
+        stages.train(run, distill)
+        for edit in run.passes:
+            edit.on_trained(run.model, run.context)
+    with integer_proof.rounding(run):
+        run.score, run.seconds["evaluate"] = training.evaluate(run.model, data, settings, run.title, run.folder)
+    run.metrics = {
+        **outcome.metrics(run),
         "peak_mb": peak_mb(),
-        "n_calibrate": cfg.n_calibrate and sum(map(len, images)),
         **data.notes(),
-        **moment.findings,
-        **integer_proof.prove(cfg, model, data, record, metrics["value"], images),
+        **run.context.findings,
+        **integer_proof.prove(run),
     }
-    training.task(cfg, model).leave(record.folder, score, float_score, data)
-    outcome.write(record, model, plan, structure, seen, images[0], metrics, score)
-    log.info("%s: %s", outcome.title(cfg), outcome.line(metrics))
-    return metrics
+    training.task(settings, run.model).leave(run.folder, run.score, run.reference, data)
+    outcome.write(run)
+    log.info("%s: %s", run.title, outcome.line(run.metrics))
+    return run
 
 
-def calibration_images(cfg: DictConfig, data: LightningDataModule) -> list[torch.Tensor]:
-    """Returns the batches that ranges are found on; with `n_calibrate=0`, where nothing is quantized, one image to trace with."""
-    widths = {str(cfg.layer_wbit), str(cfg.layer_abit), str(cfg.ends_bit or FLOAT)}
-    if cfg.n_calibrate == 0 and (cfg.schedule.name == "float" or widths == {str(FLOAT)}):
-        return [data.example()]
-    size = cfg.dataset.get("calibration_batch", CALIBRATION_BATCH)
-    return data.calibration_batches(cfg.n_calibrate, size, cfg.seed)
-
-
-def fold(cfg: DictConfig, model: nn.Module, example: torch.Tensor) -> tuple[Facts, dict[str, Normal]]:
-    """Folds batch norms where the run asks for it, in place; returns the facts of the network that is left, and what was folded."""
-    if cfg.bn not in ("fold", "keep", "freeze"):
-        raise QexpError(f"bn={cfg.bn!r}; allowed are fold, keep, freeze")
-    structure = facts(model, example)
-    if cfg.bn != "fold" or not (structure.bn_of or structure.trace_error):
-        return structure, {}
-    folded = fold_bn(model, structure)
-    log.info("batch norm folded into %d convolutions", len(folded))
-    return facts(model, example), folded
-
-
-def moment_of(
-    cfg: DictConfig, structure: Facts, folded: dict[str, Normal], images: list[torch.Tensor], folder: Path
-) -> Moment:
-    """Returns what passes may look at and use."""
-    bar = bool(cfg.trainer.get("enable_progress_bar", True))
-    return Moment(
-        structure, images, {}, folded=folded, folder=folder, seed=cfg.seed, device=devices.device(cfg), progress=bar
+def start(settings: Settings, data: DataSet, record: Record) -> Experiment:
+    """Returns the run with its float network, scored where there is anything to score, and its calibration images."""
+    training.check_trainer(settings)
+    kernels = load_kernels(settings.kernels)
+    training.seed(settings.seed)
+    check_images(settings, data)
+    log.info("%s -> %s", title(settings), record.folder)
+    scratch = settings.schedule.from_scratch
+    model = float_network.build(settings) if scratch else float_network.float_model(settings, data)
+    reference = None if scratch else float_network.reference(settings, model, data, record.folder)
+    context = Moment(
+        facts(model, data.example()),
+        calibration_images(settings, data),
+        {},
+        folder=record.folder,
+        seed=settings.seed,
+        device=devices.device(settings.trainer),
+        progress=settings.trainer.progress,
+    )
+    passes = load_passes(settings)
+    return Experiment(
+        settings, data, record, model, context, passes, params=params(model), reference=reference, kernels=kernels
     )
 
 
-def load_passes(cfg: DictConfig) -> list[Pass]:
-    """Returns the recipe's passes, then those of `passes=`, each in the order written; a name in both has the recipe's place."""
-    if cfg.schedule.name == "float":
-        return []
-    return [instantiate(node, _convert_="all") for node in passes_of(cfg).values()]
-
-
-def attach(cfg: DictConfig, model: nn.Module, structure: Facts) -> Plan:
-    """Attaches the quantizers the recipe asks for, in place; returns the plan, which it prints."""
-    plan = resolve(model, structure, recipe(cfg))
-    told = outcome.plan_line if _is_sweep() else outcome.plan_summary  # a sweep's plans are in each point's layers.csv
-    log.info("%s", told(plan, structure))
-    apply(model, plan, structure)
-    return plan
-
-
-def recipe(cfg: DictConfig) -> Recipe:
-    """Returns the recipe a configuration asks for, as plain values."""
-    if cfg.schedule.name == "float":
-        return Recipe(sites={}, wbit=32, abit=32)
-    quant = OmegaConf.to_container(cfg.quant, resolve=True)
-
-    def plain(value: Any) -> Any:
-        return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
-
-    return Recipe(
-        sites={site: quant.get(site) for site in ("input", "weight", "bias", "output", "grad_output", "compute")},
-        rules=quant.get("rules") or {},
-        wbit=plain(cfg.layer_wbit),
-        abit=plain(cfg.layer_abit),
-        groups=plain(cfg.model.get("groups")),
-        first=plain(cfg.model.get("first")),
-        last=plain(cfg.model.get("last")),
-        plan=Path(cfg.plan) if cfg.plan else None,
-    )
-
-
-def find_ranges(cfg: DictConfig, model: nn.Module, moment: Moment, passes: list[Pass]) -> Calibration:
-    """Fits every quantizer from the statistics of the calibration images; returns the statistics."""
-
-    def before_fit(seen: Calibration) -> None:
-        moment.calibration = seen
-        for edit in passes:
-            edit.on_statistics(model, moment)
-
-    return calibrate(
-        model,
-        moment.images,
-        followed_by_relu=moment.facts.followed_by_relu,
-        cache_dir=float_network.cache_dir(cfg) / "calibration",
-        progress=cfg.trainer.enable_progress_bar,
-        before_fit=before_fit,
-        device=moment.device,
-        processes=devices.processes(cfg),
-    )
-
-
-def search(
-    cfg: DictConfig,
-    model: nn.Module,
-    plan: Plan,
-    moment: Moment,
-    passes: list[Pass],
-    data: LightningDataModule,
-    folder: Path,
-) -> Plan:
-    """Runs the search a configuration names on held-out training images; returns the plan the model then carries."""
-
-    def refit() -> None:
-        for edit in passes:
-            edit.on_statistics(model, moment)
-        fit(model, moment.calibration, moment.facts.followed_by_relu)
-
-    return instantiate(cfg.search, _convert_="all")(
-        Setting(
-            model,
-            plan,
-            moment.facts,
-            refit,
-            data.val_dataloader(),
-            folder,
-            float_network.cache_dir(cfg),
-            seed=cfg.seed,
-            progress=cfg.trainer.enable_progress_bar,
-            findings=moment.findings,
-        )
-    )
-
-
-def _is_sweep() -> bool:
-    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
-
-
-def check_input(cfg: DictConfig, example: torch.Tensor) -> None:
-    """Raises if the data set's images are not what the network takes."""
-    takes = cfg.model.get("input_size")
-    if takes is not None and list(example.shape[1:]) != list(takes):
+def check_images(settings: Settings, data: DataSet) -> None:
+    """Raises if the data set's images are not what the network takes, or its classes not as many as the network has."""
+    takes, given = settings.network.input_size, list(data.example().shape[1:])
+    if takes is not None and given != list(takes):
         raise QexpError(
-            f"model={cfg.model.name} takes images {list(takes)}, dataset={cfg.dataset.name} has {list(example.shape[1:])}; "
+            f"model={settings.network.name} takes images {list(takes)}, dataset={settings.data.name} has {given}; "
             "choose another dataset or model (channels, height, width must agree)"
         )
+    classes = getattr(data, "num_classes", None)
+    if classes is not None and classes != settings.data.num_classes:
+        raise QexpError(
+            f"dataset.num_classes={settings.data.num_classes} is not allowed; dataset={settings.data.name} has {classes} classes"
+        )
 
 
-class _timed:
-    """Adds the seconds of a `with` block to a dictionary."""
+def calibration_images(settings: Settings, data: DataSet) -> list[torch.Tensor]:
+    """Returns the batches that ranges are found on; with `n_calibrate=0`, where nothing is quantized, one image to trace with."""
+    if settings.n_calibrate == 0 and (settings.schedule.is_float or settings.widths.are_float):
+        return [data.example()]
+    return data.calibration_batches(settings.n_calibrate, settings.data.calibration_batch, settings.seed)
 
-    def __init__(self, seconds: dict[str, float], name: str) -> None:
-        self.seconds, self.name = seconds, name
 
-    def __enter__(self) -> None:
-        self.start = time.perf_counter()
+def fold(run: Experiment) -> None:
+    """Folds batch norms where the run asks for it, in place; the context then holds the facts of the network that is left."""
+    found = run.facts
+    if run.settings.bn != "fold" or not (found.bn_of or found.trace_error):
+        return
+    run.context.folded = fold_bn(run.model, found)
+    log.info("batch norm folded into %d convolutions", len(run.context.folded))
+    run.context.facts = facts(run.model, run.data.example())
 
-    def __exit__(self, *_: object) -> None:
-        self.seconds[self.name] = self.seconds.get(self.name, 0.0) + time.perf_counter() - self.start
+
+def load_passes(settings: Settings) -> list[Pass]:
+    """Returns the recipe's passes, then those of `passes=`, each in the order written; a name in both has the recipe's place."""
+    return [make(spec, where=f"passes.{name}") for name, spec in settings.all_passes.items()]
+
+
+def attach(run: Experiment) -> None:
+    """Attaches the quantizers the recipe asks for, in place, and prints the plan."""
+    run.plan = resolve(run.model, run.facts, recipe(run.settings))
+    words = (
+        outcome.plan_line if run.settings.in_sweep else outcome.plan_summary
+    )  # a sweep's plans are in each point's layers.csv
+    log.info("%s", words(run.plan, run.facts))
+    apply(run.model, run.plan, run.facts)
+
+
+def recipe(settings: Settings) -> Recipe:
+    """Returns the recipe that the settings ask for."""
+    if settings.schedule.is_float:
+        return Recipe(sites={}, wbit=32, abit=32)
+    network, widths = settings.network, settings.widths
+    return Recipe(
+        sites=settings.method.sites,
+        rules=settings.method.rules,
+        wbit=widths.weights,
+        abit=widths.inputs,
+        groups=network.groups,
+        first=network.first,
+        last=network.last,
+        plan=widths.plan,
+    )
+
+
+def find_ranges(run: Experiment) -> None:
+    """Fits every quantizer from the statistics of the calibration images; the context then holds the statistics."""
+
+    def before_fit(seen: Calibration) -> None:
+        run.context.calibration = seen
+        for edit in run.passes:
+            edit.on_statistics(run.model, run.context)
+
+    calibrate(
+        run.model,
+        run.images,
+        followed_by_relu=run.facts.followed_by_relu,
+        cache_dir=run.settings.shared / "calibration",
+        progress=run.settings.trainer.progress,
+        before_fit=before_fit,
+        device=run.context.device,
+        processes=devices.processes(run.settings.trainer),
+    )
+
+
+def search(run: Experiment) -> None:
+    """Runs the search that the settings name on held-out training images; the run goes on with the plan it returns."""
+
+    def refit() -> None:
+        for edit in run.passes:
+            edit.on_statistics(run.model, run.context)
+        fit(run.model, run.statistics, run.facts.followed_by_relu)
+
+    run.plan = make(run.settings.search, where="search")(
+        Setting(
+            run.model,
+            run.plan,
+            run.facts,
+            refit,
+            run.data.val_dataloader(),
+            run.folder,
+            run.settings.shared,
+            seed=run.settings.seed,
+            progress=run.settings.trainer.progress,
+            findings=run.context.findings,
+        )
+    )

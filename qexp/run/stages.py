@@ -11,13 +11,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning import LightningDataModule
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 
 from qexp.calibration.calibrate import collect, fit, wanted
-from qexp.calibration.site_stats import Calibration
 from qexp.errors import QexpError
 from qexp.layers.quantized import attribute
 from qexp.models.weights import save_weights
@@ -26,6 +23,8 @@ from qexp.passes.base import Pass
 from qexp.quantizers.base import Quantizer
 from qexp.recipe.plan import Entry, Plan, Source, build
 from qexp.run import training
+from qexp.run.experiment import Experiment
+from qexp.run.settings import Schedule
 from qexp.tasks.base import Task
 from qexp.tasks.distillation import Distillation
 
@@ -40,15 +39,14 @@ class Stage:
     epochs: int
 
 
-def stages(schedule: DictConfig, plan: Plan) -> list[Stage]:
+def stages(schedule: Schedule, plan: Plan) -> list[Stage]:
     """Returns the stages a schedule asks for; a plain training is one.
 
     A list of widths shares the epochs evenly, what does not divide going to the recipe's own widths, which come last. A mapping
     `{width: epochs}` names the epochs of the earlier stages, and the last has the rest. Naming the recipe's own width at the end of
     either adds no stage.
     """
-    asked = schedule.get("progressive")
-    asked = OmegaConf.to_container(asked) if OmegaConf.is_config(asked) else asked
+    asked = schedule.progressive
     total = schedule.epochs
     if not asked:
         return [Stage(None, total)]
@@ -91,7 +89,7 @@ def _narrowed(entry: Entry) -> bool:
     return entry.spec is not None and (entry.site in ("weight", "output") or entry.site.startswith("input"))
 
 
-def check(schedule: DictConfig, plan: Plan, passes: Sequence[Pass]) -> None:
+def check(schedule: Schedule, plan: Plan, passes: Sequence[Pass]) -> None:
     """Raises if the stages asked for cannot be had: one that changes nothing, or a recipe whose passes edit fitted quantizers."""
     steps = stages(schedule, plan)
     for earlier, later in itertools.pairwise(steps):
@@ -112,26 +110,17 @@ def check(schedule: DictConfig, plan: Plan, passes: Sequence[Pass]) -> None:
         )
 
 
-def train(
-    model: nn.Module,
-    data: LightningDataModule,
-    cfg: DictConfig,
-    plan: Plan,
-    structure: Facts,
-    images: Sequence[Tensor],
-    seen: Calibration,
-    folder: Path,
-    phase: str,
-    distill: Distillation | None = None,
-) -> list[dict[str, Any]]:
-    """Trains the calibrated model through its stages, in place; returns each one's bits, epochs, steps, seconds and scores.
+def train(run: Experiment, distill: Distillation | None = None) -> None:
+    """Trains the calibrated model through its stages, in place; the findings then hold each one's bits, epochs and scores.
 
     Between two stages the quantizers whose width changes are made anew, and fitted by their own rule to the weights and to the inputs
     that the quantized network of the stage before computes with; the others keep what they have learned. Each stage has the
     schedule's whole course of the learning rate and an optimizer of its own. A stage that is done is kept in
     `checkpoints/stages`, so a run that stops goes on in the stage it was in.
     """
-    steps = stages(cfg.schedule, plan)
+    settings, model, plan, folder = run.settings, run.model, run.plan, run.folder
+    structure, images, seen = run.facts, run.images, run.statistics
+    steps = stages(settings.schedule, plan)
     kept = folder / "checkpoints" / "stages"
     done: list[dict[str, Any]] = _read(kept) if len(steps) > 1 else []
     for number, stage in enumerate(steps):
@@ -145,13 +134,17 @@ def train(
         if len(steps) > 1:
             if number:
                 channelwise, collectors = wanted(model)
-                seen = collect(model, images, channelwise, cfg.trainer.enable_progress_bar, collectors, quantized=True)
+                seen = collect(model, images, channelwise, settings.trainer.progress, collectors, quantized=True)
             fit(model, seen, structure.followed_by_relu, only={id(q) for q in _take(model, plan, structure, stage)})
-        training.seed(cfg.seed)  # whatever random numbers were used before, or not, something being cached
-        module = training.task(cfg, model, cfg.schedule, cfg.bn == "freeze", distill)
+        training.seed(settings.seed)  # whatever random numbers were used before, or not, something being cached
+        module = training.task(settings, model, settings.schedule, settings.bn == "freeze", distill)
         part = training.Part(name, stage.epochs, sum(s["epochs"] for s in done), sum(s["steps"] for s in done))
-        words = phase if len(steps) == 1 else f"{phase} ({number + 1} of {len(steps)}: {stage.bits or 'final'} bits)"
-        seconds = training.fit(module, data, cfg, cfg.schedule, words, folder, part)
+        words = (
+            run.title
+            if len(steps) == 1
+            else f"{run.title} ({number + 1} of {len(steps)}: {stage.bits or 'final'} bits)"
+        )
+        seconds = training.fit(module, run.data, settings, settings.schedule, words, folder, part)
         done.append({"bits": stage.bits, "epochs": stage.epochs, "seconds": round(seconds, 3)} | _outcome(module))
         if stage.bits is not None:
             kept.mkdir(parents=True, exist_ok=True)
@@ -159,7 +152,10 @@ def train(
             _write(kept, done)
             shutil.rmtree(folder / "checkpoints" / name, ignore_errors=True)
             log.info("stage %s: done, validation %.2f %%", stage.bits, 100 * done[-1]["validation"])
-    return done
+    run.seconds["train"] = sum(stage["seconds"] for stage in done)
+    run.context.findings["train_value"] = 100 * done[-1]["train"]
+    if len(done) > 1:
+        run.context.findings["stages"] = done
 
 
 def _read(kept: Path) -> list[dict[str, Any]]:

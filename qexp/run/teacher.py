@@ -5,21 +5,19 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Mapping
-from pydoc import locate
 from typing import Any
 
 import torch
-from hydra.utils import instantiate
-from omegaconf import DictConfig
-from pytorch_lightning import LightningDataModule
 from torch import Tensor, nn
 
+from qexp.data.contract import DataSet
 from qexp.data.tensors import Normalize
 from qexp.errors import QexpError
 from qexp.models.weights import load_weights
-from qexp.network.facts import facts
-from qexp.run import training
-from qexp.run.float_network import cache_dir
+from qexp.network.facts import Facts
+from qexp.run.experiment import Experiment
+from qexp.run.settings import Network, Settings
+from qexp.system.objects import find, make
 from qexp.tasks.classification import Classification
 from qexp.tasks.distillation import Distillation
 
@@ -52,46 +50,40 @@ class Renormalized(nn.Module):
         return self.network((x.flip(-3) if self.flips else x) * self.gain + self.shift)
 
 
-def distillation(cfg: DictConfig, data: LightningDataModule, model: nn.Module, is_float: bool) -> Distillation | None:
-    """Returns what the schedule's `distill` asks for, checked against the network; None where it is off.
-
-    Args:
-        cfg: The configuration.
-        data: Its images.
-        model: The network that will learn, before quantizers are attached.
-        is_float: Whether it holds float weights worth learning from (a training from random weights has none).
-    """
-    asked = cfg.schedule.get("distill")
-    if not asked or not (asked.logits or asked.features):
+def distillation(run: Experiment) -> Distillation | None:
+    """Returns what the schedule's `distill` asks for, checked against the network; None where it is off."""
+    settings, data, model = run.settings, run.data, run.model
+    asked = settings.schedule.distill
+    if not asked.is_on:
         return None
-    if asked.get("teacher"):
-        teacher = _other(asked.teacher, cfg, data)
-    elif is_float:
+    if asked.teacher is not None:
+        teacher = _other(asked.teacher, settings, data)
+    elif not settings.schedule.from_scratch:
         teacher = copy.deepcopy(model)
     else:
         raise QexpError(
-            f"schedule.distill: schedule={cfg.schedule.name} starts from random weights, so there is no float network to learn "
+            f"schedule.distill: schedule={settings.schedule.name} starts from random weights, so there is no float network to learn "
             "from; name one: "
             "model@schedule.distill.teacher=MODEL schedule.distill.teacher.weights=FILE"
         )
-    make = locate(training.task_options(cfg)["_target_"])
-    if not issubclass(make, Classification):
-        raise QexpError(f"schedule.distill: {make.__name__} cannot learn from a teacher; it is made for classification")
-    layers = list(asked.layers or _blocks(cfg, model, data)) if asked.features else []
+    task = find(settings.data.task, "dataset.task")
+    if not issubclass(task, Classification):
+        raise QexpError(f"schedule.distill: {task.__name__} cannot learn from a teacher; it is made for classification")
+    layers = list(asked.layers or _blocks(settings, run.facts)) if asked.features else []
     found = Distillation(teacher, asked.logits, asked.temperature, asked.features, layers, asked.labels)
-    found.check(model, data.example(), cfg.dataset.num_classes)
+    found.check(model, data.example(), settings.data.num_classes)
     return found
 
 
-def _other(asked: DictConfig, cfg: DictConfig, data: LightningDataModule) -> nn.Module:
-    if asked.get("weights") is None:
+def _other(asked: Network, settings: Settings, data: DataSet) -> nn.Module:
+    if asked.weights is None:
         raise QexpError(
-            f"schedule.distill.teacher={asked.get('name')}: a teacher needs weights; give schedule.distill.teacher.weights=FILE"
+            f"schedule.distill.teacher={asked.name}: a teacher needs weights; give schedule.distill.teacher.weights=FILE"
         )
-    teacher = instantiate(asked.net)
-    found = load_weights(teacher, asked.weights, dict(asked.get("key_map") or {}), cache_dir(cfg) / "weights")
-    log.info("teacher: %s, %s (sha256 %s)", asked.get("name"), found.source, found.sha256[:12])
-    if not asked.get("preprocessing"):
+    teacher = make(asked.net, where="schedule.distill.teacher.net")
+    found = load_weights(teacher, asked.weights, dict(asked.key_map), settings.shared / "weights")
+    log.info("teacher: %s, %s (sha256 %s)", asked.name, found.source, found.sha256[:12])
+    if not asked.preprocessing:
         return teacher
     given, own = _normalize(data.preprocessing), _normalize(asked.preprocessing)
     return teacher if given == own else Renormalized(teacher, given, own)
@@ -103,13 +95,12 @@ def _normalize(said: Mapping[str, Any]) -> Normalize:
     return Normalize(tuple(map(float, said["mean"])), tuple(map(float, said["std"])), **others)
 
 
-def _blocks(cfg: DictConfig, model: nn.Module, data: LightningDataModule) -> list[str]:
+def _blocks(settings: Settings, found: Facts) -> list[str]:
     """Returns the last module of each of the model's groups but the one that holds the classifier, whose result the logits are.
 
     Where that is a convolution, the batch norm after it is meant: before it, small weights make the distance too steep to train on.
     """
-    groups = [[group] if isinstance(group, str) else list(group) for group in cfg.model.get("groups") or []]
-    last = cfg.model.get("last") or ""
-    norms = facts(model, data.example()).bn_of
+    groups = [[group] if isinstance(group, str) else list(group) for group in settings.network.groups or []]
+    last = settings.network.last or ""
     blocks = [g[-1] for g in groups if not any(last == name or last.startswith(f"{name}.") for name in g)]
-    return [norms.get(name, name) for name in blocks]
+    return [found.bn_of.get(name, name) for name in blocks]

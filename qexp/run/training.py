@@ -1,4 +1,4 @@
-"""Training and evaluation of one network through Lightning, from plain configuration nodes."""
+"""Training and evaluation of one network through Lightning, from settings."""
 
 from __future__ import annotations
 
@@ -7,18 +7,14 @@ import pickle
 import signal
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.errors import InstantiationException
-from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning import Callback, LightningDataModule, Trainer
+from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.plugins.environments import LightningEnvironment
 from torch import nn
@@ -31,13 +27,16 @@ from qexp.callbacks.oscillation import Oscillation
 from qexp.callbacks.progress import Progress
 from qexp.callbacks.randomness import EpochSeed
 from qexp.callbacks.steps import OptimizerSteps
+from qexp.data.contract import DataSet
 from qexp.data.later import LaterEpochs
 from qexp.errors import QexpError
 from qexp.layers.quantized import is_quantizer_parameter, latent_decays
 from qexp.layers.swap import baked_weights
 from qexp.network.lean_evaluation import lean
 from qexp.run.devices import processes, spread
+from qexp.run.settings import Schedule, Settings, TrainerOptions
 from qexp.system import ranks
+from qexp.system.objects import make
 from qexp.tasks.base import Score, Task
 from qexp.tasks.distillation import Distillation
 
@@ -55,12 +54,12 @@ warnings.filterwarnings("ignore", message=".*GPU available but not used.*")
 warnings.filterwarnings("ignore", category=FutureWarning, message=".*LeafSpec.*")
 
 
-def parameter_groups(schedule: DictConfig):
+def parameter_groups(schedule: Schedule) -> Callable[[nn.Module], list[dict[str, Any]]]:
     """Returns a function that splits a network's parameters, each group with its options.
 
     Weights; weights whose quantizer asks for a decay of its own; scales and clips, with the schedule's `quantizer` options.
     """
-    own = dict(schedule.get("quantizer") or {})
+    own = dict(schedule.quantizer)
 
     def split(model: nn.Module) -> list[dict[str, Any]]:
         quantizer, decays = is_quantizer_parameter(model), latent_decays(model)
@@ -75,9 +74,9 @@ def parameter_groups(schedule: DictConfig):
 
 
 def task(
-    cfg: DictConfig,
+    settings: Settings,
     model: nn.Module,
-    schedule: DictConfig | None = None,
+    schedule: Schedule | None = None,
     freeze_bn: bool = False,
     distill: Distillation | None = None,
 ) -> Task:
@@ -85,36 +84,29 @@ def task(
 
     The data set's `task` names its class and options; a set that names none is one of classes.
     """
-    make = instantiate(task_options(cfg), _partial_=True, _convert_="all")
+    build = make(settings.data.task, where="dataset.task", as_partial=True)
     if schedule is None:
-        return make(model=model)
-    return make(
+        return build(model=model)
+    return build(
         model=model,
-        optimizer=instantiate(schedule.optimizer),
-        scheduler=instantiate(schedule.scheduler) if schedule.get("scheduler") else None,
+        optimizer=make(schedule.optimizer, where="schedule.optimizer"),
+        scheduler=make(schedule.scheduler, where="schedule.scheduler") if schedule.scheduler else None,
         groups=parameter_groups(schedule),
         freeze_bn=freeze_bn,
-        **{key: schedule[key] for key in make.func.of_schedule},
+        **{key: schedule.options[key] for key in build.func.of_schedule},
         **({"distill": distill} if distill else {}),
     )
 
 
-def task_options(cfg: DictConfig) -> dict[str, Any]:
-    """Returns the class and the options of the data set's task, as plain values."""
-    if cfg.dataset.get("task"):
-        return OmegaConf.to_container(cfg.dataset.task, resolve=True)
-    return {"_target_": "qexp.tasks.classification.Classification", "num_classes": cfg.dataset.num_classes}
-
-
 def make_trainer(
-    cfg: DictConfig, phase: str, folder: Path, callbacks: list[Callback] | None = None, **options: Any
+    settings: Settings, phase: str, folder: Path, callbacks: list[Callback] | None = None, **options: Any
 ) -> Trainer:
     """Returns a Trainer for one phase: the configured callbacks, curves and progress bound to this run's folder and name."""
     # memory of methods advances whatever callbacks are chosen: it is part of what a method computes; and no run goes on with broken scales
     chosen = [
         OptimizerSteps(),
         Divergence(),
-        *(instantiate(node) for node in cfg.callbacks.values() if node),
+        *(make(spec, where=f"callbacks.{name}") for name, spec in settings.callbacks.items()),
         *(callbacks or []),
     ]
     for callback in chosen:
@@ -122,14 +114,14 @@ def make_trainer(
             callback.path = folder / callback.file
         if isinstance(callback, Progress):
             callback.phase = phase
-    if not cfg.trainer.get("enable_progress_bar", True) or ranks.rank():
+    if not settings.trainer.progress or ranks.rank():
         chosen = [c for c in chosen if not isinstance(c, Progress)]
-    # one device a process; where several work together Lightning finds them as `spread` has started them
-    several = {"strategy": cfg.trainer.get("strategy", "ddp"), "plugins": [LightningEnvironment()]}
+    # one device per process; where several work together Lightning finds them as `spread` has started them
+    several = {"strategy": settings.trainer.strategy, "plugins": [LightningEnvironment()]} if ranks.world() > 1 else {}
     return _trainer(
-        OmegaConf.to_container(cfg.trainer, resolve=True),
+        settings.trainer,
         callbacks=chosen,
-        **(several if ranks.world() > 1 else {}),
+        **several,
         enable_model_summary=False,
         num_sanity_val_steps=0,
         default_root_dir=str(folder),
@@ -137,31 +129,34 @@ def make_trainer(
     )
 
 
-def _trainer(asked: dict[str, Any], **options: Any) -> Trainer:
-    """Returns the Trainer of `cfg.trainer` and what a phase adds.
+def _trainer(asked: TrainerOptions, **options: Any) -> Trainer:
+    """Returns the Trainer that the settings and a phase ask for.
 
     Raises:
         QexpError: Lightning does not take an option, or this machine has no such accelerator.
     """
     try:
-        return instantiate({**asked, "strategy": "auto", "devices": ranks.world()}, logger=False, **options)
-    except InstantiationException as error:
-        accelerator = asked.get("accelerator")
-        no_gpu = accelerator in ("gpu", "cuda") and not torch.cuda.is_available()
-        advice = f"; torch finds no GPU here (trainer.accelerator={accelerator}): use trainer=cpu" if no_gpu else ""
-        raise QexpError(f"trainer: {error.__cause__ or error}{advice}") from None
+        return make(
+            {**asked.options, "strategy": "auto", "devices": ranks.world(), "logger": False, **options}, where="trainer"
+        )
+    except QexpError as error:
+        no_gpu = asked.accelerator in ("gpu", "cuda") and not torch.cuda.is_available()
+        advice = (
+            f"; torch finds no GPU here (trainer.accelerator={asked.accelerator}): use trainer=cpu" if no_gpu else ""
+        )
+        raise QexpError(f"{error}{advice}") from None
 
 
-def check_trainer(cfg: DictConfig) -> None:
+def check_trainer(settings: Settings) -> None:
     """Raises, before any work, if Lightning does not take the trainer's options or this machine does not have its devices."""
-    processes(cfg)
-    _try_trainer(OmegaConf.to_yaml(cfg.trainer, resolve=True))
+    processes(settings.trainer)
+    key = repr(sorted(settings.trainer.options.items(), key=str))
+    if key not in _tried:
+        _trainer(settings.trainer, enable_checkpointing=False)
+        _tried.add(key)
 
 
-@cache
-def _try_trainer(asked: str) -> None:
-    """Makes a Trainer, of YAML, once a sweep: that takes longer than a small evaluation."""
-    _trainer(OmegaConf.to_container(OmegaConf.create(asked)), enable_checkpointing=False)
+_tried: set[str] = set()  # making a Trainer takes longer than a small evaluation: once per sweep
 
 
 @dataclass(frozen=True)
@@ -182,9 +177,9 @@ class Part:
 
 def fit(
     module: Task,
-    data: LightningDataModule,
-    cfg: DictConfig,
-    schedule: DictConfig,
+    data: DataSet,
+    settings: Settings,
+    schedule: Schedule,
     phase: str,
     folder: Path,
     part: Part | None = None,
@@ -194,8 +189,10 @@ def fit(
     `checkpoints/last.ckpt` is written after every epoch, `best.ckpt` where the validation score rises. The network
     ends at its last state. With `trainer.devices` above 1 as many processes share each step's images.
     """
-    if processes(cfg) > ranks.world():
-        state, module.trained, seconds = spread(cfg, _fit_share, data, module, cfg, schedule, phase, folder, part)
+    if processes(settings.trainer) > ranks.world():
+        state, module.trained, seconds = spread(
+            settings, _fit_share, data, module, settings, schedule, phase, folder, part
+        )
         module.load_state_dict(state)
         return seconds
     part = part or Part(epochs=schedule.epochs)
@@ -204,14 +201,14 @@ def fit(
     best = ModelCheckpoint(checkpoints, "best", monitor=module.monitor, mode="max", enable_version_counter=False)
     newest = ModelCheckpoint(checkpoints, "last", save_on_train_epoch_end=True, enable_version_counter=False)
     trainer = make_trainer(
-        cfg,
+        settings,
         phase,
         folder,
-        [EpochSeed(cfg.seed, part.epochs_before), *helpers(schedule), best, newest],
+        [EpochSeed(settings.seed, part.epochs_before), *helpers(schedule), best, newest],
         enable_checkpointing=True,
         max_epochs=part.epochs,
         max_steps=schedule.max_steps,
-        gradient_clip_val=schedule.get("gradient_clip"),
+        gradient_clip_val=schedule.gradient_clip,
     )
     for callback in trainer.callbacks:
         if isinstance(callback, Growing):
@@ -253,7 +250,7 @@ def interruptible(trainer: Trainer) -> Iterator[None]:
         raise KeyboardInterrupt
 
 
-def _fit_share(data: LightningDataModule, module: Task, *args: Any) -> tuple[dict[str, Any], dict[str, float], float]:
+def _fit_share(data: DataSet, module: Task, *args: Any) -> tuple[dict[str, Any], dict[str, float], float]:
     """Returns the trained state, on the CPU, what the training came to, and the seconds it took."""
     seconds = fit(module, data, *args)
     return {key: value.cpu() for key, value in module.state_dict().items()}, module.trained, seconds
@@ -272,12 +269,12 @@ def _is_whole(checkpoint: Path) -> bool:
     return True
 
 
-def helpers(schedule: DictConfig) -> list[Callback]:
+def helpers(schedule: Schedule) -> list[Callback]:
     """Returns what a schedule asks to happen around each optimizer step: weights averaged, oscillating ones counted or held."""
     chosen: list[Callback] = []
-    if schedule.get("oscillation"):
-        chosen.append(Oscillation(**OmegaConf.to_container(schedule.oscillation, resolve=True)))
-    if schedule.get("ema") is not None:
+    if schedule.oscillation:
+        chosen.append(Oscillation(**schedule.oscillation))
+    if schedule.ema is not None:
         chosen.append(AveragedWeights(schedule.ema))
     return chosen
 
@@ -299,21 +296,19 @@ def check_recipe(module: nn.Module, checkpoint: Path) -> None:
         )
 
 
-def evaluate(
-    model: nn.Module, data: LightningDataModule, cfg: DictConfig, phase: str, folder: Path
-) -> tuple[Score, float]:
+def evaluate(model: nn.Module, data: DataSet, settings: Settings, phase: str, folder: Path) -> tuple[Score, float]:
     """Returns the score on the test samples and the seconds it took."""
-    module = task(cfg, model)
-    if processes(cfg) > ranks.world() and module.merges:
-        return spread(cfg, _evaluate_share, data, model, cfg, phase, folder)
-    trainer = make_trainer(cfg, phase, folder, enable_checkpointing=False)
+    module = task(settings, model)
+    if processes(settings.trainer) > ranks.world() and module.merges:
+        return spread(settings, _evaluate_share, data, model, settings, phase, folder)
+    trainer = make_trainer(settings, phase, folder, enable_checkpointing=False)
     start = time.perf_counter()
     with baked_weights(model), lean(model), interruptible(trainer):
         trainer.test(module, datamodule=data, verbose=False)
     return module.score(), time.perf_counter() - start
 
 
-def _evaluate_share(data: LightningDataModule, model: nn.Module, *args: Any) -> tuple[Score, float]:
+def _evaluate_share(data: DataSet, model: nn.Module, *args: Any) -> tuple[Score, float]:
     return evaluate(model, data, *args)
 
 

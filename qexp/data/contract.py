@@ -1,0 +1,108 @@
+"""What a run needs of a data set: the abstract class that every data set extends."""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from functools import cached_property
+from typing import Any
+
+from pytorch_lightning import LightningDataModule
+from torch import Tensor
+
+from qexp.errors import QexpError
+
+log = logging.getLogger(__name__)
+
+
+class DataSet(LightningDataModule, ABC):
+    """Images in three disjoint parts: training, calibration (which also validates) and test.
+
+    Ranges are found on the calibration part and the `best` checkpoint is chosen on it; nothing is trained on it, and nothing is fitted to
+    the test part. A batch of a loader is `(images [N, C, H, W], targets)`; what targets are is between the data set and its task.
+
+    Attributes:
+        class_names: What the classes are called; empty where there are none.
+        max_samples: Test on so many samples only; None is all.
+    """
+
+    class_names: tuple[str, ...] = ()
+    max_samples: int | None = None
+
+    @abstractmethod
+    def setup(self, stage: str | None = None) -> None:
+        """Reads and checks the images, once, whatever the stage."""
+
+    @abstractmethod
+    def train_dataloader(self) -> Iterable[tuple[Tensor, Any]]:
+        """Returns the training part, augmented, in an order that follows from the seed and the epoch."""
+
+    @abstractmethod
+    def val_dataloader(self) -> Iterable[tuple[Tensor, Any]]:
+        """Returns the calibration part, unaugmented."""
+
+    @abstractmethod
+    def test_dataloader(self) -> Iterable[tuple[Tensor, Any]]:
+        """Returns the test part in its order, or `max_samples` of it."""
+
+    @abstractmethod
+    def calibration_batches(self, n: int, batch_size: int, seed: int) -> list[Tensor]:
+        """Returns `n` images of the calibration part as the network sees them, in batches `[B, C, H, W]`; fewer where there are fewer."""
+
+    @abstractmethod
+    def example(self) -> Tensor:
+        """Returns one input as the network sees it, `[1, C, H, W]`."""
+
+    @property
+    @abstractmethod
+    def preprocessing(self) -> dict[str, Any]:
+        """What happens to an image before the network: mean, std, max_value, size, channel order."""
+
+    @abstractmethod
+    def content_hash(self) -> str:
+        """Returns a hash of images, targets and preprocessing; augmentation, batch sizes and seed do not enter."""
+
+    def fingerprint(self) -> str:
+        """Returns `content_hash()`, computed once."""
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        return self.content_hash()
+
+    def notes(self) -> dict[str, Any]:
+        """Returns what the results record of the images besides their score, by column name."""
+        return {}
+
+    def check_max_samples(self, what: str = "the whole test split") -> None:
+        """Raises if `max_samples` leaves nothing to test on."""
+        if self.max_samples is not None and self.max_samples < 1:
+            raise QexpError(
+                f"{type(self).__name__}: max_samples={self.max_samples} is not allowed; use at least 1, or null for {what}"
+            )
+
+    def check_draw(self, n: int, held_out: int, more: str) -> None:
+        """Checks that calibration images can be drawn; logs a warning where fewer are held out than are asked for.
+
+        Args:
+            n: Images asked for.
+            held_out: Images of the calibration part.
+            more: The key that holds out more, `dataset.data.calibration_size`.
+
+        Raises:
+            QexpError: Nothing is asked for, or nothing is held out.
+        """
+        name = type(self).__name__
+        if n < 1:
+            raise QexpError(f"{name}: {n} calibration images asked for; at least 1 is needed")
+        if not held_out:
+            raise QexpError(f"{name}: {more}=0 leaves no calibration images; only schedule=float runs without")
+        if n > held_out:
+            log.warning(
+                "%s: %d calibration images asked for, %d are held out; using those (raise %s for more)",
+                name,
+                n,
+                held_out,
+                more,
+            )

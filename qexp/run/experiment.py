@@ -1,0 +1,91 @@
+"""What a run has at hand: one object that its steps read and add to."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from qexp.calibration.site_stats import Calibration
+from qexp.data.contract import DataSet
+from qexp.network.facts import Facts
+from qexp.passes.base import Moment, Pass
+from qexp.recipe import Plan
+from qexp.results.run_folder import Record
+from qexp.run.naming import title
+from qexp.run.settings import Settings
+from qexp.tasks.base import Score
+
+
+@dataclass
+class Experiment:
+    """One run.
+
+    Attributes:
+        settings: What was asked for.
+        data: The images.
+        record: The run's folder.
+        model: The network, edited in place from float to quantized and trained.
+        context: What passes may look at: the facts of the network, the calibration images and their statistics, findings.
+        passes: Edits of the model, in the order they run.
+        plan: What each tensor carries; empty until the recipe is resolved.
+        params: Parameters of the float network.
+        reference: The float network's score; None where there is none.
+        score: The quantized network's; None until it is evaluated.
+        kernels: The implementation of the kernels that was loaded.
+        seconds: Spent, by step.
+        metrics: The run's row; empty until the end.
+    """
+
+    settings: Settings
+    data: DataSet
+    record: Record
+    model: nn.Module
+    context: Moment
+    passes: Sequence[Pass] = ()
+    plan: Plan = field(default_factory=lambda: Plan(()))
+    params: int = 0
+    reference: Score | None = None
+    score: Score | None = None
+    kernels: str = ""
+    seconds: dict[str, float] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def title(self) -> str:
+        """The few words that name the point."""
+        return title(self.settings)
+
+    @property
+    def folder(self) -> Path:
+        """Where the run leaves its files."""
+        return self.record.folder
+
+    @property
+    def facts(self) -> Facts:
+        """What was read off the network."""
+        return self.context.facts
+
+    @property
+    def images(self) -> Sequence[Tensor]:
+        """Calibration batches `[N, C, H, W]`."""
+        return self.context.images
+
+    @property
+    def statistics(self) -> Calibration:
+        """What calibration saw."""
+        return self.context.calibration
+
+    @contextmanager
+    def timed(self, step: str) -> Iterator[None]:
+        """Adds the seconds of a `with` block to those of a step."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[step] = self.seconds.get(step, 0.0) + time.perf_counter() - start

@@ -1,0 +1,74 @@
+"""The quantizers, their widths, and what is done with the integer program."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from qexp.errors import QexpError
+from qexp.run.settings.checks import (
+    Spec,
+    mapping,
+    text,
+)
+from qexp.system.objects import TARGET
+
+SITES = ("input", "weight", "bias", "output", "grad_output", "compute")
+
+
+@dataclass(frozen=True)
+class Method:
+    """The quantizers: the default of each site, edits by named rules, and the method's own passes."""
+
+    name: str
+    sites: Mapping[str, Spec | None]
+    rules: Mapping[str, Any] = field(default_factory=dict)
+    passes: Mapping[str, Spec] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, node: Any) -> Method:
+        """Returns the method that a `quant` node describes."""
+        node = mapping(node, "quant")
+        for site in SITES:
+            if node.get(site) is not None and not isinstance(node[site], Mapping):
+                raise QexpError(
+                    f"quant.{site}={node[site]!r} is not allowed; use null (float) or a mapping with {TARGET}; a width alone is "
+                    f"quant.{site}.bits, layer_wbit or layer_abit"
+                )
+        return cls(
+            name=text(node.get("name"), "quant.name"),
+            sites={site: node.get(site) for site in SITES},
+            rules=mapping(node.get("rules") or {}, "quant.rules"),
+            passes={k: v for k, v in mapping(node.get("passes") or {}, "quant.passes").items() if v},
+        )
+
+
+@dataclass(frozen=True)
+class Widths:
+    """How many bits: a number, a list with one entry per group of the model, or `{pattern: bits}`; 32 is float."""
+
+    weights: Any = 8
+    inputs: Any = 8
+    ends: int | None = 8  # of the first and last layer; None treats them like the rest
+    plan: Path | None = None  # a `layers.csv` that names widths for layers
+
+    @property
+    def are_float(self) -> bool:
+        """Whether no tensor is narrower than a float."""
+        return (
+            self.weights in (None, 32) and self.inputs in (None, 32) and self.ends in (None, 32) and self.plan is None
+        )
+
+
+@dataclass(frozen=True)
+class Integers:
+    """What is done with the network's integer program."""
+
+    rounding: str = (
+        "float"  # float | integer: the evaluated network rounds with real scales, or as its integer program does
+    )
+    verify: int = 0  # images the program is proved on
+    accumulator: Sequence[int] = ()  # widths whose accuracy is measured
+    export: str | None = None  # a form that a finished run is written as

@@ -1,0 +1,105 @@
+"""The network, and the images with the task that scores what a network makes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from qexp.run.settings.checks import (
+    Spec,
+    listed,
+    mapping,
+    none_or,
+    number,
+    specification,
+    text,
+    whole,
+)
+from qexp.system.objects import TARGET
+
+# the task of a data set that names none
+CLASSES = {TARGET: "qexp.tasks.classification.Classification", "_partial_": True}
+CALIBRATION_BATCH = (
+    32  # images per batch where the data set names no number, as averaged and moving-average ranges see them
+)
+
+
+@dataclass(frozen=True)
+class Network:
+    """The network: what builds it, and how its parts are addressed."""
+
+    name: str  # of tables and pages
+    net: Spec  # builds the module
+    groups: Sequence[Any] | None = None  # module names that lists of widths count; an entry may hold several
+    first: Any = None  # name of the first layer; None takes what the graph says
+    last: Any = None
+    input_size: Sequence[int] | None = None  # [C, H, W] that the network takes
+    preprocessing: Mapping[str, Any] | None = None  # mean, std and more that its weights were trained with
+    key_map: Mapping[str, str] = field(default_factory=dict)  # names in a weights file -> names in the module
+    weights: str | None = None  # of a teacher; the run's own stand in `Settings.weights`
+    definition: str | None = None  # a file that describes the network (Darknet's .cfg)
+
+    @classmethod
+    def of(cls, node: Any, key: str) -> Network:
+        """Returns the network that a `model` node describes."""
+        node = mapping(node, key)
+        return cls(
+            name=text(node.get("name"), f"{key}.name"),
+            net=specification(node.get("net"), f"{key}.net"),
+            groups=none_or(listed, node.get("groups"), f"{key}.groups"),
+            first=node.get("first"),
+            last=node.get("last"),
+            input_size=none_or(listed, node.get("input_size"), f"{key}.input_size"),
+            preprocessing=none_or(mapping, node.get("preprocessing"), f"{key}.preprocessing"),
+            key_map=mapping(node.get("key_map") or {}, f"{key}.key_map"),
+            weights=none_or(text, node.get("weights"), f"{key}.weights"),
+            definition=none_or(text, node.get("cfg"), f"{key}.cfg"),
+        )
+
+
+@dataclass(frozen=True)
+class Data:
+    """The images, and the task that scores what a network makes of them."""
+
+    name: str
+    module: Spec  # builds the data module
+    num_classes: int
+    task: Spec  # builds the LightningModule
+    calibration_batch: int = CALIBRATION_BATCH  # images per calibration batch
+
+    @classmethod
+    def of(cls, node: Any) -> Data:
+        """Returns what a `dataset` node describes."""
+        node = mapping(node, "dataset")
+        classes = whole(node.get("num_classes"), "dataset.num_classes", 1)
+        batch = node.get("calibration_batch", CALIBRATION_BATCH)
+        module = specification(node.get("data"), "dataset.data")
+        _check_images(module)
+        return cls(
+            name=text(node.get("name"), "dataset.name"),
+            module=module,
+            num_classes=classes,
+            task=specification(node["task"], "dataset.task")
+            if node.get("task")
+            else {**CLASSES, "num_classes": classes},
+            calibration_batch=whole(batch, "dataset.calibration_batch", 1),
+        )
+
+
+def _check_images(module: Spec) -> None:
+    """Raises for options that every data module means alike."""
+    key = "dataset.data"
+    for name, least in (("batch_size", 1), ("eval_batch_size", 1), ("calibration_size", 0), ("workers", 0)):
+        if module.get(name) is not None:
+            whole(module[name], f"{key}.{name}", least)
+    none_or(whole, module.get("max_samples"), f"{key}.max_samples", 1)
+    for value in listed(module.get("std") or [], f"{key}.std"):
+        number(value, f"{key}.std", above=0)
+    for value in listed(module.get("mean") or [], f"{key}.mean"):
+        number(value, f"{key}.mean")
+    if module.get("max_value") is not None:
+        number(module["max_value"], f"{key}.max_value", above=0)
+    augment = module.get("augment")
+    if isinstance(augment, Mapping) and augment.get("padding") is not None:
+        whole(augment["padding"], f"{key}.augment.padding", 0)

@@ -1,0 +1,55 @@
+"""Where and how Lightning runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from qexp.errors import QexpError
+from qexp.run.settings.checks import (
+    limit,
+    none_or,
+    specification,
+    text,
+    truth,
+    whole,
+)
+
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+
+
+@dataclass(frozen=True)
+class TrainerOptions:
+    """Where and how Lightning runs."""
+
+    options: Mapping[str, Any]  # of the Trainer, `_target_` included
+    accelerator: str = "auto"
+    devices: Any = 1  # auto, or how many processes share a point
+    num_nodes: int = 1
+    strategy: str = "ddp"  # where several processes share a point
+    precision: str = "32-true"
+    progress: bool = True  # show progress bars
+
+    @classmethod
+    def of(cls, node: Any) -> TrainerOptions:
+        """Returns what a `trainer` node asks for."""
+        node = specification(node, "trainer")
+        precision = str(node.get("precision") or "32-true")
+        precision = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}.get(precision, precision)
+        if precision not in PRECISIONS:
+            raise QexpError(
+                f"trainer.precision={node['precision']} is not allowed; use {', '.join(PRECISIONS)}: codes, scales and statistics are "
+                "computed in float32 whatever the precision of products"
+            )
+        for split in ("train", "val", "test"):
+            none_or(limit, node.get(f"limit_{split}_batches"), f"trainer.limit_{split}_batches")
+        return cls(
+            options=node,
+            accelerator=text(node.get("accelerator", "auto"), "trainer.accelerator"),
+            devices=node.get("devices", 1),
+            num_nodes=whole(node.get("num_nodes", 1), "trainer.num_nodes", 1),
+            strategy=text(node.get("strategy", "ddp"), "trainer.strategy"),
+            precision=precision,
+            progress=truth(node.get("enable_progress_bar", True), "trainer.enable_progress_bar"),
+        )

@@ -1,0 +1,170 @@
+"""Everything that one run is asked for, read once from the composed configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from qexp.errors import QexpError
+from qexp.run.settings.checks import (
+    Spec,
+    choice,
+    listed,
+    mapping,
+    none_or,
+    specification,
+    text,
+    truth,
+    whole,
+)
+from qexp.run.settings.method import Integers, Method, Widths
+from qexp.run.settings.network import Data, Network
+from qexp.run.settings.schedule import Schedule
+from qexp.run.settings.trainer import TrainerOptions
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that one run is asked for."""
+
+    network: Network
+    data: Data
+    schedule: Schedule
+    method: Method
+    trainer: TrainerOptions
+    widths: Widths = field(default_factory=Widths)
+    integers: Integers = field(default_factory=Integers)
+    callbacks: Mapping[str, Spec] = field(default_factory=dict)
+    passes: Mapping[str, Spec] = field(default_factory=dict)  # added to the method's own
+    search: Spec | None = None
+    weights: str | None = None  # a file, a torchvision name, URL#sha256=..., a run folder; None trains in float first
+    bn: str = "fold"  # fold | keep | freeze
+    n_calibrate: int = 512  # calibration images
+    max_samples: int | None = None  # test images; None is all
+    kernels: str = "auto"  # auto | cuda | cpp | reference
+    seed: int = 0
+    study: str = "default"
+    runs_dir: Path = Path("runs")
+    force: bool = False  # run again a point that is finished
+    in_sweep: bool = False  # one of several points: it prints less
+    resolved: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # the whole configuration as plain values, for names and the record
+
+    @classmethod
+    def of(cls, cfg: Mapping[str, Any]) -> Settings:
+        """Returns the settings that a configuration of plain values holds.
+
+        Raises:
+            QexpError: A value that is not allowed, with its key and what is.
+        """
+        schedule = Schedule.of(cfg.get("schedule"))
+        return cls(
+            network=Network.of(cfg.get("model"), "model"),
+            data=Data.of(cfg.get("dataset")),
+            schedule=schedule,
+            method=Method.of(cfg.get("quant")),
+            trainer=TrainerOptions.of(cfg.get("trainer")),
+            widths=_widths(cfg),
+            integers=_integers(cfg),
+            callbacks=_chosen(cfg.get("callbacks"), "callbacks"),
+            passes=_chosen(cfg.get("passes"), "passes"),
+            search=none_or(specification, cfg.get("search"), "search"),
+            weights=none_or(text, cfg.get("weights"), "weights"),
+            bn=choice(cfg.get("bn", "fold"), "bn", ("fold", "keep", "freeze")),
+            n_calibrate=whole(cfg.get("n_calibrate", 512), "n_calibrate", 0),
+            max_samples=none_or(whole, cfg.get("max_samples"), "max_samples", 1),
+            kernels=choice(cfg.get("kernels", "auto"), "kernels", ("auto", "cuda", "cpp", "reference")),
+            seed=whole(cfg.get("seed", 0), "seed", 0, 2**32 - 1),
+            study=_study(cfg.get("study", "default")),
+            runs_dir=Path(text(cfg.get("runs_dir", "runs"), "runs_dir")),
+            force=truth(cfg.get("force", False), "force"),
+            resolved=cfg,
+        )
+
+    @property
+    def yaml(self) -> str:
+        """The whole configuration as text."""
+        return yaml.safe_dump(dict(self.resolved), sort_keys=False, allow_unicode=True, width=1000)
+
+    @property
+    def trains(self) -> bool:
+        """Whether this point trains the network it evaluates; a float schedule without weights has done so already."""
+        return self.schedule.learns and (not self.schedule.is_float or self.weights is not None)
+
+    @property
+    def all_passes(self) -> dict[str, Spec]:
+        """All passes by name, in the order they run: the method's, then the added ones; a name in both keeps the method's place."""
+        return {} if self.schedule.is_float else {**self.method.passes, **self.passes}
+
+    @property
+    def float_schedule(self) -> Schedule:
+        """What trains the float network where no weights are given."""
+        if self.schedule.is_float:
+            return self.schedule
+        if self.schedule.pretrain is None:
+            raise QexpError("schedule.pretrain is missing; name how the float network is trained, or give weights=FILE")
+        return self.schedule.pretrain
+
+    @property
+    def shared(self) -> Path:
+        """The folder of what runs share: float networks, their scores, calibration statistics."""
+        return self.runs_dir / ".cache"
+
+
+def read(cfg: DictConfig, in_sweep: bool = False) -> Settings:
+    """Returns the settings of a composed configuration.
+
+    Args:
+        cfg: As Hydra composed it.
+        in_sweep: Whether the run is one of several points.
+
+    Raises:
+        QexpError: A value that is not allowed, or a `${...}` that leads nowhere.
+    """
+    try:
+        return replace(Settings.of(OmegaConf.to_container(cfg, resolve=True)), in_sweep=in_sweep)
+    except OmegaConfBaseException as error:
+        key = f"{error.full_key}: " if getattr(error, "full_key", None) else ""
+        raise QexpError(f"{key}{str(error).splitlines()[0]}; see --cfg job for the whole configuration") from None
+
+
+def _widths(cfg: Mapping[str, Any]) -> Widths:
+    return Widths(
+        weights=cfg.get("layer_wbit", 8),
+        inputs=cfg.get("layer_abit", 8),
+        ends=none_or(whole, cfg.get("ends_bit"), "ends_bit", 1, 32),
+        plan=None if cfg.get("plan") is None else Path(text(cfg["plan"], "plan")),
+    )
+
+
+def _integers(cfg: Mapping[str, Any]) -> Integers:
+    widths = cfg.get("accumulator")
+    widths = [] if widths is None else [widths] if isinstance(widths, int) else listed(widths, "accumulator")
+    return Integers(
+        rounding=choice(cfg.get("rounding", "float"), "rounding", ("float", "integer")),
+        verify=whole(cfg.get("verify", 0), "verify", 0),
+        accumulator=[whole(width, "accumulator", 2, 64) for width in widths],
+        export=none_or(text, cfg.get("export"), "export"),
+    )
+
+
+def _chosen(node: Any, key: str) -> dict[str, Spec]:
+    """Returns the specifications of a group whose entries may be null."""
+    return {name: specification(spec, f"{key}.{name}") for name, spec in mapping(node or {}, key).items() if spec}
+
+
+def _study(value: Any) -> str:
+    name = text(value, "study")
+    longest = max(len(part.encode()) for part in Path(name).parts or ("",))
+    if not longest or longest > 255:
+        raise QexpError(
+            f"study={name[:40]}{'...' if len(name) > 40 else ''} is not allowed; use a name of 1 to 255 bytes"
+        )
+    return name
