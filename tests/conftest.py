@@ -14,6 +14,8 @@ from hypothesis import settings
 from omegaconf import DictConfig
 from torch import Tensor
 
+from qexp.run.settings import read
+
 ROOT = Path(__file__).parents[1]
 if str(ROOT) not in sys.path:  # so that tests find `tests.networks` and `tests.strategies`, however pytest was started
     sys.path.insert(0, str(ROOT))
@@ -108,7 +110,7 @@ def run(compose: Callable[..., DictConfig], digits: list[str], tmp_path: Path) -
     from qexp.run import pipeline
 
     def one(*overrides: str) -> dict[str, Any]:
-        return pipeline.run(compose(*digits, f"runs_dir={tmp_path / 'runs'}", *overrides))
+        return pipeline.run(read(compose(*digits, f"runs_dir={tmp_path / 'runs'}", *overrides)))
 
     return one
 

@@ -13,6 +13,7 @@ import torch
 
 from qexp.models.weights import save_weights
 from qexp.run import pipeline
+from qexp.run.settings import read
 from tests.networks import Residual
 
 ROOT = Path(__file__).parents[1]
@@ -145,14 +146,16 @@ QUIET = ("trainer=cpu", "trainer.enable_progress_bar=false", "kernels=reference"
 
 def test_a_data_folder_that_is_missing(compose, tmp_path):
     folder = tmp_path / "nowhere"
-    metrics = pipeline.run(compose(*QUIET, "dataset=cifar10", f"dataset.data.root={folder}", f"runs_dir={tmp_path}"))
+    metrics = pipeline.run(
+        read(compose(*QUIET, "dataset=cifar10", f"dataset.data.root={folder}", f"runs_dir={tmp_path}"))
+    )
     assert metrics["status"] == "failed"
     for part in ("QexpError", "CIFAR10", str(folder), "download"):
         assert part in metrics["error"], metrics["error"]
 
 
 def test_a_network_for_other_images(compose, tmp_path):
-    metrics = pipeline.run(compose(*QUIET, "dataset=digits", f"runs_dir={tmp_path}"))
+    metrics = pipeline.run(read(compose(*QUIET, "dataset=digits", f"runs_dir={tmp_path}")))
     assert metrics["status"] == "failed" and metrics["error"].startswith("QexpError: "), metrics["error"]
 
 

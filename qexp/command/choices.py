@@ -17,6 +17,7 @@ from qexp.command.keys import check_key
 from qexp.command.root import Root
 from qexp.errors import QexpError, near
 
+OPTIONAL = ("deploy", "search", "experiment", "debug")  # groups of which no file need be chosen
 _LOOKS = ("--help", "-h", "--hydra-help", "--cfg", "-c", "--info")  # at the configuration: nothing runs
 
 
@@ -46,9 +47,13 @@ def check_choices(arguments: Sequence[str], conf: Path) -> None:
             continue
         choices = sorted({file.stem for folder in folders for file in (folder / group).glob("*.yaml")})
         if choices:
+            if override.value() is None and group not in OPTIONAL and not _adds(override):
+                raise QexpError(f"{override.input_line} is not allowed; choose a file: {', '.join(_public(choices))}")
             for choice in _chosen(override.value()):
-                if not any((folder / group / f"{choice}.yaml").is_file() for folder in folders):
-                    open_ones = [name for name in choices if not name.startswith("_")]
+                if choice.startswith("_") or not any(
+                    (folder / group / f"{choice}.yaml").is_file() for folder in folders
+                ):
+                    open_ones = _public(choices)
                     raise QexpError(
                         f"{override.input_line}: {group} has no choice {choice!r}{near(choice, open_ones)}; "
                         f"allowed are {', '.join(open_ones)}"
@@ -66,6 +71,11 @@ def check_choices(arguments: Sequence[str], conf: Path) -> None:
                 check_key(group, folders)
             except QexpError as error:
                 raise QexpError(f"{override.input_line}: {error}") from None
+
+
+def _public(choices: Sequence[str]) -> list[str]:
+    """Returns the choices that people make; names that begin with `_` are parts of other files."""
+    return [name for name in choices if not name.startswith("_")]
 
 
 def rules_added(arguments: Sequence[str]) -> list[str]:

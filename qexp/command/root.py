@@ -1,4 +1,4 @@
-"""Types of the root keys: one dataclass, so that `seed=three` is refused; for the groups the constructors are the schema."""
+"""The root keys: one dataclass, so that a key that does not exist is refused. Types and bounds of values are in `qexp.run.settings`."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ class Root:
     search: Any = None
     layer_wbit: Any = 8
     layer_abit: Any = 8
-    ends_bit: int | None = 8
-    plan: str | None = None
-    weights: str | None = None
-    bn: str = "fold"
-    n_calibrate: int = 512
-    max_samples: int | None = None
-    kernels: str = "auto"
-    rounding: str = "float"
-    verify: int = 0
-    export: str | None = None
+    ends_bit: Any = 8
+    plan: Any = None
+    weights: Any = None
+    bn: Any = "fold"
+    n_calibrate: Any = 512
+    max_samples: Any = None
+    kernels: Any = "auto"
+    rounding: Any = "float"
+    verify: Any = 0
+    export: Any = None
     accumulator: Any = None
-    seed: int = 0
-    study: str = "default"
-    runs_dir: str = "runs"
-    force: bool = False
+    seed: Any = 0
+    study: Any = "default"
+    runs_dir: Any = "runs"
+    force: Any = False
 
 
 def register() -> None:

@@ -34,10 +34,9 @@ def broken(run, monkeypatch):
             else:
                 find_ranges = pipeline.find_ranges
 
-                def fitted(cfg, model, *args):
-                    seen = find_ranges(cfg, model, *args)
-                    breaking(model)
-                    return seen
+                def fitted(experiment):
+                    find_ranges(experiment)
+                    breaking(experiment.model)
 
                 patched.setattr(pipeline, "find_ranges", fitted)
             metrics = run(*overrides)

@@ -34,8 +34,10 @@ class Break(Callback):
 def test_a_diverging_scale_stops_the_run_and_keeps_the_last_sound_checkpoint(run, tmp_path, monkeypatch, quant, value):
     make_trainer = training.make_trainer
 
-    def breaking(cfg, phase, folder, callbacks=None, **rest):
-        return make_trainer(cfg, phase, folder, [*(callbacks or []), *([Break(value)] if callbacks else [])], **rest)
+    def breaking(settings, phase, folder, callbacks=None, **rest):
+        return make_trainer(
+            settings, phase, folder, [*(callbacks or []), *([Break(value)] if callbacks else [])], **rest
+        )
 
     monkeypatch.setattr(training, "make_trainer", breaking)
     metrics = run(*QAT, f"quant={quant}", "schedule.quantizer.lr=0", "study=s")  # 0: it must not learn its way back

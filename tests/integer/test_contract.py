@@ -19,6 +19,7 @@ from qexp.passes.fold_bn import fold_bn
 from qexp.passes.integer_layers import IntegerLayers
 from qexp.recipe import apply, resolve
 from qexp.run import pipeline
+from qexp.run.settings import read
 
 RECIPES = sorted(p.stem for p in (Path(__file__).parents[2] / "conf" / "quant").glob("[!_]*.yaml"))
 OTHER_NETWORKS = ("toynet_", "mobilenetv2_")  # rules that name layers this network lacks
@@ -46,7 +47,7 @@ REASONS = (  # and who may give it
 @pytest.mark.parametrize("name", SHELF)
 def test_recipes_become_integers_or_say_why_not(name, compose, digit_images):
     bits = BITS.get(name) or NARROW.get(name) or "bits=w8a8"
-    cfg = compose(f"quant={name}", "schedule=ptq", "deploy=integer", bits)
+    cfg = read(compose(f"quant={name}", "schedule=ptq", "deploy=integer", bits))
     torch.manual_seed(0)
     model, images = DigitsCNN(width=4).eval(), digit_images[:32]
     for module in model.modules():

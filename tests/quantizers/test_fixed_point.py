@@ -7,6 +7,7 @@ from qexp.errors import QexpError
 from qexp.quantizers.fixed_point import FixedPoint
 from qexp.ranges import MinMax, PowerOfTwo
 from qexp.ranges.power_of_two import integer_bits
+from qexp.run.settings import read
 from qexp.statistics.stats import TensorStats
 
 
@@ -116,7 +117,7 @@ def test_a_range_that_ends_elsewhere_is_refused():
 def test_batch_norm_bits_are_honoured_and_counters_untouched(run, compose, digits):
     from qexp.run.pipeline import recipe
 
-    plan_bits = recipe(compose(*digits, "quant=fixed_point", "bits=fx12", "quant.bn_bits=6")).rules["bn"]
+    plan_bits = recipe(read(compose(*digits, "quant=fixed_point", "bits=fx12", "quant.bn_bits=6"))).rules["bn"]
     assert {plan_bits[s]["bits"] for s in ("weight", "bias", "running_mean", "running_var")} == {6}
     fine = run("quant=fixed_point", "bits=fx12", "bn=keep")
     coarse = run("quant=fixed_point", "bits=fx12", "bn=keep", "quant.bn_bits=2")
@@ -163,7 +164,7 @@ def test_the_source_placement_quantizes_results_inside_a_sequential(compose):
             return self.fc(self.classifier(self.bn(self.features(x))))
 
     net, images = Net().eval(), torch.zeros(1, 1, 8, 8)
-    asked = recipe(compose("quant=fixed_point_source", "bits=fx8", "model.first=null", "model.last=null"))
+    asked = recipe(read(compose("quant=fixed_point_source", "bits=fx8", "model.first=null", "model.last=null")))
     plan = resolve(net, facts(net, images), asked)
     outputs = {e.layer for e in plan if e.site == "output" and e.spec}
     assert outputs == {"features.0", "features.1", "features.3", "classifier.1"}

@@ -14,6 +14,7 @@ from qexp.layers import check_all_ran, quantizers
 from qexp.network.facts import facts
 from qexp.recipe import apply, resolve
 from qexp.run import pipeline
+from qexp.run.settings import read
 
 LISTS = {  # layer_abit, layer_wbit as published
     "toynet_cfg1": ([32] + [8] * 10 + [32, 32], [32] + [8] * 10 + [16, 16]),
@@ -36,7 +37,7 @@ def planned(compose):
             model = instantiate(cfg.model.net).eval()
             known[key] = model, facts(model, torch.randn(1, 3, 32, 32))
         model, structure = known[key]
-        made = resolve(model, structure, pipeline.recipe(cfg))
+        made = resolve(model, structure, pipeline.recipe(read(cfg)))
         return model, structure, made, {(e.layer, e.site): e.bits for e in made if e.spec is not None}
 
     return plan
@@ -138,7 +139,7 @@ def test_experiments_train_a_step(compose, name):
     torch.manual_seed(0)
     model, x = instantiate(cfg.model.net), torch.randn(2, 3, 32, 32)
     structure = facts(model, x)
-    apply(model, resolve(model, structure, pipeline.recipe(cfg)), structure)
+    apply(model, resolve(model, structure, pipeline.recipe(read(cfg))), structure)
     calibrate(model, [x], followed_by_relu=structure.followed_by_relu, progress=False)
     check_all_ran(model, x)
     model.train()(x).square().sum().backward()

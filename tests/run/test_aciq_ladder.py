@@ -11,6 +11,7 @@ from qexp.network.facts import facts
 from qexp.passes.fold_bn import fold_bn
 from qexp.recipe import resolve
 from qexp.run.pipeline import recipe
+from qexp.run.settings import read
 
 RUNGS = ["aciq_naive", "aciq_clip", "aciq_alloc", "aciq_bias", "aciq_full"]
 
@@ -22,7 +23,7 @@ def plan_of(compose):
     def plan(*overrides: str):
         model, example = DigitsCNN(width=8).eval(), Digits().example()
         fold_bn(model, facts(model, example))
-        return resolve(model, facts(model, example), recipe(compose("bits=w4a4", *overrides)))
+        return resolve(model, facts(model, example), recipe(read(compose("bits=w4a4", *overrides))))
 
     return plan
 
@@ -45,7 +46,7 @@ def test_inception_keeps_the_weights_of_two_convolutions(compose):
 
     def plan(quant: str, *overrides: str):
         return resolve(
-            model, structure, recipe(compose(f"quant={quant}", "model=inception_v3", "bits=w4a4", *overrides))
+            model, structure, recipe(read(compose(f"quant={quant}", "model=inception_v3", "bits=w4a4", *overrides)))
         )
 
     first, second, last = "Conv2d_1a_3x3.conv", "Conv2d_2a_3x3.conv", "fc"

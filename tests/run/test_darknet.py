@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from qexp.run import pipeline
+from qexp.run.settings import read
 
 DATA = Path(os.environ.get("QEXP_DATA_DIR", "none"))
 WEIGHTS = DATA / "weights" / "MobileNetV2-YOLOv3-Nano-voc.weights"
@@ -29,7 +30,7 @@ def detect(compose, tmp_path):
         "n_calibrate=0",
     )
     own = ("model=darknet", f"weights={WEIGHTS}", "schedule=float", "schedule.epochs=0", *quiet)
-    return lambda *overrides: pipeline.run(compose(*own, *overrides))
+    return lambda *overrides: pipeline.run(read(compose(*own, *overrides)))
 
 
 @pytest.mark.parametrize(("dataset", "area", "images"), [("voc_sample", 62.1, 13), ("voc_sample100", 84.2, 100)])

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from qexp.run import pipeline
+from qexp.run.settings import read
 from tests.darknet import write_cfg
 from tests.shelf import METHODS, OWN
 
@@ -40,23 +41,30 @@ def detect(compose, folder):
 
     def one(*overrides: str) -> dict:
         return pipeline.run(
-            compose(
-                *("model=darknet", f"model.cfg={folder}/tiny.cfg", "model.input_size=[3,64,64]", "model.first=null"),
-                *(
-                    "model.last=layers.8.conv",
-                    "dataset=voc_sample",
-                    f"dataset.data.root={folder}",
-                    "dataset.data.train=one",
-                ),
-                *("dataset.data.test=two", "dataset.data.calibration_size=4", "dataset.data.batch_size=3"),
-                *(
-                    "dataset.epochs.float=1",
-                    "dataset.epochs.qat=1",
-                    "n_calibrate=4",
-                    "trainer=cpu",
-                    "kernels=reference",
-                ),
-                *("trainer.enable_progress_bar=false", f"runs_dir={folder}/runs", *overrides),
+            read(
+                compose(
+                    *(
+                        "model=darknet",
+                        f"model.cfg={folder}/tiny.cfg",
+                        "model.input_size=[3,64,64]",
+                        "model.first=null",
+                    ),
+                    *(
+                        "model.last=layers.8.conv",
+                        "dataset=voc_sample",
+                        f"dataset.data.root={folder}",
+                        "dataset.data.train=one",
+                    ),
+                    *("dataset.data.test=two", "dataset.data.calibration_size=4", "dataset.data.batch_size=3"),
+                    *(
+                        "dataset.epochs.float=1",
+                        "dataset.epochs.qat=1",
+                        "n_calibrate=4",
+                        "trainer=cpu",
+                        "kernels=reference",
+                    ),
+                    *("trainer.enable_progress_bar=false", f"runs_dir={folder}/runs", *overrides),
+                )
             )
         )
 

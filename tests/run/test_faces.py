@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from qexp.run import pipeline
+from qexp.run.settings import read
 from tests.people import PEOPLE, write_people
 from tests.shelf import METHODS, OWN
 
@@ -31,7 +32,7 @@ def verify(compose, folder):
             "dataset.task.identities=20", "trainer.enable_progress_bar=false", f"runs_dir={folder / 'runs'}",
             "schedule.pretrain.epochs=2", "study=faces",
         ]  # fmt: skip
-        return pipeline.run(compose(*settings, *overrides))
+        return pipeline.run(read(compose(*settings, *overrides)))
 
     return one
 

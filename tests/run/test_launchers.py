@@ -14,6 +14,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from qexp.run.settings import read
+
 ROOT = Path(__file__).parents[2]
 SWEEP = ("layer_wbit=4,8", "layer_abit=3,99")  # there are no 99 bits: two of the four points fail
 SAME = ["layer_wbit", "layer_abit", "status", "error", "value", "value_float", "bops", "mean_wbit"]
@@ -64,7 +66,7 @@ def expected(tmp_path_factory, digits_weights, compose) -> pd.DataFrame:
 
     runs = tmp_path_factory.mktemp("runs")
     for point in ([f"layer_wbit={w}", f"layer_abit={a}"] for w in (4, 8) for a in (3, 99)):
-        pipeline.run(compose(*options(digits_weights), f"runs_dir={runs}", "study=s", *point))
+        pipeline.run(read(compose(*options(digits_weights), f"runs_dir={runs}", "study=s", *point)))
     write_results(runs / "s")
     return rows(runs)
 

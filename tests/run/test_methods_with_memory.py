@@ -43,8 +43,8 @@ def test_a_resumed_training_is_the_uninterrupted_one(run, tmp_path, monkeypatch,
     assert through["status"] == "ok", through["error"]
     make_trainer = training.make_trainer
 
-    def dying(cfg, phase, folder, callbacks=None, **rest):
-        return make_trainer(cfg, phase, folder, [*(callbacks or []), Stop()], **rest)
+    def dying(settings, phase, folder, callbacks=None, **rest):
+        return make_trainer(settings, phase, folder, [*(callbacks or []), Stop()], **rest)
 
     with monkeypatch.context() as patched:
         patched.setattr(training, "make_trainer", dying)

@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from qexp.results import wording
 from qexp.results.table_csv import COLUMNS, collect, write_results
 from qexp.run import pipeline
+from qexp.run.settings import read
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "columns.json").read_text())
 
@@ -102,18 +103,20 @@ def test_a_finished_point_is_not_run_again(run, tmp_path, monkeypatch):
     "change", ["seed=1", "layer_wbit=7", "quant=mse", "n_calibrate=32", "max_samples=100", "ends_bit=7", "bn=keep"]
 )
 def test_what_changes_a_result_changes_the_point(compose, digits, change):
-    from qexp.results.run_folder import point_hash
+    from qexp.run.naming import point_hash
 
-    assert point_hash(compose(*digits), {}) != point_hash(compose(*digits, change), {})
-    assert point_hash(compose(*digits), {}) != point_hash(compose(*digits), {"weights": "other"})
+    assert point_hash(read(compose(*digits)), {}) != point_hash(read(compose(*digits, change)), {})
+    assert point_hash(read(compose(*digits)), {}) != point_hash(read(compose(*digits)), {"weights": "other"})
 
 
 def test_processes_that_train_make_another_point(compose, digits):
     """Each has a batch of its own: two train another network than one. Ranges and scores are those of one."""
-    from qexp.results.run_folder import point_hash
+    from qexp.run.naming import point_hash
 
     def same(*options: str) -> bool:
-        one, two, chosen = (point_hash(compose(*digits, *options, f"trainer.devices={n}"), {}) for n in (1, 2, "auto"))
+        one, two, chosen = (
+            point_hash(read(compose(*digits, *options, f"trainer.devices={n}")), {}) for n in (1, 2, "auto")
+        )
         assert chosen == one
         return one == two
 
@@ -128,23 +131,23 @@ def test_networks_trained_by_other_processes_or_from_other_files_are_kept_apart(
 
     start = tmp_path / "start.safetensors"
     own = ("weights=null", "model.net.width=8", f"+model.net.backbone={start}")
-    data = load_data(compose(*digits).dataset.data)
+    data = load_data(read(compose(*digits)).data.module)
     kept = set()
     for content, count in ((b"1", 1), (b"1", 2), (b"2", 1)):
         start.write_bytes(content)
-        kept.add(float_network._float_hash(compose(*digits, *own, f"trainer.devices={count}"), data))
+        kept.add(float_network._float_hash(read(compose(*digits, *own, f"trainer.devices={count}")), data))
     assert len(kept) == 3
 
 
 @pytest.mark.parametrize("key", ["schedule.distill.teacher.weights", "+model.net.backbone"])
 def test_another_file_under_the_same_name_is_another_point(compose, digits, tmp_path, key):
     """As is the same file under another name the same point; a name that is no file stands for itself."""
-    from qexp.results.run_folder import point_hash
     from qexp.run.float_network import contents
+    from qexp.run.naming import point_hash
 
     def point(file: str) -> str:
         teacher = ("schedule=qat", "quant=lsq", "model@schedule.distill.teacher=digits_cnn")
-        cfg = compose(*digits, *teacher, f"{key}={file}")
+        cfg = read(compose(*digits, *teacher, f"{key}={file}"))
         return point_hash(cfg, contents(cfg))
 
     for name, content in (("a", b"1"), ("b", b"2"), ("c", b"1")):

@@ -62,7 +62,7 @@ with initialize_config_dir(root + "/conf", version_base="1.3"):
 
 def sweep():
     for cfg in cfgs:
-        pipeline.run(cfg)
+        pipeline.run(read(cfg))
     finish(Path(runs) / "s")
 
 random.seed(0)

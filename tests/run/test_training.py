@@ -76,8 +76,8 @@ def test_two_epochs_are_one_and_one_resumed(run, tmp_path, monkeypatch, options)
     assert through["status"] == "ok", through["error"]
     make_trainer = training.make_trainer
 
-    def dying(cfg, phase, folder, callbacks=None, **rest):
-        return make_trainer(cfg, phase, folder, [*(callbacks or []), Stop()], **rest)
+    def dying(settings, phase, folder, callbacks=None, **rest):
+        return make_trainer(settings, phase, folder, [*(callbacks or []), Stop()], **rest)
 
     with monkeypatch.context() as patched:
         patched.setattr(training, "make_trainer", dying)
@@ -113,10 +113,10 @@ def test_a_run_killed_between_training_and_evaluation_says_what_its_training_cam
     assert through["status"] == "ok", through["error"]
     evaluate = training.evaluate
 
-    def dying(model, data, cfg, phase, folder):
+    def dying(model, data, settings, phase, folder):
         if phase != "float":
             raise RuntimeError("the machine went down")
-        return evaluate(model, data, cfg, phase, folder)
+        return evaluate(model, data, settings, phase, folder)
 
     with monkeypatch.context() as patched:
         patched.setattr(training, "evaluate", dying)
@@ -146,8 +146,8 @@ def test_the_seconds_of_a_resumed_training_are_those_of_all_its_parts(run, tmp_p
     options, clock, make_trainer = (*QAT, "quant=lsq", "schedule.epochs=2"), Clock(), training.make_trainer
 
     def with_clock(*others):
-        def made(cfg, phase, folder, callbacks=None, **rest):
-            return make_trainer(cfg, phase, folder, [*(callbacks or []), clock, *others], **rest)
+        def made(settings, phase, folder, callbacks=None, **rest):
+            return make_trainer(settings, phase, folder, [*(callbacks or []), clock, *others], **rest)
 
         monkeypatch.setattr(training, "make_trainer", made)
 

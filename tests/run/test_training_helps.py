@@ -15,6 +15,7 @@ from qexp.layers import quantizers
 from qexp.models.weights import save_weights
 from qexp.recipe.plan import Entry, Plan, Source
 from qexp.run import pipeline, stages, training
+from qexp.run.settings import read
 
 QAT = ("schedule=qat", "quant=lsq", "bits=w2a2", "trainer.limit_train_batches=4", "study=s")
 DISTILL = ("schedule.distill.logits=1", "schedule.distill.features=0.1")
@@ -40,11 +41,11 @@ def killed(run, monkeypatch):
     def one(number: int, *overrides: str) -> dict:
         make_trainer, calls = training.make_trainer, []
 
-        def dying(cfg, phase, folder, callbacks=None, **rest):
+        def dying(settings, phase, folder, callbacks=None, **rest):
             fits = rest.get("max_epochs") is not None
             calls.extend([phase] * fits)
             extra = [Stop()] if fits and len(calls) == number + 1 else []
-            return make_trainer(cfg, phase, folder, [*(callbacks or []), *extra], **rest)
+            return make_trainer(settings, phase, folder, [*(callbacks or []), *extra], **rest)
 
         with monkeypatch.context() as patched:
             patched.setattr(training, "make_trainer", dying)
@@ -189,15 +190,15 @@ def test_every_method_that_learns_can_be_narrowed(compose, digits, tmp_path):
             "schedule.epochs=2",
             f"runs_dir={tmp_path / 'runs'}",
         )
-        metrics = pipeline.run(cfg)
+        metrics = pipeline.run(read(cfg))
         assert metrics["status"] == "ok", metrics["error"]
         assert [s["bits"] for s in metrics["stages"]] == [8, None]
 
 
 def test_a_plain_schedule_is_one_stage(compose):
     plan = Plan((Entry("conv", "weight", {}, 2, Source.WIDTH, "layer_wbit"),))
-    assert stages.stages(compose("schedule=qat", "schedule.epochs=3").schedule, plan) == [stages.Stage(None, 3)]
-    assert stages.stages(compose("schedule=ptq").schedule, plan) == [stages.Stage(None, 0)]
+    assert stages.stages(read(compose("schedule=qat", "schedule.epochs=3")).schedule, plan) == [stages.Stage(None, 3)]
+    assert stages.stages(read(compose("schedule=ptq")).schedule, plan) == [stages.Stage(None, 0)]
 
 
 @pytest.mark.parametrize(
@@ -213,7 +214,7 @@ def test_the_final_width_may_be_named_as_the_last_stage(compose, with_it, withou
 
     def asked(widths: str) -> list[stages.Stage]:
         return stages.stages(
-            compose("schedule=qat", "schedule.epochs=6", f"schedule.progressive={widths}").schedule, plan
+            read(compose("schedule=qat", "schedule.epochs=6", f"schedule.progressive={widths}")).schedule, plan
         )
 
     assert asked(with_it) == asked(without) and asked(with_it)[-1].bits is None
@@ -236,8 +237,8 @@ def test_what_is_evaluated_is_the_average(run, tmp_path, monkeypatch):
 
     make_trainer, evaluate, scored = training.make_trainer, training.evaluate, []
 
-    def watching(cfg, phase, folder, callbacks=None, **rest):
-        return make_trainer(cfg, phase, folder, [*(callbacks or []), Watch()], **rest)
+    def watching(settings, phase, folder, callbacks=None, **rest):
+        return make_trainer(settings, phase, folder, [*(callbacks or []), Watch()], **rest)
 
     def noted(model, *args):
         scored.append({k: v.clone() for k, v in model.state_dict().items()})

@@ -20,6 +20,7 @@ from qexp.errors import QexpError
 from qexp.layers import swap
 from qexp.quantizers.uniform import Uniform
 from qexp.run import devices
+from qexp.run.settings import read
 from qexp.system import ranks
 from tests.networks import Residual
 
@@ -48,6 +49,7 @@ def fails_on_one(_: int) -> None:
 
 BARS = """
 from qexp.system import ranks
+from qexp.run.settings import read
 
 def bar(n):
     from tqdm import tqdm
@@ -72,7 +74,9 @@ def test_alone_there_is_one_rank():
 @pytest.mark.parametrize(("asked", "nodes"), [(0, 1), (-1, 1), ([0, 1], 1), ("many", 1), (1, 2)])
 def test_what_cannot_be_had_is_refused(compose, asked, nodes):
     with pytest.raises(QexpError, match="trainer"):
-        devices.processes(compose("trainer=cpu", f"trainer.devices={asked}", f"+trainer.num_nodes={nodes}"))
+        devices.processes(
+            read(compose("trainer=cpu", f"trainer.devices={asked}", f"+trainer.num_nodes={nodes}")).trainer
+        )
 
 
 def test_calibration_runs_where_it_is_told(residual):

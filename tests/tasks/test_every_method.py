@@ -16,13 +16,17 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
+from qexp.calibration.calibrate import calibrate
 from qexp.errors import QexpError
 from qexp.layers.quantized import quantizers
 from qexp.models.darknet import Darknet
 from qexp.models.mobilefacenet import MobileFaceNet
+from qexp.network.facts import facts
 from qexp.passes.base import Moment
+from qexp.passes.fold_bn import fold_bn
 from qexp.recipe import Plan, apply, resolve
 from qexp.run import pipeline, training
+from qexp.run.settings import Settings, read
 from qexp.tasks.base import Task
 from qexp.tasks.classification import Classification
 from qexp.tasks.detection import Detection
@@ -60,20 +64,22 @@ TASKS = (classification, detection, verification)
 
 
 @pytest.fixture(scope="module")
-def configuration(compose: Callable[..., DictConfig]) -> Callable[[str], DictConfig]:
+def configuration(compose: Callable[..., DictConfig]) -> Callable[[str], Settings]:
     """Call with the name of a recipe; returns a configuration with it at 4 bits, or at its own widths, composed once for all tasks."""
     return cache(
-        lambda name: compose(f"quant={name}", "bits=w4a4", *OWN.get(name, ()), "trainer=cpu", "kernels=reference")
+        lambda name: read(compose(f"quant={name}", "bits=w4a4", *OWN.get(name, ()), "trainer=cpu", "kernels=reference"))
     )
 
 
-def quantized(cfg: DictConfig, model: nn.Module, images: Tensor) -> Plan:
+def quantized(settings: Settings, model: nn.Module, images: Tensor) -> Plan:
     """Attaches and fits the recipe's quantizers, in place, in the order of a run; returns the plan."""
-    facts, folded = pipeline.fold(cfg, model, images)
-    moment, passes = Moment(facts, [images], {}, folded=folded, progress=False), pipeline.load_passes(cfg)
+    moment, passes = Moment(facts(model, images), [images], {}, progress=False), pipeline.load_passes(settings)
+    if settings.bn == "fold":
+        moment.folded = fold_bn(model, moment.facts)
+        moment.facts = facts(model, images)
     for edit in passes:
         edit.on_float(model, moment)
-    plan = resolve(model, moment.facts, replace(pipeline.recipe(cfg), groups=None, first=None, last=None))
+    plan = resolve(model, moment.facts, replace(pipeline.recipe(settings), groups=None, first=None, last=None))
     apply(model, plan, moment.facts)
 
     def before_fit(seen) -> None:
@@ -82,15 +88,15 @@ def quantized(cfg: DictConfig, model: nn.Module, images: Tensor) -> Plan:
             edit.on_statistics(model, moment)
 
     relus = moment.facts.followed_by_relu
-    pipeline.calibrate(model, [images], followed_by_relu=relus, progress=False, before_fit=before_fit)
+    calibrate(model, [images], followed_by_relu=relus, progress=False, before_fit=before_fit)
     for edit in passes:
         edit.on_fitted(model, moment)
     return plan
 
 
-def learn(task: Task, batch: tuple[Tensor, object], cfg: DictConfig) -> Tensor:
+def learn(task: Task, batch: tuple[Tensor, object], settings: Settings) -> Tensor:
     """Takes one optimizer step as a run does, small; returns the loss before it."""
-    groups = task.groups or training.parameter_groups(cfg.schedule)
+    groups = task.groups or training.parameter_groups(settings.schedule)
     optimizer = torch.optim.SGD(groups(task.model), lr=1e-4)
     parts = list(task.modules())
     task.train()
@@ -108,18 +114,18 @@ def learn(task: Task, batch: tuple[Tensor, object], cfg: DictConfig) -> Tensor:
 @pytest.mark.parametrize("method", [*METHODS, *FOR_ONE_NETWORK])
 def test_it_calibrates_learns_and_computes_or_says_why_not(configuration, method, make, tmp_path):
     torch.manual_seed(0)
-    cfg = configuration(method)
+    settings = configuration(method)
     task, images, targets = make(tmp_path)
     task.log = lambda *_, **__: None
     task.eval()
     try:
-        plan = quantized(cfg, task.model, images)
+        plan = quantized(settings, task.model, images)
     except QexpError as refusal:
         assert method in FOR_ONE_NETWORK and str(refusal).startswith("quant.rules."), refusal
         return
     assert any(entry.spec is not None for entry in plan) and list(quantizers(task.model))
-    if pipeline.trains(cfg):
-        loss = learn(task, (images, targets), cfg)
+    if settings.trains:
+        loss = learn(task, (images, targets), settings)
         assert loss.isfinite() and loss > 0
     task.eval()
     with torch.no_grad():

@@ -74,7 +74,9 @@ def truth(value: Any, key: str) -> bool:
 
 
 def text(value: Any, key: str) -> str:
-    """Returns a text that is not empty."""
+    """Returns a text that is not empty; a number that was typed for one is its digits."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value)
     if not isinstance(value, str) or not value:
         raise refusal(key, value, "a text")
     return value
