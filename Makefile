@@ -51,7 +51,7 @@ docs: $(READY)  ## build the documentation into site/, warnings as errors
 	@echo "site/index.html"
 
 golden: $(READY)  ## write the golden numbers anew (say why in the changelog, under Numerics)
-	QEXP_GOLDEN=write $(BIN)/python -m pytest -q tests/golden
+	QEXP_GOLDEN=write $(BIN)/python -m pytest -q tests/quantizers/test_golden.py
 
 clean:  ## remove the .venv and caches, never results
 	rm -rf $(VENV) build .pytest_cache .ruff_cache .hypothesis
