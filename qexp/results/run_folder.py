@@ -100,6 +100,16 @@ class Record:
             with suppress(OSError):
                 part.unlink(missing_ok=True)
 
+    def write_bytes(self, name: str, content: bytes) -> None:
+        """Writes a binary file whole or not at all."""
+        part = self.folder / f".{name}.{os.getpid()}.part"
+        try:
+            part.write_bytes(content)
+            part.replace(self.folder / name)
+        finally:
+            with suppress(OSError):
+                part.unlink(missing_ok=True)
+
     def metrics(self, metrics: dict[str, Any]) -> None:
         """Writes `metrics.json`: the last file of a point, whose presence says that it is finished."""
         self.write("metrics.json", json.dumps(_plain(metrics | {"request": self.request}), indent=1))

@@ -18,6 +18,7 @@ from qexp.passes.base import Moment, Pass
 from qexp.recipe import Plan
 from qexp.results.run_folder import Record
 from qexp.run.naming import title
+from qexp.run.saved_network import Origin
 from qexp.run.settings import Settings
 from qexp.tasks.base import Score
 
@@ -34,6 +35,7 @@ class Experiment:
         context: What passes may look at: the facts of the network, the calibration images and their statistics, findings.
         passes: Edits of the model, in the order they run.
         plan: What each tensor carries; empty until the recipe is resolved.
+        origin: What the network was before the run changed it.
         params: Parameters of the float network.
         reference: The float network's score; None where there is none.
         score: The quantized network's; None until it is evaluated.
@@ -49,6 +51,7 @@ class Experiment:
     context: Moment
     passes: Sequence[Pass] = ()
     plan: Plan = field(default_factory=lambda: Plan(()))
+    origin: Origin | None = None
     params: int = 0
     reference: Score | None = None
     score: Score | None = None

@@ -101,6 +101,13 @@ def float_model(settings: Settings, data: DataSet) -> nn.Module:
     return model
 
 
+def source(settings: Settings, data: DataSet) -> Path | str:
+    """Returns where the float weights come from: what `weights` names, or the file in which the trained float network is kept."""
+    if settings.weights is not None:
+        return settings.weights
+    return (settings.shared / "float" / _float_hash(settings, data) / "weights.safetensors").resolve()
+
+
 def _float_hash(settings: Settings, data: DataSet) -> str:
     images = dict(settings.data.module)
     trainer = trainer_content(settings.trainer.options, trained=True)

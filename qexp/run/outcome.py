@@ -27,6 +27,7 @@ from qexp.recipe.plan import Source
 from qexp.results import wording
 from qexp.results.run_folder import commit
 from qexp.results.run_folder_read import read_history
+from qexp.run import saved_network
 from qexp.run.devices import device_name
 from qexp.run.experiment import Experiment
 from qexp.run.naming import asked
@@ -144,6 +145,7 @@ def write(run: Experiment) -> None:
         np.save(record.folder / "correct.npy", rest.pop("correct"))
     if rest:
         np.savez_compressed(record.folder / "outcomes.npz", **rest)
+    record.write_bytes(saved_network.FILE, saved_network.serialized(model, plan, run.origin, run.data.example()))
     record.write("depth.json", json.dumps({"layers": depth, "norms": norms}))
     row["diagnosis"] = diagnose(row, table, depth, norms, read_history(record.folder))
     if row["diagnosis"]:

@@ -23,6 +23,7 @@ from qexp.run import devices, export_finished, float_network, integer_proof, out
 from qexp.run.datasets import load_data
 from qexp.run.experiment import Experiment
 from qexp.run.naming import asked, point_hash, title
+from qexp.run.saved_network import Origin
 from qexp.run.settings import Settings
 from qexp.search.setting import Setting
 from qexp.system.objects import make
@@ -121,6 +122,7 @@ def start(settings: Settings, data: DataSet, record: Record) -> Experiment:
     scratch = settings.schedule.from_scratch
     model = float_network.build(settings) if scratch else float_network.float_model(settings, data)
     reference = None if scratch else float_network.reference(settings, model, data, record.folder)
+    origin = Origin.of(model, None if scratch else float_network.source(settings, data))
     context = Moment(
         facts(model, data.example()),
         calibration_images(settings, data),
@@ -132,7 +134,16 @@ def start(settings: Settings, data: DataSet, record: Record) -> Experiment:
     )
     passes = load_passes(settings)
     return Experiment(
-        settings, data, record, model, context, passes, params=params(model), reference=reference, kernels=kernels
+        settings,
+        data,
+        record,
+        model,
+        context,
+        passes,
+        origin=origin,
+        params=params(model),
+        reference=reference,
+        kernels=kernels,
     )
 
 
@@ -161,11 +172,11 @@ def calibration_images(settings: Settings, data: DataSet) -> list[torch.Tensor]:
 def fold(run: Experiment) -> None:
     """Folds batch norms where the run asks for it, in place; the context then holds the facts of the network that is left."""
     found = run.facts
-    if run.settings.bn != "fold" or not (found.bn_of or found.trace_error):
-        return
-    run.context.folded = fold_bn(run.model, found)
-    log.info("batch norm folded into %d convolutions", len(run.context.folded))
-    run.context.facts = facts(run.model, run.data.example())
+    if run.settings.bn == "fold" and (found.bn_of or found.trace_error):
+        run.context.folded = fold_bn(run.model, found)
+        log.info("batch norm folded into %d convolutions", len(run.context.folded))
+        run.context.facts = facts(run.model, run.data.example())
+    run.origin.folded(run.model)
 
 
 def load_passes(settings: Settings) -> list[Pass]:

@@ -1,0 +1,207 @@
+"""The quantized network of a finished run: saved beside its record, and loaded back bit for bit.
+
+`state.safetensors` holds the tensors that the run changed: scales, zero points and learned state of quantizers; weights where the run
+trained or edited them. Tensors that are those of the float network (with its batch norms folded, where the run folds them) are held by
+hash and come from the weights that the run started from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from qexp.errors import QexpError
+from qexp.layers.quantized import float_class
+from qexp.models.weights import load_weights
+from qexp.network.facts import facts
+from qexp.network.quantizer_before import arriving, leaving
+from qexp.passes.fold_bn import fold_bn
+from qexp.recipe.plan import Entry, Plan, Source, apply
+from qexp.run.settings import Settings
+from qexp.system.objects import make
+
+log = logging.getLogger(__name__)
+FILE = "state.safetensors"
+VERSION = "1"  # of the file's layout
+
+
+@dataclass
+class Origin:
+    """What the network was before the run changed it.
+
+    Attributes:
+        classes: Class of each module as built, by name.
+        weights: Where the float weights came from: a file, a torchvision name; None where they are random.
+        hashes: Hash of each tensor of the float network, with batch norms folded where the run folds them.
+    """
+
+    classes: dict[str, type[nn.Module]]
+    weights: str | None = None
+    hashes: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, model: nn.Module, weights: str | Path | None) -> Origin:
+        """Returns the origin of a network that has just been built."""
+        return cls({name: type(m) for name, m in model.named_modules()}, None if weights is None else str(weights))
+
+    def folded(self, model: nn.Module) -> None:
+        """Records the tensors of the float network as the run goes on from them."""
+        self.hashes = {name: digest(tensor) for name, tensor in model.state_dict().items()}
+
+
+def digest(tensor: Tensor) -> str:
+    """Returns a hash of a tensor's type, shape and bytes."""
+    tensor = tensor.detach().cpu().contiguous()
+    head = f"{tensor.dtype}{tuple(tensor.shape)}".encode()
+    content = tensor.reshape(-1).view(torch.uint8).numpy().data if tensor.numel() else b""
+    return hashlib.blake2b(head + bytes(content), digest_size=12).hexdigest()
+
+
+def serialized(model: nn.Module, plan: Plan, origin: Origin, example: Tensor) -> bytes:
+    """Returns the content of `state.safetensors`.
+
+    Args:
+        model: The quantized network as it was evaluated.
+        plan: What its tensors carry.
+        origin: What it was before.
+        example: One input, `[1, C, H, W]`; its shape is saved.
+    """
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    kept = {name: h for name, h in origin.hashes.items() if name in state and digest(state[name]) == h}
+    if origin.weights is None:
+        kept = {}
+    stored, aliases = _without_aliases({name: t for name, t in state.items() if name not in kept})
+    replaced = {
+        name: f"{float_class(m).__module__}.{float_class(m).__qualname__}"
+        for name, m in model.named_modules()
+        if origin.classes.get(name, float_class(m)) is not float_class(m)
+    }
+    about = {
+        "version": VERSION,
+        "weights": origin.weights,
+        "kept": kept,
+        "aliases": aliases,
+        "replaced": replaced,
+        "example": list(example.shape),
+        "plan": [[e.layer, e.site, e.spec, e.bits, e.source.value, e.by] for e in plan],
+    }
+    return save(stored, metadata={"qexp": json.dumps(about)})
+
+
+def load(folder: str | Path) -> nn.Module:
+    """Returns the quantized network of a finished run, in evaluation mode, as it was evaluated.
+
+    Args:
+        folder: The run's folder, `<runs_dir>/<study>/<point>`.
+
+    Raises:
+        QexpError: No finished run lies there, its state is missing or damaged, or the weights it started from are gone or changed.
+    """
+    folder = Path(folder)
+    about, tensors = _read(folder)
+    settings = Settings.of(_config(folder))
+    model = make(settings.network.net, where="model.net").eval()
+    example = torch.zeros(about["example"])
+    if about["kept"]:
+        _float_weights(model, settings, about, example)
+    _put_replaced(model, about["replaced"], tensors)
+    plan = Plan(tuple(Entry(*row[:4], Source(row[4]), row[5]) for row in about["plan"]))
+    found = facts(model, example)
+    apply(model, plan, found)
+    for name, layer in model.named_modules():
+        if hasattr(layer, "link"):
+            layer.link(name, arriving(model, found, name), leaving(model, found, name))
+    _fill(model, tensors, about, folder)
+    return model.eval()
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Returns what `state.safetensors` says of the network, and its tensors."""
+    path = folder / FILE
+    if not path.is_file():
+        raise QexpError(
+            f"{path} is missing; run the point again (force=true) to write it, or name the folder of a finished run"
+        )
+    try:
+        with safe_open(path, "pt") as file:
+            about = json.loads((file.metadata() or {})["qexp"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+        if about["version"] != VERSION:
+            raise QexpError(f"{path} has version {about['version']}; this qexp reads version {VERSION}")
+        tensors |= {name: tensors[first] for name, first in about["aliases"].items()}
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        raise QexpError(f"{path} is damaged ({error}); run the point again with force=true") from None
+    return about, tensors
+
+
+def _config(folder: Path) -> Mapping[str, Any]:
+    try:
+        config = yaml.safe_load((folder / "config.yaml").read_text())
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise QexpError(f"{folder / 'config.yaml'} cannot be read ({error})") from None
+    if not isinstance(config, Mapping):
+        raise QexpError(f"{folder / 'config.yaml'} is no mapping; name the folder of a finished run")
+    return config
+
+
+def _float_weights(model: nn.Module, settings: Settings, about: dict[str, Any], example: Tensor) -> None:
+    """Gives the network the float weights the run started from, folded as the run folded them, in place."""
+    load_weights(model, about["weights"], dict(settings.network.key_map), settings.shared / "weights")
+    if settings.bn == "fold":
+        fold_bn(model, facts(model, example))
+    state = model.state_dict()
+    changed = [name for name, value in about["kept"].items() if name not in state or digest(state[name]) != value]
+    if changed:
+        raise QexpError(
+            f"weights={about['weights']} are not those the run started from: {len(changed)} tensors differ, {changed[0]} among them"
+        )
+
+
+def _put_replaced(model: nn.Module, replaced: Mapping[str, str], tensors: Mapping[str, Tensor]) -> None:
+    """Puts the modules that the run put in the place of others, in place; their buffers are constructor arguments."""
+    for name, target in replaced.items():
+        prefix = f"{name}."
+        own = {key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)}
+        parent, _, leaf = name.rpartition(".")
+        module = make({"_target_": target, **{key: t.clone() for key, t in own.items() if "." not in key}})
+        setattr(model.get_submodule(parent), leaf, module)
+
+
+def _fill(model: nn.Module, tensors: dict[str, Tensor], about: dict[str, Any], folder: Path) -> None:
+    """Loads the saved tensors, in place; a bias that the run added becomes a parameter."""
+    for name, tensor in tensors.items():
+        parent, _, leaf = name.rpartition(".")
+        owner = model.get_submodule(parent)
+        if leaf in owner._parameters and owner._parameters[leaf] is None:
+            setattr(owner, leaf, nn.Parameter(torch.empty_like(tensor)))
+    own = model.state_dict()
+    whole = {**{name: own[name] for name in about["kept"]}, **tensors}
+    try:
+        model.load_state_dict(whole, strict=True)
+    except RuntimeError as error:
+        raise QexpError(f"{folder / FILE} does not fit the network: {str(error).splitlines()[-1].strip()}") from None
+
+
+def _without_aliases(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Returns each tensor once, and the other names of tensors that share memory (tied layers, shared quantizers)."""
+    first: dict[tuple[int, tuple[int, ...]], str] = {}
+    stored, aliases = {}, {}
+    for name, tensor in state.items():
+        key = (tensor.data_ptr(), tuple(tensor.shape))
+        if tensor.numel() and key in first:
+            aliases[name] = first[key]
+        else:
+            first[key] = name
+            stored[name] = tensor
+    return stored, aliases

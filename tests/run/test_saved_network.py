@@ -1,0 +1,93 @@
+"""A finished run's network is loaded back bit for bit, whatever made it; what is missing or changed is said."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from qexp.data.digits import Digits
+from qexp.errors import QexpError
+from qexp.layers.swap import baked_weights
+from qexp.run import training
+from qexp.run.saved_network import FILE, load
+
+
+@pytest.fixture
+def evaluated(run, monkeypatch, tmp_path):
+    """Call with overrides; returns the run's folder and what its network made of test images when it was evaluated."""
+    images = next(iter(Digits(max_samples=100).test_dataloader()))[0]
+
+    def one(*overrides: str) -> tuple[Path, torch.Tensor, torch.Tensor]:
+        seen = {}
+        evaluate = training.evaluate
+
+        def watching(model, data, settings, phase, folder):
+            if phase != "float":
+                with torch.no_grad(), baked_weights(model):
+                    seen["scores"] = model.eval()(images)
+            return evaluate(model, data, settings, phase, folder)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(training, "evaluate", watching)
+            metrics = run("study=s", *overrides)
+        assert metrics["status"] == "ok", metrics["error"]
+        return tmp_path / "runs" / "s" / metrics["point"], images, seen["scores"]
+
+    return one
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("quant=mse", "bits=w4a4"),
+        ("quant=minmax", "bits=w8a8", "bn=keep"),
+        ("quant=aciq_full", "bits=w4a4"),
+        ("quant=minmax", "bits=w4a4", "passes=[equalize,bias_correction]"),
+        ("quant=lsq", "bits=w3a3", "schedule=qat", "schedule.epochs=1", "trainer.limit_train_batches=3"),
+        ("quant=one_bit", "bits=w1a2", "schedule=qat_scratch", "schedule.epochs=1", "trainer.limit_train_batches=3"),
+        ("quant=caq_shift", "bits=w8a8"),
+        ("quant=kmeans", "bits=w4a8"),
+        ("quant=adaround", "bits=w3a8", "quant.passes.reconstruct.iterations=5", "quant.passes.reconstruct.batch=4"),
+    ],
+    ids=lambda o: " ".join(o),
+)
+def test_a_run_is_loaded_back_bit_for_bit(evaluated, overrides):
+    folder, images, scores = evaluated(*overrides)
+    with torch.no_grad():
+        assert torch.equal(load(folder)(images), scores)
+
+
+def test_a_calibrated_point_holds_no_weights(evaluated):
+    folder, *_ = evaluated("quant=minmax", "bits=w8a8")
+    with safe_open(folder / FILE, "pt") as file:
+        names = list(file.keys())
+    assert names and all("_quantizer." in name for name in names)
+
+
+def test_a_float_network_that_was_trained_first_is_found_again(evaluated):
+    folder, images, scores = evaluated("weights=null", "schedule.pretrain.epochs=1", "model.net.width=4")
+    assert torch.equal(load(folder)(images), scores)
+
+
+def test_what_is_missing_changed_or_damaged_is_said(evaluated, tmp_path, digits_weights):
+    from safetensors.torch import load_file, save_file
+
+    own = tmp_path / "own.safetensors"
+    own.write_bytes(digits_weights.read_bytes())
+    folder, *_ = evaluated("quant=minmax", f"weights={own}")
+    with pytest.raises(QexpError, match="state.safetensors is missing"):
+        load(tmp_path)
+    state = load_file(own)
+    save_file({name: t + 1 if t.is_floating_point() else t for name, t in state.items()}, own)
+    with pytest.raises(QexpError, match="not those the run started from"):
+        load(folder)
+    own.unlink()
+    with pytest.raises(QexpError, match=r"own\.safetensors"):
+        load(folder)
+    whole = (folder / FILE).read_bytes()
+    (folder / FILE).write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(QexpError, match="is damaged"):
+        load(folder)
