@@ -7,16 +7,21 @@ import json
 import logging
 import zipfile
 from pathlib import Path
+from typing import Any
 
+import torch
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from pytorch_lightning import LightningDataModule
 from torch import nn
 
 from qexp import training
-from qexp.calibration.cache import behaviour, tensor_hash
+from qexp.calibration.cache import behaviour, code_of, tensor_hash
+from qexp.callbacks.observers import others
+from qexp.devices import processes
 from qexp.locks import locked
 from qexp.record import PLACES_DATA, trainer_content
+from qexp.results import identity
 from qexp.tasks.base import Score
 from qexp.weights import load_weights, save_weights, sha256
 
@@ -35,11 +40,19 @@ def build(cfg: DictConfig) -> nn.Module:
 
 
 def contents(cfg: DictConfig) -> dict[str, str]:
-    """Returns the content hashes of the files a configuration names, by their keys.
+    """Returns the content hashes of the files a configuration names, by their keys, and of the code it names, as `code`.
 
     Weights (or a run's last checkpoint) and the plan always; a network's own files, a teacher's weights and files where there are any.
     """
-    return {"weights": _content(cfg.weights), "plan": _content(cfg.plan), **_structure(cfg), **_teacher(cfg)}
+    files = {"weights": _content(cfg.weights), "plan": _content(cfg.plan), **_structure(cfg), **_teacher(cfg)}
+    return files | {"code": identity.digest(code(cfg))}
+
+
+def code(cfg: DictConfig) -> dict[str, str]:
+    """Returns what stands for the code of every class a configuration names, by module; callbacks that only look on left out."""
+    plain = OmegaConf.to_container(cfg, resolve=True)
+    plain["callbacks"] = others(plain.get("callbacks") or {})
+    return identity.code(identity.named(plain))
 
 
 def _structure(cfg: DictConfig) -> dict[str, str]:
@@ -97,9 +110,20 @@ def float_model(cfg: DictConfig, data: LightningDataModule) -> nn.Module:
             load_weights(model, done)
             return model
         schedule = float_schedule(cfg)
-        training.fit(training.task(cfg, model, schedule), data, cfg, schedule, "float", folder)
+        training.fit(training.task(cfg, model, schedule), data, _asked_for(cfg), schedule, "float", folder)
         save_weights(model, done)
     return model
+
+
+def _asked_for(cfg: DictConfig) -> DictConfig:
+    """Returns the configuration that trains the float network: a training that only serves another keeps the callbacks that look on."""
+    if cfg.schedule.name == "float":
+        return cfg
+    own = cfg.copy()
+    with open_dict(own):
+        for name in others(own.callbacks):
+            own.callbacks[name] = None
+    return own
 
 
 def float_schedule(cfg: DictConfig) -> DictConfig:
@@ -114,8 +138,10 @@ def _float_hash(cfg: DictConfig, data: LightningDataModule) -> str:
         images.pop(key, None)
     trainer.pop("limit_test_batches", None)
     content = [OmegaConf.to_container(n, resolve=True) for n in (cfg.model.net, float_schedule(cfg))]
-    if cfg.dataset.get("task"):
-        content.append(training.task_options(cfg))
+    content.append(training.task_options(cfg))
+    if callbacks := others(OmegaConf.to_container(_asked_for(cfg).callbacks, resolve=True)):
+        content.append({"callbacks": callbacks})
+    content.append(identity.code(identity.named([content, images, trainer])))
     if files := _structure(cfg):
         content.append(files)
     text = json.dumps([content, images, trainer, cfg.seed, data.fingerprint()], sort_keys=True, default=str)
@@ -123,19 +149,8 @@ def _float_hash(cfg: DictConfig, data: LightningDataModule) -> str:
 
 
 def reference(cfg: DictConfig, model: nn.Module, data: LightningDataModule, folder: Path) -> Score:
-    """Returns the float network's score, from the same evaluation the quantized one goes through; kept by weights and images."""
-    how = [
-        data.fingerprint(),
-        cfg.max_samples,
-        cfg.dataset.data.get("sampling"),
-        cfg.trainer.get("limit_test_batches"),
-        cfg.trainer.get("precision"),
-    ]
-    # not the state_dict: a buffer that is not saved computes all the same
-    tensors = dict([*model.named_parameters(), *model.named_buffers()])
-    network = [tensor_hash(tensors), [(name, *behaviour(m)) for name, m in model.named_modules()]]
-    content = json.dumps([network, how, training.task_options(cfg)], default=str)
-    path = cache_dir(cfg) / "scores" / f"{hashlib.sha256(content.encode()).hexdigest()[:16]}.npz"
+    """Returns the float network's score, from the same evaluation the quantized one goes through; kept by weights, code and images."""
+    path = cache_dir(cfg) / "scores" / f"{_score_hash(cfg, model, data)}.npz"
     if path.exists():
         try:
             return Score.load(path)
@@ -144,3 +159,32 @@ def reference(cfg: DictConfig, model: nn.Module, data: LightningDataModule, fold
     found, _ = training.evaluate(model, data, cfg, "float", folder)
     found.save(path)
     return found
+
+
+def _score_hash(cfg: DictConfig, model: nn.Module, data: LightningDataModule) -> str:
+    images = OmegaConf.to_container(cfg.dataset.data, resolve=True)
+    task, callbacks = training.task_options(cfg), others(OmegaConf.to_container(cfg.callbacks, resolve=True))
+    how = [_scored(cfg, data), cfg.trainer.get("precision"), task, callbacks]
+    # not the state_dict: a buffer that is not saved computes all the same
+    tensors = dict([*model.named_parameters(), *model.named_buffers()])
+    network = [tensor_hash(tensors), [(name, *behaviour(m)) for name, m in model.named_modules()]]
+    sources = [code_of(model), identity.code(identity.named([images, task, callbacks]))]
+    text = json.dumps([network, sources, how], default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _scored(cfg: DictConfig, data: LightningDataModule) -> list[Any]:
+    """Returns what tells which images are scored: their places, in order; of a loader that has none, all that was asked for."""
+    loader, limit = data.test_dataloader(), cfg.trainer.get("limit_test_batches")
+    indices, size = getattr(loader, "indices", None), getattr(loader, "batch_size", None)
+    if indices is None or size is None:
+        images = OmegaConf.to_container(cfg.dataset.data, resolve=True)
+        asked = {key: value for key, value in images.items() if key not in PLACES_DATA}
+        return [data.fingerprint(), asked, cfg.max_samples, limit, processes(cfg)]
+    batches = len(loader) if limit is None else int(limit * len(loader)) if isinstance(limit, float) else limit
+    if batches >= len(loader):
+        return [data.fingerprint(), tensor_hash([indices])]
+    # each process takes so many batches of the images that are its turn
+    world = processes(cfg)
+    taken = [indices[rank::world][: batches * size] for rank in range(world)]
+    return [data.fingerprint(), tensor_hash([torch.cat(taken).sort().values])]

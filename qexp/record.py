@@ -23,16 +23,22 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from qexp.callbacks.observers import others
 from qexp.locks import locked
 from qexp.report.wording import PLAN
 
 log = logging.getLogger(__name__)
 
 # what does not change a result: where it runs and is kept, what happens on the side
-_NOT_CONTENT = ("runs_dir", "study", "kernels", "callbacks", "force")
+_NOT_CONTENT = ("runs_dir", "study", "kernels", "force")
 PLACES_DATA = ("root", "pack_dir", "workers", "weights")  # the images count, not where they lie, nor who decodes them
-_ABSENT = {"rounding": "float", "verify": 0, "passes": {}}  # not part of a point's name unless they are asked for
-_NOT_CONTENT_TRAINER = ("accelerator", "devices", "strategy", "num_nodes", "enable_progress_bar")
+_ABSENT = {
+    "rounding": "float",
+    "verify": 0,
+    "passes": {},
+    "callbacks": {},
+}  # not part of a point's name unless they are asked for
+_NOT_CONTENT_TRAINER = ("accelerator", "devices", "strategy", "num_nodes", "enable_progress_bar", "logger")
 
 
 def point_hash(cfg: DictConfig, contents: dict[str, str]) -> str:
@@ -40,7 +46,8 @@ def point_hash(cfg: DictConfig, contents: dict[str, str]) -> str:
 
     Args:
         cfg: The configuration.
-        contents: What stands for the keys it names (`weights`, `schedule.distill.teacher.weights`), whose values are then left out.
+        contents: What stands for the keys it names (`weights`, `schedule.distill.teacher.weights`), whose values are then left out;
+            and for what the configuration does not say at all (`code`, `data`).
     """
     try:
         content = OmegaConf.to_container(cfg, resolve=True)
@@ -50,6 +57,7 @@ def point_hash(cfg: DictConfig, contents: dict[str, str]) -> str:
         # without weights the float network is trained first
         trained = trains(content) or content.get("weights") is None
         content["trainer"] = trainer_content(content["trainer"], trained)
+    content["callbacks"] = others(content.get("callbacks") or {})
     for key in _NOT_CONTENT:
         content.pop(key, None)
     for key, default in _ABSENT.items():
