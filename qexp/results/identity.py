@@ -47,7 +47,7 @@ EVERY_RUN = {
 DOTTED = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
 _read: dict[
     str, tuple[object, str, tuple[str, ...]]
-] = {}  # module -> what was loaded, hash of its code, what it imports
+] = {}  # module and path -> what was loaded, hash of its code, what it imports
 
 
 def named(node: Any) -> Iterator[str]:
@@ -184,14 +184,15 @@ def _source(name: str, path: Path) -> tuple[str, tuple[str, ...]]:
     A file that is edited while a sweep runs leaves the points of that sweep with the name of the code they ran.
     """
     loaded = getattr(sys.modules.get(name), "__spec__", None) or sys.modules.get(name)
-    before = _read.get(name)
+    before = _read.get(f"{name} {path}")
     if (
         before is not None and loaded is not None and (before[0] is None or before[0] is loaded)
     ):  # specs are equal too easily
-        _read[name] = (loaded, *before[1:])
+        found = (loaded, *before[1:])
     else:
-        _read[name] = (loaded, *_parsed(name, path))
-    return _read[name][1:]
+        found = (loaded, *_parsed(name, path))
+    _read[f"{name} {path}"] = found
+    return found[1:]
 
 
 def _parsed(name: str, path: Path) -> tuple[str, tuple[str, ...]]:
