@@ -55,6 +55,11 @@ def code(cfg: DictConfig) -> dict[str, str]:
     return identity.code(identity.named(plain))
 
 
+def about(cfg: DictConfig) -> dict[str, Any]:
+    """Returns what the record says of where a point came from: its weights, and the code it depends on (see `results/identity.py`)."""
+    return {"weights": {"source": cfg.weights, "sha256": _content(cfg.weights)}, "code": code(cfg)}
+
+
 def _structure(cfg: DictConfig) -> dict[str, str]:
     own = {"cfg": _content(cfg.model.cfg)} if cfg.model.get("cfg") else {}
     return own | _files("model.net", cfg.model.net, besides=cfg.model.get("cfg"))

@@ -26,7 +26,7 @@ from qexp.graph import Facts
 from qexp.hardware import hardware
 from qexp.layers.quantized import WEIGHTED, float_class, quantizers, weight_of
 from qexp.recipe import Plan
-from qexp.record import Record, asked, commit
+from qexp.record import Record, asked, commit, reference_name
 from qexp.report import wording
 from qexp.report.runfolder import read_history
 from qexp.tasks.base import Score
@@ -47,7 +47,8 @@ def line(metrics: dict[str, Any]) -> str:
     text = f"{wording.metric_name(metrics['metric'])} {metrics['value']:.2f} % [{metrics['ci_low']:.2f}, {metrics['ci_high']:.2f}]"
     if metrics.get("drop") is not None:
         drop = round(metrics["drop"], 2)
-        text += f", {abs(drop):.2f} points {'below' if drop >= 0 else 'above'} float {metrics['value_float']:.2f} %"
+        against = wording.reference(metrics)
+        text += f", {abs(drop):.2f} points {'below' if drop >= 0 else 'above'} {against} {metrics['value_float']:.2f} %"
     return text
 
 
@@ -100,6 +101,7 @@ def metrics(
         "metric": score.metric,
         "value": value,
         "value_float": value_float,
+        "reference": reference_name(cfg),
         "drop": None if value_float is None else value_float - value,
         "ci_low": 100 * score.low,
         "ci_high": 100 * score.high,

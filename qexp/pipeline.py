@@ -51,7 +51,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     try:
         data = load_data(cfg.dataset.data)
         contents = {**floats.contents(cfg), "data": data.fingerprint()}
-        record = Record(study / point_hash(cfg, contents), request)
+        record = Record(study / point_hash(cfg, contents), request, floats.about(cfg))
         with record.locked(outcome.title(cfg)):
             finished = record.finished()
             if finished is not None and not cfg.force:

@@ -9,6 +9,7 @@ import math
 import os
 import platform
 import resource
+import shlex
 import shutil
 import subprocess
 import sys
@@ -101,10 +102,11 @@ class Record:
         folder: `<runs_dir>/<study>/<point>`.
         request: What was asked for, as a hash without contents: a failure's row goes once a point of the same request has succeeded,
             whichever file was missing or damaged before.
+        about: What `environment.json` says of this point besides the versions and the machine: its weights, its code.
     """
 
-    def __init__(self, folder: Path, request: str = "") -> None:
-        self.folder, self.request = folder, request
+    def __init__(self, folder: Path, request: str = "", about: Mapping[str, Any] | None = None) -> None:
+        self.folder, self.request, self.about = folder, request, dict(about or {})
         self._log: logging.Handler | None = None
 
     def locked(self, title: str) -> AbstractContextManager[None]:
@@ -133,7 +135,7 @@ class Record:
         for part in self.folder.glob(".*.part"):  # what a killed run was writing
             part.unlink(missing_ok=True)
         self.write("config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
-        self.write("environment.json", json.dumps(environment(), indent=1))
+        self.write("environment.json", json.dumps(environment() | self.about, indent=1))
         path = self.folder / "log.txt"
         goes_on = path.exists() and not cfg.force
         self._log = logging.FileHandler(path, mode="a" if goes_on else "w")
@@ -215,7 +217,53 @@ def asked(cfg: DictConfig) -> dict[str, Any]:
         "bn": cfg.bn,
         "passes": "" if floating else " + ".join(passes_of(cfg)),
         "seed": cfg.seed,
+        "weights": weights_name(cfg),
     }
+
+
+def weights_name(cfg: Mapping[str, Any]) -> str:
+    """Returns what the weights a run starts from are called in tables: a file or a run's folder and the start of its hash.
+
+    A name that is no file (a torchvision one) stands for itself, of an address its last part. Without weights: how long the float
+    network was trained, or `random` where training with quantizers starts from scratch.
+    """
+    source, schedule = cfg["weights"], cfg["schedule"]
+    if source is None:
+        pretrain = schedule if schedule["name"] == "float" else schedule.get("pretrain")
+        return f"trained {pretrain['epochs']} epochs" if pretrain else "random"
+    text = str(source)
+    if "://" in text:
+        address, _, digest = text.partition("#sha256=")
+        return address.rstrip("/").rsplit("/", 1)[-1] + (f"@{digest[:6]}" if digest else "")
+    path = Path(text)
+    file = path / "checkpoints" / "last.ckpt" if path.is_dir() else path
+    try:
+        state = file.stat()
+        name = path.parent.parent.name if path.parent.name == "checkpoints" and path.parent.parent.name else path.name
+        return f"{name}@{_short_hash(file, state.st_mtime_ns, state.st_size)}"
+    except OSError:  # no file; or the point fails and says so
+        return text.rsplit("/", 1)[-1]
+
+
+@cache
+def _short_hash(path: Path, changed: int, size: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:6]
+
+
+def reference_name(cfg: Mapping[str, Any]) -> str:
+    """Returns what a point's `value_float` is of, where it is not a float network's: weights that were trained with quantizers."""
+    source = cfg["weights"]
+    if source is None:
+        return ""
+    path = Path(str(source))
+    folder = path if path.is_dir() else path.parent.parent
+    try:
+        made = json.loads((folder / "metrics.json").read_text())
+    except (OSError, ValueError, RecursionError):
+        return ""
+    quantized = isinstance(made, dict) and made.get("quant") not in (None, "none") and made.get("seconds_train")
+    return f"{made['schedule']} weights in float" if quantized else ""
 
 
 def plan_name(path: Path) -> str:
@@ -264,7 +312,7 @@ def helps(schedule: DictConfig) -> list[str]:
 @cache
 def environment() -> dict[str, Any]:
     """Returns the versions and the machine a result came from."""
-    packages = ("torch", "torchvision", "pytorch-lightning", "hydra-core", "numpy", "qexp")
+    packages = ("torch", "torchvision", "pytorch-lightning", "hydra-core", "numpy", "safetensors", "qexp")
     return {
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in packages},
@@ -272,6 +320,7 @@ def environment() -> dict[str, Any]:
         "processor": platform.machine(),
         "cpus": os.cpu_count(),
         "commit": commit(),
+        "command": " ".join(map(shlex.quote, sys.argv)),
     }
 
 

@@ -20,7 +20,7 @@ COLUMNS = (
     *("params", "macs", "bops", "weight_bytes", "weight_bytes_float"),
     *("seconds_calibrate", "seconds_train", "seconds_evaluate"),
     *("device", "kernels", "torch", "commit", "rounding", "granularity", "ends_bit", "bn", "add"),
-    *("quantize_input", "n_calibrate"),
+    *("quantize_input", "n_calibrate", "weights"),
 )
 WHOLE = ("seed", "n_eval", "params", "macs", "bops", "weight_bytes", "weight_bytes_float", "n_calibrate")
 REAL = (

@@ -1,6 +1,5 @@
 """The short table a run or a sweep ends with, in plain text."""
 
-import math
 import textwrap
 from collections.abc import Mapping
 from typing import Any
@@ -9,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from qexp.report import wording
-from qexp.report.statistics import aggregate_seeds, ties, wilson
+from qexp.report.statistics import aggregate_seeds, float_references, ties, wilson
 
 WIDTH = 100
 VARIED = [
@@ -23,8 +22,10 @@ VARIED = [
     "add",
     "quantize_input",
     "n_calibrate",
+    "n_eval",
+    "weights",
 ]
-WORDS = ("study", "schedule")  # their values say what they are
+WORDS = ("study", "schedule", "weights")  # their values say what they are
 
 
 def closing_table(
@@ -68,7 +69,7 @@ def _lines(group: pd.DataFrame, worst: Mapping[str, str], limit: int) -> list[li
     if cells.empty:
         return []
     varied = [name for name in VARIED if name in cells and cells[name].nunique(dropna=False) > 1]
-    lines = [_float_line(group, bool(worst))]
+    lines = _float_lines(group, bool(worst))
     shown = cells.loc[cells["mean"].nlargest(limit).index] if len(cells) > limit else cells
     for cell in shown.to_dict("records"):
         points = group.loc[cell["rows"]]
@@ -106,20 +107,31 @@ def _noise(group: pd.DataFrame, correct: Mapping[str, np.ndarray]) -> str:
     return "\n\n" + "\n".join(textwrap.wrap(text, WIDTH))
 
 
-def _float_line(group: pd.DataFrame, with_worst: bool) -> list[str]:
-    """Returns the line of the unquantized network."""
-    known = group[group["value_float"].notna()]
-    if known.empty:
-        return ["float", "W32A32", "-", "-", "-", *(["-"] if with_worst else []), "-"]
-    value, n = float(known["value_float"].iloc[0]), known["n_eval"].iloc[0]
-    interval = "-"
-    low, high = (known[side].iloc[0] if side in known else math.nan for side in ("ci_low_float", "ci_high_float"))
-    if not pd.isna(low) and not pd.isna(high):
-        interval = f"{low:.2f} - {high:.2f}"
-    elif known["metric"].iloc[0] != "map_voc07" and not pd.isna(n) and n > 0 and 0 <= value <= 100:
-        low, high = wilson(value / 100 * n, int(n))
-        interval = f"{low:.2f} - {high:.2f}"
-    return ["float", "W32A32", f"{value:.2f}", interval, "", *([""] if with_worst else []), ""]
+def _float_lines(group: pd.DataFrame, with_worst: bool) -> list[list[str]]:
+    """Returns a line for each unquantized network that the points were compared with; each with its weights where there are several."""
+    found = float_references(group)
+    if found.empty:
+        return [["float", "W32A32", "-", "-", "-", *(["-"] if with_worst else []), "-"]]
+    named = [name for name in ("study", "weights", "n_eval") if name in found and found[name].nunique(dropna=False) > 1]
+    lines = []
+    for one in found.to_dict("records"):
+        words = [_text(one[key]) if key in WORDS else f"{key}={_text(one[key])}" for key in named]
+        name = [wording.reference(one), *words]
+        spread = f" ± {one['sd']:.2f}" if one["n"] > 1 else ""
+        line = [" ".join(name), "W32A32", f"{one['mean']:.2f}{spread}", _interval(one, group), ""]
+        lines.append([*line, *([""] if with_worst else []), ""])
+    return lines
+
+
+def _interval(one: Mapping[str, Any], group: pd.DataFrame) -> str:
+    """Returns the interval of a float network; of an accuracy whose record has none, from the number of images."""
+    low, high, n = one["ci_low"], one["ci_high"], group["n_eval"].dropna()
+    if low == high and one["n"] == 1:
+        n = int(n.iloc[0]) if len(n) else 0
+        if group["metric"].iloc[0] == "map_voc07" or n <= 0 or not 0 <= one["mean"] <= 100:
+            return "-"
+        low, high = wilson(one["mean"] / 100 * n, n)
+    return f"{low:.2f} - {high:.2f}"
 
 
 def _seconds(points: pd.DataFrame) -> float:

@@ -36,7 +36,7 @@ const drawSummary = (row) => {
   const interval = qexp.finite(row.ci_low) ? `${row.ci_low.toFixed(2)} – ${row.ci_high.toFixed(2)} %` : undefined;
   const main = [
     fact(qexp.metricName(), qexp.finite(row.value) ? qexp.percent(row.value) : undefined), fact("95 % interval", interval),
-    fact("float", qexp.finite(row.value_float) ? qexp.percent(row.value_float) : undefined),
+    fact(row.reference || "float", qexp.finite(row.value_float) ? qexp.percent(row.value_float) : undefined),
     fact("below float", qexp.finite(row.drop) ? `${qexp.points(row.drop)} points` : undefined),
     fact("rank", row.rank_low ? `${qexp.rankText(row)}${qexp.nearBest(row) ? " (within noise of the best)" : ""}` : undefined),
     fact("model", row.model), fact("data set", row.dataset), fact("schedule", row.schedule), fact("seed", row.seed === undefined ? undefined : String(row.seed)),
