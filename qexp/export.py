@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
+from pytorch_lightning import LightningDataModule
 
 from qexp import takeaway
 from qexp.datasets import load_data
@@ -37,9 +38,8 @@ def again(cfg: DictConfig, experiment: Experiment) -> dict[str, Any]:
         data = load_data(own.dataset.data)
         with record.locked(record.folder.name):
             metrics = experiment(own, data, record)
-    except QexpError as error:  # the run's own record stays
-        log.error("export=%s failed: %s", cfg.export, error)
-        return {"status": "failed", "error": str(error)}
+    except Exception as error:
+        return _told(f"export={cfg.export}", error)
     if metrics["value"] != recorded["value"]:
         log.warning(
             "%s: evaluated again it has %.4f, recorded was %.4f: weights, images or the code have changed since",
@@ -47,10 +47,23 @@ def again(cfg: DictConfig, experiment: Experiment) -> dict[str, Any]:
             metrics["value"],
             recorded["value"],
         )
-    from qexp.report.study import finish
-
-    finish(record.folder.parent)
     return metrics
+
+
+def proven(cfg: DictConfig, data: LightningDataModule, record: Record, experiment: Experiment) -> dict[str, Any]:
+    """Returns the metrics of a finished point after the proof that `verify` asks for; where that fails, the record stays as it is."""
+    try:
+        return experiment(cfg, data, record)
+    except Exception as error:
+        return {"study": cfg.study, "point": record.folder.name} | _told(f"verify={cfg.verify}", error)
+
+
+def _told(asked: str, error: Exception) -> dict[str, Any]:
+    """Logs what went wrong after a finished run, whose own record stays: a mistake of the user's in a line, a bug with its traceback."""
+    log.error(
+        "%s failed: %s", asked, error or type(error).__name__, exc_info=None if isinstance(error, QexpError) else error
+    )
+    return {"status": "failed", "error": f"{type(error).__name__}: {error}"}
 
 
 def _finished(cfg: DictConfig) -> tuple[Record, DictConfig]:

@@ -56,7 +56,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
             finished = record.finished()
             if finished is not None and not cfg.force:
                 log.info("%s: finished earlier, %s", outcome.title(cfg), record.folder)
-                return finished
+                return finished if proof.is_given(cfg, finished) else export.proven(cfg, data, record, experiment)
             try:
                 record.open(cfg)
                 if cfg.force:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -25,6 +25,14 @@ from qexp.takeaway import first
 log = logging.getLogger(__name__)
 ROUNDINGS = ("float", "integer")
 KEPT = ("verify", "accumulator", *(f"{form}_" for form in takeaway.FORMS))  # columns of proofs and exports
+
+
+def is_given(cfg: DictConfig, finished: Mapping[str, Any]) -> bool:
+    """Whether the record of a finished point holds the proof asked for now: on as many images, or all there are, and at these widths."""
+    held, images = int(finished.get("verify_images") or 0), int(cfg.verify or 0)
+    widths = [cfg.accumulator] if isinstance(cfg.accumulator, int) else list(cfg.accumulator or [])
+    known = {str(name).split()[0] for name in finished.get("accumulator") or {}}
+    return held >= min(images, int(finished.get("n_eval") or images)) and (not images or {*map(str, widths)} <= known)
 
 
 def rounding(cfg: DictConfig, model: nn.Module, data: LightningDataModule) -> AbstractContextManager[None]:

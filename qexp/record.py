@@ -31,11 +31,10 @@ from qexp.report.wording import PLAN
 log = logging.getLogger(__name__)
 
 # what does not change a result: where it runs and is kept, what happens on the side
-_NOT_CONTENT = ("runs_dir", "study", "kernels", "force")
+_NOT_CONTENT = ("runs_dir", "study", "kernels", "force", "verify", "accumulator")  # a proof is added to its point
 PLACES_DATA = ("root", "pack_dir", "workers", "weights")  # the images count, not where they lie, nor who decodes them
 _ABSENT = {
     "rounding": "float",
-    "verify": 0,
     "passes": {},
     "callbacks": {},
 }  # not part of a point's name unless they are asked for

@@ -36,6 +36,7 @@ class StudyPage(Callback):
         self.remaining: Remaining | None = None
         self.watch: receipts.Watch | None = None
         self.receipts: Path | None = None
+        self.exports = False
 
     def __getstate__(self) -> dict[str, Any]:
         """Returns what goes along into other processes, which count no points."""
@@ -57,7 +58,11 @@ class StudyPage(Callback):
 
     def on_job_end(self, config: DictConfig, job_return: Any, **kwargs: Any) -> None:
         metrics, job = getattr(job_return, "_return_value", None), config.hydra.job.get("num")
-        study = Path(config.runs_dir) / config.study
+        if isinstance(metrics, Exception):  # Hydra would raise it after this callback has ended the process
+            log.error(
+                "%s: %s", type(metrics).__name__, metrics, exc_info=None if isinstance(metrics, QexpError) else metrics
+            )
+        study = self._study(config)
         receipt = Receipt.of(study, job, metrics if isinstance(metrics, dict) else {})
         self._note(receipt)
         if self.remaining is not None:
@@ -67,6 +72,13 @@ class StudyPage(Callback):
                 receipts.leave(_receipts(config), job, receipt)
             except OSError as error:  # a full disk; where the point ran in this process nothing is lost
                 log.warning("job %s leaves no receipt: %s", job, error)
+
+    def _study(self, config: DictConfig) -> Path:
+        """Returns the study that a job wrote to: an export's is that of the run it is made of."""
+        if config.get("export") is None:
+            return Path(config.runs_dir) / config.study
+        self.exports = True
+        return Path(str(config.weights)).parent
 
     def on_run_end(self, config: DictConfig, **kwargs: Any) -> None:
         self._close()
@@ -115,7 +127,11 @@ class StudyPage(Callback):
         broken = self._write()
         if self.failed:
             n = len(self.failed)
-            log.error("%d point%s failed; see the table and each point's log.txt", n, "" if n == 1 else "s")
+            what = "export" if self.exports else "point"
+            where = (
+                "see above; the run's own record stays" if self.exports else "see the table and each point's log.txt"
+            )
+            log.error("%d %s%s failed; %s", n, what, "" if n == 1 else "s", where)
         if self.failed or broken:
             sys.exit(1)
 
@@ -124,7 +140,9 @@ class StudyPage(Callback):
         broken = False
         for study in self.studies:
             try:
-                if study.is_dir():
+                if study.is_dir() and any(
+                    study.glob("*/metrics.json")
+                ):  # an export may name a folder that holds no runs
                     finish(study)
             except (OSError, QexpError) as error:  # a full disk; a study whose every point could not be written
                 log.error("%s: the table or the page could not be written: %s", study, error)
