@@ -120,6 +120,13 @@ def float_model(cfg: DictConfig, data: LightningDataModule) -> nn.Module:
     return model
 
 
+def is_untrained(cfg: DictConfig, data: LightningDataModule) -> bool:
+    """Whether `float_model` has to train the network first."""
+    return (
+        cfg.weights is None and not (cache_dir(cfg) / "float" / _float_hash(cfg, data) / "weights.safetensors").exists()
+    )
+
+
 def _asked_for(cfg: DictConfig) -> DictConfig:
     """Returns the configuration that trains the float network: a training that only serves another keeps the callbacks that look on."""
     if cfg.schedule.name == "float":

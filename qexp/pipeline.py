@@ -23,11 +23,12 @@ from qexp.datasets import load_data
 from qexp.errors import QexpError
 from qexp.graph import Facts, facts
 from qexp.layers.swap import check_all_ran
+from qexp.locks import remove_leftovers
 from qexp.passes.base import Moment, Pass
 from qexp.passes.fold_bn import Normal, fold_bn
 from qexp.recipe import Plan, Recipe, apply, resolve
 from qexp.recipe.bits import FLOAT
-from qexp.record import Record, passes_of, peak_mb, point_hash, trains
+from qexp.record import Record, check_study, passes_of, peak_mb, point_hash, trains
 from qexp.search.setting import Setting
 
 log = logging.getLogger(__name__)
@@ -46,6 +47,12 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     """
     if cfg.export is not None:
         return export.again(cfg, experiment)
+    try:
+        check_study(cfg.study)
+    except QexpError as error:  # there is no folder to record it in
+        log.error("%s", error)
+        return {"status": "failed", "error": f"QexpError: {error}"}
+    remove_leftovers(floats.cache_dir(cfg))
     study, request = Path(cfg.runs_dir) / cfg.study, point_hash(cfg, {})
     record = Record(study / f"failed-{request}", request)  # until the contents that name the point are known
     try:
@@ -89,6 +96,9 @@ def experiment(cfg: DictConfig, data: LightningDataModule, record: Record) -> di
     log.info("%s -> %s", outcome.title(cfg), record.folder)
 
     scratch = cfg.schedule.name == "qat_scratch"
+    if not scratch and floats.is_untrained(cfg, data):
+        check(cfg, data)
+        record.checked = True
     model = floats.build(cfg) if scratch else floats.float_model(cfg, data)
     float_score = None if scratch else floats.reference(cfg, model, data, record.folder)
     distill = teachers.distillation(cfg, data, model, is_float=not scratch) if trains(cfg) else None
@@ -101,6 +111,7 @@ def experiment(cfg: DictConfig, data: LightningDataModule, record: Record) -> di
     structure = moment.facts
     plan = attach(cfg, model, structure)
     stages.check(cfg.schedule, plan, passes)
+    record.checked = True
     with _timed(seconds, "calibrate"):
         seen = find_ranges(cfg, model, moment, passes)
         check_all_ran(model, data.example())
@@ -138,6 +149,21 @@ def experiment(cfg: DictConfig, data: LightningDataModule, record: Record) -> di
     outcome.write(record, model, plan, structure, seen, images[0], metrics, score)
     log.info("%s: %s", outcome.title(cfg), outcome.line(metrics))
     return metrics
+
+
+def check(cfg: DictConfig, data: LightningDataModule) -> None:
+    """Raises what is wrong with the recipe, on a network with random weights, before a float network is trained for it.
+
+    A pass that edits the float network may bring the layers that the recipe names; such a recipe is looked at afterwards.
+    """
+    passes = load_passes(cfg)
+    if any(type(edit).on_float is not Pass.on_float for edit in passes):
+        return
+    model = floats.build(cfg)
+    structure, _ = fold(cfg, model, data.example())
+    plan = resolve(model, structure, recipe(cfg))
+    apply(model, plan, structure)
+    stages.check(cfg.schedule, plan, passes)
 
 
 def calibration_images(cfg: DictConfig, data: LightningDataModule) -> list[torch.Tensor]:

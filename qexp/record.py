@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import traceback
+import unicodedata
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, suppress
 from functools import cache
@@ -25,6 +26,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from qexp.callbacks.observers import others
+from qexp.errors import QexpError
 from qexp.locks import locked
 from qexp.report.wording import PLAN
 
@@ -106,6 +108,7 @@ class Record:
 
     def __init__(self, folder: Path, request: str = "", about: Mapping[str, Any] | None = None) -> None:
         self.folder, self.request, self.about = folder, request, dict(about or {})
+        self.checked = False  # what was asked can be computed: what fails from now on is no mistake in the asking
         self._log: logging.Handler | None = None
 
     def locked(self, title: str) -> AbstractContextManager[None]:
@@ -120,7 +123,7 @@ class Record:
         """Returns the metrics of a point that was run to its end, None where it was not (or its file is damaged)."""
         try:
             metrics = json.loads(self.metrics_path.read_text())
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return None
         return metrics if isinstance(metrics, dict) and metrics.get("status") == "ok" else None
 
@@ -183,6 +186,7 @@ class Record:
             "error": f"{type(error).__name__}: {error}",
             **asked(cfg),
             "point": self.folder.name,
+            **({"mistake": True} if isinstance(error, QexpError) and not self.checked else {}),
         }
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -192,6 +196,17 @@ class Record:
         except OSError as full:
             log.error("%s: the failure could not be recorded: %s", self.folder, full)
         return metrics
+
+
+def check_study(name: str) -> None:
+    """Raises if a study's name is not that of a folder inside `runs_dir`."""
+    parts = name.split("/")
+    if not name or name.startswith("/") or {"", ".", ".."} & set(parts) or ".cache" in parts:
+        raise QexpError(f"study={name!r} is not allowed; name a folder inside runs_dir, such as study=widths")
+    if any(unicodedata.category(letter) in ("Cc", "Cf", "Cs", "Zl", "Zp") for letter in name):
+        raise QexpError(f"study={name!r} is not allowed; leave out control characters and line ends")
+    if any(len(part.encode()) > 255 for part in parts):
+        raise QexpError(f"study={name[:40]}...: a folder's name has at most 255 bytes; choose a shorter one")
 
 
 def asked(cfg: DictConfig) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """`python -m qexp.report STUDY_DIR ...`: rebuilds `results.csv` and the page, or shows it live; several studies share one page."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ import pandas as pd
 
 from qexp.errors import QexpError
 from qexp.report.dashboard import write_page
+from qexp.report.forget import main as forget
 from qexp.report.results import collect, write_results
 from qexp.report.runfolder import worst_layer
 from qexp.report.serve import serve
@@ -17,7 +19,8 @@ from qexp.report.table import closing_table
 EXAMPLES = """examples:
   python -m qexp.report runs/widths                      rebuild results.csv and dashboard.html of one study
   python -m qexp.report runs/ptq runs/qat --out both.html   compare two studies on one page
-  python -m qexp.report runs/widths --serve              watch a sweep that still runs, in a browser"""
+  python -m qexp.report runs/widths --serve              watch a sweep that still runs, in a browser
+  python -m qexp.report forget runs/widths --failed      remove points (forget --help)"""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -46,7 +49,10 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit status: 0, or 2 with one line on stderr for a mistake in what was asked."""
-    args = parser().parse_args(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] == ["forget"]:
+        return forget(words[1:])
+    args = parser().parse_args(words)
     try:
         for study in args.studies:
             if not study.is_dir():
@@ -63,7 +69,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             serve(args.studies, out, args.address, args.port)
             return 0
         page = write_page(args.studies, out)  # first: where there is no point it refuses, and nothing has been written
-        tables = [write_results(study) for study in args.studies if any(study.glob("*/metrics.json"))]
+        # beside a page that goes elsewhere a study stays as it is: it may be someone else's, or read-only
+        mine = [study for study in args.studies if args.out is None or os.access(study, os.W_OK)]
+        tables = [write_results(study) for study in mine if any(study.glob("*/metrics.json"))]
         if not args.quiet:
             frames = [collect(study) for study in args.studies]
             worst = {

@@ -78,7 +78,7 @@ def build(df: pd.DataFrame, budget: int = BUDGET) -> dict[str, Any]:
                 break
             try:
                 value = read(folders[i], pool)
-            except (KeyError, TypeError, ValueError) as error:  # a damaged file costs its own figure, not the page
+            except Exception as error:  # whatever is wrong with a file costs its own figure, not the page
                 log.warning("%s of %s are left out: %r", name, folders[i], error)
                 continue
             if value is not None:

@@ -44,9 +44,11 @@ class StudyPage(Callback):
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         StudyPage.running = self
+        _forget_mistakes(self._study(config))
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         StudyPage.running, self.receipts = self, _receipts(config)
+        _forget_mistakes(self._study(config))
         try:
             total = points_of(config)
         except HydraException:  # a mistake in what was asked, which the sweeper is about to name
@@ -76,11 +78,14 @@ class StudyPage(Callback):
     def _study(self, config: DictConfig) -> Path:
         """Returns the study that a job wrote to: an export's is that of the run it is made of."""
         if config.get("export") is None:
-            return Path(config.runs_dir) / config.study
+            inside = not {"..", "."} & set(str(config.study).split("/")) and not str(config.study).startswith("/")
+            return Path(config.runs_dir) / (config.study if inside else "?")  # a name that the run itself refuses
         self.exports = True
         return Path(str(config.weights)).parent
 
     def on_run_end(self, config: DictConfig, **kwargs: Any) -> None:
+        for study in self.studies:  # its error is the last line on the screen
+            _forget_mistakes(study)
         self._close()
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
@@ -148,6 +153,17 @@ class StudyPage(Callback):
                 log.error("%s: the table or the page could not be written: %s", study, error)
                 broken = True
         return broken
+
+
+def _forget_mistakes(study: Path) -> None:
+    """Removes points that asked for what cannot be; those of a sweep are shown at its end, and are gone with the next command."""
+    from qexp.report.forget import forget, mistakes
+
+    try:
+        if study.is_dir() and (found := mistakes(study)):
+            forget(study, found)
+    except (OSError, QexpError) as error:  # read-only, or another process is at it
+        log.debug("%s: %s", study, error)
 
 
 def _receipts(config: DictConfig) -> Path:

@@ -23,7 +23,7 @@ def is_number(value: Any) -> bool:
     """Returns whether the value is a finite number (text that looks like one counts)."""
     try:
         return math.isfinite(float(value))
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return False
 
 
