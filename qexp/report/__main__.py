@@ -1,7 +1,7 @@
 """`python -m qexp.report STUDY_DIR ...`: rebuilds `results.csv` and the page, or shows it live; several studies share one page."""
 
 import argparse
-import os
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +15,8 @@ from qexp.report.results import collect, write_results
 from qexp.report.runfolder import worst_layer
 from qexp.report.serve import serve
 from qexp.report.table import closing_table
+
+log = logging.getLogger(__name__)
 
 EXAMPLES = """examples:
   python -m qexp.report runs/widths                      rebuild results.csv and dashboard.html of one study
@@ -69,9 +71,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             serve(args.studies, out, args.address, args.port)
             return 0
         page = write_page(args.studies, out)  # first: where there is no point it refuses, and nothing has been written
-        # beside a page that goes elsewhere a study stays as it is: it may be someone else's, or read-only
-        mine = [study for study in args.studies if args.out is None or os.access(study, os.W_OK)]
-        tables = [write_results(study) for study in mine if any(study.glob("*/metrics.json"))]
+        tables = []
+        for study in args.studies:
+            try:
+                tables += [write_results(study)] if any(study.glob("*/metrics.json")) else []
+            except OSError as error:
+                if args.out is None:
+                    raise
+                log.warning("%s stays as it is: %s", study / "results.csv", error)  # someone else's, or read-only
         if not args.quiet:
             frames = [collect(study) for study in args.studies]
             worst = {

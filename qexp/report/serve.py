@@ -9,10 +9,11 @@ import re
 import signal
 import socket
 from collections.abc import Sequence
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
 from pathlib import Path
-from threading import Lock
+from threading import Lock, Timer
 from urllib.parse import quote, unquote, urlsplit
 
 from qexp.errors import QexpError
@@ -112,9 +113,25 @@ class Server(ThreadingHTTPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     server: Server
-    timeout = PATIENCE
+
+    def setup(self) -> None:
+        super().setup()
+        # not a time limit on each read: a byte now and then would hold the thread for ever
+        self.limit = Timer(PATIENCE, self._hang_up)
+        self.limit.daemon = True
+        self.limit.start()
+
+    def _hang_up(self) -> None:
+        with suppress(OSError):
+            self.connection.shutdown(socket.SHUT_RDWR)
+
+    def finish(self) -> None:
+        self.limit.cancel()
+        with suppress(ConnectionError):  # hung up
+            super().finish()
 
     def do_GET(self) -> None:
+        self.limit.cancel()  # the request is here; the answer may take its time
         if self.server.private and not HERE.fullmatch(self.headers.get("Host", "")):
             return self._send(403, "text/plain", "this page is for this machine only")  # a foreign name that leads here
         try:
