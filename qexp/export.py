@@ -61,7 +61,10 @@ def proven(cfg: DictConfig, data: LightningDataModule, record: Record, experimen
 def _told(asked: str, error: Exception) -> dict[str, Any]:
     """Logs what went wrong after a finished run, whose own record stays: a mistake of the user's in a line, a bug with its traceback."""
     log.error(
-        "%s failed: %s", asked, error or type(error).__name__, exc_info=None if isinstance(error, QexpError) else error
+        "%s failed: %s",
+        asked,
+        str(error) or type(error).__name__,
+        exc_info=None if isinstance(error, QexpError) else error,
     )
     return {"status": "failed", "error": f"{type(error).__name__}: {error}"}
 

@@ -243,6 +243,8 @@ def weights_name(cfg: Mapping[str, Any]) -> str:
     """
     source, schedule = cfg["weights"], cfg["schedule"]
     if source is None:
+        if schedule["name"] == "qat_scratch":
+            return "random"
         pretrain = schedule if schedule["name"] == "float" else schedule.get("pretrain")
         return f"trained {pretrain['epochs']} epochs" if pretrain else "random"
     text = str(source)

@@ -52,7 +52,7 @@ def test_weights_have_a_short_name(compose, digits, asked, name):
 
 
 def test_weights_trained_with_quantizers_are_called_that_where_they_are_the_reference(run, tmp_path, caplog):
-    short = ("quant=lsq", "schedule=qat", "schedule.max_steps=2", "bits=w4a4")
+    short = ("quant=lsq", "schedule=qat", "schedule.epochs=1", "bits=w4a4")
     trained = run("study=s", *short)
     with caplog.at_level("INFO"):
         again = run("study=s", f"weights={study(tmp_path) / trained['point']}")
@@ -143,6 +143,7 @@ def command(tmp_path: Path, *words: str) -> tuple[int, str]:
     return done.returncode, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_a_command_leaves_no_row_of_a_mistake_and_prints_the_table_of_its_own_study(tmp_path, digits_weights):
     net = (f"weights={digits_weights}", "model.net.width=8")
     status, said = command(tmp_path, *net, "layer_wbit=40")
@@ -151,7 +152,7 @@ def test_a_command_leaves_no_row_of_a_mistake_and_prints_the_table_of_its_own_st
     assert status == 0
     (point,) = study(tmp_path).glob("*/metrics.json")
     done = subprocess.run(
-        [sys.executable, "run.py", "export=package", f"weights={point.parent}", "verify=8", f"runs_dir={tmp_path / 'elsewhere'}"],
+        [sys.executable, "run.py", "export=verify", f"weights={point.parent}", "verify=8", f"runs_dir={tmp_path / 'elsewhere'}"],
         cwd=ROOT, env=os.environ, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     said = done.stdout + done.stderr

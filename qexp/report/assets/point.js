@@ -43,6 +43,7 @@ const drawSummary = (row) => {
     fact("weights", qexp.finite(row.weight_bytes) ? qexp.bytes(row.weight_bytes) : undefined), fact("bit operations", qexp.finite(row.bops) ? qexp.count(row.bops) : undefined),
     fact("integers", row.verify ? `${row.verify === "equal" ? "equal to the simulation" : "DIFFERENT from the simulation"} on ${row.verify_images} images` : undefined),
     fact("codes that real scales round otherwise", qexp.finite(row.verify_codes_differ_real_scales) ? qexp.percent(row.verify_codes_differ_real_scales) : undefined),
+    fact("started from", row.weights), fact("folder", row.folder ? qexp.el("a", { href: row.folder.split("/").map(encodeURIComponent).join("/") + "/config.yaml" }, row.point) : row.point),
     fact("time", qexp.seconds(qexp.total(row))),
   ];
   const shown = new Set(["series", "network", "extra", "index", "width", "folder", "pages", "error", "diagnosis", "rank_low", "rank_high", "value", "value_float", "drop", "ci_low", "ci_high", "model", "dataset", "schedule", "seed", "status"]);
