@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -37,6 +38,7 @@ class StudyPage(Callback):
         self.watch: receipts.Watch | None = None
         self.receipts: Path | None = None
         self.exports = False
+        self.marked: set[str] = set()  # the point of a single run, among those of its study
 
     def __getstate__(self) -> dict[str, Any]:
         """Returns what goes along into other processes, which count no points."""
@@ -67,6 +69,8 @@ class StudyPage(Callback):
         study = self._study(config)
         receipt = Receipt.of(study, job, metrics if isinstance(metrics, dict) else {})
         self._note(receipt)
+        if job is None and isinstance(metrics, dict) and metrics.get("point"):
+            self.marked.add(metrics["point"])
         if self.remaining is not None:
             print(self.remaining.line(), flush=True)  # the result is in the point's own last line
         if job is not None:  # a sweep's
@@ -148,7 +152,7 @@ class StudyPage(Callback):
                 if study.is_dir() and any(
                     study.glob("*/metrics.json")
                 ):  # an export may name a folder that holds no runs
-                    finish(study)
+                    finish(study, self.marked)
             except (OSError, QexpError) as error:  # a full disk; a study whose every point could not be written
                 log.error("%s: the table or the page could not be written: %s", study, error)
                 broken = True
@@ -170,8 +174,8 @@ def _receipts(config: DictConfig) -> Path:
     return Path(config.hydra.sweep.dir) / "receipts"
 
 
-def finish(study: Path) -> None:
-    """Writes a study's CSV and page and prints its table and their paths."""
+def finish(study: Path, marked: Collection[str] = ()) -> None:
+    """Writes a study's CSV and page and prints its table and their paths; the lines of the points `marked` begin with `>`."""
     from qexp.report.dashboard import write_dashboard
     from qexp.report.results import collect, write_results
     from qexp.report.runfolder import read_correct
@@ -182,5 +186,5 @@ def finish(study: Path) -> None:
     print()
     points = collect(study)
     correct = {p: hits for p in points["point"] if (hits := read_correct(study / p)) is not None}
-    print(closing_table(points, correct=correct))
+    print(closing_table(points, correct=correct, marked=marked))
     print(f"\n  table  {csv}\n  page   {page}")

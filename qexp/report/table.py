@@ -1,7 +1,7 @@
 """The short table a run or a sweep ends with, in plain text."""
 
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,7 @@ def closing_table(
     worst: Mapping[str, str] | None = None,
     limit: int = 30,
     correct: Mapping[str, np.ndarray] | None = None,
+    marked: Collection[str] = (),
 ) -> str:
     """Returns the results as an aligned table of at most 100 columns: float first, then every configuration.
 
@@ -43,6 +44,7 @@ def closing_table(
         worst: point -> what to print about its worst layer, for an extra column.
         limit: how many configurations are printed; of more, the most accurate ones.
         correct: point -> which images it got right; with it, a line says which cells cannot be told from the best one.
+        marked: Points whose lines begin with `>`: those of the command that prints the table; they are never cut off.
     """
     if df.empty:
         return "no results yet"
@@ -51,7 +53,7 @@ def closing_table(
         name = wording.metric_name(metric)
         for extra in (worst, {}) if worst else ({},):  # without the extra column where it leaves no room for names
             head = ["method", "bits", f"{name} %", "95 % interval", "drop", *(["worst layer"] if extra else []), "time"]
-            rows = [head, *_lines(group, extra, limit)]
+            rows = [head, *_lines(group, extra, limit, marked)]
             if _room(rows) >= 0:
                 break
         if len(rows) > 1:
@@ -63,19 +65,22 @@ def closing_table(
     return "\n\n".join(blocks)
 
 
-def _lines(group: pd.DataFrame, worst: Mapping[str, str], limit: int) -> list[list[str]]:
+def _lines(group: pd.DataFrame, worst: Mapping[str, str], limit: int, marked: Collection[str] = ()) -> list[list[str]]:
     """Returns the cells of one network's lines: float, the configurations in the order of the table, what is left."""
     cells = aggregate_seeds(group)
     if cells.empty:
         return []
     varied = [name for name in VARIED if name in cells and cells[name].nunique(dropna=False) > 1]
     lines = _float_lines(group, bool(worst))
-    shown = cells.loc[cells["mean"].nlargest(limit).index] if len(cells) > limit else cells
+    mine = [bool(set(marked) & set(group.loc[rows, "point"])) for rows in cells["rows"]]
+    best = cells["mean"].nlargest(limit).index
+    shown = cells[cells.index.isin(best) | mine].sort_values("mean", ascending=False) if len(cells) > limit else cells
     for cell in shown.to_dict("records"):
         points = group.loc[cell["rows"]]
         told = [name for name in varied if name != "plan" or _text(cell[name]) != "-"]  # uniform ones have none
         words = [_text(cell[name]) if name in WORDS else f"{name}={_text(cell[name])}" for name in told]
-        method = " ".join([_text(cell["quant"]), *words])
+        own = [">"] if set(marked) & set(points["point"]) else []
+        method = " ".join([*own, _text(cell["quant"]), *words])
         spread = f" ± {cell['sd']:.2f}" if cell["n"] > 1 else ""
         drop = points["drop"].mean()
         line = [
