@@ -22,6 +22,9 @@ from torch import Tensor, nn
 from qexp.calibration.site_stats import Calibration, SiteStats
 from qexp.layers.quantized import float_class, quantized_layers, quantizers
 from qexp.numerics.granularity import PerChannel, PerTensor
+from qexp.quantizers.base import Quantizer
+from qexp.results import identity
+from qexp.statistics.collectors import Collector
 from qexp.statistics.stats import TensorStats
 
 log = logging.getLogger(__name__)
@@ -44,15 +47,30 @@ def tensor_hash(tensors: dict[str, Tensor] | Sequence[Tensor]) -> str:
 
 
 def content_hash(
-    model: nn.Module, batches: Sequence[Tensor], channel_histograms: bool, collectors: Sequence[str] = ()
+    model: nn.Module, batches: Sequence[Tensor], channel_histograms: bool, collectors: Sequence[Collector] = ()
 ) -> str:
     """Returns the name under which statistics of this float model on these images are kept."""
     own = {id(t) for _, _, q in quantizers(model) for t in [*q.parameters(), *q.buffers()]}
     weights = {k: v for k, v in [*model.named_parameters(), *model.named_buffers()] if id(v) not in own}
     carried = {id(layer.site(site)) for _, layer in quantized_layers(model) for site in layer.sites}
     modules = [(name, *behaviour(m)) for name, m in model.named_modules() if id(m) not in carried]
-    text = json.dumps([_VERSION, modules, channel_histograms, *collectors, tensor_hash(weights), tensor_hash(batches)])
+    names = [c.name for c in collectors]
+    sources = [code_of(model), identity.code(collectors)]
+    text = json.dumps(
+        [_VERSION, modules, channel_histograms, *names, sources, tensor_hash(weights), tensor_hash(batches)]
+    )
     return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+
+def code_of(model: nn.Module) -> dict[str, str]:
+    """Returns what stands for the code of a float network: of its modules' classes and of the functions these hold."""
+    things: list[object] = []
+    for module in model.modules():
+        if isinstance(module, Quantizer):
+            continue
+        things.append(float_class(module))
+        things += [held for key, held in vars(module).items() if callable(held) and key not in _PASSING]
+    return identity.code(things)
 
 
 def behaviour(module: nn.Module) -> tuple[str, dict[str, str]]:

@@ -148,8 +148,7 @@ def calibrate(
     if not len(batches):
         raise QexpError("calibration got no images; ask for at least one batch (n_calibrate)")
     channelwise, asked = wanted(model)
-    names = [c.name for c in asked]
-    path = cache_dir and Path(cache_dir) / f"{content_hash(model, batches, channelwise, names)}.safetensors"
+    path = cache_dir and Path(cache_dir) / f"{content_hash(model, batches, channelwise, asked)}.safetensors"
     calibration = kept_stats(path) if path else None
     if calibration is None:
         job = (model, batches, channelwise, progress, asked, device)

@@ -18,6 +18,8 @@ class Curves(Growing):
         path: The file; the pipeline sets it to the run folder.
     """
 
+    observes = True
+
     file = "curves.csv"
     columns = ("name", "value")
 

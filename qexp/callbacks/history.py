@@ -31,6 +31,8 @@ class History(Growing):
         path: The file; the pipeline sets it to the run folder.
     """
 
+    observes = True
+
     file = "history.csv"
     columns = ("layer", "site", "scale", "low", "high", *MEASURED, "levels", "oscillating", "frozen")
 

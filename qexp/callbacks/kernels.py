@@ -36,6 +36,8 @@ class LoadKernels(Callback):
         which: auto, cuda, cpp or reference.
     """
 
+    observes = True
+
     def __init__(self, which: str = "auto") -> None:
         self.which = which
 

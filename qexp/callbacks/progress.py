@@ -17,6 +17,8 @@ class Progress(ProgressBar):
         every: Seconds between two updates on a terminal; in a log file, where each update is a line, twenty times that.
     """
 
+    observes = True
+
     def __init__(self, phase: str = "", every: float = 0.5) -> None:
         super().__init__()
         self.phase, self.every = phase, every

@@ -1,6 +1,7 @@
 """`python -m qexp.report STUDY_DIR ...`: rebuilds `results.csv` and the page, or shows it live; several studies share one page."""
 
 import argparse
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,15 +10,19 @@ import pandas as pd
 
 from qexp.errors import QexpError
 from qexp.report.dashboard import write_page
+from qexp.report.forget import main as forget
 from qexp.report.serve import serve
 from qexp.results.closing_table import closing_table
 from qexp.results.run_folder_read import worst_layer
 from qexp.results.table_csv import collect, write_results
 
+log = logging.getLogger(__name__)
+
 EXAMPLES = """examples:
   python -m qexp.report runs/widths                      rebuild results.csv and dashboard.html of one study
   python -m qexp.report runs/ptq runs/qat --out both.html   compare two studies on one page
-  python -m qexp.report runs/widths --serve              watch a sweep that still runs, in a browser"""
+  python -m qexp.report runs/widths --serve              watch a sweep that still runs, in a browser
+  python -m qexp.report forget runs/widths --failed      remove points (forget --help)"""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -46,7 +51,10 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit status: 0, or 2 with one line on stderr for a mistake in what was asked."""
-    args = parser().parse_args(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] == ["forget"]:
+        return forget(words[1:])
+    args = parser().parse_args(words)
     try:
         for study in args.studies:
             if not study.is_dir():
@@ -63,7 +71,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             serve(args.studies, out, args.address, args.port)
             return 0
         page = write_page(args.studies, out)  # first: where there is no point it refuses, and nothing has been written
-        tables = [write_results(study) for study in args.studies if any(study.glob("*/metrics.json"))]
+        tables = []
+        for study in args.studies:
+            try:
+                tables += [write_results(study)] if any(study.glob("*/metrics.json")) else []
+            except OSError as error:
+                if args.out is None:
+                    raise
+                log.warning("%s stays as it is: %s", study / "results.csv", error)  # someone else's, or read-only
         if not args.quiet:
             frames = [collect(study) for study in args.studies]
             worst = {

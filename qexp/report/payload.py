@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from qexp.results import run_folder_read, wording
-from qexp.results.confidence import aggregate_seeds, rank_ranges, surely_better
+from qexp.results.confidence import aggregate_seeds, float_references, rank_ranges, surely_better
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +62,7 @@ def build(df: pd.DataFrame, budget: int = BUDGET) -> dict[str, Any]:
     head = {
         "rows": [_record(row) for row in df.drop(columns=list(HIDDEN & set(df.columns))).to_dict("records")],
         "cells": [_record(cell) for cell in cells.to_dict("records")],
+        "references": [_record(one) for one in float_references(df).to_dict("records")],
         "paired": bool(correct),
     }
     pool = Pool()
@@ -77,7 +78,7 @@ def build(df: pd.DataFrame, budget: int = BUDGET) -> dict[str, Any]:
                 break
             try:
                 value = read(folders[i], pool)
-            except (KeyError, TypeError, ValueError) as error:  # a damaged file costs its own figure, not the page
+            except Exception as error:  # whatever is wrong with a file costs its own figure, not the page
                 log.warning("%s of %s are left out: %r", name, folders[i], error)
                 continue
             if value is not None:

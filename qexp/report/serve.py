@@ -5,13 +5,15 @@ from __future__ import annotations
 import ipaddress
 import json
 import logging
+import re
 import signal
 import socket
 from collections.abc import Sequence
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
 from pathlib import Path
-from threading import Lock
+from threading import Lock, Timer
 from urllib.parse import quote, unquote, urlsplit
 
 from qexp.errors import QexpError
@@ -22,6 +24,8 @@ log = logging.getLogger(__name__)
 SHOWN = {  # what else of a run folder the page links to
     ".csv": "text/plain", ".txt": "text/plain", ".yaml": "text/plain", ".json": "application/json", ".html": "text/html"
 }  # fmt: skip
+PATIENCE = 20  # seconds for a request to arrive
+HERE = re.compile(r"(localhost|127\.0\.0\.1|\[::1\])(:\d+)?", re.IGNORECASE)
 WAITING = """<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <meta name="color-scheme" content="light dark"><title>qexp</title></head><body
 style="font:16px system-ui;margin:4rem auto;max-width:40rem;padding:0 1rem">
@@ -63,7 +67,11 @@ class Watched:
 
     def file(self, path: str) -> Path | None:
         """Returns the file of a run folder that the address names as seen from the page; None for anything else."""
-        named = (self.page.parent / path).resolve()
+        try:
+            named = (self.page.parent / path).resolve()
+            named.is_file()
+        except (OSError, ValueError):  # longer than a name may be, or with a zero in it
+            return None
         inside = any(named.is_relative_to(study.resolve()) for study in self.studies)
         return named if inside and named.suffix in SHOWN and named.is_file() else None
 
@@ -106,11 +114,30 @@ class Server(ThreadingHTTPServer):
 class _Handler(BaseHTTPRequestHandler):
     server: Server
 
+    def setup(self) -> None:
+        super().setup()
+        # not a time limit on each read: a byte now and then would hold the thread for ever
+        self.limit = Timer(PATIENCE, self._hang_up)
+        self.limit.daemon = True
+        self.limit.start()
+
+    def _hang_up(self) -> None:
+        with suppress(OSError):
+            self.connection.shutdown(socket.SHUT_RDWR)
+
+    def finish(self) -> None:
+        self.limit.cancel()
+        with suppress(ConnectionError):  # hung up
+            super().finish()
+
     def do_GET(self) -> None:
-        host = urlsplit(f"//{self.headers.get('Host', '')}").hostname
-        if self.server.private and host not in ("localhost", "127.0.0.1", "::1"):
+        self.limit.cancel()  # the request is here; the answer may take its time
+        if self.server.private and not HERE.fullmatch(self.headers.get("Host", "")):
             return self._send(403, "text/plain", "this page is for this machine only")  # a foreign name that leads here
-        path = unquote(urlsplit(self.path).path).lstrip("/")
+        try:
+            path = unquote(urlsplit(self.path).path).lstrip("/")
+        except ValueError:
+            return self._send(400, "text/plain", "no such address")
         if path == "":
             return self._send(200, "text/html", self.server.watched.text())
         if path == "version":
@@ -119,6 +146,8 @@ class _Handler(BaseHTTPRequestHandler):
         if found is None:
             return self._send(404, "text/plain", "no such file")
         return self._send(200, SHOWN[found.suffix], found.read_text(encoding="utf-8", errors="replace"))
+
+    do_HEAD = do_GET
 
     def _send(self, status: int, kind: str, text: str) -> None:
         content = text.encode()
@@ -129,8 +158,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("X-Content-Type-Options", "nosniff")
         self.end_headers()
         try:
-            self.wfile.write(content)
-        except ConnectionError:  # the reader has gone
+            if self.command != "HEAD":
+                self.wfile.write(content)
+        except (ConnectionError, TimeoutError):  # the reader has gone
             log.debug("%s was not read to its end", quote(self.path))
 
     def log_message(self, format: str, *args: object) -> None:

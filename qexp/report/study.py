@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -36,6 +37,8 @@ class StudyPage(Callback):
         self.remaining: Remaining | None = None
         self.watch: receipts.Watch | None = None
         self.receipts: Path | None = None
+        self.exports = False
+        self.marked: set[str] = set()  # the point of a single run, among those of its study
 
     def __getstate__(self) -> dict[str, Any]:
         """Returns what goes along into other processes, which count no points."""
@@ -43,9 +46,11 @@ class StudyPage(Callback):
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         StudyPage.running = self
+        _forget_mistakes(self._study(config))
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         StudyPage.running, self.receipts = self, _receipts(config)
+        _forget_mistakes(self._study(config))
         try:
             total = points_of(config)
         except HydraException:  # a mistake in what was asked, which the sweeper is about to name
@@ -57,9 +62,15 @@ class StudyPage(Callback):
 
     def on_job_end(self, config: DictConfig, job_return: Any, **kwargs: Any) -> None:
         metrics, job = getattr(job_return, "_return_value", None), config.hydra.job.get("num")
-        study = Path(config.runs_dir) / config.study
+        if isinstance(metrics, Exception):  # Hydra would raise it after this callback has ended the process
+            log.error(
+                "%s: %s", type(metrics).__name__, metrics, exc_info=None if isinstance(metrics, QexpError) else metrics
+            )
+        study = self._study(config)
         receipt = Receipt.of(study, job, metrics if isinstance(metrics, dict) else {})
         self._note(receipt)
+        if job is None and isinstance(metrics, dict) and metrics.get("point"):
+            self.marked.add(metrics["point"])
         if self.remaining is not None:
             print(self.remaining.line(), flush=True)  # the result is in the point's own last line
         if job is not None:  # a sweep's
@@ -68,7 +79,17 @@ class StudyPage(Callback):
             except OSError as error:  # a full disk; where the point ran in this process nothing is lost
                 log.warning("job %s leaves no receipt: %s", job, error)
 
+    def _study(self, config: DictConfig) -> Path:
+        """Returns the study that a job wrote to: an export's is that of the run it is made of."""
+        if config.get("export") is None:
+            inside = not {"..", "."} & set(str(config.study).split("/")) and not str(config.study).startswith("/")
+            return Path(config.runs_dir) / (config.study if inside else "?")  # a name that the run itself refuses
+        self.exports = True
+        return Path(str(config.weights)).parent
+
     def on_run_end(self, config: DictConfig, **kwargs: Any) -> None:
+        for study in self.studies:  # its error is the last line on the screen
+            _forget_mistakes(study)
         self._close()
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
@@ -115,7 +136,11 @@ class StudyPage(Callback):
         broken = self._write()
         if self.failed:
             n = len(self.failed)
-            log.error("%d point%s failed; see the table and each point's log.txt", n, "" if n == 1 else "s")
+            what = "export" if self.exports else "point"
+            where = (
+                "see above; the run's own record stays" if self.exports else "see the table and each point's log.txt"
+            )
+            log.error("%d %s%s failed; %s", n, what, "" if n == 1 else "s", where)
         if self.failed or broken:
             sys.exit(1)
 
@@ -124,20 +149,33 @@ class StudyPage(Callback):
         broken = False
         for study in self.studies:
             try:
-                if study.is_dir():
-                    finish(study)
+                if study.is_dir() and any(
+                    study.glob("*/metrics.json")
+                ):  # an export may name a folder that holds no runs
+                    finish(study, self.marked)
             except (OSError, QexpError) as error:  # a full disk; a study whose every point could not be written
                 log.error("%s: the table or the page could not be written: %s", study, error)
                 broken = True
         return broken
 
 
+def _forget_mistakes(study: Path) -> None:
+    """Removes points that asked for what cannot be; those of a sweep are shown at its end, and are gone with the next command."""
+    from qexp.report.forget import forget, mistakes
+
+    try:
+        if study.is_dir() and (found := mistakes(study)):
+            forget(study, found)
+    except (OSError, QexpError) as error:  # read-only, or another process is at it
+        log.debug("%s: %s", study, error)
+
+
 def _receipts(config: DictConfig) -> Path:
     return Path(config.hydra.sweep.dir) / "receipts"
 
 
-def finish(study: Path) -> None:
-    """Writes a study's CSV and page and prints its table and their paths."""
+def finish(study: Path, marked: Collection[str] = ()) -> None:
+    """Writes a study's CSV and page and prints its table and their paths; the lines of the points `marked` begin with `>`."""
     from qexp.report.dashboard import write_dashboard
     from qexp.results.closing_table import closing_table
     from qexp.results.run_folder_read import read_correct
@@ -148,5 +186,5 @@ def finish(study: Path) -> None:
     print()
     points = collect(study)
     correct = {p: hits for p in points["point"] if (hits := read_correct(study / p)) is not None}
-    print(closing_table(points, correct=correct))
+    print(closing_table(points, correct=correct, marked=marked))
     print(f"\n  table  {csv}\n  page   {page}")

@@ -1,1 +1,1 @@
-"""What a run leaves and how sure it is: folders, tables, intervals. numpy and pandas only."""
+"""What a run leaves: its names, its folders, its tables. Import the module that is needed."""

@@ -1,15 +1,14 @@
 """The short table a run or a sweep ends with, in plain text."""
 
-import math
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from qexp.results import wording
-from qexp.results.confidence import aggregate_seeds, ties, wilson
+from qexp.results.confidence import aggregate_seeds, float_references, ties, wilson
 
 WIDTH = 100
 VARIED = [
@@ -23,8 +22,10 @@ VARIED = [
     "add",
     "quantize_input",
     "n_calibrate",
+    "n_eval",
+    "weights",
 ]
-WORDS = ("study", "schedule")  # their values say what they are
+WORDS = ("study", "schedule", "weights")  # their values say what they are
 
 
 def closing_table(
@@ -32,6 +33,7 @@ def closing_table(
     worst: Mapping[str, str] | None = None,
     limit: int = 30,
     correct: Mapping[str, np.ndarray] | None = None,
+    marked: Collection[str] = (),
 ) -> str:
     """Returns the results as an aligned table of at most 100 columns: float first, then every configuration.
 
@@ -42,6 +44,7 @@ def closing_table(
         worst: point -> what to print about its worst layer, for an extra column.
         limit: how many configurations are printed; of more, the most accurate ones.
         correct: point -> which images it got right; with it, a line says which cells cannot be told from the best one.
+        marked: Points whose lines begin with `>`: those of the command that prints the table; they are never cut off.
     """
     if df.empty:
         return "no results yet"
@@ -50,7 +53,7 @@ def closing_table(
         name = wording.metric_name(metric)
         for extra in (worst, {}) if worst else ({},):  # without the extra column where it leaves no room for names
             head = ["method", "bits", f"{name} %", "95 % interval", "drop", *(["worst layer"] if extra else []), "time"]
-            rows = [head, *_lines(group, extra, limit)]
+            rows = [head, *_lines(group, extra, limit, marked)]
             if _room(rows) >= 0:
                 break
         if len(rows) > 1:
@@ -62,19 +65,22 @@ def closing_table(
     return "\n\n".join(blocks)
 
 
-def _lines(group: pd.DataFrame, worst: Mapping[str, str], limit: int) -> list[list[str]]:
+def _lines(group: pd.DataFrame, worst: Mapping[str, str], limit: int, marked: Collection[str] = ()) -> list[list[str]]:
     """Returns the cells of one network's lines: float, the configurations in the order of the table, what is left."""
     cells = aggregate_seeds(group)
     if cells.empty:
         return []
     varied = [name for name in VARIED if name in cells and cells[name].nunique(dropna=False) > 1]
-    lines = [_float_line(group, bool(worst))]
-    shown = cells.loc[cells["mean"].nlargest(limit).index] if len(cells) > limit else cells
+    lines = _float_lines(group, bool(worst))
+    mine = [bool(set(marked) & set(group.loc[rows, "point"])) for rows in cells["rows"]]
+    best = cells["mean"].nlargest(limit).index
+    shown = cells[cells.index.isin(best) | mine].sort_values("mean", ascending=False) if len(cells) > limit else cells
     for cell in shown.to_dict("records"):
         points = group.loc[cell["rows"]]
         told = [name for name in varied if name != "plan" or _text(cell[name]) != "-"]  # uniform ones have none
         words = [_text(cell[name]) if name in WORDS else f"{name}={_text(cell[name])}" for name in told]
-        method = " ".join([_text(cell["quant"]), *words])
+        own = [">"] if set(marked) & set(points["point"]) else []
+        method = " ".join([*own, _text(cell["quant"]), *words])
         spread = f" ± {cell['sd']:.2f}" if cell["n"] > 1 else ""
         drop = points["drop"].mean()
         line = [
@@ -106,20 +112,31 @@ def _noise(group: pd.DataFrame, correct: Mapping[str, np.ndarray]) -> str:
     return "\n\n" + "\n".join(textwrap.wrap(text, WIDTH))
 
 
-def _float_line(group: pd.DataFrame, with_worst: bool) -> list[str]:
-    """Returns the line of the unquantized network."""
-    known = group[group["value_float"].notna()]
-    if known.empty:
-        return ["float", "W32A32", "-", "-", "-", *(["-"] if with_worst else []), "-"]
-    value, n = float(known["value_float"].iloc[0]), known["n_eval"].iloc[0]
-    interval = "-"
-    low, high = (known[side].iloc[0] if side in known else math.nan for side in ("ci_low_float", "ci_high_float"))
-    if not pd.isna(low) and not pd.isna(high):
-        interval = f"{low:.2f} - {high:.2f}"
-    elif known["metric"].iloc[0] != "map_voc07" and not pd.isna(n) and n > 0 and 0 <= value <= 100:
-        low, high = wilson(value / 100 * n, int(n))
-        interval = f"{low:.2f} - {high:.2f}"
-    return ["float", "W32A32", f"{value:.2f}", interval, "", *([""] if with_worst else []), ""]
+def _float_lines(group: pd.DataFrame, with_worst: bool) -> list[list[str]]:
+    """Returns a line for each unquantized network that the points were compared with; each with its weights where there are several."""
+    found = float_references(group)
+    if found.empty:
+        return [["float", "W32A32", "-", "-", "-", *(["-"] if with_worst else []), "-"]]
+    named = [name for name in ("study", "weights", "n_eval") if name in found and found[name].nunique(dropna=False) > 1]
+    lines = []
+    for one in found.to_dict("records"):
+        words = [_text(one[key]) if key in WORDS else f"{key}={_text(one[key])}" for key in named]
+        name = [wording.reference(one), *words]
+        spread = f" ± {one['sd']:.2f}" if one["n"] > 1 else ""
+        line = [" ".join(name), "W32A32", f"{one['mean']:.2f}{spread}", _interval(one, group), ""]
+        lines.append([*line, *([""] if with_worst else []), ""])
+    return lines
+
+
+def _interval(one: Mapping[str, Any], group: pd.DataFrame) -> str:
+    """Returns the interval of a float network; of an accuracy whose record has none, from the number of images."""
+    low, high, n = one["ci_low"], one["ci_high"], group["n_eval"].dropna()
+    if low == high and one["n"] == 1:
+        n = int(n.iloc[0]) if len(n) else 0
+        if group["metric"].iloc[0] == "map_voc07" or n <= 0 or not 0 <= one["mean"] <= 100:
+            return "-"
+        low, high = wilson(one["mean"] / 100 * n, n)
+    return f"{low:.2f} - {high:.2f}"
 
 
 def _seconds(points: pd.DataFrame) -> float:

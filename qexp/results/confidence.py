@@ -19,8 +19,11 @@ T95 = (
 # What makes two points the same configuration up to the seed; columns a study lacks are ignored.
 CELL = (
     *("study", "model", "dataset", "metric", "quant", "schedule", "layer_wbit", "layer_abit", "mean_wbit", "mean_abit"),
-    *("plan", "ends_bit", "rounding", "granularity", "bn", "add", "quantize_input", "n_calibrate", "n_eval"),
+    *("plan", "ends_bit", "rounding", "granularity", "bn", "add", "quantize_input", "n_calibrate", "n_eval", "weights"),
 )
+
+# What makes two points share a float network to be compared with.
+REFERENCE = ("study", "model", "dataset", "metric", "weights", "reference", "n_eval")
 
 
 def wilson(correct: float, n: int, z: float = Z95) -> tuple[float, float]:
@@ -80,10 +83,11 @@ def aggregate_seeds(df: pd.DataFrame) -> pd.DataFrame:
 
     Failed points are left out. The interval joins two independent doubts in quadrature: the spread over seeds
     (Student's t) and the finite test set (the mean of the points' own half widths), so one seed gives the point's
-    own interval. Points that repeat a seed differ in something the columns do not name and stay apart.
+    own interval. Of shares it is clipped to 0..100: few seeds far apart say no more than that.
+    Points that repeat a seed differ in something the columns do not name and stay apart.
     """
     ok = df[(df["status"] == "ok") & df["value"].notna()]
-    keys = [name for name in CELL if name in ok.columns]
+    keys = [name for name in CELL if name in ok.columns and ok[name].notna().any()]
     cells = []
     for key, group in ok.groupby(keys, dropna=False, sort=False) if len(ok) else []:
         same_seed = "seed" not in group or group["seed"].duplicated().any()
@@ -127,6 +131,24 @@ def seed_columns(df: pd.DataFrame) -> pd.DataFrame:
     return out.astype({"seeds": "Int64"})
 
 
+def float_references(df: pd.DataFrame) -> pd.DataFrame:
+    """Returns one row for each float network that points were compared with: `mean`, `sd`, `n`, `ci_low`, `ci_high`, its names.
+
+    Runs from the same weights have one, whatever their seed; networks that were trained once for each seed are joined as
+    `aggregate_seeds` joins points.
+    """
+    known = df[(df["status"] == "ok") & df["value_float"].notna()]
+    keys = [name for name in REFERENCE if name in known.columns and known[name].notna().any()]
+    rows = []
+    for key, group in known.groupby(keys, dropna=False, sort=False) if len(known) else []:
+        one = group.drop_duplicates(["value_float", *(["seed"] if "seed" in group else [])])
+        if one["value_float"].nunique() == 1:
+            one = one.head(1)
+        sides = {side: one.get(f"{side}_float", pd.Series(math.nan, one.index)) for side in ("ci_low", "ci_high")}
+        rows.append({**dict(zip(keys, key)), **_spread(one.assign(value=one["value_float"], **sides))})
+    return pd.DataFrame(rows, columns=[*keys, "mean", "sd", "n", "ci_low", "ci_high"])
+
+
 def _spread(points: pd.DataFrame) -> dict[str, float]:
     """Returns mean, standard deviation, count and the interval of points that differ in the seed only."""
     value, n = points["value"].astype(float), len(points)
@@ -135,6 +157,8 @@ def _spread(points: pd.DataFrame) -> dict[str, float]:
     sd = float(value.std(ddof=1)) if n > 1 else math.nan
     seeds = (T95[n - 2] if n - 2 < len(T95) else Z95) * sd / math.sqrt(n) if n > 1 else 0.0
     low, high = (mean - math.hypot(seeds, _known(below)), mean + math.hypot(seeds, _known(above)))
+    if value.between(0, 100).all():
+        low, high = max(0.0, low), min(100.0, high)
     return {"mean": mean, "sd": sd, "n": n, "ci_low": low, "ci_high": high}
 
 

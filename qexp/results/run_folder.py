@@ -8,6 +8,7 @@ import math
 import os
 import platform
 import resource
+import shlex
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from qexp.errors import QexpError
 from qexp.system.locks import locked
 
 log = logging.getLogger(__name__)
@@ -31,10 +33,12 @@ class Record:
         folder: `<runs_dir>/<study>/<point>`.
         request: What was asked for, as a hash without contents: a failure's row goes once a point of the same request has succeeded,
             whichever file was missing or damaged before.
+        about: What `environment.json` says of this point besides the versions and the machine: its weights, its code.
     """
 
-    def __init__(self, folder: Path, request: str = "") -> None:
-        self.folder, self.request = folder, request
+    def __init__(self, folder: Path, request: str = "", about: Mapping[str, Any] | None = None) -> None:
+        self.folder, self.request, self.about = folder, request, dict(about or {})
+        self.checked = False  # what was asked can be computed: what fails from now on is no mistake in the asking
         self._log: logging.Handler | None = None
 
     def locked(self, title: str) -> AbstractContextManager[None]:
@@ -49,7 +53,7 @@ class Record:
         """Returns the metrics of a point that was run to its end, None where it was not (or its file is damaged)."""
         try:
             metrics = json.loads(self.metrics_path.read_text())
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return None
         return metrics if isinstance(metrics, dict) and metrics.get("status") == "ok" else None
 
@@ -67,7 +71,7 @@ class Record:
         for part in self.folder.glob(".*.part"):  # what a killed run was writing
             part.unlink(missing_ok=True)
         self.write("config.yaml", config)
-        self.write("environment.json", json.dumps(environment(), indent=1))
+        self.write("environment.json", json.dumps(environment() | self.about, indent=1))
         path = self.folder / "log.txt"
         goes_on = path.exists() and not start_over
         self._log = logging.FileHandler(path, mode="a" if goes_on else "w")
@@ -126,6 +130,7 @@ class Record:
             "error": f"{type(error).__name__}: {error}",
             **row,
             "point": self.folder.name,
+            **({"mistake": True} if isinstance(error, QexpError) and not self.checked else {}),
         }
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -140,7 +145,7 @@ class Record:
 @cache
 def environment() -> dict[str, Any]:
     """Returns the versions and the machine a result came from."""
-    packages = ("torch", "torchvision", "pytorch-lightning", "hydra-core", "numpy", "qexp")
+    packages = ("torch", "torchvision", "pytorch-lightning", "hydra-core", "numpy", "safetensors", "qexp")
     return {
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in packages},
@@ -148,6 +153,7 @@ def environment() -> dict[str, Any]:
         "processor": platform.machine(),
         "cpus": os.cpu_count(),
         "commit": commit(),
+        "command": " ".join(map(shlex.quote, sys.argv)),
     }
 
 

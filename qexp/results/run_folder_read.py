@@ -26,10 +26,11 @@ def worst_layer(point_dir: Path) -> str:
 def read_correct(point_dir: Path) -> np.ndarray | None:
     """Returns which test samples the point got right, booleans `[n]`; None where it is not known."""
     try:
-        kept = np.load(point_dir / "correct.npy", allow_pickle=False)
-    except (OSError, ValueError):
+        # mapped first: a header may claim more than the file holds, and more than the memory
+        kept = np.load(point_dir / "correct.npy", allow_pickle=False, mmap_mode="r")
+    except Exception:  # a damaged header fails in the parser of Python's literals, in many ways
         return None
-    return kept if kept.dtype == bool and kept.ndim == 1 else None
+    return np.array(kept) if kept.dtype == bool and kept.ndim == 1 else None
 
 
 def read_curves(point_dir: Path) -> pd.DataFrame:
@@ -64,7 +65,7 @@ def read_depth(point_dir: Path) -> dict[str, list[dict[str, Any]]]:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         log.warning("%s is left out: %s", path, error)
         return {}
     return found if isinstance(found, dict) else {}
@@ -77,7 +78,7 @@ def read_histograms(point_dir: Path) -> list[dict[str, Any]]:
         entries = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return []
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         log.warning("%s is left out: %s", path, error)
         return []
     needed = {"layer", "site", "low_edge", "bin_width", "counts"}

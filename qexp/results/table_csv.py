@@ -20,14 +20,28 @@ COLUMNS = (
     *("params", "macs", "bops", "weight_bytes", "weight_bytes_float"),
     *("seconds_calibrate", "seconds_train", "seconds_evaluate"),
     *("device", "kernels", "torch", "commit", "rounding", "granularity", "ends_bit", "bn", "add"),
-    *("quantize_input", "n_calibrate"),
+    *("quantize_input", "n_calibrate", "weights"),
 )
 WHOLE = ("seed", "n_eval", "params", "macs", "bops", "weight_bytes", "weight_bytes_float", "n_calibrate")
 REAL = (
     *("mean_wbit", "mean_abit", "value", "value_float", "drop", "ci_low", "ci_high"),
     *("seconds_calibrate", "seconds_train", "seconds_evaluate"),
 )
-NAMES = ("study", "point", "status", "model", "dataset", "quant", "schedule", "metric")
+NAMES = (
+    "study",
+    "point",
+    "status",
+    "model",
+    "dataset",
+    "quant",
+    "schedule",
+    "metric",
+    "weights",
+    "plan",
+    "reference",
+    "request",
+)
+DEPTH, LARGEST = 8, 2**63  # of what a record may hold
 ORDER = ["study", "model", "dataset", "quant", "schedule", "mean_wbit", "mean_abit", "seed", "point"]
 
 
@@ -50,7 +64,7 @@ def collect(study_dir: str | Path) -> pd.DataFrame:
     for path in sorted(study_dir.glob("*/metrics.json")):
         try:
             rows.append(_row(path))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             log.warning("%s is left out: %s", path, error)
             skipped.append(f"{path.parent.name}: {error}")
     done = {row["request"] for row in rows if row["status"] == "ok" and row.get("request")}
@@ -75,10 +89,23 @@ def _row(path: Path) -> dict[str, Any]:
         raise ValueError(f"not UTF-8 text ({error.reason})") from error
     if not isinstance(row, dict):
         raise ValueError(f"expected a mapping of names to values, got {type(row).__name__}")
+    _check(row)
     row.setdefault("study", path.parent.parent.name)
     row["point"] = path.parent.name
     row.setdefault("status", "ok" if row.get("value") is not None else "failed")
     return {name: _plain(name, value) for name, value in row.items()}
+
+
+def _check(value: Any, depth: int = 0) -> None:
+    """Raises if a record holds what no run writes, and tables and pages cannot hold."""
+    if depth > DEPTH:
+        raise ValueError(f"nested more than {DEPTH} deep")
+    if isinstance(value, int) and abs(value) >= LARGEST:
+        raise ValueError(
+            f"an integer of {len(str(value))} digits" if abs(value) < 10**4000 else "an integer of thousands of digits"
+        )
+    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        _check(inner, depth + 1)
 
 
 def _plain(name: str, value: Any) -> Any:

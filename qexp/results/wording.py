@@ -13,11 +13,17 @@ def metric_name(metric: Any) -> str:
     return METRICS.get(metric, str(metric))
 
 
+def reference(row: Mapping[str, Any]) -> str:
+    """Returns what a point is compared with: the float network, or quantized training's weights evaluated in float."""
+    known = row.get("reference")
+    return "float" if not isinstance(known, str) or not known else known
+
+
 def is_number(value: Any) -> bool:
     """Returns whether the value is a finite number (text that looks like one counts)."""
     try:
         return math.isfinite(float(value))
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return False
 
 

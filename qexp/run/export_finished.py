@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,49 +11,70 @@ import yaml
 
 from qexp.data.contract import DataSet
 from qexp.errors import QexpError, near
+from qexp.network.facts import facts
+from qexp.passes.base import Moment
 from qexp.results.run_folder import Record
-from qexp.run import exporters
+from qexp.run import exporters, integer_proof, saved_network
 from qexp.run.datasets import load_data
 from qexp.run.experiment import Experiment
-from qexp.run.settings import Settings
+from qexp.run.settings import Integers, Settings
 
 log = logging.getLogger(__name__)
 EXPORTS = ("verify", *exporters.FORMS)
-IMAGES = 1000  # a proof is tried on, where nobody says how many
-Compute = Callable[[Settings, DataSet, Record], Experiment]
+IMAGES = 1000  # a proof is tried on, where no number is given
 
 
-def again(settings: Settings, experiment: Compute) -> dict[str, Any]:
+def again(settings: Settings) -> dict[str, Any]:
     """Returns the metrics of a finished run after what `export` asks for; its folder is where everything is read and written.
 
-    The run's own configuration is taken through the same steps: statistics come from the cache, a training from its last checkpoint.
-    The run is evaluated again, and a score that is not the recorded one is said: then these are not the files of that run.
+    The network is loaded from the folder and nothing is evaluated again. A proof on fewer images than the recorded one does not take its
+    place, unless it finds something else.
 
     Args:
-        settings: `export`, `weights` (the run's folder), `verify` (how many images; by default 1,000). A proof on fewer images than the
-            recorded one does not take its place, unless it finds something else.
-        experiment: What computes a point.
+        settings: `export`, `weights` (the run's folder), `verify` (how many images; by default 1,000).
     """
+    form = settings.integers.export
     try:
         record, own = _finished(settings)
-        recorded = record.finished()
-        data = load_data(own.data.module)
         with record.locked(record.folder.name):
-            metrics = experiment(own, data, record).metrics
-    except QexpError as error:  # the run's own record stays
-        log.error("export=%s failed: %s", settings.integers.export, error)
-        return {"status": "failed", "error": str(error)}
-    if metrics["value"] != recorded["value"]:
-        log.warning(
-            "%s: evaluated again it has %.4f, recorded was %.4f: weights, images or the code have changed since",
-            record.folder,
-            metrics["value"],
-            recorded["value"],
-        )
-    from qexp.report.study import finish
-
-    finish(record.folder.parent)
+            metrics = _added(own, load_data(own.data.module), record)
+    except Exception as error:
+        return _failed(f"export={form}", error)
     return metrics
+
+
+def proven(settings: Settings, data: DataSet, record: Record) -> dict[str, Any]:
+    """Returns the metrics of a finished point after the proof that `verify` asks for; where that fails, the record stays as it is."""
+    try:
+        return _added(settings, data, record)
+    except Exception as error:
+        failure = _failed(f"verify={settings.integers.verify}", error)
+        return {"study": settings.study, "point": record.folder.name} | failure
+
+
+def _added(settings: Settings, data: DataSet, record: Record) -> dict[str, Any]:
+    """Returns the record of a finished run with what a proof or an export of its network adds, and writes it."""
+    model = saved_network.load(record.folder)
+    example = data.example()
+    needs_images = settings.integers.export in exporters.OF_NETWORK
+    images = data.calibration_batches(settings.n_calibrate, settings.data.calibration_batch, settings.seed)
+    context = Moment(facts(model, example), images if needs_images else [example], {}, folder=record.folder)
+    recorded = record.finished() or {}
+    metrics = recorded | integer_proof.prove(Experiment(settings, data, record, model, context), recorded)
+    record.request = recorded.get("request", "")
+    record.metrics(metrics)
+    return metrics
+
+
+def _failed(asked: str, error: Exception) -> dict[str, Any]:
+    """Logs what went wrong after a finished run, whose own record stays: a mistake of the user's in a line, a bug with its traceback."""
+    log.error(
+        "%s failed: %s",
+        asked,
+        str(error) or type(error).__name__,
+        exc_info=None if isinstance(error, QexpError) else error,
+    )
+    return {"status": "failed", "error": f"{type(error).__name__}: {error}"}
 
 
 def _finished(settings: Settings) -> tuple[Record, Settings]:
@@ -65,20 +86,13 @@ def _finished(settings: Settings) -> tuple[Record, Settings]:
     if settings.weights is None or not (folder / "config.yaml").is_file():
         raise QexpError(f"export={form} needs weights=<folder of a finished run>, got {settings.weights}")
     record = Record(folder)
-    finished = record.finished()
-    if finished is None:
+    if record.finished() is None:
         raise QexpError(
             f"{folder}: this run is not finished (its metrics.json does not say ok); run it to its end first"
         )
-    if form in exporters.NEEDS:  # said before the run is evaluated again
+    if form in exporters.NEEDS:  # checked before the network is loaded
         exporters.NEEDS[form]()
-    record.request = finished.get("request", "")
-    own = {**settings.resolved, **yaml.safe_load((folder / "config.yaml").read_text())}  # keys that later versions have
-    own |= {
-        "verify": settings.integers.verify or IMAGES,
-        "accumulator": list(settings.integers.accumulator),
-        "export": form,
-    }
-    own |= {"runs_dir": str(folder.parent.parent), "study": folder.parent.name, "force": False}
-    own["trainer"] = {**own["trainer"], "enable_progress_bar": settings.trainer.progress}
-    return record, Settings.of(own)
+    own = Settings.of({**settings.resolved, **yaml.safe_load((folder / "config.yaml").read_text())})
+    asked = Integers(own.integers.rounding, settings.integers.verify or IMAGES, settings.integers.accumulator, form)
+    trainer = replace(own.trainer, progress=settings.trainer.progress)
+    return record, replace(own, integers=asked, trainer=trainer, study=folder.parent.name)

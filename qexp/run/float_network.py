@@ -6,14 +6,20 @@ import hashlib
 import json
 import logging
 import zipfile
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import torch
 from torch import nn
 
-from qexp.calibration.cache import behaviour, tensor_hash
+from qexp.calibration.cache import behaviour, code_of, tensor_hash
+from qexp.callbacks.observers import others
 from qexp.data.contract import DataSet
 from qexp.models.weights import load_weights, save_weights, sha256
+from qexp.results import identity
 from qexp.run import training
+from qexp.run.devices import processes
 from qexp.run.naming import PLACES_DATA, trainer_content
 from qexp.run.settings import Network, Settings
 from qexp.run.settings.checks import Spec
@@ -31,7 +37,7 @@ def build(settings: Settings) -> nn.Module:
 
 
 def contents(settings: Settings) -> dict[str, str]:
-    """Returns the content hashes of the files a configuration names, by their keys.
+    """Returns the content hashes of the files that the settings name, by their keys, and of the code they name, as `code`.
 
     Weights (or a run's last checkpoint) and the plan always; a network's own files, a teacher's weights and files where there are any.
     """
@@ -40,6 +46,20 @@ def contents(settings: Settings) -> dict[str, str]:
         "plan": _content(settings.widths.plan),
         **_structure(settings.network),
         **_teacher(settings.schedule.distill.teacher),
+        "code": identity.digest(code(settings)),
+    }
+
+
+def code(settings: Settings) -> dict[str, str]:
+    """Returns what stands for the code of every class that the settings name, by module; callbacks that only look on are left out."""
+    return identity.code(identity.named({**settings.resolved, "callbacks": others(settings.callbacks)}))
+
+
+def about(settings: Settings) -> dict[str, Any]:
+    """Returns where a point came from: its weights, and the code it depends on (see `results/identity.py`)."""
+    return {
+        "weights": {"source": settings.weights, "sha256": _content(settings.weights)},
+        "code": code(settings),
     }
 
 
@@ -96,7 +116,7 @@ def float_model(settings: Settings, data: DataSet) -> nn.Module:
             load_weights(model, done)
             return model
         schedule = settings.float_schedule
-        training.fit(training.task(settings, model, schedule), data, settings, schedule, "float", folder)
+        training.fit(training.task(settings, model, schedule), data, _asked_for(settings), schedule, "float", folder)
         save_weights(model, done)
     return model
 
@@ -108,13 +128,29 @@ def source(settings: Settings, data: DataSet) -> Path | str:
     return (settings.shared / "float" / _float_hash(settings, data) / "weights.safetensors").resolve()
 
 
+def is_untrained(settings: Settings, data: DataSet) -> bool:
+    """Whether `float_model` has to train the network first."""
+    return settings.weights is None and not Path(source(settings, data)).exists()
+
+
+def _asked_for(settings: Settings) -> Settings:
+    """Returns the settings that train the float network: a training that only serves another keeps the callbacks that look on."""
+    if settings.schedule.is_float:
+        return settings
+    left_out = others(settings.callbacks)
+    return replace(settings, callbacks={k: v for k, v in settings.callbacks.items() if k not in left_out})
+
+
 def _float_hash(settings: Settings, data: DataSet) -> str:
     images = dict(settings.data.module)
     trainer = trainer_content(settings.trainer.options, trained=True)
     for key in (*PLACES_DATA, "download", "max_samples", "sampling", "eval_batch_size"):
         images.pop(key, None)
     trainer.pop("limit_test_batches", None)
-    content = [settings.network.net, settings.float_schedule.options, settings.data.task]
+    content: list[Any] = [settings.network.net, settings.float_schedule.options, settings.data.task]
+    if callbacks := others(_asked_for(settings).callbacks):
+        content.append({"callbacks": callbacks})
+    content.append(identity.code(identity.named([content, images, trainer])))
     if files := _structure(settings.network):
         content.append(files)
     text = json.dumps([content, images, trainer, settings.seed, data.fingerprint()], sort_keys=True, default=str)
@@ -122,19 +158,8 @@ def _float_hash(settings: Settings, data: DataSet) -> str:
 
 
 def reference(settings: Settings, model: nn.Module, data: DataSet, folder: Path) -> Score:
-    """Returns the float network's score, from the same evaluation the quantized one goes through; kept by weights and images."""
-    how = [
-        data.fingerprint(),
-        settings.max_samples,
-        settings.data.module.get("sampling"),
-        settings.trainer.options.get("limit_test_batches"),
-        settings.trainer.precision,
-    ]
-    # not the state_dict: a buffer that is not saved computes all the same
-    tensors = dict([*model.named_parameters(), *model.named_buffers()])
-    network = [tensor_hash(tensors), [(name, *behaviour(m)) for name, m in model.named_modules()]]
-    content = json.dumps([network, how, settings.data.task], default=str)
-    path = settings.shared / "scores" / f"{hashlib.sha256(content.encode()).hexdigest()[:16]}.npz"
+    """Returns the float network's score, from the same evaluation the quantized one goes through; kept by weights, code and images."""
+    path = settings.shared / "scores" / f"{_score_hash(settings, model, data)}.npz"
     if path.exists():
         try:
             return Score.load(path)
@@ -143,3 +168,33 @@ def reference(settings: Settings, model: nn.Module, data: DataSet, folder: Path)
     found, _ = training.evaluate(model, data, settings, "float", folder)
     found.save(path)
     return found
+
+
+def _score_hash(settings: Settings, model: nn.Module, data: DataSet) -> str:
+    images, task, callbacks = settings.data.module, settings.data.task, others(settings.callbacks)
+    how = [_scored(settings, data), settings.trainer.precision, task, callbacks]
+    # not the state_dict: a buffer that is not saved computes all the same
+    tensors = dict([*model.named_parameters(), *model.named_buffers()])
+    network = [tensor_hash(tensors), [(name, *behaviour(m)) for name, m in model.named_modules()]]
+    sources = [code_of(model), identity.code(identity.named([images, task, callbacks]))]
+    text = json.dumps([network, sources, how], default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _scored(settings: Settings, data: DataSet) -> list[Any]:
+    """Returns what tells which images are scored: their places, in order; of a loader that has none, all that was asked for."""
+    loader, limit, world = (
+        data.test_dataloader(),
+        settings.trainer.options.get("limit_test_batches"),
+        processes(settings.trainer),
+    )
+    indices, size = getattr(loader, "indices", None), getattr(loader, "batch_size", None)
+    if indices is None or size is None:
+        asked = {key: value for key, value in settings.data.module.items() if key not in PLACES_DATA}
+        return [data.fingerprint(), asked, settings.max_samples, limit, world]
+    batches = len(loader) if limit is None else int(limit * len(loader)) if isinstance(limit, float) else limit
+    if batches >= len(loader):
+        return [data.fingerprint(), tensor_hash([indices])]
+    # each process takes so many batches of the images that are its turn
+    taken = [indices[rank::world][: batches * size] for rank in range(world)]
+    return [data.fingerprint(), tensor_hash([torch.cat(taken).sort().values])]

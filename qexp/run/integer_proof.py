@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -19,10 +20,18 @@ from qexp.run import exporters
 from qexp.run.experiment import Experiment
 from qexp.run.exporters import first
 from qexp.run.naming import asked
-from qexp.run.settings import Settings
+from qexp.run.settings import Integers, Settings
 
 log = logging.getLogger(__name__)
 KEPT = ("verify", "accumulator", *(f"{form}_" for form in exporters.FORMS))  # columns of proofs and exports
+
+
+def is_given(integers: Integers, finished: Mapping[str, Any]) -> bool:
+    """Whether the record of a finished point holds the proof asked for now: on as many images, or all there are, and at these widths."""
+    held, images = int(finished.get("verify_images") or 0), integers.verify
+    known = {str(name).split()[0] for name in finished.get("accumulator") or {}}
+    widths = {str(width) for width in integers.accumulator}
+    return held >= min(images, int(finished.get("n_eval") or images)) and (not images or widths <= known)
 
 
 def rounding(run: Experiment) -> AbstractContextManager[None]:
@@ -38,15 +47,19 @@ def lowered(run: Experiment) -> Lowered:
     return lower(run.model.cpu(), run.data.example(), about)
 
 
-def prove(run: Experiment) -> dict[str, Any]:
+def prove(run: Experiment, earlier: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Returns what the record holds of integers: how the network was rounded, what a proof found, what an export wrote.
 
     A proof writes `integer.csv` and the program (`integer/`). What earlier exports found of the same network stays in the record, and a
     proof on more images than this one does, unless this one found something else.
+
+    Args:
+        run: Its network, images and folder; nothing is evaluated.
+        earlier: The record of the same network, where it is finished.
     """
     settings, model, data, record = run.settings, run.model, run.data, run.record
     found = {"rounding": "integer"} if settings.integers.rounding == "integer" else {}
-    found = _earlier(record, 100 * run.score.value) | found
+    found = _earlier(earlier or {}) | found
     program = None
     if settings.integers.verify and settings.integers.export not in exporters.OF_NETWORK:
         program = lowered(run)
@@ -66,12 +79,9 @@ def prove(run: Experiment) -> dict[str, Any]:
     return found
 
 
-def _earlier(record: Record, value: float) -> dict[str, Any]:
-    """Returns what the record holds of proofs and exports of the same network."""
-    earlier = record.finished() or {}
-    if earlier.get("value") != value:
-        return {}
-    return {k: v for k, v in earlier.items() if k.startswith(KEPT) or k in ("value_integer", "value_onnx")}
+def _earlier(recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what a record holds of proofs and exports."""
+    return {k: v for k, v in recorded.items() if k.startswith(KEPT) or k in ("value_integer", "value_onnx")}
 
 
 def _stands(earlier: dict[str, Any], verdict: Verdict, program: Lowered, record: Record) -> bool:

@@ -5,20 +5,24 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import unicodedata
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from qexp.callbacks.observers import others
+from qexp.errors import QexpError
 from qexp.results import wording
 from qexp.results.wording import PLAN
 from qexp.run.settings import Schedule, Settings
 from qexp.system.objects import TARGET
 
 # what does not change a result: where it runs and is kept, what happens on the side
-_NOT_CONTENT = ("runs_dir", "study", "kernels", "callbacks", "force")
+_NOT_CONTENT = ("runs_dir", "study", "kernels", "force", "verify", "accumulator")  # a proof is added to its point
 PLACES_DATA = ("root", "pack_dir", "workers", "weights")  # the images count, not where they lie, nor who decodes them
-_ABSENT = {"rounding": "float", "verify": 0, "passes": {}}  # not part of a point's name unless they are asked for
-_NOT_CONTENT_TRAINER = ("accelerator", "devices", "strategy", "num_nodes", "enable_progress_bar")
+_ABSENT = {"rounding": "float", "passes": {}, "callbacks": {}}  # not part of a point's name unless they are asked for
+_NOT_CONTENT_TRAINER = ("accelerator", "devices", "strategy", "num_nodes", "enable_progress_bar", "logger")
 
 
 def point_hash(settings: Settings, contents: Mapping[str, str]) -> str:
@@ -26,11 +30,13 @@ def point_hash(settings: Settings, contents: Mapping[str, str]) -> str:
 
     Args:
         settings: Of the run.
-        contents: What stands for the keys it names (`weights`, `schedule.distill.teacher.weights`), whose values are then left out.
+        contents: What stands for the keys it names (`weights`, `schedule.distill.teacher.weights`), whose values are then left out;
+            and for what the configuration does not name at all (`code`, `data`).
     """
     content = copy.deepcopy(dict(settings.resolved))
     # without weights the float network is trained first
     content["trainer"] = trainer_content(settings.trainer.options, settings.trains or settings.weights is None)
+    content["callbacks"] = others(settings.callbacks)
     for key in _NOT_CONTENT:
         content.pop(key, None)
     for key, default in _ABSENT.items():
@@ -60,6 +66,17 @@ def trainer_content(trainer: Mapping[str, Any], trained: bool) -> dict[str, Any]
     return content
 
 
+def check_study(name: str) -> None:
+    """Raises if a study's name is not that of a folder inside `runs_dir`."""
+    parts = name.split("/")
+    if not name or name.startswith("/") or {"", ".", ".."} & set(parts) or ".cache" in parts:
+        raise QexpError(f"study={name!r} is not allowed; name a folder inside runs_dir, such as study=widths")
+    if any(unicodedata.category(letter) in ("Cc", "Cf", "Cs", "Zl", "Zp") for letter in name):
+        raise QexpError(f"study={name!r} is not allowed; leave out control characters and line ends")
+    if any(len(part.encode()) > 255 for part in parts):
+        raise QexpError(f"study={name[:40]}...: a folder's name has at most 255 bytes; choose a shorter one")
+
+
 def title(settings: Settings) -> str:
     """Returns the few words that name a point: `resnet20 minmax ptq W8A8`."""
     row = asked(settings)
@@ -87,7 +104,53 @@ def asked(settings: Settings) -> dict[str, Any]:
         "bn": settings.bn,
         "passes": " + ".join(settings.all_passes),
         "seed": settings.seed,
+        "weights": weights_name(settings),
     }
+
+
+def weights_name(settings: Settings) -> str:
+    """Returns what the weights a run starts from are called in tables: a file or a run's folder and the start of its hash.
+
+    A name that is no file (a torchvision one) stands for itself, of an address its last part. Without weights: how long the float
+    network was trained, or `random` where training with quantizers starts from scratch.
+    """
+    source, schedule = settings.weights, settings.schedule
+    if source is None:
+        pretrain = schedule if schedule.is_float else None if schedule.from_scratch else schedule.pretrain
+        return f"trained {pretrain.epochs} epochs" if pretrain else "random"
+    text = str(source)
+    if "://" in text:
+        address, _, digest = text.partition("#sha256=")
+        return address.rstrip("/").rsplit("/", 1)[-1] + (f"@{digest[:6]}" if digest else "")
+    path = Path(text)
+    file = path / "checkpoints" / "last.ckpt" if path.is_dir() else path
+    try:
+        state = file.stat()
+        name = path.parent.parent.name if path.parent.name == "checkpoints" and path.parent.parent.name else path.name
+        return f"{name}@{_short_hash(file, state.st_mtime_ns, state.st_size)}"
+    except OSError:  # no file; or the point fails and says so
+        return text.rsplit("/", 1)[-1]
+
+
+@cache
+def _short_hash(path: Path, changed: int, size: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:6]
+
+
+def reference_name(settings: Settings) -> str:
+    """Returns what a point's `value_float` is of, where it is not a float network's: weights that were trained with quantizers."""
+    source = settings.weights
+    if source is None:
+        return ""
+    path = Path(str(source))
+    folder = path if path.is_dir() else path.parent.parent
+    try:
+        made = json.loads((folder / "metrics.json").read_text())
+    except (OSError, ValueError, RecursionError):
+        return ""
+    quantized = isinstance(made, dict) and made.get("quant") not in (None, "none") and made.get("seconds_train")
+    return f"{made['schedule']} weights in float" if quantized else ""
 
 
 def plan_name(path: Path) -> str:

@@ -30,7 +30,7 @@ from qexp.results.run_folder_read import read_history
 from qexp.run import saved_network
 from qexp.run.devices import device_name
 from qexp.run.experiment import Experiment
-from qexp.run.naming import asked
+from qexp.run.naming import asked, reference_name
 from qexp.statistics.stats import TensorStats
 
 log = logging.getLogger(__name__)
@@ -43,7 +43,8 @@ def line(metrics: dict[str, Any]) -> str:
     text = f"{wording.metric_name(metrics['metric'])} {metrics['value']:.2f} % [{metrics['ci_low']:.2f}, {metrics['ci_high']:.2f}]"
     if metrics.get("drop") is not None:
         drop = round(metrics["drop"], 2)
-        text += f", {abs(drop):.2f} points {'below' if drop >= 0 else 'above'} float {metrics['value_float']:.2f} %"
+        against = wording.reference(metrics)
+        text += f", {abs(drop):.2f} points {'below' if drop >= 0 else 'above'} {against} {metrics['value_float']:.2f} %"
     return text
 
 
@@ -96,6 +97,7 @@ def metrics(run: Experiment) -> dict[str, Any]:
         "metric": score.metric,
         "value": value,
         "value_float": value_float,
+        "reference": reference_name(settings),
         "drop": None if value_float is None else value_float - value,
         "ci_low": 100 * score.low,
         "ci_high": 100 * score.high,

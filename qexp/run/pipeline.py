@@ -22,10 +22,11 @@ from qexp.results.run_folder import Record, peak_mb
 from qexp.run import devices, export_finished, float_network, integer_proof, outcome, stages, teacher, training
 from qexp.run.datasets import load_data
 from qexp.run.experiment import Experiment
-from qexp.run.naming import asked, point_hash, title
+from qexp.run.naming import asked, check_study, point_hash, title
 from qexp.run.saved_network import Origin
 from qexp.run.settings import Settings
 from qexp.search.setting import Setting
+from qexp.system.locks import remove_leftovers
 from qexp.system.objects import make
 
 log = logging.getLogger(__name__)
@@ -41,18 +42,25 @@ def run(settings: Settings) -> dict[str, Any]:
         The columns of `results.csv` for this point, `status` (`ok` or `failed`) among them.
     """
     if settings.integers.export is not None:
-        return export_finished.again(settings, experiment)
+        return export_finished.again(settings)
+    try:
+        check_study(settings.study)
+    except QexpError as error:  # there is no folder to record it in
+        log.error("%s", error)
+        return {"status": "failed", "error": f"QexpError: {error}"}
+    remove_leftovers(settings.shared)
     study, request = settings.runs_dir / settings.study, point_hash(settings, {})
     record = Record(study / f"failed-{request}", request)  # until the contents that name the point are known
     try:
         data = load_data(settings.data.module)
         contents = {**float_network.contents(settings), "data": data.fingerprint()}
-        record = Record(study / point_hash(settings, contents), request)
+        record = Record(study / point_hash(settings, contents), request, float_network.about(settings))
         with record.locked(title(settings)):
             finished = record.finished()
             if finished is not None and not settings.force:
                 log.info("%s: finished earlier, %s", title(settings), record.folder)
-                return finished
+                is_given = integer_proof.is_given(settings.integers, finished)
+                return finished if is_given else export_finished.proven(settings, data, record)
             try:
                 record.open(settings.yaml, start_over=settings.force)
                 if settings.force:
@@ -84,6 +92,7 @@ def experiment(settings: Settings, data: DataSet, record: Record) -> Experiment:
         edit.on_float(run.model, run.context)
     attach(run)
     stages.check(settings.schedule, run.plan, run.passes)
+    record.checked = True
     with run.timed("calibrate"):
         find_ranges(run)
         check_all_ran(run.model, data.example())
@@ -120,6 +129,9 @@ def start(settings: Settings, data: DataSet, record: Record) -> Experiment:
     check_images(settings, data)
     log.info("%s -> %s", title(settings), record.folder)
     scratch = settings.schedule.from_scratch
+    if not scratch and float_network.is_untrained(settings, data):
+        check_recipe(settings, data)
+        record.checked = True
     model = float_network.build(settings) if scratch else float_network.float_model(settings, data)
     reference = None if scratch else float_network.reference(settings, model, data, record.folder)
     origin = Origin.of(model, None if scratch else float_network.source(settings, data))
@@ -145,6 +157,24 @@ def start(settings: Settings, data: DataSet, record: Record) -> Experiment:
         reference=reference,
         kernels=kernels,
     )
+
+
+def check_recipe(settings: Settings, data: DataSet) -> None:
+    """Raises what is wrong with the recipe, on a network with random weights, before a float network is trained for it.
+
+    A pass that edits the float network may bring the layers that the recipe names; such a recipe is checked afterwards.
+    """
+    passes = load_passes(settings)
+    if any(type(edit).on_float is not Pass.on_float for edit in passes):
+        return
+    model = float_network.build(settings)
+    found = facts(model, data.example())
+    if settings.bn == "fold" and (found.bn_of or found.trace_error):
+        fold_bn(model, found)
+        found = facts(model, data.example())
+    plan = resolve(model, found, recipe(settings))
+    apply(model, plan, found)
+    stages.check(settings.schedule, plan, passes)
 
 
 def check_images(settings: Settings, data: DataSet) -> None:

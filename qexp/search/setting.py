@@ -18,6 +18,7 @@ from qexp.errors import QexpError
 from qexp.network.cost import LayerCost, layer_costs
 from qexp.network.facts import Facts
 from qexp.recipe.plan import Plan
+from qexp.results import identity
 from qexp.search.sensitivity import sensitivity
 from qexp.search.shelf import Key, Shelf
 
@@ -88,7 +89,10 @@ def measured(setting: Setting, shelf: Shelf, keys: Sequence[Key], images: int, m
     specs = [[*key, setting.plan[key].spec] for key in keys]
     seen = content_hash(setting.model, [x for x, _ in batches], False)
     fitted = [[*key, b, shelf.quantizer(key, b).describe()] for key in keys for b in shelf.widths]
-    name = hashlib.sha256(json.dumps([seen, specs, fitted, shelf.widths], default=str).encode()).hexdigest()[:20]
+    sources = identity.code([*identity.named(specs), *(shelf.quantizer(key, b) for key in keys for b in shelf.widths)])
+    name = hashlib.sha256(json.dumps([seen, specs, fitted, shelf.widths, sources], default=str).encode()).hexdigest()[
+        :20
+    ]
     path = setting.cache / "search" / f"{name}.csv"
     if path.exists():
         log.info("sensitivity: measured earlier, %s", path)

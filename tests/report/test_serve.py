@@ -2,17 +2,21 @@
 
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from qexp.errors import QexpError
+from qexp.report import serve
 from qexp.report.__main__ import main
 from qexp.report.serve import Server
 
@@ -73,6 +77,50 @@ def test_files_of_the_runs_and_no_others(served: Server, tmp_path: Path, write_p
         "no.csv",
     ):
         assert status(served, path) == 404
+
+
+def exchange(server: Server, request: bytes) -> bytes:
+    with socket.create_connection(server.server_address[:2], timeout=20) as sent:
+        sent.sendall(request)
+        answer = b""
+        while part := sent.recv(65536):
+            answer += part
+    return answer
+
+
+@pytest.mark.parametrize(
+    "path", ["%00", "a%00.csv", "x" * 300 + ".csv", "x/" * 3000 + "y.csv", "%ff%fe", "..%2f..%2fetc%2fpasswd"]
+)
+def test_an_address_that_can_be_no_file_is_not_found(served: Server, path: str) -> None:
+    assert status(served, path) == 404
+
+
+@pytest.mark.parametrize("target", ["http://[", "//[x/"])
+def test_an_address_that_is_none_is_a_bad_request(served: Server, target: str) -> None:
+    answer = exchange(served, f"GET {target} HTTP/1.0\r\nHost: localhost\r\n\r\n".encode())
+    assert answer.split()[1] in (b"400", b"404")
+
+
+def test_head_says_what_get_would_without_the_page(served: Server) -> None:
+    head, _, rest = exchange(served, b"HEAD / HTTP/1.0\r\nHost: localhost\r\n\r\n").partition(b"\r\n\r\n")
+    assert head.split()[1] == b"200" and not rest and int(head.split(b"Content-Length: ")[1].split()[0]) > 100
+
+
+@pytest.mark.parametrize(
+    "host", ["evil@localhost", "localhost.evil.com", "localhost:80@evil.com", "[::1", "", "evil.com:localhost"]
+)
+def test_a_host_that_only_looks_like_this_machine_is_refused(served: Server, host: str) -> None:
+    assert exchange(served, f"GET / HTTP/1.0\r\nHost: {host}\r\n\r\n".encode()).split()[1] == b"403"
+
+
+def test_a_half_sent_request_is_hung_up_on_even_if_it_drips(served: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serve, "PATIENCE", 0.3)
+    with socket.create_connection(served.server_address[:2], timeout=20) as sent, suppress(ConnectionError):
+        for letter in b"GET / HTTP/1.0 and on and on and on":
+            sent.sendall(bytes([letter]))
+            time.sleep(0.05)
+        assert sent.recv(10) == b""
+    assert "No point is finished yet" in get(served), "the others are served"
 
 
 def test_another_name_that_leads_here_is_refused(served: Server) -> None:

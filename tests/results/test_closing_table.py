@@ -119,3 +119,13 @@ def test_widths(spec: object, mean: float, text: str) -> None:
 @pytest.mark.parametrize(("value", "text"), [(0.000123456, "0.000123"), (12345.6, "12346"), (0, "0"), ("x", "-")])
 def test_numbers(value: object, text: str) -> None:
     assert number(value) == text
+
+
+def test_the_run_that_prints_the_table_is_marked_and_never_cut_off(
+    tmp_path: Path, write_point: Callable[..., Path]
+) -> None:
+    for method in ("mse", "lsq", "minmax"):
+        write_point(tmp_path / "s", method, 4, 4, plain=True)
+    text = closing_table(collect(tmp_path / "s"), limit=1, marked={"minmax-w4a4-s0"})
+    lines = [line for line in text.splitlines() if "W4A4" in line and "%" not in line]
+    assert [line.startswith("> minmax") for line in lines] == [False, True] and lines[0].startswith("lsq")

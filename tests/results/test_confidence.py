@@ -6,7 +6,16 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from qexp.results.confidence import aggregate_seeds, mcnemar, rank_ranges, seed_columns, surely_better, ties, wilson
+from qexp.results.confidence import (
+    aggregate_seeds,
+    float_references,
+    mcnemar,
+    rank_ranges,
+    seed_columns,
+    surely_better,
+    ties,
+    wilson,
+)
 
 
 @pytest.mark.parametrize(
@@ -176,3 +185,38 @@ def test_the_shortcut_for_many_images_says_what_the_exact_test_says():
         for j in range(12):
             assert sure[i, j] == (value[i] > value[j] and 11 * mcnemar(hits[i], hits[j]).p < 0.05)
     assert 0 < sure.sum() < 66
+
+
+def test_an_interval_over_seeds_stays_among_the_shares() -> None:
+    rows = [
+        {"status": "ok", "quant": "a", "seed": i, "value": v, "ci_low": v - 2, "ci_high": v + 0.5}
+        for i, v in enumerate((60.0, 99.5))
+    ]
+    (cell,) = aggregate_seeds(pd.DataFrame(rows)).to_dict("records")
+    assert (cell["ci_low"], cell["ci_high"], cell["n"]) == (0.0, 100.0, 2)
+
+
+def test_each_float_network_is_a_reference_and_those_of_seeds_are_joined() -> None:
+    def row(weights: str, seed: int, value: float) -> dict:
+        ends = {"ci_low_float": value - 1, "ci_high_float": value + 1}
+        return {
+            "status": "ok",
+            "model": "m",
+            "weights": weights,
+            "seed": seed,
+            "value_float": value,
+            "value": 1.0,
+        } | ends
+
+    rows = [
+        row("a@1", 0, 90.0),
+        row("a@1", 1, 90.0),
+        row("b@2", 0, 80.0),
+        row("trained 5 epochs", 0, 70.0),
+        row("trained 5 epochs", 1, 72.0),
+    ]
+    found = float_references(pd.DataFrame(rows)).set_index("weights")
+    assert found["mean"].to_dict() == {"a@1": 90.0, "b@2": 80.0, "trained 5 epochs": 71.0}
+    assert found["n"].to_dict() == {"a@1": 1, "b@2": 1, "trained 5 epochs": 2}
+    assert (found.loc["a@1", "ci_low"], found.loc["a@1", "ci_high"]) == (89.0, 91.0)
+    assert found.loc["trained 5 epochs", "ci_high"] > 75, "two seeds say little"

@@ -10,6 +10,9 @@ import pandas as pd
 import pytest
 
 from qexp.errors import QexpError
+from qexp.report.__main__ import main
+from qexp.results import table_csv
+from qexp.results.run_folder_read import read_correct
 from qexp.results.table_csv import COLUMNS, collect, write_results, write_text
 
 
@@ -116,3 +119,89 @@ def test_odd_values_do_not_stop_the_table(tmp_path: Path, write_point: Callable[
     assert set(df["model"]) == {"7", "resnet20"}
     assert df["n_eval"].isna().sum() == 1
     assert write_results(tmp_path / "s").is_file()
+
+
+DAMAGE = {
+    "nested": {"rules": json.loads("[" * 500 + "]" * 500)},
+    "digits": {"params": 10**400},
+    "many digits": {"macs": -(10**25)},
+    "request a list": {"request": ["a"]},
+    "plan a mapping": {"plan": {"a": 1}},
+    "weights a list": {"weights": [1, [2]]},
+    "value a list": {"value": [1]},
+    "value text": {"value": "high", "ci_low": {}, "drop": "none"},
+    "images text": {"n_eval": "many", "seconds_train": [1]},
+    "names numbers": {"model": 3, "quant": {"a": 1}, "dataset": None},
+    "widths lists": {"layer_wbit": [[8]], "mean_wbit": [4]},
+    "error a list": {"status": "failed", "error": [1, 2]},
+    "accumulator text": {"accumulator": "x", "diagnosis": {"a": 1}},
+}
+FILES = {
+    "histograms.json": [
+        '[{"layer": 1, "site": [], "low_edge": "a", "bin_width": {}, "counts": ["x"]}]',
+        "[" * 100_000,
+        "{}",
+        "[1]",
+    ],
+    "depth.json": [
+        '{"layers": [{"layer": "a"}]}',
+        '{"layers": 3, "norms": 4}',
+        "[" * 100_000,
+        '{"layers": [1], "norms": [2]}',
+    ],
+    "layers.csv": ["layer,site\n", "layer,site,sqnr\na,weight,high\n", "layer\n1\n", "\x00\x00"],
+    "pareto.csv": ["trial,weight_bytes,bops,front\n1,2,3,true\n", "trial\n1\n"],
+    "history.csv": ["step,layer,site,scale,oscillating\n1,a,w,x,y\n"],
+    "sensitivity.csv": ["layer,site,bits,divergence\n"],
+    "accumulator.csv": ["bits,overflow,top1\nx,y,z\n"],
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_a_damaged_point_costs_its_own_row_at_most(tmp_path: Path, write_point: Callable[..., Path], name: str) -> None:
+    write_point(tmp_path / "s", "mse", 4, 4, plain=True)
+    write_point(tmp_path / "s", "lsq", 4, 4, plain=True, **DAMAGE[name])
+    assert main([str(tmp_path / "s")]) == 0
+    table = pd.read_csv(tmp_path / "s" / "results.csv")
+    assert "mse-w4a4-s0" in set(table.point)
+    if name in ("nested", "digits", "many digits"):
+        assert list(table.point) == ["mse-w4a4-s0"] and "left out" in (tmp_path / "s" / "dashboard.html").read_text()
+
+
+def test_damaged_files_of_a_point_cost_their_own_figures(tmp_path: Path, write_point: Callable[..., Path]) -> None:
+    for name, contents in FILES.items():
+        for i, content in enumerate(contents):
+            point = write_point(tmp_path / "s", "mse", 4, 4, point=f"{name}-{i}")
+            (point / name).write_text(content)
+    assert main([str(tmp_path / "s")]) == 0
+    assert len(pd.read_csv(tmp_path / "s" / "results.csv")) == sum(map(len, FILES.values()))
+
+
+@pytest.mark.parametrize("shape", ["(1000000000000,)", "(-1,)", "(2, 2)", "(100,"])
+def test_a_file_that_claims_more_than_it_holds_is_not_read(
+    tmp_path: Path, write_point: Callable[..., Path], shape: str
+) -> None:
+    point = write_point(tmp_path / "s", "mse", 4, 4, plain=True)
+    head = f"{{'descr': '|b1', 'fortran_order': False, 'shape': {shape}, }}".ljust(117) + "\n"
+    (point / "correct.npy").write_bytes(
+        b"\x93NUMPY\x01\x00" + len(head).to_bytes(2, "little") + head.encode() + b"\1" * 100
+    )
+    assert read_correct(point) is None
+    assert main([str(tmp_path / "s")]) == 0
+
+
+def test_a_page_elsewhere_leaves_a_study_that_cannot_be_written_alone(tmp_path, write_point, monkeypatch) -> None:
+    write_point(tmp_path / "s", "mse", 4, 4, plain=True)
+    write = table_csv.write_text
+
+    def read_only(path: Path, text: str) -> Path:
+        if path.parent == tmp_path / "s":
+            raise OSError(30, "Read-only file system")
+        return write(path, text)
+
+    monkeypatch.setattr(table_csv, "write_text", read_only)
+    assert (
+        main([str(tmp_path / "s"), "--out", str(tmp_path / "page.html")]) == 0
+        and (tmp_path / "page.html").stat().st_size > 1000
+    )
+    assert main([str(tmp_path / "s")]) == 2

@@ -78,7 +78,7 @@ def test_what_is_missing_changed_or_damaged_is_said(evaluated, tmp_path, digits_
     own = tmp_path / "own.safetensors"
     own.write_bytes(digits_weights.read_bytes())
     folder, *_ = evaluated("quant=minmax", f"weights={own}")
-    with pytest.raises(QexpError, match="state.safetensors is missing"):
+    with pytest.raises(QexpError, match=r"state\.safetensors is missing"):
         load(tmp_path)
     state = load_file(own)
     save_file({name: t + 1 if t.is_floating_point() else t for name, t in state.items()}, own)

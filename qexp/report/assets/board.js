@@ -4,7 +4,8 @@ const scaleBar = (row, low, high) => {
   if (!qexp.finite(row.ci_low) || !qexp.finite(row.ci_high)) return null;
   const at = (x) => Math.max(0, Math.min(100, (100 * (x - low)) / (high - low || 1)));
   const band = qexp.el("i", { style: `left:${at(row.ci_low)}%;width:${at(row.ci_high) - at(row.ci_low)}%` });
-  const tick = qexp.el("b", { style: `left:calc(${at(row.value)}% - 1px)` });
+  // A point below what the bars show has no tick there: one at the edge would be read as its value.
+  const tick = row.value < low ? null : qexp.el("b", { style: `left:calc(${at(row.value)}% - 1px)` });
   const words = `95 % interval ${row.ci_low.toFixed(2)} to ${row.ci_high.toFixed(2)}`;
   return qexp.el("span", { class: "interval", title: words, "aria-label": words }, band, tick);
 };
@@ -31,7 +32,7 @@ const COLUMNS = [
 ];
 
 qexp.buildBoard = () => {
-  const varied = ["seed", "study", "model", "dataset", "plan", "ends_bit", "rounding", "granularity", "bn", "add", "quantize_input", "n_calibrate", "kernels", "device"];
+  const varied = ["seed", "study", "model", "dataset", "plan", "ends_bit", "rounding", "granularity", "bn", "add", "quantize_input", "n_calibrate", "n_eval", "weights", "kernels", "device"];
   qexp.boardColumns = [...COLUMNS, ...varied.filter((name) => qexp.distinct(name).length > 1).map(plainText)];
   qexp.sort = { key: "value", down: true };
 };
@@ -50,9 +51,11 @@ qexp.drawBoard = () => {
   const rows = qexp.sorted(qexp.visible());
   qexp.order = rows.map((row) => row.index);
   const known = rows.filter((row) => row.status === "ok" && qexp.finite(row.ci_low) && qexp.finite(row.ci_high));
-  // The bars show the top: a point near chance would leave all others as one dash at the right.
+  // The bars show the top, and the best point's interval whole: a point near chance would leave all others as one dash at the right.
   const end = Math.max(...known.map((row) => row.ci_high));
-  const span = known.length ? [Math.max(Math.min(...known.map((row) => row.ci_low)), end - 8), end] : [0, 100];
+  const best = known.reduce((a, b) => (b.value > a.value ? b : a), known[0]);
+  const reach = known.length ? Math.max(8, 2 * (end - best.ci_low)) : 0;
+  const span = known.length ? [Math.max(Math.min(...known.map((row) => row.ci_low)), end - reach), end] : [0, 100];
   const head = qexp.boardColumns.map((column) => {
     const mine = qexp.sort.key === column.key;
     const press = () => {

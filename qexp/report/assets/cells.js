@@ -101,6 +101,8 @@ qexp.drawSeeds = () => {
     const row = qexp.rows[index];
     return { ...cellTip(cell), x: row.value, y: names[i], row: index, seeds: `seed ${row.seed}: ${qexp.percent(row.value)}` };
   }));
+  // Where no configuration has several seeds there is nothing to draw: the card says how to get there only if it may come back.
+  qexp.byId("card-seeds").hidden = !qexp.cells.some((cell) => cell.n > 1);
   qexp.byId("box-seeds").hidden = !shown.length;
   const sds = repeated.map((cell) => cell.sd).sort((a, b) => a - b);
   qexp.fill("hint-seeds", shown.length

@@ -57,10 +57,14 @@ qexp.buildHead = () => {
   }
 };
 
-// One entry a network: its unquantized accuracy.
+// One entry a float network that visible points are compared with: its unquantized accuracy, the mean over seeds where each has its own.
 qexp.references = (rows) => {
-  const seen = new Map();
-  for (const row of rows) if (qexp.finite(row.value_float)) seen.set(`${row.model}|${row.dataset}|${row.metric}|${row.value_float}`, row);
-  const apart = ["model", "dataset"].filter((name) => qexp.distinct(name, rows).length > 1);
-  return [...seen.values()].map((row) => ({ value: row.value_float, names: apart.map((name) => row[name]) }));
+  const own = (row) => ["study", "model", "dataset", "metric", "weights", "reference", "n_eval"].map((name) => row[name] ?? "").join("|");
+  const shown = new Set(rows.filter((row) => qexp.finite(row.value_float)).map(own));
+  const mine = qexp.data.references.filter((one) => shown.has(own(one)));
+  const apart = ["model", "dataset", "weights", "n_eval"].filter((name) => qexp.distinct(name, mine).length > 1);
+  return mine.map((one) => ({
+    value: one.mean, low: one.ci_low, high: one.ci_high, n: one.n, what: one.reference || "float",
+    names: apart.map((name) => (name === "n_eval" ? `on ${one[name]} images` : one[name])).filter((name) => name !== undefined),
+  }));
 };

@@ -64,7 +64,7 @@ qexp.drawOverview = () => {
   drawLines(rows);
   drawFront();
   const references = qexp.references(rows);
-  const label = (f) => ["float", ...(references.length > 1 ? f.names : []), `${f.value.toFixed(2)} %`].join(" ");
+  const label = (f) => [f.what, ...(references.length > 1 ? f.names : []), `${f.value.toFixed(2)} %`, ...(f.n > 1 ? [`(mean of ${f.n} seeds)`] : [])].join(" ");
   const lines = qexp.view.y === "delta" ? (rows.length ? [{ y: 0, text: "float" }] : []) : references.slice(0, 12).map((f) => ({ y: f.value, text: label(f) }));
   qexp.put("float-lines", qexp.columns(["y", "text"], lines));
   scale(rows, lines);

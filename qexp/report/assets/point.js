@@ -36,13 +36,14 @@ const drawSummary = (row) => {
   const interval = qexp.finite(row.ci_low) ? `${row.ci_low.toFixed(2)} – ${row.ci_high.toFixed(2)} %` : undefined;
   const main = [
     fact(qexp.metricName(), qexp.finite(row.value) ? qexp.percent(row.value) : undefined), fact("95 % interval", interval),
-    fact("float", qexp.finite(row.value_float) ? qexp.percent(row.value_float) : undefined),
+    fact(row.reference || "float", qexp.finite(row.value_float) ? qexp.percent(row.value_float) : undefined),
     fact("below float", qexp.finite(row.drop) ? `${qexp.points(row.drop)} points` : undefined),
     fact("rank", row.rank_low ? `${qexp.rankText(row)}${qexp.nearBest(row) ? " (within noise of the best)" : ""}` : undefined),
     fact("model", row.model), fact("data set", row.dataset), fact("schedule", row.schedule), fact("seed", row.seed === undefined ? undefined : String(row.seed)),
     fact("weights", qexp.finite(row.weight_bytes) ? qexp.bytes(row.weight_bytes) : undefined), fact("bit operations", qexp.finite(row.bops) ? qexp.count(row.bops) : undefined),
     fact("integers", row.verify ? `${row.verify === "equal" ? "equal to the simulation" : "DIFFERENT from the simulation"} on ${row.verify_images} images` : undefined),
     fact("codes that real scales round otherwise", qexp.finite(row.verify_codes_differ_real_scales) ? qexp.percent(row.verify_codes_differ_real_scales) : undefined),
+    fact("started from", row.weights), fact("folder", row.folder ? qexp.el("a", { href: row.folder.split("/").map(encodeURIComponent).join("/") + "/config.yaml" }, row.point) : row.point),
     fact("time", qexp.seconds(qexp.total(row))),
   ];
   const shown = new Set(["series", "network", "extra", "index", "width", "folder", "pages", "error", "diagnosis", "rank_low", "rank_high", "value", "value_float", "drop", "ci_low", "ci_high", "model", "dataset", "schedule", "seed", "status"]);

@@ -34,7 +34,7 @@ qexp.basis = qexp.data.paired ? "5 %, McNemar's test on the same images, correct
 // A series is a method (with its schedule where that varies): one colour. A network is a marker where there are several.
 const seriesOf = (row) => [row.quant, several("schedule") ? row.schedule : null].filter(Boolean).join(" · ") || "none";
 const networkOf = (row) => ["study", "model", "dataset"].filter(several).map((name) => row[name]).filter(Boolean).join(" / ");
-const VARIED = ["plan", "ends_bit", "rounding", "granularity", "bn", "add", "quantize_input", "n_calibrate", "kernels", "device"].filter(several);
+const VARIED = ["plan", "ends_bit", "rounding", "granularity", "bn", "add", "quantize_input", "n_calibrate", "n_eval", "weights", "kernels", "device"].filter(several);
 
 for (const row of [...qexp.rows, ...qexp.cells]) {
   row.series = seriesOf(row);
