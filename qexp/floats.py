@@ -82,7 +82,7 @@ def float_model(cfg: DictConfig, data: LightningDataModule) -> nn.Module:
     """Returns the float network: with the weights named, or trained by the schedule's `pretrain` and kept for the next run."""
     model = build(cfg)
     if cfg.weights is not None:
-        record = load_weights(model, cfg.weights, dict(cfg.model.get("key_map") or {}), cache_dir(cfg) / "weights")
+        record = load_weights(model, cfg.weights, cfg.model.get("key_map"), cache_dir(cfg) / "weights")
         log.info("weights: %s (sha256 %s)", record.source, record.sha256[:12])
         return model
     folder = cache_dir(cfg) / "float" / _float_hash(cfg, data)

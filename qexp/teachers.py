@@ -89,7 +89,7 @@ def _other(asked: DictConfig, cfg: DictConfig, data: LightningDataModule) -> nn.
             f"schedule.distill.teacher={asked.get('name')}: a teacher needs weights; give schedule.distill.teacher.weights=FILE"
         )
     teacher = instantiate(asked.net)
-    found = load_weights(teacher, asked.weights, dict(asked.get("key_map") or {}), cache_dir(cfg) / "weights")
+    found = load_weights(teacher, asked.weights, asked.get("key_map"), cache_dir(cfg) / "weights")
     log.info("teacher: %s, %s (sha256 %s)", asked.get("name"), found.source, found.sha256[:12])
     if not asked.get("preprocessing"):
         return teacher
