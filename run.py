@@ -6,7 +6,7 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from qexp.choices import check_choices, check_runs_dir, rules_added
+from qexp.choices import check_choices, check_runs_dir, key_maps_quoted, rules_added
 from qexp.config import register
 from qexp.errors import QexpError
 
@@ -23,8 +23,8 @@ def main(cfg: DictConfig) -> dict:
 
 
 if __name__ == "__main__":
-    sys.argv[1:] = rules_added(sys.argv[1:])
     try:
+        sys.argv[1:] = key_maps_quoted(rules_added(sys.argv[1:]))
         check_choices(sys.argv[1:], Path(__file__).parent / "conf")
         check_runs_dir(sys.argv[1:])
     except QexpError as mistake:

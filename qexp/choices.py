@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -15,6 +16,7 @@ from hydra.errors import HydraException
 
 from qexp.config import Root
 from qexp.errors import QexpError, near
+from qexp.key_maps import parsed
 from qexp.keys import check_key
 
 _LOOKS = ("--help", "-h", "--hydra-help", "--cfg", "-c", "--info")  # at the configuration: nothing runs
@@ -75,6 +77,28 @@ def rules_added(arguments: Sequence[str]) -> list[str]:
     ['quant=mse', '++quant.rules.wide={layers: conv1, weight: {bits: 8}}', '+quant.rules.x=null']
     """
     return [f"++{word}" if word.startswith("quant.rules.") and "=" in word else word for word in arguments]
+
+
+def key_maps_quoted(arguments: Sequence[str]) -> list[str]:
+    r"""Returns the command line with key maps as Hydra can read them: as one text, for patterns are no keys in its grammar.
+
+    >>> key_maps_quoted(["model=resnet20", r'model.key_map={"^net\.": "", "ops$": null}'])
+    ['model=resnet20', 'model.key_map=\'{"^net\\\\.": "", "ops$": null}\'']
+
+    Raises:
+        QexpError: A key map that is no mapping.
+    """
+    return [_quoted(word) if re.match(r"\+*[\w.@]+\.key_map=\s*\{", word) else word for word in arguments]
+
+
+def _quoted(word: str) -> str:
+    key, _, text = word.partition("=")
+    try:
+        OverridesParser.create().parse_override(word)
+    except HydraException:
+        said = json.dumps(parsed(text), ensure_ascii=False).replace("'", "\\'")
+        return f"{key}='{said}'"
+    return word
 
 
 def check_runs_dir(arguments: Sequence[str]) -> None:

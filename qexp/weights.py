@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
@@ -21,6 +20,7 @@ from tqdm import tqdm
 from qexp.checkpoints import read
 from qexp.errors import QexpError, near
 from qexp.int8_npz import read_int8
+from qexp.key_maps import EXAMPLE, parsed
 from qexp.matching import listed, match
 
 ROOM, COPIES = (
@@ -100,17 +100,12 @@ def save_weights(model: nn.Module, path: str | Path) -> None:
         part.unlink(missing_ok=True)
 
 
-def _as_mapping(key_map: Mapping[str, str | None] | str | None) -> dict[str, str | None]:
+def _as_mapping(key_map: Mapping[str, str | None] | str | None) -> Mapping[str, str | None]:
     """Returns a key map as a mapping, whether it came as one or as text."""
-    said: object = key_map
-    if isinstance(key_map, str):
-        try:
-            said = yaml.safe_load(key_map)
-        except (yaml.YAMLError, ValueError, RecursionError) as error:
-            raise QexpError(f"key_map={key_map} cannot be read ({error})") from error
-    if said is not None and not isinstance(said, Mapping):
-        raise QexpError(f'key_map={key_map} is not allowed; use a mapping, {{"^net[.]": "", "total_ops$": null}}')
-    return dict(said or {})
+    said = parsed(key_map) if isinstance(key_map, str) else key_map or {}
+    if not isinstance(said, Mapping):
+        raise QexpError(f"key_map={key_map} is not allowed; use a mapping: {EXAMPLE}")
+    return said
 
 
 def sha256(path: Path) -> str:
