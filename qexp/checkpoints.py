@@ -9,6 +9,7 @@ import argparse
 import pickle
 import pickletools
 import tarfile
+import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -51,9 +52,10 @@ def read(path: Path, room: int) -> Any:
     Raises:
         QexpError: No checkpoint, damaged, one that unpacks to more than `room`, or one that holds objects of foreign classes.
     """
-    load = _reader(path, room)
     try:
-        return load(path)
+        return _reader(path, room)(path)
+    except QexpError:
+        raise
     except pickle.UnpicklingError as error:
         if not _is_pickle(path):
             raise _damaged(path) from error
@@ -86,7 +88,8 @@ def _reader(path: Path, room: int) -> Callable[[Path], Any]:
 
 
 def _load(path: Path) -> Any:
-    with torch.serialization.safe_globals(_plain()):
+    with torch.serialization.safe_globals(_plain()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of kinds of tensors that are refused afterwards
         return torch.load(path, map_location="cpu", weights_only=True)
 
 

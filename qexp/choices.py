@@ -39,6 +39,7 @@ def check_choices(arguments: Sequence[str], conf: Path) -> None:
             raise QexpError(
                 f"{word}: patterns of a mapping stand without quotes: 'layer_wbit={{layer1.*: 4, linear: 8}}'"
             )
+        _check_letters(word)
     own_keys = own_root or any(word.lstrip("+").startswith("hydra.searchpath=") for word in arguments)
     given = [o for o in _overrides(arguments) if _adds(o) or o.package or isinstance(o.value(), dict)]
     brought = [o.package or o.key_or_group for o in given]  # what lies there, or below, needs no file
@@ -68,6 +69,21 @@ def check_choices(arguments: Sequence[str], conf: Path) -> None:
                 check_key(group, folders)
             except QexpError as error:
                 raise QexpError(f"{override.input_line}: {error}") from None
+
+
+def _check_letters(word: str) -> None:
+    """Raises for an override with letters that Hydra reads only in quotes, and says how to write it."""
+    key, is_override, value = word.partition("=")
+    if not is_override or word.isascii() or word.startswith("-"):
+        return
+    try:
+        OverridesParser.create().parse_override(word)
+    except HydraException:
+        strange = next((letter for letter in value if not letter.isascii()), None)
+        if strange is not None and not {"'", '"'} & set(value):
+            raise QexpError(
+                f"{word}: Hydra reads letters such as {strange!r} only in quotes of its own; write '{key}=\"{value}\"'"
+            ) from None
 
 
 def rules_added(arguments: Sequence[str]) -> list[str]:

@@ -73,9 +73,12 @@ def _at_hand(name: str) -> bool:
 def _content(source: str | None) -> str:
     """Returns a file's hash, or the name itself where no file is at hand (a torchvision name, a URL with its own hash)."""
     path = Path(str(source))
-    if path.is_dir():
-        path = path / "checkpoints" / "last.ckpt"
-    return sha256(path) if source is not None and path.is_file() else str(source)
+    try:
+        if path.is_dir():
+            path = path / "checkpoints" / "last.ckpt"
+        return sha256(path) if source is not None and path.is_file() else str(source)
+    except OSError:  # a name too long for a file, or one that may not be read: who opens it says so
+        return str(source)
 
 
 def float_model(cfg: DictConfig, data: LightningDataModule) -> nn.Module:

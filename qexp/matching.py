@@ -142,9 +142,9 @@ def _parts(place: str, mapping: Mapping[str, Any], own: Mapping[str, Any], renam
     common = _common_prefix(found, own)
     prefixes = dict.fromkeys([common, "", *(prefix for prefix, count in below.items() if count >= need)])
     versions = getattr(mapping, "_metadata", None)
+    dropped = {key for key in found if any(new is None and pattern.search(key) for pattern, new in renames)}
     for prefix in prefixes:
-        inside = {key: value for key, value in found.items() if key.startswith(prefix)}
-        kept = {k: v for k, v in inside.items() if not any(r is None and p.search(k) for p, r in renames)}
+        kept = {key: value for key, value in found.items() if key.startswith(prefix) and key not in dropped}
         try:
             state = _renamed({key.removeprefix(prefix): value for key, value in kept.items()}, renames)
         except QexpError:
@@ -156,7 +156,8 @@ def _parts(place: str, mapping: Mapping[str, Any], own: Mapping[str, Any], renam
             counter_of = key.removesuffix("num_batches_tracked")
             if counter_of != key and key not in state and f"{counter_of}running_mean" in state:
                 state[key] = own[key]
-        besides = tuple(key for key in found if key not in inside and key.rpartition(".")[2] not in COUNTED)
+        outside = (key for key in found if not key.startswith(prefix) and key not in dropped)
+        besides = tuple(key for key in outside if key.rpartition(".")[2] not in COUNTED)
         yield Part(place, prefix, state, besides, _below(versions, prefix))
 
 

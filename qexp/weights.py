@@ -59,17 +59,25 @@ def load_weights(
         QexpError: The source is not there, damaged, refused, or does not fit.
     """
     source = str(source)
+    try:
+        is_folder, is_there, is_regular = Path(source).is_dir(), Path(source).exists(), Path(source).is_file()
+    except OSError as error:  # a name too long for a file
+        raise QexpError(f"weights={source[:100]}: cannot be read ({error.strerror})") from error
     cache = Path(cache_dir) if cache_dir else Path(os.environ.get("QEXP_DATA_DIR", "data")) / "weights"
     if re.match(r"https?://", source):
         path, kind = _from_url(source, cache), "url"
-    elif Path(source).is_dir():
+    elif is_folder:
         path, kind = _from_run(Path(source)), "run"
-    elif Path(source).is_file():
+    elif is_regular:
         path, kind = Path(source), "file"
+    elif is_there:
+        raise QexpError(f"weights={source}: no regular file (a pipe or a device); save the weights as a file")
     elif re.fullmatch(r"(\w+_Weights\.)?[A-Z][A-Z0-9_]*", source):
         path, kind = _from_torchvision(source, model, cache), "torchvision"
     else:
         raise _not_found(source)
+    if not os.access(path, os.R_OK):
+        raise QexpError(f"weights={source}: the file may not be read; change its permissions")
     own = getattr(model, "weight_readers", {})  # by file ending: what a network reads in a format of its own
     room = ROOM + COPIES * sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
     if path.suffix in own:
@@ -188,7 +196,10 @@ def _compare(path: Path, digest: str, where: str) -> None:
 
 def _not_found(source: str) -> QexpError:
     folder = Path(source).parent
-    known = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
+    try:
+        known = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
+    except OSError:  # a folder that may not be listed
+        known = []
     where = "" if known else f"; the folder {folder} is empty or not there"
     return QexpError(
         f"weights={source}: no such file{near(Path(source).name, known)}{where}. Allowed: a file, a run folder, a "

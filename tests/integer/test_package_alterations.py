@@ -19,6 +19,7 @@ from qexp.errors import QexpError
 from qexp.integer import files, package
 from qexp.integer.lowering import lower
 from tests.networks import Residual
+from tests.test_fuzz_files import fuzz
 
 VALUES = (None, -1, 0, 2**70, 1.5, float("inf"), float("nan"), "x", "../x", "", True, [], [1, "a"], {}, {"a": 1})
 
@@ -103,6 +104,12 @@ def test_an_altered_program_with_right_sums_ends_in_one_sentence(folder):
         outcome(folder)
     sealed(folder, altered(document, ("tensors", 0, "low"), float("inf")))
     assert "low is inf; a whole number" in outcome(folder)
+
+
+def test_a_manifest_damaged_at_random_is_refused(folder):
+    path = folder / package.MANIFEST
+    path.write_text(json.dumps(json.loads(path.read_text())))  # no spaces between: each change hits something
+    assert fuzz(path, lambda: package.read(folder), 200) > 150
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, "{", "null", "[]", '"x"', "\udcff", '{"format": 1e999}', "9" * 5000])
