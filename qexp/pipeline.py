@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning import LightningDataModule
 from torch import nn
 
-from qexp import devices, export, floats, outcome, proof, stages, teachers, training
+from qexp import devices, disk, export, floats, outcome, proof, stages, teachers, training
 from qexp.calibration.calibrate import Calibration, calibrate, fit
 from qexp.callbacks.kernels import load_kernels
 from qexp.cost import params
@@ -74,7 +74,9 @@ def run(cfg: DictConfig) -> dict[str, Any]:
 
 
 def failed(cfg: DictConfig, record: Record, error: Exception) -> dict[str, Any]:
-    """Records a failure and returns its row; a mistake of the user's is one line, a bug its traceback."""
+    """Records a failure and returns its row; a mistake of the user's, or a disk that is full, is one line, a bug its traceback."""
+    if not isinstance(error, QexpError) and (said := disk.trouble(error)):
+        error = QexpError(said)
     log.error("%s failed: %s", outcome.title(cfg), error, exc_info=None if isinstance(error, QexpError) else error)
     return record.failed(cfg, error)
 

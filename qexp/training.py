@@ -32,6 +32,7 @@ from qexp.callbacks.oscillation import Oscillation
 from qexp.callbacks.progress import Progress
 from qexp.callbacks.randomness import EpochSeed
 from qexp.callbacks.steps import OptimizerSteps
+from qexp.callbacks.whole_checkpoints import WholeCheckpoints
 from qexp.data.later import LaterEpochs
 from qexp.devices import processes, spread
 from qexp.errors import QexpError
@@ -125,11 +126,13 @@ def make_trainer(
     if not cfg.trainer.get("enable_progress_bar", True) or ranks.rank():
         chosen = [c for c in chosen if not isinstance(c, Progress)]
     # one device a process; where several work together Lightning finds them as `spread` has started them
-    several = {"strategy": cfg.trainer.get("strategy", "ddp"), "plugins": [LightningEnvironment()]}
+    several = {"strategy": cfg.trainer.get("strategy", "ddp")}
+    plugins = [WholeCheckpoints(), *([LightningEnvironment()] if ranks.world() > 1 else [])]
     return _trainer(
         OmegaConf.to_container(cfg.trainer, resolve=True),
         callbacks=chosen,
         **(several if ranks.world() > 1 else {}),
+        **({} if cfg.trainer.get("plugins") else {"plugins": plugins}),
         enable_model_summary=False,
         num_sanity_val_steps=0,
         default_root_dir=str(folder),

@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LEVELS = (  # from the bottom; a part imports only from parts on lower levels
-    ("errors", "locks", "memory", "ranks", "checkpoints", "matching", "key_maps", "int8_npz", "qexp_kernels"),
+    ("errors", "disk", "locks", "memory", "ranks", "checkpoints", "matching", "key_maps", "int8_npz", "qexp_kernels"),
     ("numerics",),
     ("calibration.histogram", "calibration.density"),
     ("calibration", "calibration.stats"),
