@@ -8,7 +8,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from qexp.command.choices import check_choices, check_runs_dir, rules_added
+from qexp.command.choices import check_choices, check_runs_dir, key_maps_quoted, rules_added
 from qexp.command.root import register
 from qexp.errors import QexpError
 
@@ -26,8 +26,8 @@ def main(cfg: DictConfig) -> dict:
 
 
 if __name__ == "__main__":
-    sys.argv[1:] = rules_added(sys.argv[1:])
     try:
+        sys.argv[1:] = key_maps_quoted(rules_added(sys.argv[1:]))
         check_choices(sys.argv[1:], Path(__file__).parent / "conf")
         check_runs_dir(sys.argv[1:])
     except QexpError as mistake:

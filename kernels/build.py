@@ -109,13 +109,17 @@ def _open(target: Path) -> bool:
 
 @contextlib.contextmanager
 def _held(lock) -> Iterator[None]:
-    """Holds the lock, which the system releases if this process dies; elsewhere the rename alone must do."""
+    """Holds the lock, which the system releases if this process dies; where there are none the rename alone must do."""
     try:
         import fcntl
     except ImportError:
         yield
         return
-    fcntl.flock(lock, fcntl.LOCK_EX)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    except OSError:  # some network file systems have no locks: two processes may then build the same, never half of it
+        yield
+        return
     try:
         yield
     finally:

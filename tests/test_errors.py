@@ -130,11 +130,21 @@ def test_a_recipe_that_differs_from_the_checkpoints(run, tmp_path):
 
 
 @pytest.mark.parametrize("bad", ["nan", "inf"])
-def test_weights_that_are_not_finite_name_layer_and_batch(run, digits_weights, tmp_path, bad):
+def test_weights_that_are_not_finite_are_refused_by_name(run, digits_weights, tmp_path, bad):
     from safetensors.torch import load_file, save_file
 
     state = load_file(digits_weights)
     state["conv2.weight"][0, 0, 0, 0] = float(bad)
+    save_file(state, tmp_path / "bad.safetensors")
+    error = run("study=s", f"weights={tmp_path / 'bad.safetensors'}")["error"]
+    assert "conv2.weight holds 1 of 576 values that are not finite" in error, error
+
+
+def test_values_that_are_not_finite_name_layer_and_batch(run, digits_weights, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    state = load_file(digits_weights)
+    state["conv2.weight"][:] = 3e38  # finite, and their sums are not
     save_file(state, tmp_path / "bad.safetensors")
     error = run("study=s", f"weights={tmp_path / 'bad.safetensors'}")["error"]
     for part in ("NonFinite: conv2 (output), calibration batch 0", "values are NaN or infinite", "check the weights"):

@@ -127,7 +127,10 @@ def save_stats(calibration: Calibration, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file(tensors, part, metadata={"sites": json.dumps(sites), "aliases": json.dumps(aliases)})
         part.replace(path)
-    except OSError as error:  # a full or read-only disk costs the next run a calibration, not this one its result
+    except (
+        OSError,
+        SafetensorError,
+    ) as error:  # a full or read-only disk costs the next run a calibration, not this one its result
         log.warning("calibration statistics could not be kept in %s: %s", path, error)
         with suppress(OSError):
             part.unlink(missing_ok=True)

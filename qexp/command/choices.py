@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -16,6 +17,7 @@ from hydra.errors import HydraException
 from qexp.command.keys import check_key
 from qexp.command.root import Root
 from qexp.errors import QexpError, near
+from qexp.models.key_maps import parsed
 
 OPTIONAL = ("deploy", "search", "experiment", "debug")  # groups of which no file need be chosen
 _LOOKS = ("--help", "-h", "--hydra-help", "--cfg", "-c", "--info")  # at the configuration: nothing runs
@@ -38,6 +40,7 @@ def check_choices(arguments: Sequence[str], conf: Path) -> None:
             raise QexpError(
                 f"{word}: patterns of a mapping stand without quotes: 'layer_wbit={{layer1.*: 4, linear: 8}}'"
             )
+        _check_letters(word)
     own_keys = own_root or any(word.lstrip("+").startswith("hydra.searchpath=") for word in arguments)
     given = [o for o in _overrides(arguments) if _adds(o) or o.package or isinstance(o.value(), dict)]
     brought = [o.package or o.key_or_group for o in given]  # what lies there, or below, needs no file
@@ -73,6 +76,21 @@ def check_choices(arguments: Sequence[str], conf: Path) -> None:
                 raise QexpError(f"{override.input_line}: {error}") from None
 
 
+def _check_letters(word: str) -> None:
+    """Raises for an override with letters that Hydra reads only in quotes, and says how to write it."""
+    key, is_override, value = word.partition("=")
+    if not is_override or word.isascii() or word.startswith("-"):
+        return
+    try:
+        OverridesParser.create().parse_override(word)
+    except HydraException:
+        strange = next((letter for letter in value if not letter.isascii()), None)
+        if strange is not None and not {"'", '"'} & set(value):
+            raise QexpError(
+                f"{word}: Hydra reads letters such as {strange!r} only in quotes of its own; write '{key}=\"{value}\"'"
+            ) from None
+
+
 def _public(choices: Sequence[str]) -> list[str]:
     """Returns the choices that people make; names that begin with `_` are parts of other files."""
     return [name for name in choices if not name.startswith("_")]
@@ -85,6 +103,28 @@ def rules_added(arguments: Sequence[str]) -> list[str]:
     ['quant=mse', '++quant.rules.wide={layers: conv1, weight: {bits: 8}}', '+quant.rules.x=null']
     """
     return [f"++{word}" if word.startswith("quant.rules.") and "=" in word else word for word in arguments]
+
+
+def key_maps_quoted(arguments: Sequence[str]) -> list[str]:
+    r"""Returns the command line with key maps as Hydra can read them: as one text, for patterns are no keys in its grammar.
+
+    >>> key_maps_quoted(["model=resnet20", r'model.key_map={"^net\.": "", "ops$": null}'])
+    ['model=resnet20', 'model.key_map=\'{"^net\\\\.": "", "ops$": null}\'']
+
+    Raises:
+        QexpError: A key map that is no mapping.
+    """
+    return [_quoted(word) if re.match(r"\+*[\w.@]+\.key_map=\s*\{", word) else word for word in arguments]
+
+
+def _quoted(word: str) -> str:
+    key, _, text = word.partition("=")
+    try:
+        OverridesParser.create().parse_override(word)
+    except HydraException:
+        said = json.dumps(parsed(text), ensure_ascii=False).replace("'", "\\'")
+        return f"{key}='{said}'"
+    return word
 
 
 def check_runs_dir(arguments: Sequence[str]) -> None:

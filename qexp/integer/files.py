@@ -20,6 +20,7 @@ from safetensors.numpy import load_file, save_file
 
 from qexp.errors import QexpError
 from qexp.integer.program import OPS, VERSION, IntegerProgram, Op, TensorSpec
+from qexp.integer.schema import Either, Exactly, Whole, check, read_json
 
 FORMAT = "qexp integer program"
 PROGRAM, CONSTANTS = "program.json", "constants.safetensors"
@@ -40,12 +41,13 @@ def load(folder: Path) -> IntegerProgram:
     Raises:
         QexpError: A file is missing, cut short, of another version, or was changed; it says what differs.
     """
+    for name in (PROGRAM, CONSTANTS):
+        if not (folder / name).is_file():
+            raise QexpError(f"{folder / name}: not found; a program is {PROGRAM} and {CONSTANTS} in one folder")
     try:
-        document = json.loads((folder / PROGRAM).read_text())
+        document = read_json(folder / PROGRAM)
         arrays = load_file(folder / CONSTANTS)
-    except FileNotFoundError as error:
-        raise QexpError(f"{error.filename}: not found; a program is {PROGRAM} and {CONSTANTS} in one folder") from None
-    except (ValueError, SafetensorError) as error:
+    except (QexpError, OSError, ValueError, SafetensorError) as error:
         raise QexpError(
             f"{folder}: {PROGRAM} or {CONSTANTS} is cut short or damaged ({error}); write it again"
         ) from None
@@ -105,6 +107,7 @@ def from_json(document: dict[str, Any], arrays: dict[str, NDArray], where: str =
     said = document.get("checksum")
     if said != checksum({k: v for k, v in document.items() if k != "checksum"}):
         raise QexpError(f"{where}: {PROGRAM} was changed after it was written (checksum); write the program again")
+    check(document, _DOCUMENT, f"{where}: {PROGRAM}")
     tensors = {
         t["name"]: TensorSpec(
             t["name"],
@@ -117,6 +120,9 @@ def from_json(document: dict[str, Any], arrays: dict[str, NDArray], where: str =
         for t in document["tensors"]
     }
     ops = [_op(entry, arrays, where) for entry in document["ops"]]
+    for name in (document["input"], document["output"]):
+        if name not in tensors:
+            raise QexpError(f"{where}: {PROGRAM} names no tensor {name!r}, which its input or output is")
     known = {document["input"]}
     for op in ops:
         missing = [name for name in (*op.inputs, op.output) if name not in tensors] or [
@@ -132,10 +138,11 @@ def _op(entry: dict[str, Any], arrays: dict[str, NDArray], where: str) -> Op:
     kind = OPS.get(entry.get("op", ""))
     if kind is None:
         raise QexpError(f"{where}: operation {entry.get('op')!r} is unknown; known are {', '.join(OPS)}")
+    check(entry, {f.name: _FIELDS[f.type] for f in fields(kind)}, f"{where}: {entry.get('layer')} ({kind.kind})")
     values = {}
     for f in fields(kind):
         value = entry[f.name]
-        if isinstance(value, dict) and "array" in value:
+        if f.type == "Ints":
             array = arrays.get(value["array"])
             if array is None or list(array.shape) != value["shape"] or _array_hash(array) != value["sha256"]:
                 raise QexpError(
@@ -145,6 +152,21 @@ def _op(entry: dict[str, Any], arrays: dict[str, NDArray], where: str) -> Op:
             value = array.astype(np.int64)
         values[f.name] = tuple(value) if isinstance(value, list) else value
     return kind(**values)
+
+
+_ARRAY = {"array": str, "dtype": str, "shape": [Whole()], "sha256": str}
+_TENSOR = {
+    **{"name": str, "shape": [Whole(1)], "low": Whole(-(2**63), 2**63 - 1), "high": Whole(-(2**63), 2**63 - 1)},
+    **{"unit": Either((float, [float])), "zero_point": Either((Whole(-(2**62), 2**62), [Whole(-(2**62), 2**62)]))},
+}
+_DOCUMENT = {
+    **{"input": str, "output": str, "rounding": str, "about": {}},
+    **{"tensors": [_TENSOR], "ops": [{"op": str, "layer": str}]},
+}
+_FIELDS = {  # what an operation's field may hold, by its annotation
+    **{"str": str, "int": Whole(-(2**63), 2**63 - 1), "Ints": _ARRAY, "dict[str, Any]": {}},
+    **{"tuple[str, ...]": [str], "tuple[int, int]": Exactly(2, Whole())},
+}
 
 
 def narrowest(values: NDArray) -> NDArray:

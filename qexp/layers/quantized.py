@@ -8,6 +8,7 @@ float layer while `enabled` is False).
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import torch
@@ -230,9 +231,43 @@ for _float, _quantized in QUANTIZED.items():
 WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.Linear)
 
 
+_SHORTHAND = frozenset(  # what a subclass may define and still compute as its base does
+    (
+        "__init__",
+        "__repr__",
+        "extra_repr",
+        "reset_parameters",
+        "__constants__",
+        "__module__",
+        "__qualname__",
+        "__doc__",
+        "__annotations__",
+    )
+    + (
+        "__firstlineno__",
+        "__static_attributes__",
+        "__parameters__",
+        "__orig_bases__",
+        "__annotate__",
+        "__annotate_func__",
+    )
+)
+
+
 def float_class(layer: nn.Module) -> type[nn.Module]:
-    """Returns the class of a layer before any swap."""
-    return layer.float_class if isinstance(layer, Quantized) else type(layer)
+    """Returns the class of a layer before any swap; of a subclass that only sets its base up, that base."""
+    return layer.float_class if isinstance(layer, Quantized) else _base(type(layer))
+
+
+@cache
+def _base(kind: type[nn.Module]) -> type[nn.Module]:
+    """Returns the known class that a shorthand stands for (`class Conv3(nn.Conv2d)` with an `__init__` alone), else the class itself."""
+    for cls in kind.__mro__:
+        if cls in QUANTIZED:
+            return cls
+        if not _SHORTHAND.issuperset(vars(cls)):
+            break
+    return kind
 
 
 def channel_axis(layer: nn.Module, site: str) -> int:

@@ -28,6 +28,8 @@ from qexp.layers.quantized import (
 )
 from qexp.quantizers.base import Quantizer
 
+WRITTEN_AS = "_written_as"  # the shorthand class of a layer, where it is not the float class itself
+
 
 def swap(
     layer: nn.Module,
@@ -56,6 +58,8 @@ def swap(
             raise QexpError(
                 f"{type(quantizer).__name__} cannot sit on {site!r}; it is made for {', '.join(sorted(quantizer.sites))}"
             )
+    if not isinstance(layer, Quantized) and type(layer) is not kind:
+        layer.__dict__[WRITTEN_AS] = type(layer)
     layer.__class__ = target
     device = device or next((t.device for t in layer.parameters()), None)
     for site in target.sites:
@@ -93,7 +97,7 @@ def unswap(layer: Quantized) -> None:
     for site in layer.sites:
         delattr(layer, attribute(site))
     layer.__dict__.pop("enabled", None)
-    layer.__class__ = layer.float_class
+    layer.__class__ = layer.__dict__.pop(WRITTEN_AS, layer.float_class)
 
 
 def bake(layer: Quantized) -> None:

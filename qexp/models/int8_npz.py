@@ -2,30 +2,35 @@
 
 from __future__ import annotations
 
+import math
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.lib import format as npy
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from qexp.errors import QexpError, near
+from qexp.models.checkpoints import check_size
 
 
-def read_int8(path: Path, model: nn.Module) -> dict[str, Tensor]:
+def read_int8(path: Path, model: nn.Module, room: int) -> dict[str, Tensor]:
     """The float state of `model` with the weights `q * s` of the file.
 
     A layer without a bias of its own is followed by a batch norm in the order of registration: that one becomes the
     identity plus the bias (`weight = sqrt(1 + eps)` on a variance of 1), so that the network computes what was folded.
 
+    Args:
+        path: The file.
+        model: The network.
+        room: Bytes the arrays may take in memory where that is more than twice the size of the file.
+
     Raises:
-        QexpError: Damaged, no such file, a layer of the file that the network lacks or the reverse, other shapes.
+        QexpError: Damaged, no such file, a layer of the file that the network lacks or the reverse, other shapes, scales that are none.
     """
-    try:
-        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise QexpError(f"{path}: damaged or truncated ({error}); fetch or write it again") from error
+    arrays = _arrays(path, room)
     stored = sorted({name.rpartition(".")[0] for name in arrays})
     wrong = [name for name in arrays if name.rpartition(".")[2] not in ("q", "s", "b")]
     lacking = [f"{k}.{part}" for k in stored for part in "qsb" if f"{k}.{part}" not in arrays]
@@ -51,6 +56,8 @@ def read_int8(path: Path, model: nn.Module) -> dict[str, Tensor]:
             )
         if scale.size not in (1, out):
             raise QexpError(f"{path}: {name} has {scale.size} scales; 1 or {out} are allowed")
+        for part, values in (("s", scale), ("b", bias)):
+            _check_numbers(f"{path}: {name}.{part}", values, positive=part == "s")
         scale = scale.reshape(-1, *[1] * (codes.ndim - 1)).astype(np.float32)
         state[f"{name}.weight"] = torch.from_numpy(codes.astype(np.float32) * scale)
         shift = torch.from_numpy(bias.astype(np.float32))
@@ -63,6 +70,45 @@ def read_int8(path: Path, model: nn.Module) -> dict[str, Tensor]:
         elif bias.any():
             raise QexpError(f"{path}: {name} has a bias, but the network gives it neither a bias nor a batch norm")
     return state
+
+
+def _arrays(path: Path, room: int) -> dict[str, NDArray]:
+    """Returns the arrays of an `.npz`, after a look at what it and each array claim to be."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+            check_size(path, sum(entry.file_size for entry in entries), room)
+            for entry in entries:
+                with archive.open(entry) as file:
+                    _check_header(file, entry.file_size)
+        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except QexpError:
+        raise
+    except Exception as error:  # bytes that anybody wrote: the readers raise whatever a wrong byte leads them to
+        raise QexpError(
+            f"{path}: damaged or truncated ({type(error).__name__}: {error}); fetch or write it again"
+        ) from error
+
+
+def _check_header(file: zipfile.ZipExtFile, size: int) -> None:
+    """Checks that an array's header asks for no more bytes than lie behind it."""
+    major, _ = npy.read_magic(file)
+    read = {1: npy.read_array_header_1_0, 2: npy.read_array_header_2_0}.get(major)
+    if read is None:
+        raise ValueError(f"an array of format {major}")
+    shape, _, dtype = read(file)
+    if any(n < 0 for n in shape) or math.prod(shape) * dtype.itemsize > size:
+        raise ValueError(f"an array claims to be {dtype} {list(shape)} in {size:,} bytes")
+
+
+def _check_numbers(where: str, values: NDArray, positive: bool) -> None:
+    if values.dtype.kind not in "fiu":
+        raise QexpError(f"{where} holds {values.dtype} values; real numbers are allowed")
+    with np.errstate(over="ignore"):
+        seen = values.astype(np.float32)
+    if not np.isfinite(seen).all() or (positive and (seen <= 0).any()):
+        raise QexpError(f"{where} holds {'scales that are not positive and finite' if positive else 'nan or inf'}")
 
 
 def _norm_after(model: nn.Module) -> dict[str, tuple[str, float]]:

@@ -6,29 +6,27 @@ Nothing is unpickled but tensors (`weights_only=True`, or safetensors), and ever
 import hashlib
 import http.client
 import os
-import pickle
-import pickletools
 import re
 import urllib.request
-import zipfile
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from safetensors.torch import save_file
+from torch import nn
 from tqdm import tqdm
 
 from qexp.errors import QexpError, near
+from qexp.models.checkpoints import read
 from qexp.models.int8_npz import read_int8
+from qexp.models.key_maps import EXAMPLE, parsed
+from qexp.models.matching import listed, match
 
-SUFFIXES = (".safetensors", ".pt", ".pth", ".th", ".ckpt")
-WRAPPERS = ("state_dict", "model_state_dict", "net_state_dict", "model")
-PREFIXES = ("module.", "model.", "_orig_mod.")
-SHOWN = 4  # names an error lists before it only counts
+ROOM, COPIES = (
+    64 << 20,
+    8,
+)  # bytes a file may unpack to: those, and the network with copies of it (of an optimizer, averages)
 
 
 @dataclass(frozen=True)
@@ -43,42 +41,54 @@ class WeightsRecord:
 def load_weights(
     model: nn.Module,
     source: str | Path,
-    key_map: Mapping[str, str | None] | None = None,
+    key_map: Mapping[str, str | None] | str | None = None,
     cache_dir: str | Path | None = None,
 ) -> WeightsRecord:
     """Loads `source` into `model` strictly and returns what was loaded.
 
     Args:
         model: The float network; its own keys decide which prefixes are stripped, its `weight_readers` read formats of its own.
-        source: A file (`.safetensors`, `.pt`, `.pth`, `.th`, `.ckpt`, or `.npz` of 8-bit codes); a run folder, whose
-            last checkpoint is taken; a torchvision weight name (`ResNet18_Weights.IMAGENET1K_V1`, or
+        source: A file (safetensors, or what `torch.save` wrote, under any name; `.npz` of 8-bit codes); a run folder, whose last
+            checkpoint is taken; a torchvision weight name (`ResNet18_Weights.IMAGENET1K_V1`, or
             `IMAGENET1K_V1` for a torchvision model); or `https://...#sha256=<hex>`.
-        key_map: Regular expression -> replacement for the file's keys, applied in order; `None` drops the key.
+        key_map: Regular expression -> replacement for the file's keys, applied in order; `None` drops the key. A text is read as
+            YAML, as the command line has it: `{"^net[.]": "", "total_ops$": null}`.
         cache_dir: Where downloads are kept; `$QEXP_DATA_DIR/weights` by default, or `data/weights` without it.
 
     Raises:
         QexpError: The source is not there, damaged, refused, or does not fit.
     """
     source = str(source)
+    try:
+        is_folder, is_there, is_regular = Path(source).is_dir(), Path(source).exists(), Path(source).is_file()
+    except OSError as error:  # a name too long for a file
+        raise QexpError(f"weights={source[:100]}: cannot be read ({error.strerror})") from error
     cache = Path(cache_dir) if cache_dir else Path(os.environ.get("QEXP_DATA_DIR", "data")) / "weights"
     if re.match(r"https?://", source):
         path, kind = _from_url(source, cache), "url"
-    elif Path(source).is_dir():
+    elif is_folder:
         path, kind = _from_run(Path(source)), "run"
-    elif Path(source).is_file():
+    elif is_regular:
         path, kind = Path(source), "file"
+    elif is_there:
+        raise QexpError(f"weights={source}: no regular file (a pipe or a device); save the weights as a file")
     elif re.fullmatch(r"(\w+_Weights\.)?[A-Z][A-Z0-9_]*", source):
         path, kind = _from_torchvision(source, model, cache), "torchvision"
     else:
         raise _not_found(source)
+    if not os.access(path, os.R_OK):
+        raise QexpError(f"weights={source}: the file may not be read; change its permissions")
     own = getattr(model, "weight_readers", {})  # by file ending: what a network reads in a format of its own
+    room = ROOM + COPIES * sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
     if path.suffix in own:
         found = own[path.suffix](path)
     else:
-        found = read_int8(path, model) if path.suffix == ".npz" else read_state(path)
-    state = fit_keys(found, model.state_dict(), key_map or {})
-    _check(model, state, source)
-    model.load_state_dict(state, strict=True)
+        found = read_int8(path, model, room) if path.suffix == ".npz" else read(path, room)
+    state = match(found, model, _as_mapping(key_map), source)
+    try:
+        model.load_state_dict(state, strict=True)
+    except (RuntimeError, ValueError) as error:  # of a module that has rules of its own
+        raise QexpError(f"{source} does not fit {type(model).__name__} ({error})") from error
     return WeightsRecord(source, sha256(path), kind)
 
 
@@ -87,118 +97,23 @@ def save_weights(model: nn.Module, path: str | Path) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    save_file({k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()}, part)
-    part.replace(path)
-
-
-def read_state(path: Path) -> dict[str, Tensor]:
-    """The tensors of a checkpoint by key, out of whatever wrapper they came in."""
-    if path.suffix not in SUFFIXES:
-        raise QexpError(f"{path}: cannot read files ending in {path.suffix!r}; allowed: {', '.join(SUFFIXES)}, .npz")
-    damaged = f"{path}: damaged or truncated ({path.stat().st_size:,} bytes); fetch or write it again"
     try:
-        if path.suffix == ".safetensors":
-            return _unwrap(load_file(path), path)
-        return _unwrap(torch.load(path, map_location="cpu", weights_only=True), path)
-    except pickle.UnpicklingError as error:
-        if not _is_pickle(path):
-            raise QexpError(damaged) from error
+        save_file({k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()}, part)
+        part.replace(path)
+    except (OSError, SafetensorError) as error:
         raise QexpError(
-            f"{path}: refused, for it holds Python objects besides tensors, and unpickling those runs their code. "
-            f"Where you trust it, save its state_dict alone: torch.save(model.state_dict(), ...) or safetensors"
+            f"{path}: the weights cannot be written ({error}); make room, or choose another folder"
         ) from error
-    except (RuntimeError, SafetensorError, EOFError, OSError, ValueError, KeyError) as error:
-        raise QexpError(f"{damaged} ({error})") from error
+    finally:
+        part.unlink(missing_ok=True)
 
 
-def _is_pickle(path: Path) -> bool:
-    """Whether the file is an intact zip or pickle; reads the opcodes and runs none of them."""
-    try:
-        if zipfile.is_zipfile(path):
-            return True
-        with path.open("rb") as file:
-            return all(pickletools.genops(file))
-    except (ValueError, IndexError, EOFError):
-        return False
-
-
-def _unwrap(content: Any, path: Path) -> dict[str, Tensor]:
-    if isinstance(content, Mapping):
-        inner = next((content[w] for w in WRAPPERS if isinstance(content.get(w), Mapping)), content)
-        if "pytorch-lightning_version" in content:  # a training module around `model`: its own state is not ours
-            inner = {k: v for k, v in inner.items() if k.startswith("model.")}
-        if inner and all(isinstance(v, Tensor) for v in inner.values()):
-            return dict(inner)
-    keys = ", ".join(map(repr, list(content)[:8])) if isinstance(content, Mapping) else ""
-    got = f"the keys {keys}" if keys else type(content).__name__
-    raise QexpError(f"{path}: no weights in it; got {got}; a state_dict is read, alone or under {', '.join(WRAPPERS)}")
-
-
-def fit_keys(
-    state: Mapping[str, Tensor], own: Mapping[str, Tensor], key_map: Mapping[str, str | None]
-) -> dict[str, Tensor]:
-    """`state` under the names of `own`: wrapper prefixes stripped, `key_map` applied, BN counters filled in.
-
-    A quantized run's scales and clips are left out: what is read are the float weights beneath. A prefix is stripped
-    where every key has it and no key of `own` does. Old files lack `num_batches_tracked`.
-    """
-    out = {key.replace("._orig_mod.", "."): value for key, value in state.items() if "_quantizer." not in key}
-    stripping = True
-    while stripping:
-        stripping = False
-        for prefix in PREFIXES:
-            if all(k.startswith(prefix) for k in out) and not any(k.startswith(prefix) for k in own):
-                out, stripping = {k.removeprefix(prefix): v for k, v in out.items()}, True
-    for pattern, replacement in key_map.items():
-        out = _rename(out, pattern, replacement)
-    for key in own:
-        counter_of = key.removesuffix("num_batches_tracked")
-        if counter_of != key and key not in out and f"{counter_of}running_mean" in out:
-            out[key] = own[key]
-    return out
-
-
-def _rename(state: Mapping[str, Tensor], pattern: str, replacement: str | None) -> dict[str, Tensor]:
-    out: dict[str, Tensor] = {}
-    try:
-        find = re.compile(pattern)
-        for key, value in state.items():
-            if replacement is None and find.search(key):
-                continue
-            new = key if replacement is None else find.sub(replacement, key)
-            if new in out:
-                raise QexpError(f"key_map: {pattern!r} -> {replacement!r} gives two keys the name {new!r}")
-            out[new] = value
-    except re.error as error:
-        raise QexpError(f"key_map: {pattern!r} -> {replacement!r} is no regular expression ({error})") from error
-    return out
-
-
-def _check(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
-    own = model.state_dict()
-    missing, unexpected = [k for k in own if k not in state], [k for k in state if k not in own]
-    shapes = [
-        f"{k}: file {list(state[k].shape)}, model {list(own[k].shape)}"
-        for k in own
-        if k in state and state[k].shape != own[k].shape
-    ]
-    if not (missing or unexpected or shapes):
-        return
-    renamed = [] if 2 * len(missing) > len(own) else unexpected  # another network's names say nothing about this one's
-    faults = [
-        f"{len(missing)} missing: {_list(k + near(k, renamed, 1) for k in missing)}" if missing else "",
-        f"{len(unexpected)} unexpected: {_list(unexpected)}" if unexpected else "",
-        f"{len(shapes)} of another shape: {_list(shapes)}" if shapes else "",
-    ]
-    raise QexpError(
-        f"{source} does not fit {type(model).__name__}. {'; '.join(filter(None, faults))}. "
-        f"Check model= and its arguments (num_classes, shortcut, ...); where only names differ, give model.key_map"
-    )
-
-
-def _list(names: Collection[str]) -> str:
-    names = list(names)
-    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+def _as_mapping(key_map: Mapping[str, str | None] | str | None) -> Mapping[str, str | None]:
+    """Returns a key map as a mapping, whether it came as one or as text."""
+    said = parsed(key_map) if isinstance(key_map, str) else key_map or {}
+    if not isinstance(said, Mapping):
+        raise QexpError(f"key_map={key_map} is not allowed; use a mapping: {EXAMPLE}")
+    return said
 
 
 def sha256(path: Path) -> str:
@@ -216,7 +131,7 @@ def _from_run(folder: Path) -> Path:
     found = sorted(p.name for p in (folder / "checkpoints").glob("*"))
     raise QexpError(
         f"{folder}: a folder is read as a finished run, but checkpoints/ has no last.ckpt or best.ckpt in it "
-        f"(found: {_list(found) if found else 'nothing'}); name the file itself"
+        f"(found: {listed(found) if found else 'nothing'}); name the file itself"
     )
 
 
@@ -281,7 +196,10 @@ def _compare(path: Path, digest: str, where: str) -> None:
 
 def _not_found(source: str) -> QexpError:
     folder = Path(source).parent
-    known = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
+    try:
+        known = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
+    except OSError:  # a folder that may not be listed
+        known = []
     where = "" if known else f"; the folder {folder} is empty or not there"
     return QexpError(
         f"weights={source}: no such file{near(Path(source).name, known)}{where}. Allowed: a file, a run folder, a "

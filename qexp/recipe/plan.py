@@ -7,19 +7,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from torch import nn
 
-from qexp.errors import QexpError, near
+from qexp.errors import QexpError
 from qexp.layers.quantized import channel_axis
 from qexp.layers.swap import swap
 from qexp.network.facts import Facts
 from qexp.numerics.granularity import granularity
 from qexp.quantizers.base import Quantizer
-from qexp.recipe.bits import width
 from qexp.system.objects import make
 
 
@@ -101,37 +99,10 @@ class Plan:
                     "signed": spec.get("signed", "auto") if e.spec else "",
                     "range": str(rule).lower() if e.spec else "",
                     "rule": e.by,
+                    "source": e.source.value,
                 }
             )
         return pd.DataFrame(rows)
-
-
-def read_bits(path: Path, layers: list[str]) -> dict[tuple[str, str], int]:
-    """Returns the width of each (layer, site) that a `layers.csv` names.
-
-    Raises:
-        QexpError: No such file, missing columns, an unknown layer, a width that is none.
-    """
-    try:
-        table = pd.read_csv(path, keep_default_na=False)
-    except (OSError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-        raise QexpError(f"plan={path}: cannot be read ({error})") from None
-    missing = {"layer", "site", "bits"} - set(table.columns)
-    if missing:
-        raise QexpError(
-            f"plan={path}: columns {', '.join(sorted(missing))} are missing; a plan is the layers.csv of a run"
-        )
-    out = {}
-    for row in table.itertuples():
-        if str(getattr(row, "rule", "")).startswith("quantized at"):  # it arrives quantized; its source says how wide
-            continue
-        if row.layer not in layers:
-            raise QexpError(f"plan={path}: the model has no layer {row.layer!r}{near(row.layer, layers)}")
-        text = str(row.bits).strip()
-        whole = text.removesuffix(".0")
-        bits = width(int(whole) if whole.isdecimal() else text, f"plan={path}: {row.layer} ({row.site}), bits")
-        out[row.layer, row.site] = bits
-    return out
 
 
 def apply(model: nn.Module, plan: Plan, facts: Facts) -> None:

@@ -16,7 +16,8 @@ from qexp.network.facts import Facts
 from qexp.recipe import bits as bit_widths
 from qexp.recipe.bits import FLOAT, Bits, Group
 from qexp.recipe.patterns import match
-from qexp.recipe.plan import Entry, Plan, Source, read_bits
+from qexp.recipe.plan import Entry, Plan, Source
+from qexp.recipe.plan_file import Row, read_rows, tell_differences
 
 COMPUTE = "compute"  # not a tensor: how the layer computes (a class of qexp/layers, with its options)
 SITES = ("input", "weight", "bias", "output", "running_mean", "running_var", "grad_output", COMPUTE)
@@ -80,14 +81,18 @@ def resolve(model: nn.Module, facts: Facts, recipe: Recipe) -> Plan:
             if not rule.get("optional"):
                 changed_by[rule_name] = touched
     _name_widths(table, wbits, abits, facts, weighted)
-    if recipe.plan is not None:
-        _take_plan(table, recipe.plan, layers, recipe.sites)
+    rows = read_rows(Path(recipe.plan), layers) if recipe.plan is not None else {}
+    _take_plan(table, recipe.plan, rows, recipe.sites)
     _reject_idle_rules(table, changed_by, recipe.rules)
     _quantize_once(table, facts)
     settled = [e if _carries(e) else replace(e, spec=None) for e in table.values()]
-    return Plan(
+    plan = Plan(
         tuple(e for e in settled if e.spec is not None or (e.site in ("input", "weight") and e.layer in weighted))
     )
+    if rows:
+        found = plan.frame().astype(str).to_dict("records")
+        tell_differences(Path(recipe.plan), rows, {(row["layer"], row["site"]): row for row in found})
+    return plan
 
 
 def _few(names: Sequence[str]) -> str:
@@ -250,8 +255,8 @@ def _name_widths(table: dict, wbits: Bits, abits: Bits, facts: Facts, weighted: 
         table[layer, site] = Entry(layer, site, entry.spec, width, Source.NAMED, key)
 
 
-def _take_plan(table: dict, path: Path, layers: list[str], sites: Mapping[str, Any]) -> None:
-    for key, width in read_bits(Path(path), layers).items():
+def _take_plan(table: dict, path: Path | None, rows: Mapping[tuple[str, str], Row], sites: Mapping[str, Any]) -> None:
+    for key, width in ((key, row.bits) for key, row in rows.items()):
         if key not in table:
             if width < FLOAT:
                 raise QexpError(f"plan={path}: {key[0]} has no site {key[1]!r}")

@@ -92,16 +92,19 @@ def _at_hand(name: str) -> bool:
 def _content(source: str | Path | None) -> str:
     """Returns a file's hash, or the name itself where no file is at hand (a torchvision name, a URL with its own hash)."""
     path = Path(str(source))
-    if path.is_dir():
-        path = path / "checkpoints" / "last.ckpt"
-    return sha256(path) if source is not None and path.is_file() else str(source)
+    try:
+        if path.is_dir():
+            path = path / "checkpoints" / "last.ckpt"
+        return sha256(path) if source is not None and path.is_file() else str(source)
+    except OSError:  # a name too long for a file, or one that may not be read: who opens it says so
+        return str(source)
 
 
 def float_model(settings: Settings, data: DataSet) -> nn.Module:
     """Returns the float network: with the weights named, or trained by the schedule's `pretrain` and kept for the next run."""
     model = build(settings)
     if settings.weights is not None:
-        record = load_weights(model, settings.weights, dict(settings.network.key_map), settings.shared / "weights")
+        record = load_weights(model, settings.weights, settings.network.key_map, settings.shared / "weights")
         log.info("weights: %s (sha256 %s)", record.source, record.sha256[:12])
         return model
     folder = settings.shared / "float" / _float_hash(settings, data)

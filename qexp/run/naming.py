@@ -156,9 +156,9 @@ def reference_name(settings: Settings) -> str:
 def plan_name(path: Path) -> str:
     """Returns what a plan is called in tables: its file, or the run's folder a `layers.csv` lies in, and the start of its hash."""
     name = path.parent.name if path.name == "layers.csv" and path.parent.name else path.name
-    try:
-        return f"{name}@{hashlib.sha256(path.read_bytes()).hexdigest()[:6]}"
-    except OSError:  # the point fails and says so
+    try:  # a pipe or a device is not read: the point fails and names it
+        return f"{name}@{hashlib.sha256(path.read_bytes()).hexdigest()[:6]}" if path.is_file() else name
+    except (OSError, ValueError):
         return name
 
 

@@ -218,6 +218,8 @@ def layer_table(
         "saturation_float",
         "channel_spread",
         "sqnr_channel",
+        "source",
+        "source",
     ]
     return pd.DataFrame(rows).reindex(columns=columns)
 

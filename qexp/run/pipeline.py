@@ -26,6 +26,7 @@ from qexp.run.naming import asked, check_study, point_hash, title
 from qexp.run.saved_network import Origin
 from qexp.run.settings import Settings
 from qexp.search.setting import Setting
+from qexp.system import disk
 from qexp.system.locks import remove_leftovers
 from qexp.system.objects import make
 
@@ -78,7 +79,9 @@ def run(settings: Settings) -> dict[str, Any]:
 
 
 def failed(settings: Settings, record: Record, error: Exception) -> dict[str, Any]:
-    """Records a failure and returns its row; a mistake of the user's is one line, a bug its traceback."""
+    """Records a failure and returns its row; a mistake of the user's, or a disk that is full, is one line, a bug its traceback."""
+    if not isinstance(error, QexpError) and (trouble := disk.trouble(error)):
+        error = QexpError(trouble)
     log.error("%s failed: %s", title(settings), error, exc_info=None if isinstance(error, QexpError) else error)
     return record.failed(asked(settings), error)
 

@@ -81,7 +81,7 @@ def _other(asked: Network, settings: Settings, data: DataSet) -> nn.Module:
             f"schedule.distill.teacher={asked.name}: a teacher needs weights; give schedule.distill.teacher.weights=FILE"
         )
     teacher = make(asked.net, where="schedule.distill.teacher.net")
-    found = load_weights(teacher, asked.weights, dict(asked.key_map), settings.shared / "weights")
+    found = load_weights(teacher, asked.weights, asked.key_map, settings.shared / "weights")
     log.info("teacher: %s, %s (sha256 %s)", asked.name, found.source, found.sha256[:12])
     if not asked.preprocessing:
         return teacher

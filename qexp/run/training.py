@@ -27,6 +27,7 @@ from qexp.callbacks.oscillation import Oscillation
 from qexp.callbacks.progress import Progress
 from qexp.callbacks.randomness import EpochSeed
 from qexp.callbacks.steps import OptimizerSteps
+from qexp.callbacks.whole_checkpoints import WholeCheckpoints
 from qexp.data.contract import DataSet
 from qexp.data.later import LaterEpochs
 from qexp.errors import QexpError
@@ -117,11 +118,13 @@ def make_trainer(
     if not settings.trainer.progress or ranks.rank():
         chosen = [c for c in chosen if not isinstance(c, Progress)]
     # one device per process; where several work together Lightning finds them as `spread` has started them
-    several = {"strategy": settings.trainer.strategy, "plugins": [LightningEnvironment()]} if ranks.world() > 1 else {}
+    several = {"strategy": settings.trainer.strategy} if ranks.world() > 1 else {}
+    plugins = [WholeCheckpoints(), *([LightningEnvironment()] if ranks.world() > 1 else [])]
     return _trainer(
         settings.trainer,
         callbacks=chosen,
         **several,
+        **({} if settings.trainer.options.get("plugins") else {"plugins": plugins}),
         enable_model_summary=False,
         num_sanity_val_steps=0,
         default_root_dir=str(folder),

@@ -12,6 +12,8 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
+from qexp.errors import QexpError
+
 log = logging.getLogger(__name__)
 
 
@@ -22,9 +24,18 @@ def locked(folder: Path, waiting: Callable[[], None] | None = None) -> Iterator[
     Args:
         folder: What is locked, by a file `.lock` in it.
         waiting: Called once if another process is inside, before waiting for it.
+
+    Raises:
+        QexpError: The folder cannot be made, or written to.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as file:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("w")
+    except OSError as error:
+        raise QexpError(
+            f"{folder}: cannot be made or written to ({error.strerror}); change its permissions, make room, or choose another runs_dir"
+        ) from error
+    with lock as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,6 +19,8 @@ from torch.optim import Optimizer
 
 OptimizerFactory = Callable[[Iterable], Optimizer]
 SchedulerFactory = Callable[[Optimizer, int], Any]
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -44,13 +48,18 @@ class Score:
     outcomes: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def save(self, path: Path) -> None:
-        """Writes the score whole or not at all."""
-        path.parent.mkdir(parents=True, exist_ok=True)
+        """Writes the score whole or not at all; where it cannot, the next run evaluates again, and the log says so."""
         part = path.with_suffix(f".{os.getpid()}.part.npz")
         plain = {k: v for k, v in vars(self).items() if k != "outcomes"}
         arrays = {f"outcome.{name}": array for name, array in self.outcomes.items()}
-        np.savez_compressed(part, score=np.array(json.dumps(plain)), **arrays)
-        part.replace(path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            np.savez_compressed(part, score=np.array(json.dumps(plain)), **arrays)
+            part.replace(path)
+        except OSError as error:
+            log.warning("the score could not be kept in %s: %s", path, error)
+            with suppress(OSError):
+                part.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, path: Path) -> Score:

@@ -5,8 +5,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from qexp.command.choices import check_choices, check_runs_dir, rules_added
+from qexp.command.choices import check_choices, check_runs_dir, key_maps_quoted, rules_added
 from qexp.errors import QexpError
 
 ROOT = Path(__file__).parents[2]
@@ -135,3 +136,20 @@ def test_the_command_line_ends_with_it_and_without_a_traceback():
         [sys.executable, "run.py", "quant=adarond"], cwd=ROOT, capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 1 and "did you mean 'adaround'" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "word", ['model.key_map={"^net\\.": ""}', '+model.key_map={"a|b": null}', 'model.key_map={"it\'s": "x"}']
+)
+def test_a_typed_key_map_reaches_the_configuration(word):
+    from qexp.models.key_maps import parsed
+
+    (quoted,) = key_maps_quoted([word])
+    value = OverridesParser.create().parse_override(quoted).value()
+    assert parsed(value) == parsed(word.partition("=")[2])
+
+
+def test_letters_that_need_quotes_are_told():
+    with pytest.raises(QexpError, match=r"only in quotes of its own; write 'plan=\"pl\u00e4ne/x.csv\"'"):
+        check_choices(["plan=pl\u00e4ne/x.csv"], CONF)
+    check_choices(['plan="pl\u00e4ne/x.csv"'], CONF)

@@ -22,7 +22,7 @@ from qexp.layers import (
     swap,
     unswap,
 )
-from qexp.layers.quantized import QUANTIZED, is_quantizer_parameter
+from qexp.layers.quantized import QUANTIZED, float_class, is_quantizer_parameter
 from qexp.numerics import PerChannel
 from qexp.quantizers.dorefa import DoReFaWeight
 from qexp.quantizers.lsq import LSQ
@@ -253,3 +253,74 @@ def test_after_an_optimizer_step_quantizers_see_their_latent_tensor(residual):
     swap(residual.fc, sites)
     residual.fc.after_optimizer_step()
     assert seen["weight"] is residual.fc.weight and seen["bias"] is residual.fc.bias and seen["input"] is None
+
+
+class Conv3(nn.Conv2d):
+    """A shorthand: only what it sets up differs."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs, 3, padding=1, bias=False)
+
+
+class Act(nn.ReLU):
+    """A ReLU by another name."""
+
+
+class Norm(nn.BatchNorm2d):
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        if self.affine:
+            nn.init.constant_(self.weight, 0.5)
+
+
+class Helped(nn.Conv2d):
+    """Has a method that others may call."""
+
+    def gain(self) -> float:
+        return 2.0
+
+
+class Padded(nn.Conv2d):
+    def forward(self, x):
+        return super().forward(nn.functional.pad(x, (1, 1, 1, 1)))
+
+
+class Scaled(nn.Linear):
+    @property
+    def gain(self) -> float:
+        return 2.0
+
+
+def test_a_shorthand_of_a_layer_is_quantized_as_the_layer():
+    def network(conv, norm, act):
+        torch.manual_seed(0)
+        return nn.Sequential(conv, norm, act, nn.Flatten(), nn.Linear(512, 4)).eval()
+
+    short = network(Conv3(3, 8), Norm(8), Act())
+    plain = network(nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU())
+    plain.load_state_dict(short.state_dict())
+    for model in (short, plain):
+        layers = [m for m in model if float_class(m) in QUANTIZED]
+        assert len(layers) == 4
+        for layer in layers:
+            target = QUANTIZED[float_class(layer)]
+            swap(layer, {s: Uniform(3) for s in target.sites if s in ("input", "output", "weight")})
+        calibrate(model, [X], progress=False)
+    assert torch.equal(short(X), plain(X))
+    again = pickle.loads(pickle.dumps(short))
+    for layer in list(again):
+        if isinstance(layer, Quantized):
+            unswap(layer)
+    assert [type(m) for m in again[:3]] == [Conv3, Norm, Act] and not any("written" in k for k in vars(again[0]))
+
+
+@pytest.mark.parametrize("layer", [Helped(3, 4, 3), Padded(3, 4, 3), Scaled(3, 4)])
+def test_a_subclass_with_code_of_its_own_is_no_shorthand(layer):
+    assert float_class(layer) is type(layer)
+    with pytest.raises(QexpError, match="no quantized form of layer type"):
+        swap(layer, {})
+
+
+def test_a_parametrized_layer_is_no_shorthand():
+    layer = nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 4, 3))
+    assert float_class(layer) not in QUANTIZED

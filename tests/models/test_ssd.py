@@ -13,9 +13,9 @@ from torchvision.models.detection import ssd300_vgg16
 from qexp.command.root import register
 from qexp.errors import QexpError
 from qexp.models.detector import corners
+from qexp.models.matching import match
 from qexp.models.multibox import MultiBox, priors, ssd300_maps
 from qexp.models.ssd import SSD300, L2Norm, SqueezeSSD, TorchvisionSSD
-from qexp.models.weights import fit_keys
 
 CONF = str(Path(__file__).parents[2] / "conf")
 CHOICES = ("ssd300_vgg16", "ssd300_vgg16_tv", "ssd300_torchvision", "ssd300_squeezenet")
@@ -78,7 +78,7 @@ def test_torchvisions_weights_fit_and_compute_the_same_through_the_key_maps():
     for choice in ("ssd300_vgg16_tv", "ssd300_torchvision"):
         cfg = config(choice)
         net = instantiate(cfg.model.net).eval()
-        net.load_state_dict(fit_keys(theirs.state_dict(), net.state_dict(), cfg.model.key_map), strict=True)
+        net.load_state_dict(match(theirs.state_dict(), net, cfg.model.key_map, "torchvision"), strict=True)
         with torch.no_grad():
             outputs.append((net(x), net.decode(net(x))[0]))
     for one, other in zip(*outputs):

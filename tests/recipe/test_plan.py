@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -81,6 +84,76 @@ def test_files_that_are_no_plan(plan, tmp_path):
     other.write_text("")
     with pytest.raises(QexpError, match="cannot be read"):
         plan(plan=other)
+
+
+ROW = "layer,site,bits\nconv,weight,4\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (ROW.encode("utf-16"), "it is text in UTF-16; save it as UTF-8"),
+        (b"\x80\x02\x8a" * 40, "byte 0 is no UTF-8"),
+        (ROW.encode() + b"\0\0", "it is binary"),
+        (b"PK\x03\x04" + b"x" * 90, "it is compressed; unpack it first"),
+        ((ROW + "conv,input,4,5\n").encode(), "line 3: 4 cells; the table has 3 columns"),
+        ((ROW + "conv,input\n").encode(), "line 3: 2 cells; the table has 3 columns"),
+        ((ROW + '"conv,input,4\n').encode(), "cannot be read as a table"),
+        (ROW.replace(",", ";").encode(), "its cells are separated by ';'"),
+        (ROW.replace("bits", "bits,bits").encode(), "column 'bits' is there twice"),
+        ((ROW + "conv,weight,5\n").encode(), r"conv \(weight\) stands on lines 2 and 3; one row per tensor"),
+        ((ROW + "conv,weight,4\n").encode(), "stands on lines 2 and 3"),
+        ((ROW + f"conv,input,{'9' * 5000}\n").encode(), "allowed are whole numbers"),
+        ((ROW + "conv,input,\u00b2\n").encode(), "allowed are whole numbers"),
+        (b"   \n", "it is empty"),
+    ],
+)
+def test_a_plan_that_no_table_can_be_read_from(plan, tmp_path, content, message):
+    path = tmp_path / "layers.csv"
+    path.write_bytes(content)
+    with pytest.raises(QexpError, match=message):
+        plan(plan=path)
+
+
+def test_pipes_devices_and_folders_are_no_plans(plan, tmp_path):
+    os.mkfifo(tmp_path / "pipe.csv")  # reading it would wait for ever
+    for path in (tmp_path / "pipe.csv", Path("/dev/zero")):
+        with pytest.raises(QexpError, match="it is no regular file"):
+            plan(plan=path)
+    with pytest.raises(QexpError, match="it is a folder; name the layers"):
+        plan(plan=tmp_path)
+
+
+def test_a_byte_order_mark_and_spaces_are_no_mistake(plan, tmp_path):
+    path = tmp_path / "layers.csv"
+    path.write_bytes("\ufefflayer, site, bits\r\nconv, weight, 3\r\n".encode())
+    assert plan(8, 8, plan=path)["conv", "weight"].bits == 3
+
+
+def test_columns_the_run_does_not_follow_are_told(plan, tmp_path, caplog):
+    path = tmp_path / "layers.csv"
+    path.write_text(
+        "layer,site,bits,quantizer,granularity\nconv,weight,3,lsq,channel\nfc,weight,4,float,\nstem,weight,5,uniform,\n"
+    )
+    with caplog.at_level("INFO"):
+        plan(8, 8, plan=path)
+    (line,) = [r.getMessage() for r in caplog.records if "only its bits are read" in r.getMessage()]
+    assert "conv (weight) quantizer: file lsq, run uniform" in line and "fc (weight) quantizer: file float" in line
+    assert "stem" not in line and "granularity" not in line, line
+
+
+def test_a_width_of_a_tensor_that_arrives_quantized_is_told(plan, tmp_path, caplog):
+    path = tmp_path / "layers.csv"
+    first = plan(3, 5, rules={"adds": ADDS})
+    table = first.frame()
+    arrives = table[table["rule"].str.startswith("quantized at add")]
+    assert len(arrives)
+    table.loc[(table["layer"] == "add") & (table["site"] == "output"), "bits"] = 4
+    table.to_csv(path, index=False)
+    with caplog.at_level("INFO"):
+        again = plan(3, 5, rules={"adds": ADDS | {"optional": True}}, plan=path)
+    assert again["add", "output"].bits == 4
+    assert "6 bits, which arrives with the 4 of add (output)" in caplog.text
 
 
 def model_with(rules: dict, sites: dict = SITES, **bits):

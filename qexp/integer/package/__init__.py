@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
 import subprocess
 import tempfile
@@ -34,9 +35,28 @@ from qexp.integer.package.c_source import MAIN, golden, network
 from qexp.integer.package.packing import coded, pack, unpack, weights
 from qexp.integer.program import Conv, IntegerProgram, Linear
 from qexp.integer.reference import Reference
+from qexp.integer.schema import Either, Exactly, Mapped, Whole, read_json
+from qexp.integer.schema import check as checked
 
 FORMAT, VERSION = "qexp package", 2
 MANIFEST, WEIGHTS, GOLDEN = "package.json", "weights.bin", "golden.safetensors"
+C_FILES = ("qexp_int.h", "qexp_int.c", "network.h", "network.c", "golden.h", "main.c")
+REQUIRED = {files.PROGRAM, files.CONSTANTS, WEIGHTS, GOLDEN, *(f"c/{name}" for name in C_FILES)}
+_LAYER = {
+    **{
+        "op": Whole(),
+        "layer": str,
+        "offset": Whole(0, 2**40),
+        "bytes": Whole(0, 2**40),
+        "bits": Whole(1, 63),
+        "signed": bool,
+    },
+    **{"levels": Either((None, Exactly(2, Whole(1)))), "shape": [Whole(1)]},
+}
+SCHEMA = {
+    **{"about": {}, "weights": [_LAYER], "weight_bytes": Whole(0, 2**40), "golden_images": Whole(1)},
+    **{"files": Mapped(str)},
+}
 Ints = NDArray[np.int64]
 
 
@@ -94,15 +114,7 @@ def read(folder: Path) -> tuple[IntegerProgram, dict[str, Any], Ints, Ints]:
     Raises:
         QexpError: A file is missing, cut short or edited, or the package is of another version: it says which file, and what differs.
     """
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text())
-    except (OSError, ValueError) as error:
-        raise QexpError(f"{folder}: no package, {MANIFEST} cannot be read ({error})") from None
-    if manifest.get("format") != FORMAT or manifest.get("version") != VERSION:
-        raise QexpError(
-            f"{folder}: {manifest.get('format')!r} of version {manifest.get('version')!r}; this qexp reads {FORMAT!r} of version "
-            f"{VERSION}: export the run again"
-        )
+    manifest = _manifest(folder)
     for name, said in manifest["files"].items():
         path = folder / name
         if not path.is_file():
@@ -113,25 +125,71 @@ def read(folder: Path) -> tuple[IntegerProgram, dict[str, Any], Ints, Ints]:
             )
     program = files.load(folder)
     packed = (folder / WEIGHTS).read_bytes()
+    if len(packed) != manifest["weight_bytes"]:
+        raise QexpError(f"{folder}: {WEIGHTS} has {len(packed):,} bytes; {MANIFEST} says {manifest['weight_bytes']:,}")
+    weighted = [i for i, op in enumerate(program.ops) if isinstance(op, Conv | Linear)]
+    if sorted(entry["op"] for entry in manifest["weights"]) != weighted:
+        raise QexpError(
+            f"{folder}: {MANIFEST} does not name each of the program's {len(weighted)} layers with weights once"
+        )
     for entry in manifest["weights"]:
-        op, shape = program.ops[entry["op"]], tuple(entry["shape"])
+        op = program.ops[entry["op"]]
         block = packed[entry["offset"] : entry["offset"] + entry["bytes"]]
-        if not np.array_equal(_weights(block, entry, shape), op.weight):
+        if entry["shape"] != list(op.weight.shape) or not np.array_equal(_weights(block, entry, folder), op.weight):
             raise QexpError(f"{folder}: {WEIGHTS} and the program disagree on the weights of {entry['layer']}")
+    return program, manifest, *_golden(folder, program, manifest["golden_images"])
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    """Returns `package.json` after checking all of it, and that it lists every file that is read or compiled."""
+    try:
+        manifest = read_json(folder / MANIFEST)
+    except QexpError as error:
+        raise QexpError(f"{folder}: no package, {MANIFEST} cannot be read ({error})") from None
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT or manifest.get("version") != VERSION:
+        said = manifest if isinstance(manifest, dict) else {}
+        raise QexpError(
+            f"{folder}: {said.get('format')!r:.40} of version {said.get('version')!r:.40}; this qexp reads {FORMAT!r} of version "
+            f"{VERSION}: export the run again"
+        )
+    checked(manifest, SCHEMA, f"{folder}: {MANIFEST}")
+    listed = set(manifest["files"])
+    beyond = [name for name in listed if Path(name).is_absolute() or ".." in Path(name).parts]
+    sources = {p.relative_to(folder).as_posix() for p in (folder / "c").glob("*.[ch]")}
+    unlisted = sorted((REQUIRED | sources) - listed)
+    if beyond or unlisted:
+        what = f"lists {beyond[0]!r}, which lies outside" if beyond else f"does not list {unlisted[0]}"
+        raise QexpError(f"{folder}: {MANIFEST} {what}; it lists every file of the package: export the run again")
+    return manifest
+
+
+def _golden(folder: Path, program: IntegerProgram, count: int) -> tuple[Ints, Ints]:
+    """Returns the golden codes of images and scores."""
     try:
         vectors = load_file(folder / GOLDEN)
-    except SafetensorError as error:
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise QexpError(f"{folder}: {GOLDEN} is damaged ({error})") from None
-    return program, manifest, vectors["input"].astype(np.int64), vectors["output"].astype(np.int64)
+    for name, tensor in (("input", program.input), ("output", program.output)):
+        shape = (count, *program.tensors[tensor].shape)
+        got = vectors.get(name)
+        if got is None or got.shape != shape or got.dtype.kind not in "iu":
+            raise QexpError(f"{folder}: {GOLDEN} holds no codes {list(shape)} called {name!r}")
+    return vectors["input"].astype(np.int64), vectors["output"].astype(np.int64)
 
 
-def _weights(block: bytes, entry: dict[str, Any], shape: tuple[int, ...]) -> Ints:
-    """Returns a layer's integer weights from its bytes."""
+def _weights(block: bytes, entry: dict[str, Any], folder: Path) -> Ints:
+    """Returns a layer's integer weights from its bytes, which must be as many as the layout asks for."""
+    shape, table = tuple(entry["shape"]), entry["levels"] or [0, 0]
+    size, count = 4 * math.prod(table), math.prod(shape)
+    if len(block) != size + -(-count * entry["bits"] // 8) or (size and table[0] not in (1, shape[0])):
+        raise QexpError(
+            f"{folder}: {MANIFEST} says that {entry['layer']} has {count} weights of {entry['bits']} bits in {len(block)} bytes of "
+            f"{WEIGHTS}, which do not go together; export the run again"
+        )
     levels = None
     if entry["levels"]:
-        size = 4 * int(np.prod(entry["levels"]))
         levels, block = np.frombuffer(block[:size], "<i4").astype(np.int64).reshape(entry["levels"]), block[size:]
-    codes = unpack(block, int(np.prod(shape)), entry["bits"], entry["signed"]).reshape(shape)
+    codes = unpack(block, count, entry["bits"], entry["signed"]).reshape(shape)
     return weights(codes, levels)
 
 
@@ -141,8 +199,16 @@ def check(folder: Path) -> dict[str, Any]:
     `c` is None where no C compiler is at hand.
     """
     program, manifest, codes, scores = read(folder)
+    try:
+        computed = Reference(program).run(codes)
+    except (
+        Exception
+    ) as error:  # operations that anybody wrote: NumPy raises whatever a wrong window or axis leads it to
+        raise QexpError(
+            f"{folder}: its program cannot be computed ({type(error).__name__}: {error}); export the run again"
+        ) from error
     found = {
-        "differ": int((Reference(program).run(codes) != scores).sum()),
+        "differ": int((computed != scores).sum()),
         "c": None,
         "weight_bytes": manifest["weight_bytes"],
     }

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from qexp.models.key_maps import parsed
 from qexp.run.settings.checks import (
     Spec,
     listed,
@@ -52,7 +53,9 @@ class Network:
             last=node.get("last"),
             input_size=none_or(listed, node.get("input_size"), f"{key}.input_size"),
             preprocessing=none_or(mapping, node.get("preprocessing"), f"{key}.preprocessing"),
-            key_map=mapping(node.get("key_map") or {}, f"{key}.key_map"),
+            key_map=parsed(found)
+            if isinstance(found := node.get("key_map"), str)
+            else mapping(found or {}, f"{key}.key_map"),
             weights=none_or(text, node.get("weights"), f"{key}.weights"),
             definition=none_or(text, node.get("cfg"), f"{key}.cfg"),
         )

@@ -1,0 +1,149 @@
+"""A plan as a file: a table of text with the columns layer, site and bits, read strictly."""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from qexp.errors import QexpError, near
+from qexp.recipe.bits import FLOAT, width
+from qexp.recipe.plan import Source
+
+log = logging.getLogger(__name__)
+
+NEEDED = ("layer", "site", "bits")
+ARRIVES = "quantized at "  # how the rule of a tensor begins that arrives quantized, for the message alone
+LARGEST = 1 << 26  # bytes of a plan
+SHOWN = 3
+
+
+@dataclass(frozen=True)
+class Row:
+    """One tensor of a plan: the line it stands on, its width, and what else the file says of it by column."""
+
+    line: int
+    bits: int
+    said: dict[str, str]
+
+
+def read_rows(path: Path, layers: list[str]) -> dict[tuple[str, str], Row]:
+    """Returns what a `layers.csv` says of each (layer, site); tensors that arrive quantized are left out.
+
+    Raises:
+        QexpError: No such file, no table, missing columns, an unknown layer, a width that is none, two rows for one tensor.
+    """
+    cells = _cells(path)
+    (_, head), *lines = cells or [(1, [])]
+    missing = set(NEEDED) - set(head)
+    if missing:
+        separator = next((mark for mark in ";\t|" if any(mark in name for name in head)), None)
+        hint = f"; its cells are separated by {separator!r}: save it with commas" if separator else ""
+        raise QexpError(
+            f"plan={path}: columns {', '.join(sorted(missing))} are missing; a plan is the layers.csv of a run{hint}"
+        )
+    if twice := [name for name, count in Counter(head).items() if count > 1]:
+        raise QexpError(f"plan={path}: column {twice[0]!r} is there twice; remove one")
+    out: dict[tuple[str, str], Row] = {}
+    arriving: dict[tuple[str, str], Row] = {}
+    for line, row in lines:
+        if len(row) != len(head):
+            raise QexpError(f"plan={path}, line {line}: {len(row)} cells; the table has {len(head)} columns")
+        said = dict(zip(head, row))
+        key = (said.pop("layer"), said.pop("site"))
+        bits = _bits(said.pop("bits"), f"plan={path}: {key[0]} ({key[1]}), bits")
+        # a file of an earlier version has no source; there a float tensor narrower than a float arrives quantized
+        arrives = said.get(
+            "source", Source.ARRIVES.value if said.get("quantizer") == "float" and bits < FLOAT else ""
+        ) == (Source.ARRIVES.value)
+        if key[0] not in layers and not arrives:
+            raise QexpError(f"plan={path}: the model has no layer {key[0]!r}{near(key[0], layers)}")
+        if earlier := out.get(key) or arriving.get(key):
+            raise QexpError(
+                f"plan={path}: {key[0]} ({key[1]}) stands on lines {earlier.line} and {line}; one row per tensor is allowed"
+            )
+        (arriving if arrives else out)[key] = Row(line, bits, said)
+    _tell_ignored(path, out, arriving)
+    return out
+
+
+def _cells(path: Path) -> list[tuple[int, list[str]]]:
+    """Returns the cells of each line that has any, with its number."""
+    text = _text(path)
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    try:
+        return [(reader.line_num, [cell.strip() for cell in row]) for row in reader if row]
+    except csv.Error as error:
+        raise QexpError(f"plan={path}, line {reader.line_num}: cannot be read as a table ({error})") from None
+
+
+def _text(path: Path) -> str:
+    try:
+        if path.is_dir():
+            raise QexpError(f"plan={path}: cannot be read: it is a folder; name the layers.csv in it")
+        if path.exists() and not path.is_file():
+            raise QexpError(f"plan={path}: cannot be read: it is no regular file; save the plan as a file")
+        if path.stat().st_size > LARGEST:
+            raise QexpError(
+                f"plan={path}: cannot be read: {path.stat().st_size:,} bytes; a plan has {LARGEST:,} at most"
+            )
+        content = path.read_bytes()
+    except (OSError, ValueError) as error:
+        raise QexpError(f"plan={path}: cannot be read ({error})") from None
+    if not content.strip():
+        raise QexpError(f"plan={path}: cannot be read: it is empty")
+    if content.startswith((b"PK\x03\x04", b"\x1f\x8b", b"BZh", b"\xfd7zXZ")):
+        raise QexpError(f"plan={path}: cannot be read: it is compressed; unpack it first")
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise QexpError(f"plan={path}: cannot be read: it is text in UTF-16; save it as UTF-8")
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise QexpError(f"plan={path}: cannot be read: byte {error.start} is no UTF-8; save it as UTF-8") from None
+    if "\0" in text:
+        raise QexpError(f"plan={path}: cannot be read: it is binary; a plan is a table of text, layers.csv of a run")
+    return text
+
+
+def _bits(text: str, where: str) -> int:
+    whole = text.removesuffix(".0")
+    return width(int(whole) if whole.isascii() and whole.isdecimal() and len(whole) < 9 else text, where)
+
+
+def _tell_ignored(path: Path, rows: dict[tuple[str, str], Row], arriving: dict[tuple[str, str], Row]) -> None:
+    """Logs widths that say nothing: of tensors that arrive quantized at a layer for which the file says another width."""
+    told = []
+    for (layer, site), row in arriving.items():
+        source = row.said.get("rule", "").removeprefix(ARRIVES).removesuffix(" (output)")
+        given = rows.get((source, "output"))
+        if given is not None and given.bits != row.bits:
+            told.append(f"{layer} ({site}) {row.bits} bits, which arrives with the {given.bits} of {source} (output)")
+    if told:
+        log.warning("plan=%s: ignored: %s%s", path, "; ".join(told[:SHOWN]), _more(told))
+
+
+def tell_differences(
+    path: Path, rows: dict[tuple[str, str], Row], decided: dict[tuple[str, str], dict[str, str]]
+) -> None:
+    """Logs, in one line, columns of a plan that the run does not follow: the plan says how wide, the recipe what and how.
+
+    Args:
+        path: The plan's file.
+        rows: What it says.
+        decided: What the run has of each tensor, by column.
+    """
+    told = []
+    for key, row in rows.items():
+        for column in ("quantizer", "granularity"):
+            said, has = row.said.get(column), decided.get(key, {}).get(column)
+            if said and has and said != has:
+                told.append(f"{key[0]} ({key[1]}) {column}: file {said}, run {has}")
+    if told:
+        log.info("plan=%s: only its bits are read; the recipe decides %s%s", path, "; ".join(told[:SHOWN]), _more(told))
+
+
+def _more(told: list[str]) -> str:
+    return f" and {len(told) - SHOWN} more" if len(told) > SHOWN else ""
