@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from qexp.calibration.calibrate import Calibration
 
 log = logging.getLogger(__name__)
-_VERSION = "3"  # of the file's meaning: a change of what is collected changes every hash
+_VERSION = "4"  # of the file's meaning: a change of what is collected changes every hash
 _PLAIN = (
     bool | int | float | complex | str | bytes | range | None | Enum | torch.dtype | torch.device | torch.memory_format
 )

@@ -177,8 +177,8 @@ def build(
     where = f"{entry.layer} ({entry.site})"
     if shape is None:
         raise QexpError(f"{where}: the layer has no such tensor; it has {', '.join(facts.shapes[entry.layer])}")
-    axis = channel_axis(layer, entry.site)
-    shape = (1, *shape[1:]) if axis == 1 and entry.site not in ("weight",) else shape
+    axis = channel_axis(layer, entry.site, len(shape))
+    shape = (1, *shape[1:]) if axis and entry.site != "weight" else shape
     try:
         shared_scale = granularity(spec.pop("granularity", "tensor"), axis)
         quantizer = _maker(spec, {} if made is None else made)(bits=entry.bits, shape=shape, granularity=shared_scale)
