@@ -28,10 +28,12 @@ def cache_dir(cfg: DictConfig) -> Path:
     return Path(cfg.runs_dir) / ".cache"
 
 
-def build(cfg: DictConfig) -> nn.Module:
-    """Returns the network with fresh weights, seeded."""
+def build(cfg: DictConfig, data: LightningDataModule) -> nn.Module:
+    """Returns the network with fresh weights, seeded, whose results are what the data set's task reads."""
     training.seed(cfg.seed)
-    return instantiate(cfg.model.net)
+    model = instantiate(cfg.model.net)
+    training.task(cfg, model).take_network(data.example())
+    return model
 
 
 def contents(cfg: DictConfig) -> dict[str, str]:
@@ -80,7 +82,7 @@ def _content(source: str | None) -> str:
 
 def float_model(cfg: DictConfig, data: LightningDataModule) -> nn.Module:
     """Returns the float network: with the weights named, or trained by the schedule's `pretrain` and kept for the next run."""
-    model = build(cfg)
+    model = build(cfg, data)
     if cfg.weights is not None:
         record = load_weights(model, cfg.weights, dict(cfg.model.get("key_map") or {}), cache_dir(cfg) / "weights")
         log.info("weights: %s (sha256 %s)", record.source, record.sha256[:12])

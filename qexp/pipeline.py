@@ -89,7 +89,7 @@ def experiment(cfg: DictConfig, data: LightningDataModule, record: Record) -> di
     log.info("%s -> %s", outcome.title(cfg), record.folder)
 
     scratch = cfg.schedule.name == "qat_scratch"
-    model = floats.build(cfg) if scratch else floats.float_model(cfg, data)
+    model = floats.build(cfg, data) if scratch else floats.float_model(cfg, data)
     float_score = None if scratch else floats.reference(cfg, model, data, record.folder)
     distill = teachers.distillation(cfg, data, model, is_float=not scratch) if trains(cfg) else None
     images = calibration_images(cfg, data)

@@ -19,6 +19,7 @@ from qexp.data.tensors import Normalize
 from qexp.errors import QexpError
 from qexp.floats import cache_dir
 from qexp.graph import facts
+from qexp.tasks.base import evaluated
 from qexp.tasks.classification import Classification
 from qexp.tasks.distillation import Distillation
 from qexp.weights import load_weights
@@ -89,6 +90,8 @@ def _other(asked: DictConfig, cfg: DictConfig, data: LightningDataModule) -> nn.
             f"schedule.distill.teacher={asked.get('name')}: a teacher needs weights; give schedule.distill.teacher.weights=FILE"
         )
     teacher = instantiate(asked.net)
+    if not isinstance(evaluated(teacher, data.example()), Tensor):
+        training.task(cfg, teacher).take_network(data.example())
     found = load_weights(teacher, asked.weights, dict(asked.get("key_map") or {}), cache_dir(cfg) / "weights")
     log.info("teacher: %s, %s (sha256 %s)", asked.get("name"), found.source, found.sha256[:12])
     if not asked.get("preprocessing"):

@@ -33,6 +33,7 @@ from qexp.callbacks.progress import Progress
 from qexp.callbacks.randomness import EpochSeed
 from qexp.callbacks.steps import OptimizerSteps
 from qexp.data.later import LaterEpochs
+from qexp.data.single import spare_single_image
 from qexp.devices import processes, spread
 from qexp.errors import QexpError
 from qexp.layers.quantized import is_quantizer_parameter, latent_decays
@@ -222,6 +223,7 @@ def fit(
     if last.exists() and _is_whole(last):
         check_recipe(module, last)
         log.info("%s: resuming from %s", phase, last)
+    spare_single_image(module.model, data)
     module.began = time.perf_counter()
     images: dict[str, Any] = {"datamodule": data}
     if part.epochs_before:
