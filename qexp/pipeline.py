@@ -25,6 +25,8 @@ from qexp.graph import Facts, facts
 from qexp.layers.swap import check_all_ran
 from qexp.passes.base import Moment, Pass
 from qexp.passes.fold_bn import Normal, fold_bn
+from qexp.passes.permanent import make_permanent
+from qexp.passes.unchanged import edit_floats, unchanged
 from qexp.recipe import Plan, Recipe, apply, resolve
 from qexp.recipe.bits import FLOAT
 from qexp.record import Record, passes_of, peak_mb, point_hash, trains
@@ -93,11 +95,14 @@ def experiment(cfg: DictConfig, data: LightningDataModule, record: Record) -> di
     float_score = None if scratch else floats.reference(cfg, model, data, record.folder)
     distill = teachers.distillation(cfg, data, model, is_float=not scratch) if trains(cfg) else None
     images = calibration_images(cfg, data)
+    make_permanent(model, images[0])
     size = params(model)
-    structure, folded = fold(cfg, model, data.example())
+    structure, folded = fold(cfg, model, data.example(), images[0])
     passes, moment = load_passes(cfg), moment_of(cfg, structure, folded, images, record.folder)
+    if cfg.bn == "fold" and not folded and any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules()):
+        moment.findings["bn"] = "keep"  # what was done, not what was asked for
     for edit in passes:
-        edit.on_float(model, moment)
+        edit_floats(edit, model, moment)
     structure = moment.facts
     plan = attach(cfg, model, structure)
     stages.check(cfg.schedule, plan, passes)
@@ -149,16 +154,31 @@ def calibration_images(cfg: DictConfig, data: LightningDataModule) -> list[torch
     return data.calibration_batches(cfg.n_calibrate, size, cfg.seed)
 
 
-def fold(cfg: DictConfig, model: nn.Module, example: torch.Tensor) -> tuple[Facts, dict[str, Normal]]:
-    """Folds batch norms where the run asks for it, in place; returns the facts of the network that is left, and what was folded."""
+def fold(
+    cfg: DictConfig, model: nn.Module, example: torch.Tensor, images: torch.Tensor
+) -> tuple[Facts, dict[str, Normal]]:
+    """Folds batch norms where the run asks for it, in place; returns the facts of the network that is left, and what was folded.
+
+    Raises:
+        QexpError: The network does not compute the same afterwards.
+    """
     if cfg.bn not in ("fold", "keep", "freeze"):
         raise QexpError(f"bn={cfg.bn!r}; allowed are fold, keep, freeze")
     structure = facts(model, example)
     if cfg.bn != "fold" or not (structure.bn_of or structure.trace_error):
-        return structure, {}
-    folded = fold_bn(model, structure)
-    log.info("batch norm folded into %d convolutions", len(folded))
-    return facts(model, example), folded
+        folded = {}
+    else:
+        with unchanged(model, images, "bn=fold"):
+            folded = fold_bn(model, structure)
+        log.info("batch norm folded into %d convolutions", len(folded))
+    left = [name for name, m in model.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    if cfg.bn == "fold" and left:
+        log.info(
+            "%d batch norms stay, which follow no convolution of torch's alone or have no statistics: %s",
+            len(left),
+            ", ".join(left[:4]) + (" ..." if len(left) > 4 else ""),
+        )
+    return facts(model, example) if folded else structure, folded
 
 
 def moment_of(
