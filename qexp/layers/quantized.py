@@ -257,6 +257,16 @@ def channel_axis(layer: nn.Module, site: str, ndim: int = 4) -> int:
     return 0 if site in ("bias", "running_mean", "running_var") else activation_axis(layer, ndim)
 
 
+def transposed_blocks(layer: nn.Module) -> int:
+    """Returns into how many runs of elements with a scale each the weight of a transposed convolution in groups falls; 0 for other layers.
+
+    One per output channel where each group has one input channel (depthwise), else one per group.
+    """
+    if not issubclass(float_class(layer), nn.ConvTranspose2d) or layer.groups == 1:
+        return 0
+    return layer.out_channels if layer.in_channels == layer.groups else layer.groups
+
+
 def activation_axis(layer: nn.Module, ndim: int) -> int:
     """Returns where the channels of what goes into or comes out of a layer lie, of `ndim` dimensions."""
     return ndim - 1 if issubclass(float_class(layer), nn.Linear) else 1

@@ -16,9 +16,9 @@ from torch import nn
 
 from qexp.errors import QexpError, near
 from qexp.graph import Facts
-from qexp.layers.quantized import channel_axis
+from qexp.layers.quantized import channel_axis, transposed_blocks
 from qexp.layers.swap import swap
-from qexp.numerics.granularity import granularity
+from qexp.numerics.granularity import PerBlock, PerChannel, granularity
 from qexp.quantizers.base import Quantizer
 from qexp.recipe.bits import width
 
@@ -181,6 +181,8 @@ def build(
     shape = (1, *shape[1:]) if axis and entry.site != "weight" else shape
     try:
         shared_scale = granularity(spec.pop("granularity", "tensor"), axis)
+        if entry.site == "weight" and isinstance(shared_scale, PerChannel) and (blocks := transposed_blocks(layer)):
+            shared_scale = PerBlock(blocks=blocks)
         quantizer = _maker(spec, {} if made is None else made)(bits=entry.bits, shape=shape, granularity=shared_scale)
     except InstantiationException as error:
         cause = error.__cause__ if error.__cause__ is not None else error
