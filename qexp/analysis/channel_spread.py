@@ -29,6 +29,8 @@ def channel_measures(
         reach, power, error = rows.abs().amax(1), rows.square().mean(1), (rows - values).square().mean(1)
     elif (layer, site) in seen:
         stats = seen[layer, site].channel
+        if stats.empty:  # a layer called at places with different numbers of channels
+            return {}
         reach, power = torch.maximum(stats.min.abs(), stats.max.abs()), stats.mean.square() + stats.std.square()
         step = torch.as_tensor(quantizer.scale).detach().double().median().cpu()
         error = torch.minimum(step.square() / 12, power)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from qexp.analysis.tensor_errors import Measures, measure, tensor_errors
-from qexp.layers.quantized import quantized_layers, quantizers, weight_of
+from qexp.layers.quantized import main, quantized_layers, quantizers, weight_of
 from qexp.layers.swap import evaluating, quantizers_off
 from qexp.quantizers.base import Quantizer
 
@@ -51,16 +51,16 @@ def errors_by_depth(
 
         return hook
 
-    def count(name: str, _: nn.Module, __: tuple, y: Tensor) -> None:
+    def count(name: str, _: nn.Module, __: tuple, y: Tensor, ___: dict[str, Any]) -> None:
         kept.setdefault(name, []).append(y)
 
-    def alone(name: str, layer: nn.Module, args: tuple, y: Tensor) -> None:
+    def alone(name: str, layer: nn.Module, args: tuple, y: Tensor, named: dict[str, Any]) -> None:
         kept.setdefault(name, []).append(y.clone())  # what follows may change it in place
         layer.enabled = True
-        local.setdefault(name, Sums()).add(y, type(layer).forward(layer, *args))
+        local.setdefault(name, Sums()).add(y, main(type(layer).forward(layer, *args, **named)))
         layer.enabled = False
 
-    def together(name: str, _: nn.Module, __: tuple, y: Tensor) -> None:
+    def together(name: str, _: nn.Module, __: tuple, y: Tensor, ___: dict[str, Any]) -> None:
         total.setdefault(name, Sums()).add(kept[name].pop(0), y)
 
     with evaluating(model):
@@ -148,12 +148,12 @@ class Sums:
 
 @contextmanager
 def _hooked(model: nn.Module, see: Any) -> Iterator[None]:
-    """Inside, `see(name, layer, args, result)` is called after each layer that carries quantizers."""
+    """Inside, `see(name, layer, args, result, named arguments)` is called after each layer that carries quantizers."""
 
     def hook(name: str):
-        return lambda layer, args, y: see(name, layer, args, y)
+        return lambda layer, args, named, y: see(name, layer, args, main(y), named)
 
-    handles = [layer.register_forward_hook(hook(name)) for name, layer in quantized_layers(model)]
+    handles = [layer.register_forward_hook(hook(name), with_kwargs=True) for name, layer in quantized_layers(model)]
     try:
         yield
     finally:

@@ -28,7 +28,7 @@ from qexp.statistics.collectors import Collector
 from qexp.statistics.stats import TensorStats
 
 log = logging.getLogger(__name__)
-_VERSION = "3"  # of the file's meaning: a change of what is collected changes every hash
+_VERSION = "4"  # of the file's meaning: a change of what is collected changes every hash
 _PLAIN = (
     bool | int | float | complex | str | bytes | range | None | Enum | torch.dtype | torch.device | torch.memory_format
 )

@@ -16,9 +16,10 @@ from qexp.calibration.cache import content_hash, save_stats
 from qexp.calibration.memory_cache import kept_stats, weight_stats
 from qexp.calibration.site_stats import Calibration, SiteStats
 from qexp.errors import QexpError
-from qexp.layers.quantized import QUANTIZED, float_class, quantizers, weight_of
+from qexp.layers.quantized import QUANTIZED, activation_axis, float_class, main, operands, quantizers, weight_of
 from qexp.layers.swap import evaluating, quantizers_off
 from qexp.numerics.granularity import PerChannel, PerGroup
+from qexp.quantizers.base import Quantizer
 from qexp.statistics.collectors import Collector, merged
 from qexp.statistics.stats import NonFinite, TensorStats
 from qexp.system import ranks
@@ -54,17 +55,19 @@ def collect(
     stats: dict[tuple[str, str], SiteStats] = {}
     aliases: dict[tuple[str, str], tuple[str, str]] = {}
     known: dict[int, tuple[weakref.ref, int, int]] = {}  # of the first batch: a tensor, its version, its number
-    carried: dict[tuple[str, str], list[int]] = {}  # of the first batch: the tensors each site carried
+    # of the first batch: the tensors each site carried, and where it has their channels
+    carried: dict[tuple[str, str], list[tuple[int, int]]] = {}
     number = 0
 
     def see(key: tuple[str, str], x: Tensor) -> None:
         if key in aliases or not isinstance(x, Tensor) or not x.is_floating_point():
             return
+        axis = 1 if x.ndim < 2 else activation_axis(model.get_submodule(key[0]), x.ndim)
         if number == 0:
             tensor, version, _ = known.get(id(x), (lambda: None, 0, 0))
             if tensor() is not x or version != x._version:
                 known[id(x)] = (weakref.ref(x), x._version, sum(map(len, carried.values())))
-            carried.setdefault(key, []).append(known[id(x)][2])
+            carried.setdefault(key, []).append((known[id(x)][2], axis))
             if key not in stats:
                 stats[key] = SiteStats(channel=TensorStats(PerChannel(1), CHANNEL_BINS if channel_histograms else 0))
         if key not in stats:
@@ -73,24 +76,25 @@ def collect(
                 "the model must run the same layers for every input"
             )
         try:
-            stats[key].update(x, collectors)
+            stats[key].update(x, collectors, axis)
         except NonFinite as error:
             raise NonFinite(
                 f"{key[0]} ({key[1]}), calibration batch {number}: {error}; check the weights and the preprocessing"
             ) from None
 
     def before(name: str):
-        def hook(_, args):
-            for i, x in enumerate(args):
-                see((name, "input" if len(args) == 1 else f"input.{i}"), x)
+        def hook(_, args, kwargs):
+            tensors = operands(args, kwargs)
+            for i, x in enumerate(tensors):
+                see((name, "input" if len(tensors) == 1 else f"input.{i}"), x)
 
         return hook
 
     handles = []
     for name, module in model.named_modules():
         if float_class(module) in QUANTIZED:
-            handles.append(module.register_forward_pre_hook(before(name)))
-            handles.append(module.register_forward_hook(lambda _, __, y, name=name: see((name, "output"), y)))
+            handles.append(module.register_forward_pre_hook(before(name), with_kwargs=True))
+            handles.append(module.register_forward_hook(lambda _, __, y, name=name: see((name, "output"), main(y))))
     home = next((t.device for t in model.parameters()), torch.device("cpu"))
     try:
         model.to(device or home)
@@ -111,9 +115,9 @@ def collect(
     return calibration
 
 
-def _same(carried: dict[tuple[str, str], list[int]]) -> dict[tuple[str, str], tuple[str, str]]:
+def _same(carried: dict[tuple[str, str], list[tuple[int, int]]]) -> dict[tuple[str, str], tuple[str, str]]:
     """Returns the first site for each later one that carried just the same tensors, in all its calls."""
-    first: dict[tuple[int, ...], tuple[str, str]] = {}
+    first: dict[tuple[tuple[int, int], ...], tuple[str, str]] = {}
     return {
         key: first[t] for key, t in ((k, tuple(ts)) for k, ts in carried.items()) if first.setdefault(t, key) != key
     }
@@ -220,9 +224,7 @@ def fit(
                 raise QexpError(
                     f"{name} ({site}): granularity={quantizer.granularity} is for weights; allowed here are tensor, channel"
                 )
-            seen = calibration[name, site]
-            stats = seen.tensor if quantizer.granularity.axis is None else seen.channel
-            stats.extra = seen.extra
+            stats = _of_calls(calibration[name, site], name, site, quantizer)
         if id(quantizer) in pooled:  # a quantizer that several sites share is fitted on all they saw
             one, other = pooled[id(quantizer)], stats
             stats = TensorStats(one.granularity, one.bins)
@@ -233,3 +235,26 @@ def fit(
         relu = site == "output" and name in followed_by_relu
         before_relu[id(quantizer)] = relu and before_relu.get(id(quantizer), True)
         quantizer.fit(stats, followed_by_relu=before_relu[id(quantizer)])
+
+
+def _of_calls(seen: SiteStats, name: str, site: str, quantizer: Quantizer) -> TensorStats:
+    """Returns the summary that a quantizer of an activation is fitted on.
+
+    Raises:
+        QexpError: The layer is called on tensors that this quantizer cannot have one scale, or one collected value, for.
+    """
+    stats = seen.tensor if quantizer.granularity.axis is None else seen.channel
+    advice = "use granularity: tensor, a module of its own for each call, or leave this tensor in float with a rule"
+    if stats.empty and not seen.tensor.empty:
+        raise QexpError(
+            f"{name} ({site}): granularity={quantizer.granularity} is not allowed, since the layer is called at places with different "
+            f"numbers of channels; {advice}"
+        )
+    for c in quantizer.collectors:
+        if c.name in seen.extra and not seen.extra[c.name].numel():
+            raise QexpError(
+                f"{name} ({site}): {type(quantizer).__name__} needs tensors of one shape (for {c.name}), and the layer is called on "
+                f"several; {advice.replace('granularity: tensor', 'another method there')}"
+            )
+    stats.extra = seen.extra
+    return stats

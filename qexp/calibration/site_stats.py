@@ -9,31 +9,50 @@ import torch
 from torch import Tensor
 
 from qexp.numerics.granularity import PerChannel
-from qexp.statistics.collectors import Collector, merged, synced
+from qexp.statistics.collectors import Collector, DifferentShapes, merged, synced
 from qexp.statistics.stats import TensorStats, look, together
 
 
 @dataclass
 class SiteStats:
-    """What was seen of one activation: of the whole tensor, with a histogram, of each channel, and what collectors hold, by their names."""
+    """What was seen of one activation: of the whole tensor, with a histogram, of each channel, and what collectors hold, by their names.
+
+    A layer that is called several times pours all its calls into one summary. Where the calls have different numbers of channels there
+    is no summary by channel: `channel` is empty. What a collector cannot merge over calls of different shapes is an empty tensor.
+    """
 
     tensor: TensorStats = field(default_factory=TensorStats)
     channel: TensorStats = field(default_factory=lambda: TensorStats(PerChannel(1), 0))
     extra: dict[str, Tensor] = field(default_factory=dict)
 
     @torch.no_grad()
-    def update(self, x: Tensor, collectors: Sequence[Collector] = ()) -> None:
-        """Adds a batch `[N, C, ...]`; the sums of the whole tensor are those of its channels, taken together."""
+    def update(self, x: Tensor, collectors: Sequence[Collector] = (), axis: int = 1) -> None:
+        """Adds a batch `[N, C, ...]`, or one with its channels along another axis; sums of the whole tensor are those of its channels."""
         x = x.detach().float()
         if x.ndim < 2:
             x = x.reshape(len(x) if x.ndim else 1, -1)
         if not x.numel():
             return
-        seen = look(x, PerChannel(1))
-        self.tensor.add(together(seen, 2), x, 1, tuple(x.shape))
-        self.channel.add(seen, x, 1, tuple(x.shape))
+        x = x.movedim(axis, 1)
         for c in collectors:
-            self.extra[c.name] = merged(c, self.extra.get(c.name), c.first(x))
+            self.extra[c.name] = self._collected(c, x)
+        seen = look(x, PerChannel(1))
+        alike = self.tensor.empty or (not self.channel.empty and len(self.channel.count) == x.shape[1])
+        self.tensor.add(together(seen, 2), x, 1, tuple(x.shape))
+        if alike:
+            self.channel.add(seen, x, 1, tuple(x.shape))
+        else:
+            self.channel = TensorStats(self.channel.granularity, self.channel.bins)
+
+    def _collected(self, collector: Collector, x: Tensor) -> Tensor:
+        """Returns what a collector holds with a batch added, an empty tensor where it does not merge over these shapes."""
+        held = self.extra.get(collector.name)
+        if held is not None and not held.numel():
+            return held
+        try:
+            return merged(collector, held, collector.first(x))
+        except DifferentShapes:
+            return torch.empty(0)
 
 
 class Calibration(Mapping[tuple[str, str], SiteStats]):
@@ -59,4 +78,5 @@ class Calibration(Mapping[tuple[str, str], SiteStats]):
             site.tensor.sync()
             site.channel.sync()
             for c in collectors:
-                site.extra[c.name] = synced(c, site.extra[c.name])
+                if site.extra[c.name].numel():
+                    site.extra[c.name] = synced(c, site.extra[c.name])

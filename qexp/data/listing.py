@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import logging
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -13,8 +14,41 @@ from pathlib import Path
 from qexp.data.decode import Source
 from qexp.errors import QexpError, near
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
+SUFFIXES = (
+    ".jpg",
+    ".jpeg",
+    ".jpe",
+    ".jfif",
+    ".png",
+    ".bmp",
+    ".webp",
+    ".gif",
+    ".tif",
+    ".tiff",
+    ".ppm",
+    ".pgm",
+    ".pbm",
+    ".pnm",
+)
+_NO_IMAGES = (
+    ".txt",
+    ".csv",
+    ".tsv",
+    ".json",
+    ".xml",
+    ".md",
+    ".html",
+    ".yaml",
+    ".yml",
+    ".db",
+    ".ini",
+    ".log",
+    ".pdf",
+    ".zip",
+    ".mat",
+)
 _SHOWN = 4
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -97,8 +131,22 @@ def read_text(path: Path) -> str:
 
 
 def images(source: Source) -> list[str]:
-    """The names of the image files of a source."""
-    found = [name for name in source.names() if name.lower().endswith(SUFFIXES)]
+    """The names of the image files of a source; files that may be images of another kind are counted and named in a warning."""
+    names = source.names()
+    found = [name for name in names if name.lower().endswith(SUFFIXES)]
+    others = [
+        name
+        for name in names
+        if not name.lower().endswith((*SUFFIXES, *_NO_IMAGES)) and not name.rpartition("/")[2].startswith(".")
+    ]
+    if found and others:
+        log.warning(
+            "%s: %d files are skipped, since they end in none of %s: %s",
+            source.path,
+            len(others),
+            ", ".join(SUFFIXES),
+            ", ".join(others[:_SHOWN]) + " ..." * (len(others) > _SHOWN),
+        )
     if not found:
         raise QexpError(f"{source.path}: no images in it; looked for files ending in {', '.join(SUFFIXES)}")
     return found

@@ -7,7 +7,7 @@ float layer while `enabled` is False).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import Any
 
@@ -61,13 +61,17 @@ class Quantized(nn.Module):
         return None if self.bias is None else self.bias_quantizer(self.bias)
 
     def compute(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """Returns the layer's result for a quantized input, weight and bias: what a subclass writes."""
+        """Returns the layer's result for a quantized input, weight and bias: what a subclass writes.
+
+        What the network passes the layer besides its input (the size of a transposed convolution's result) comes after these.
+        """
         raise NotImplementedError
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor, *more: Any, **named: Any) -> Tensor:
         if not self.enabled:
-            return self.float_class.forward(self, x)
-        return self.finish(self.compute(self.input_quantizer(x), self.quantized_weight(), self.quantized_bias()))
+            return self.float_class.forward(self, input, *more, **named)
+        x, weight, bias = self.input_quantizer(input), self.quantized_weight(), self.quantized_bias()
+        return self.finish(self.compute(x, weight, bias, *more, **named))
 
     def finish(self, y: Tensor) -> Tensor:
         """Returns the layer's result from what it computed: its gradient will be quantized on the way back, its values are now."""
@@ -109,10 +113,13 @@ class QuantConv3d(Quantized, nn.Conv3d):
 
 
 class QuantConvTranspose2d(Quantized, nn.ConvTranspose2d):
-    def compute(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return F.conv_transpose2d(
-            x, weight, bias, self.stride, self.padding, self.output_padding, self.groups, self.dilation
+    def compute(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, output_size: Sequence[int] | None = None
+    ) -> Tensor:
+        padding = self._output_padding(
+            x, output_size, self.stride, self.padding, self.kernel_size, x.ndim - 2, self.dilation
         )
+        return F.conv_transpose2d(x, weight, bias, self.stride, self.padding, padding, self.groups, self.dilation)
 
 
 class QuantLinear(Quantized, nn.Linear):
@@ -125,11 +132,13 @@ class QuantBatchNorm2d(Quantized, nn.BatchNorm2d):
 
     sites = ("input", "weight", "bias", "running_mean", "running_var", "output")
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         if not self.enabled:
-            return nn.BatchNorm2d.forward(self, x)
-        x = self.input_quantizer(x)
-        if self.training and self.track_running_stats:
+            return nn.BatchNorm2d.forward(self, input)
+        x = self.input_quantizer(input)
+        if self.running_mean is None or (self.training and not self.track_running_stats):
+            y = F.batch_norm(x, None, None, self.quantized_weight(), self.quantized_bias(), True, 0.0, self.eps)
+        elif self.training:
             y = F.batch_norm(
                 x,
                 self.running_mean,
@@ -152,14 +161,17 @@ class QuantBatchNorm2d(Quantized, nn.BatchNorm2d):
 
 
 class Unweighted(Quantized):
-    """A layer without weights: only what goes in and comes out can be quantized."""
+    """A layer without weights: only what goes in and comes out can be quantized; of a tuple its first tensor."""
 
     sites = ("input", "output")
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor, *more: Any, **named: Any) -> Any:
         if not self.enabled:
-            return self.float_class.forward(self, x)
-        return self.output_quantizer(self.float_class.forward(self, self.input_quantizer(x)))
+            return self.float_class.forward(self, input, *more, **named)
+        result = self.float_class.forward(self, self.input_quantizer(input), *more, **named)
+        if isinstance(result, tuple):
+            return (self.output_quantizer(result[0]), *result[1:])
+        return self.output_quantizer(result)
 
 
 class QuantAvgPool2d(Unweighted, nn.AvgPool2d): ...
@@ -270,11 +282,39 @@ def _base(kind: type[nn.Module]) -> type[nn.Module]:
     return kind
 
 
-def channel_axis(layer: nn.Module, site: str) -> int:
-    """Returns where the channels of a site's tensor lie: weights of a transposed convolution 1, other weights 0, activations 1."""
+def channel_axis(layer: nn.Module, site: str, ndim: int = 4) -> int:
+    """Returns where the channels of a site's tensor lie: weights of a transposed convolution 1, other weights 0, activations 1.
+
+    The features of a linear layer, which are its channels, lie in the last of the `ndim` dimensions of its input and result.
+    """
     if site == "weight":
         return 1 if issubclass(float_class(layer), nn.ConvTranspose2d) else 0
-    return 0 if site in ("bias", "running_mean", "running_var") else 1
+    return 0 if site in ("bias", "running_mean", "running_var") else activation_axis(layer, ndim)
+
+
+def transposed_blocks(layer: nn.Module) -> int:
+    """Returns into how many runs of elements with a scale each the weight of a transposed convolution in groups falls; 0 for other layers.
+
+    One per output channel where each group has one input channel (depthwise), else one per group.
+    """
+    if not issubclass(float_class(layer), nn.ConvTranspose2d) or layer.groups == 1:
+        return 0
+    return layer.out_channels if layer.in_channels == layer.groups else layer.groups
+
+
+def activation_axis(layer: nn.Module, ndim: int) -> int:
+    """Returns where the channels of what goes into or comes out of a layer lie, of `ndim` dimensions."""
+    return ndim - 1 if issubclass(float_class(layer), nn.Linear) else 1
+
+
+def operands(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+    """Returns the tensors that a layer is called with, by position or by name; sizes and switches are none."""
+    return [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
+
+
+def main(result: Any) -> Any:
+    """Returns the tensor of a layer's result that its `output` site is: the first of a tuple (a max pool's indices come second)."""
+    return result[0] if isinstance(result, tuple) and result else result
 
 
 def quantized_layers(model: nn.Module) -> Iterator[tuple[str, Quantized]]:

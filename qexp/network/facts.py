@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from qexp.errors import QexpError
-from qexp.layers.quantized import GRADIENT, QUANTIZED, WEIGHTED, float_class
+from qexp.layers.quantized import GRADIENT, QUANTIZED, WEIGHTED, float_class, main, operands
 from qexp.layers.swap import evaluating, quantizers_off
 from qexp.models.modules import Add, Concat
 from qexp.network.unreachable_weights import stray_weights
@@ -120,11 +120,10 @@ def _run(model: nn.Module, example: Tensor) -> dict[str, tuple[dict[str, tuple[i
     calls: dict[str, tuple[dict[str, tuple[int, ...]], ...]] = {}
 
     def hook(name: str):
-        def seen(module, args, output):
-            sites = {}
-            for i, x in enumerate(args):
-                if isinstance(x, Tensor):
-                    sites["input" if len(args) == 1 else f"input.{i}"] = tuple(x.shape)
+        def seen(module, args, kwargs, output):
+            sites, tensors, output = {}, operands(args, kwargs), main(output)
+            for i, x in enumerate(tensors):
+                sites["input" if len(tensors) == 1 else f"input.{i}"] = tuple(x.shape)
             if isinstance(output, Tensor):
                 sites["output"] = tuple(output.shape)
                 if issubclass(float_class(module), WEIGHTED):
@@ -137,7 +136,11 @@ def _run(model: nn.Module, example: Tensor) -> dict[str, tuple[dict[str, tuple[i
 
         return seen
 
-    handles = [m.register_forward_hook(hook(n)) for n, m in model.named_modules() if float_class(m) in QUANTIZED]
+    handles = [
+        m.register_forward_hook(hook(n), with_kwargs=True)
+        for n, m in model.named_modules()
+        if float_class(m) in QUANTIZED
+    ]
     try:
         with evaluating(model), quantizers_off(model):
             model(example)

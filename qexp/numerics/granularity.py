@@ -102,6 +102,27 @@ class PerGroup(Granularity):
         return f"group:{self.size}"
 
 
+@dataclass(frozen=True)
+class PerBlock(PerGroup):
+    """One scale for each of `blocks` equal runs of a weight's elements: of a transposed convolution, one per group of channels.
+
+    `[I, O/g, h, w] -> [blocks, 1]`. Output channel j of a group is not output channel j of another, so that one scale for each index of
+    the second dimension would serve channels that have nothing to do with each other.
+    """
+
+    size: int = 0
+    blocks: int = 1
+
+    def scale_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return (self.blocks, 1)
+
+    def rows(self, x: Tensor) -> Tensor:
+        return x.reshape(self.blocks, -1)
+
+    def __str__(self) -> str:
+        return f"blocks:{self.blocks}"
+
+
 def granularity(name: str | Granularity, channel_axis: int) -> Granularity:
     """Returns the granularity a configuration names: `tensor`, `channel` or `group:N`.
 

@@ -46,7 +46,13 @@ class Pass:
 
     A recipe lists passes by name under `passes:`, and `passes=` on the command line adds others, named in `conf/passes`. At each moment the
     recipe's come first, then the others, each in the order written; a name that stands in both takes the recipe's place.
+
+    Attributes:
+        keeps_results: Whether the float network computes the same after `on_float`, which every run then checks; a pass whose edit changes
+            results by design sets it to False.
     """
+
+    keeps_results: bool = True
 
     def on_float(self, model: nn.Module, moment: Moment) -> None:
         """Edits the float weights, after batch norm is folded (where it is) and before quantizers are attached."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from qexp.errors import QexpError
 from qexp.layers.quantized import channel_axis, quantizers, weight_of
+from qexp.layers.weight_channels import arranged
 from qexp.passes.base import Moment, Pass
 from qexp.quantizers.base import Quantizer
 
@@ -74,15 +75,29 @@ class BiasCorrection(Pass):
                 )
             w, axis = weight_of(layer, site).double(), channel_axis(layer, site)
             before = q(w.float()).double()
-            rows, quantized = (t.movedim(axis, 0).flatten(1) for t in (w, before))
-            gain, offset = FORMS[self.form](rows, quantized)
-            shape = [-1 if d == axis else 1 for d in range(w.ndim)]
-            q.correct(gain.reshape(shape), offset.reshape(shape))
+            transposed = isinstance(layer, nn.ConvTranspose2d)
+            rows, quantized = (
+                arranged(layer, t).flatten(0, 1).flatten(1) if transposed else t.movedim(axis, 0).flatten(1)
+                for t in (w, before)
+            )
+            corrections = FORMS[self.form](rows, quantized)
+            if transposed:  # [O] -> [I, O/g, 1, 1], alike for all input channels of a group
+                q.correct(*(_of_groups(layer, c) for c in corrections))
+            else:
+                shape = [-1 if d == axis else 1 for d in range(w.ndim)]
+                q.correct(*(c.reshape(shape) for c in corrections))
             shift = (rows.mean(1) - quantized.mean(1)).abs() / torch.as_tensor(q.scale).double().mean()
             count, largest = count + 1, max(largest, float(shift.max()))
         if not count:
             raise QexpError("bias correction found no quantized weight to correct")
         moment.findings |= {"corrected_weights": count, "largest_mean_shift": round(largest, 4)}
+
+
+def _of_groups(layer: nn.ConvTranspose2d, values: Tensor) -> Tensor:
+    """Returns a value for each output channel of a transposed convolution in a shape that broadcasts against its weight."""
+    if layer.groups == 1:
+        return values.reshape(1, -1, 1, 1)
+    return values.reshape(layer.groups, -1).repeat_interleave(layer.in_channels // layer.groups, 0)[..., None, None]
 
 
 def restore_mean(x: Tensor, quantized: Tensor) -> Tensor:

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from qexp.errors import QexpError
-from qexp.layers.quantized import WEIGHTED
+from qexp.layers.quantized import WEIGHTED, float_class
 from qexp.layers.swap import evaluating
 from qexp.layers.weight_channels import channels, input_range, output_range, response, scale_inputs, scale_outputs
 from qexp.network.facts import Facts, facts
 from qexp.passes.base import Moment, Pass
+from qexp.passes.tied import tied_with
 
 log = logging.getLogger(__name__)
 
@@ -85,6 +86,7 @@ class Equalize(Pass):
         if sweeps < 1 or tolerance <= 0:
             raise QexpError(f"Equalize(sweeps={sweeps}, tolerance={tolerance}): allowed are sweeps >= 1, tolerance > 0")
         self.sweeps, self.tolerance, self.relu6, self.absorb = sweeps, tolerance, relu6, absorb
+        self.keeps_results = not absorb  # and where a ReLU6 becomes a ReLU, which `on_float` finds out
 
     @torch.no_grad()
     def on_float(self, model: nn.Module, moment: Moment) -> None:
@@ -95,6 +97,7 @@ class Equalize(Pass):
         if not pairs:
             reasons = "; ".join(sorted(set(refused.values()))) or moment.facts.trace_error or "one layer only"
             raise QexpError(f"equalization found no pair of layers it may scale: {reasons}")
+        self.keeps_results = not self.absorb and not (self.relu6 == "relu" and any(pair.relu6 for pair in pairs))
         images = moment.images[0]
         with evaluating(model):
             before = model(images)
@@ -184,9 +187,39 @@ def find_pairs(model: nn.Module, structure: Facts, relu6: bool = True) -> tuple[
             incoming % count or (incoming > count and not isinstance(model.get_submodule(second), nn.Linear))
         ):
             refused[name] = f"{count} channels do not map onto {incoming} inputs"
+        if name not in refused and (reason := _not_channels(model, structure, name, second)):
+            refused[name] = reason
+        shared = [n for n in (name, second) if tied_with(model, n)]
+        if name not in refused and shared:
+            refused[name] = f"{shared[0]} shares its weight or bias with another layer"
         if name not in refused:
             pairs.append(Pair(name, second, tuple(clipped)))
     return pairs, refused
+
+
+def _not_channels(model: nn.Module, structure: Facts, first: str, second: str) -> str:
+    """Returns why the channels that leave one layer are not those that the next one weighs, by the tensors' shapes; "" if they are."""
+    leaving, entering = structure.shapes[first]["output"], structure.shapes[second]["input"]
+    count, incoming = channels(model.get_submodule(first))[0], channels(model.get_submodule(second))[1]
+    linear = [issubclass(float_class(model.get_submodule(n)), nn.Linear) for n in (first, second)]
+    if all(linear):
+        same = leaving[:-1] == entering[:-1] and count == incoming
+        mixed = len(leaving) > 2 and any(_spatial(model, part) for part in structure.chains[first][:-1])
+        return "" if same and not mixed else "features are flattened or pooled together with positions"
+    if linear[0]:
+        return "features of a linear layer meet a convolution"
+    if linear[1]:
+        flat = len(entering) == 2 and entering[0] == leaving[0]
+        return "" if flat else "a linear layer follows that weighs positions, not channels"
+    return "" if entering[:2] == leaving[:2] else "channels are rearranged before the next layer"
+
+
+def _spatial(model: nn.Module, part: str) -> bool:
+    """Whether what stands between two layers works on other dimensions than the first two alone."""
+    known = (nn.Identity, nn.Dropout, nn.ReLU, nn.ReLU6, nn.LeakyReLU)
+    return (
+        "pool" in part or "flatten" in part if part.endswith("()") else not isinstance(model.get_submodule(part), known)
+    )
 
 
 def _used_once(structure: Facts, name: str) -> bool:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import logging
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from qexp.errors import QexpError
-from qexp.layers.quantized import WEIGHTED, Quantized, quantized_layers
+from qexp.layers.quantized import WEIGHTED, Quantized, activation_axis, operands, quantized_layers
 from qexp.layers.swap import evaluating
-from qexp.layers.weight_channels import response
+from qexp.layers.weight_channels import channels, response
 from qexp.passes.base import Moment, Pass
+from qexp.passes.tied import untie
 from qexp.quantizers.base import Quantizer
 from qexp.statistics.stats import TensorStats
 
@@ -76,21 +77,23 @@ class ExpectedBias(Pass):
         handles = []
 
         def before(name: str):
-            def hook(layer: Quantized, args: tuple[Tensor, ...]) -> None:
+            def hook(layer: Quantized, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
                 nonlocal analytic
                 if name in done:
                     return  # a layer that is called again keeps its first correction
                 mean = known_input(name, model, moment) if self.mode == "analytic" else None
                 analytic += mean is not None
                 if mean is None:
-                    mean = channel_mean(layer.input_quantizer(args[0]))
+                    x = operands(args, kwargs)[0]
+                    mean = channel_mean(layer.input_quantizer(x), activation_axis(layer, x.ndim))
                 error = layer.quantized_weight().double() - layer.weight.double()
+                untie(model, name, "bias")  # each layer has errors of its own to take off
                 done[name] = _shift(layer, -response(layer, error, mean), name, moment)
 
             return hook
 
         for name, layer in layers.items():
-            handles.append(layer.register_forward_pre_hook(before(name)))
+            handles.append(layer.register_forward_pre_hook(before(name), with_kwargs=True))
         try:
             with evaluating(model):
                 model(images)
@@ -112,9 +115,9 @@ class ExpectedBias(Pass):
             moment.findings["analytic_inputs"] = analytic
 
 
-def channel_mean(x: Tensor) -> Tensor:
-    """Returns the mean of each channel of `[N, C, ...]`, float64 `[C]`."""
-    return x.double().mean([d for d in range(x.ndim) if d != 1])
+def channel_mean(x: Tensor, axis: int = 1) -> Tensor:
+    """Returns the mean of each channel of `[N, C, ...]`, or of a tensor with its channels along another axis, float64 `[C]`."""
+    return x.double().mean([d for d in range(x.ndim) if d != axis])
 
 
 def known_input(name: str, model: nn.Module, moment: Moment) -> Tensor | None:
@@ -127,8 +130,14 @@ def known_input(name: str, model: nn.Module, moment: Moment) -> Tensor | None:
         inner = moment.facts.sources.get(chain[-1], ())
         chain += inner[0] if inner else ()
     normal = moment.folded.get(chain[-1]) if chain else None
-    if normal is None:
+    # a layer that is called several times has several before it, of which the graph names one
+    if normal is None or any(
+        moment.facts.calls.get(part, 1) > 1 for part in chain if isinstance(model.get_submodule(part), nn.ReLU6)
+    ):
         return None
+    taken, shape = channels(model.get_submodule(name))[1], moment.facts.shapes[name].get("input", ())
+    if len(normal.mean) != taken or shape[1:2] != (taken,):
+        return None  # maps flattened into vectors, or a linear layer over positions
     between = [model.get_submodule(part) for part in chain[:-1]]
     if not all(isinstance(m, nn.Identity | nn.Dropout | nn.ReLU | nn.ReLU6) for m in between):
         return None

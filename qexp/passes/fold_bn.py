@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +10,9 @@ from torch import Tensor, nn
 
 from qexp.errors import QexpError
 from qexp.network.facts import Facts
+from qexp.passes.tied import untie
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -26,7 +30,9 @@ def fold_bn(model: nn.Module, facts: Facts) -> dict[str, Normal]:
     Returns by convolution how its results are distributed now, as far as the batch norm knew.
 
     `W' = W gamma / sqrt(var + eps)` for each output channel, `b' = beta + (b - mean) gamma / sqrt(var + eps)`; the batch norm becomes
-    `nn.Identity`. Pairs come from the graph, so grouped, depthwise and transposed convolutions and any naming are handled.
+    `nn.Identity`. Pairs come from the graph, so grouped, depthwise and transposed convolutions and any naming are handled. A weight that
+    other layers hold too becomes the convolution's own first. Left alone are batch norms that normalise by the batch in evaluation too
+    and layers with a `forward` of their own.
 
     Raises:
         QexpError: The model could not be traced, so pairs are unknown.
@@ -39,6 +45,14 @@ def fold_bn(model: nn.Module, facts: Facts) -> dict[str, Normal]:
     folded: dict[str, Normal] = {}
     for conv_name, bn_name in facts.bn_of.items():
         conv, bn = model.get_submodule(conv_name), model.get_submodule(bn_name)
+        if bn.running_mean is None or bn.running_var is None or not (_is_plain(conv) and _is_plain(bn)):
+            continue
+        if others := untie(model, conv_name, "weight"):
+            log.info(
+                "%s shares its weight with %s; it gets its own, since its batch norm is folded",
+                conv_name,
+                ", ".join(others),
+            )
         gamma = bn.weight if bn.affine else torch.ones_like(bn.running_mean)
         beta = bn.bias if bn.affine else torch.zeros_like(bn.running_mean)
         factor = gamma.double() / torch.sqrt(bn.running_var.double() + bn.eps)
@@ -57,3 +71,8 @@ def fold_bn(model: nn.Module, facts: Facts) -> dict[str, Normal]:
         parent, _, leaf = bn_name.rpartition(".")
         setattr(model.get_submodule(parent), leaf, nn.Identity())
     return folded
+
+
+def _is_plain(layer: nn.Module) -> bool:
+    """Whether a layer computes as torch's own of its kind."""
+    return type(layer).forward.__module__.startswith("torch.nn.modules.")

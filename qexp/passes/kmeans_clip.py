@@ -32,6 +32,8 @@ class KMeansClip(Pass):
     Source: the mode `clip` of cnn-quantization's k-means models.
     """
 
+    keeps_results = False  # weights beyond the outermost centres are cut
+
     def __init__(self, bits: int = 4, skip: Sequence[str] = ("@ends",), seed: int = 0, n_init: int = 10) -> None:
         self.skip, self.options = list(skip), {"bits": bits, "seed": seed, "n_init": n_init}
         KMeans(**self.options)
@@ -42,10 +44,14 @@ class KMeansClip(Pass):
         layers = [n for n in moment.facts.order if issubclass(float_class(model.get_submodule(n)), WEIGHTED)]
         skipped = self._skipped(layers, moment.facts)
         total, changed = 0, 0
+        clipped: set[int] = set()
         for name in layers:
             if name in skipped:
                 continue
             weight = model.get_submodule(name).weight
+            if weight.data_ptr() in clipped:
+                continue  # several layers hold this weight
+            clipped.add(weight.data_ptr())
             q = KMeans(shape=tuple(weight.shape), **self.options)
             q.fit(TensorStats.of(weight))
             low, high = q.centres[0], q.centres[-1]

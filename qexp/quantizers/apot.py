@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 from typing import Any, Literal
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from qexp.errors import QexpError
 from qexp.numerics.granularity import Granularity
-from qexp.quantizers.base import AffineQuantizer
+from qexp.quantizers.base import AffineQuantizer, usual_magnitude
 from qexp.statistics.stats import TensorStats
 
 log = logging.getLogger(__name__)
@@ -92,6 +93,12 @@ class _APoT(AffineQuantizer):
             levels = self.unit_levels.double().cpu()[None]
             tried = [peak * i / _CANDIDATES for i in range(_CANDIDATES, 0, -1)]
             alpha = min(tried, key=lambda a: float(stats.density.squared_error(mean + spread * a * levels).sum()))
+            if not peak:  # zeros throughout: three deviations of what there will be; weights count in their own
+                alpha = (
+                    3.0
+                    if getattr(self, "normalize", False)
+                    else 3 * math.sqrt(math.pi / 2) * usual_magnitude(self.shape)
+                )
         with torch.no_grad():
             self.alpha.fill_(max(float(alpha), _LEAST_ALPHA))
         self.mark_ready()

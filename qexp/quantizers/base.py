@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable
 from dataclasses import is_dataclass
 from typing import Any, Literal
@@ -286,6 +287,16 @@ class AffineQuantizer(Quantizer):
             else torch.log2(qmax - qmin + 1 + float(self.narrow and signed)).round().int()
         )
         self.grid = UniformGrid(bits, signed, self.narrow and signed)
+
+
+def usual_magnitude(shape: tuple[int, ...], signed: bool = True) -> float:
+    """Returns the mean magnitude that a tensor has where all that was seen of it is zeros: what learned steps start from there.
+
+    A weight `[O, I, ...]` gets that of fresh weights, `sqrt(2/pi) / sqrt(fan_in)`, so that its first steps away from zero are seen; other
+    tensors that of a unit normal.
+    """
+    fan_in = math.prod(shape[1:]) if len(shape) > 1 and shape[0] > 1 and signed else 1
+    return math.sqrt(2 / math.pi / max(fan_in, 1))
 
 
 def fit_range(

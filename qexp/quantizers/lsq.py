@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from qexp.errors import QexpError
 from qexp.numerics.granularity import Granularity
 from qexp.numerics.ops import dequantize, lsq, quantize
-from qexp.quantizers.base import AffineQuantizer, fit_range
+from qexp.quantizers.base import AffineQuantizer, fit_range, usual_magnitude
 from qexp.ranges import Context, RangeRule
 from qexp.statistics.stats import TensorStats
 
@@ -73,7 +73,9 @@ class LSQ(AffineQuantizer):
         else:
             low, high = fit_range(self, self.init, stats, Context(True, followed_by_relu, self._parameters_of))
             scale, _ = self._parameters_of(low, high)
-        scale = torch.where(scale > 0, scale, torch.ones_like(scale))  # an all-zero channel: any step serves
+        alive = scale > 0  # an all-zero channel starts like the others, an all-zero tensor like a fresh one of its kind
+        start = scale[alive].median() if bool(alive.any()) else self.step_of_zeros()
+        scale = torch.where(alive, scale, start)
         with torch.no_grad():
             self.scale.copy_(scale.reshape(self.scale.shape).clamp_min(torch.finfo(torch.float32).tiny))
         self.count_elements(stats)
@@ -85,6 +87,10 @@ class LSQ(AffineQuantizer):
     def first_scale(self, stats: TensorStats) -> Tensor:
         """Returns the paper's first step, `[G]`."""
         return 2 * stats.mean_abs / math.sqrt(float(self.limits[1]))
+
+    def step_of_zeros(self) -> Tensor:
+        """Returns the first step of a tensor that is zero throughout: the paper's for magnitudes that are usual for it."""
+        return torch.tensor(2 * usual_magnitude(self.shape) / math.sqrt(float(torch.as_tensor(self.limits[1]).max())))
 
     def count_elements(self, stats: TensorStats) -> None:
         """Keeps N, the elements a scale serves."""

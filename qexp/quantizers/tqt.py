@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from qexp.errors import QexpError
 from qexp.numerics.granularity import Granularity
 from qexp.numerics.ops import dequantize, lsq, quantize
-from qexp.quantizers.base import AffineQuantizer, fit_range
+from qexp.quantizers.base import AffineQuantizer, fit_range, usual_magnitude
 from qexp.ranges import MSE, Context, RangeRule
 from qexp.statistics.stats import TensorStats
 
@@ -67,7 +67,12 @@ class TQT(AffineQuantizer):
     def fit(self, stats: TensorStats, followed_by_relu: bool = False) -> None:
         self.choose_sign(stats)
         low, high = fit_range(self, self.init, stats, Context(True, followed_by_relu, self._parameters_of))
-        exponent = _exponent(torch.maximum(-low, high))
+        reach = torch.maximum(-low, high)
+        alive = (
+            reach > 0
+        )  # a range of zeros starts at three standard deviations of a fresh tensor of its kind, or like the others
+        fresh = torch.tensor(3 * math.sqrt(math.pi / 2) * usual_magnitude(self.shape), dtype=reach.dtype)
+        exponent = _exponent(torch.where(alive, reach, reach[alive].median() if bool(alive.any()) else fresh))
         with torch.no_grad():
             self.log2_t.copy_((exponent - 0.5).reshape(self.log2_t.shape))
             self.square.zero_()

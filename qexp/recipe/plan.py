@@ -13,10 +13,10 @@ import pandas as pd
 from torch import nn
 
 from qexp.errors import QexpError
-from qexp.layers.quantized import channel_axis
+from qexp.layers.quantized import channel_axis, transposed_blocks
 from qexp.layers.swap import swap
 from qexp.network.facts import Facts
-from qexp.numerics.granularity import granularity
+from qexp.numerics.granularity import PerBlock, PerChannel, granularity
 from qexp.quantizers.base import Quantizer
 from qexp.system.objects import make
 
@@ -163,10 +163,12 @@ def build(
     where = f"{entry.layer} ({entry.site})"
     if shape is None:
         raise QexpError(f"{where}: the layer has no such tensor; it has {', '.join(facts.shapes[entry.layer])}")
-    axis = channel_axis(layer, entry.site)
-    shape = (1, *shape[1:]) if axis == 1 and entry.site not in ("weight",) else shape
+    axis = channel_axis(layer, entry.site, len(shape))
+    shape = (1, *shape[1:]) if axis and entry.site != "weight" else shape
     try:
         shared_scale = granularity(spec.pop("granularity", "tensor"), axis)
+        if entry.site == "weight" and isinstance(shared_scale, PerChannel) and (blocks := transposed_blocks(layer)):
+            shared_scale = PerBlock(blocks=blocks)
         quantizer = _maker(spec, {} if made is None else made)(bits=entry.bits, shape=shape, granularity=shared_scale)
     except (QexpError, TypeError) as error:  # an argument the method does not know
         raise QexpError(f"{where}: {error}") from None

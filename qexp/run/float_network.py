@@ -30,10 +30,12 @@ from qexp.tasks.base import Score
 log = logging.getLogger(__name__)
 
 
-def build(settings: Settings) -> nn.Module:
-    """Returns the network with fresh weights, seeded."""
+def build(settings: Settings, data: DataSet) -> nn.Module:
+    """Returns the network with fresh weights, seeded, whose results are what the data set's task reads."""
     training.seed(settings.seed)
-    return make(settings.network.net, where="model.net")
+    model = make(settings.network.net, where="model.net")
+    training.task(settings, model).take_network(data.example())
+    return model
 
 
 def contents(settings: Settings) -> dict[str, str]:
@@ -102,7 +104,7 @@ def _content(source: str | Path | None) -> str:
 
 def float_model(settings: Settings, data: DataSet) -> nn.Module:
     """Returns the float network: with the weights named, or trained by the schedule's `pretrain` and kept for the next run."""
-    model = build(settings)
+    model = build(settings, data)
     if settings.weights is not None:
         record = load_weights(model, settings.weights, settings.network.key_map, settings.shared / "weights")
         log.info("weights: %s (sha256 %s)", record.source, record.sha256[:12])

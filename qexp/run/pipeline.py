@@ -6,6 +6,7 @@ import logging
 from typing import Any
 
 import torch
+from torch import nn
 
 from qexp.calibration.calibrate import calibrate, fit
 from qexp.calibration.site_stats import Calibration
@@ -17,6 +18,8 @@ from qexp.network.cost import params
 from qexp.network.facts import facts
 from qexp.passes.base import Moment, Pass
 from qexp.passes.fold_bn import fold_bn
+from qexp.passes.permanent import make_permanent
+from qexp.passes.unchanged import edit_floats, unchanged
 from qexp.recipe import Recipe, apply, resolve
 from qexp.results.run_folder import Record, peak_mb
 from qexp.run import devices, export_finished, float_network, integer_proof, outcome, stages, teacher, training
@@ -92,7 +95,7 @@ def experiment(settings: Settings, data: DataSet, record: Record) -> Experiment:
     distill = teacher.distillation(run) if settings.trains else None
     fold(run)
     for edit in run.passes:
-        edit.on_float(run.model, run.context)
+        edit_floats(edit, run.model, run.context)
     attach(run)
     stages.check(settings.schedule, run.plan, run.passes)
     record.checked = True
@@ -135,12 +138,14 @@ def start(settings: Settings, data: DataSet, record: Record) -> Experiment:
     if not scratch and float_network.is_untrained(settings, data):
         check_recipe(settings, data)
         record.checked = True
-    model = float_network.build(settings) if scratch else float_network.float_model(settings, data)
+    model = float_network.build(settings, data) if scratch else float_network.float_model(settings, data)
     reference = None if scratch else float_network.reference(settings, model, data, record.folder)
+    images = calibration_images(settings, data)
+    make_permanent(model, images[0])
     origin = Origin.of(model, None if scratch else float_network.source(settings, data))
     context = Moment(
         facts(model, data.example()),
-        calibration_images(settings, data),
+        images,
         {},
         folder=record.folder,
         seed=settings.seed,
@@ -170,7 +175,8 @@ def check_recipe(settings: Settings, data: DataSet) -> None:
     passes = load_passes(settings)
     if any(type(edit).on_float is not Pass.on_float for edit in passes):
         return
-    model = float_network.build(settings)
+    model = float_network.build(settings, data)
+    make_permanent(model, data.example())
     found = facts(model, data.example())
     if settings.bn == "fold" and (found.bn_of or found.trace_error):
         fold_bn(model, found)
@@ -203,12 +209,26 @@ def calibration_images(settings: Settings, data: DataSet) -> list[torch.Tensor]:
 
 
 def fold(run: Experiment) -> None:
-    """Folds batch norms where the run asks for it, in place; the context then holds the facts of the network that is left."""
-    found = run.facts
+    """Folds batch norms where the run asks for it, in place; the context then holds the facts of the network that is left.
+
+    Raises:
+        QexpError: The network does not compute the same afterwards.
+    """
+    found, context = run.facts, run.context
     if run.settings.bn == "fold" and (found.bn_of or found.trace_error):
-        run.context.folded = fold_bn(run.model, found)
-        log.info("batch norm folded into %d convolutions", len(run.context.folded))
-        run.context.facts = facts(run.model, run.data.example())
+        with unchanged(run.model, run.images[0], "bn=fold"):
+            context.folded = fold_bn(run.model, found)
+        log.info("batch norm folded into %d convolutions", len(context.folded))
+        context.facts = facts(run.model, run.data.example())
+    left = [name for name, m in run.model.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    if run.settings.bn == "fold" and left:
+        log.info(
+            "%d batch norms stay, which follow no convolution of torch's alone or have no statistics: %s",
+            len(left),
+            ", ".join(left[:4]) + (" ..." if len(left) > 4 else ""),
+        )
+        if not context.folded:
+            context.findings["bn"] = "keep"  # what was done, not what was asked for
     run.origin.folded(run.model)
 
 

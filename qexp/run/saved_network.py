@@ -27,7 +27,9 @@ from qexp.models.weights import load_weights
 from qexp.network.facts import facts
 from qexp.network.quantizer_before import arriving, leaving
 from qexp.passes.fold_bn import fold_bn
+from qexp.passes.permanent import make_permanent
 from qexp.recipe.plan import Entry, Plan, Source, apply
+from qexp.run import training
 from qexp.run.settings import Settings
 from qexp.system.objects import make
 
@@ -113,8 +115,12 @@ def load(folder: str | Path) -> nn.Module:
     settings = Settings.of(_config(folder))
     model = make(settings.network.net, where="model.net").eval()
     example = torch.zeros(about["example"])
+    training.task(settings, model).take_network(example)
     if about["kept"]:
-        _float_weights(model, settings, about, example)
+        load_weights(model, about["weights"], settings.network.key_map, settings.shared / "weights")
+    make_permanent(model, example)
+    if about["kept"]:
+        _fold(model, settings, about, example)
     _put_replaced(model, about["replaced"], tensors)
     plan = Plan(tuple(Entry(*row[:4], Source(row[4]), row[5]) for row in about["plan"]))
     found = facts(model, example)
@@ -155,9 +161,8 @@ def _config(folder: Path) -> Mapping[str, Any]:
     return config
 
 
-def _float_weights(model: nn.Module, settings: Settings, about: dict[str, Any], example: Tensor) -> None:
-    """Gives the network the float weights the run started from, folded as the run folded them, in place."""
-    load_weights(model, about["weights"], dict(settings.network.key_map), settings.shared / "weights")
+def _fold(model: nn.Module, settings: Settings, about: dict[str, Any], example: Tensor) -> None:
+    """Folds batch norms as the run folded them, in place, and compares the tensors with those the run started from."""
     if settings.bn == "fold":
         fold_bn(model, facts(model, example))
     state = model.state_dict()

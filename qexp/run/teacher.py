@@ -15,9 +15,11 @@ from qexp.data.tensors import Normalize
 from qexp.errors import QexpError
 from qexp.models.weights import load_weights
 from qexp.network.facts import Facts
+from qexp.run import training
 from qexp.run.experiment import Experiment
 from qexp.run.settings import Network, Settings
 from qexp.system.objects import find, make
+from qexp.tasks.base import evaluated
 from qexp.tasks.classification import Classification
 from qexp.tasks.distillation import Distillation
 
@@ -81,6 +83,8 @@ def _other(asked: Network, settings: Settings, data: DataSet) -> nn.Module:
             f"schedule.distill.teacher={asked.name}: a teacher needs weights; give schedule.distill.teacher.weights=FILE"
         )
     teacher = make(asked.net, where="schedule.distill.teacher.net")
+    if not isinstance(evaluated(teacher, data.example()), Tensor):
+        training.task(settings, teacher).take_network(data.example())
     found = load_weights(teacher, asked.weights, asked.key_map, settings.shared / "weights")
     log.info("teacher: %s, %s (sha256 %s)", asked.name, found.source, found.sha256[:12])
     if not asked.preprocessing:

@@ -30,6 +30,7 @@ from qexp.callbacks.steps import OptimizerSteps
 from qexp.callbacks.whole_checkpoints import WholeCheckpoints
 from qexp.data.contract import DataSet
 from qexp.data.later import LaterEpochs
+from qexp.data.single import spare_single_image
 from qexp.errors import QexpError
 from qexp.layers.quantized import is_quantizer_parameter, latent_decays
 from qexp.layers.swap import baked_weights
@@ -222,6 +223,7 @@ def fit(
     if last.exists() and _is_whole(last):
         check_recipe(module, last)
         log.info("%s: resuming from %s", phase, last)
+    spare_single_image(module.model, data)
     module.began = time.perf_counter()
     images: dict[str, Any] = {"datamodule": data}
     if part.epochs_before:

@@ -13,6 +13,10 @@ import torch
 from torch import Tensor
 
 
+class DifferentShapes(Exception):
+    """A collector cannot merge what it saw: a layer that is called several times had tensors of different shapes."""
+
+
 class Collector(Protocol):
     """A running summary of one tensor: a single tensor, updated batch by batch, that two ranks can merge."""
 
@@ -22,7 +26,7 @@ class Collector(Protocol):
         """Returns the summary of one batch `[N, C, ...]`, float32."""
 
     def merge(self, a: Tensor, b: Tensor) -> Tensor:
-        """Returns the summary of what two summaries have seen."""
+        """Returns the summary of what two summaries have seen; raises `DifferentShapes` where there is none for both."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,8 @@ class MaxMap:
         return x.abs().amax(0)
 
     def merge(self, a: Tensor, b: Tensor) -> Tensor:
+        if a.shape != b.shape:
+            raise DifferentShapes
         return torch.maximum(a, b)
 
 

@@ -13,9 +13,12 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 from torch.optim import Optimizer
+
+from qexp.errors import QexpError
 
 OptimizerFactory = Callable[[Iterable], Optimizer]
 SchedulerFactory = Callable[[Optimizer, int], Any]
@@ -109,6 +112,20 @@ class Task(LightningModule):
         self.trained: dict[str, Any] = {}
         self.began = time.perf_counter()
 
+    def take_network(self, example: Tensor) -> None:
+        """Makes the network return what the task reads, or raises in one sentence, before anything is trained.
+
+        Args:
+            example: One image `[1, C, H, W]`.
+        """
+        with torch.no_grad():
+            result = evaluated(self.model, example)
+        if not isinstance(result, Tensor):
+            raise QexpError(
+                f"{type(self.model).__name__} returns a {type(result).__name__}; {type(self).__name__} needs a network that returns one "
+                "tensor: wrap it in a module that does"
+            )
+
     @property
     def monitor(self) -> str:
         """What `best.ckpt` is the greatest of."""
@@ -163,3 +180,13 @@ class Task(LightningModule):
             return {"optimizer": optimizer}
         scheduler = self.make_scheduler(optimizer, int(self.trainer.estimated_stepping_batches))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def evaluated(model: nn.Module, images: Tensor) -> Any:
+    """Returns what a network returns in evaluation mode; its modules are left in the modes they were in."""
+    modes = [(m, m.training) for m in model.modules()]
+    try:
+        return model.eval()(images)
+    finally:
+        for module, training in modes:
+            module.training = training

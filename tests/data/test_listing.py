@@ -131,3 +131,12 @@ def test_a_name_that_two_classes_share_is_no_label():
     assert cranes.index("n03126707", "here") == 1
     with pytest.raises(QexpError, match="here: label 'crane'"):
         cranes.index("crane", "here")
+
+
+def test_greymaps_and_gifs_are_images_and_other_files_are_named(tmp_path, caplog):
+    for name in ("a/1.pgm", "a/2.GIF", "b/3.jpe", "b/4.heic", "b/notes.txt", "a/5.npy"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    listing, _ = by_folder(Source(tmp_path), None)
+    assert listing.names == ("a/1.pgm", "a/2.GIF", "b/3.jpe")
+    assert "2 files are skipped" in caplog.text and "a/5.npy, b/4.heic" in caplog.text

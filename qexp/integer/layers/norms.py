@@ -24,6 +24,12 @@ def batch_norm(walk: Walk, node: fx.Node, name: str, layer: nn.BatchNorm2d, x: V
     x = walk.integers(walk.site(name, layer, "input", x), name)
     if isinstance(layer, IntegerBatchNorm2d):
         return integer_norm(walk, name, layer, x)
+    if layer.running_mean is None:
+        raise cannot(
+            name,
+            "it has no running statistics and normalises by the batch",
+            "choose a network whose batch norms keep them",
+        )
     constants = _statistics(layer)
     if isinstance(layer, Quantized):
         walk.lowered.constants[name] = {k: v for k, v in constants.items() if getattr(layer, k) is not None}
