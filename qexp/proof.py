@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from qexp import takeaway
 from qexp.errors import QexpError
 from qexp.integer.accumulator import study
+from qexp.integer.arithmetic import FLOAT32
 from qexp.integer.files import load, save, to_json
 from qexp.integer.lowering import Lowered, lower
 from qexp.integer.simulate import integer_rounding
@@ -39,7 +40,7 @@ def rounding(cfg: DictConfig, model: nn.Module, data: LightningDataModule) -> Ab
 def lowered(cfg: DictConfig, model: nn.Module, data: LightningDataModule) -> Lowered:
     """Returns the network's integer program."""
     about = {k: v for k, v in asked(cfg).items() if k != "study"}
-    return lower(model.cpu(), data.example(), about)
+    return lower(model.cpu(), data.example(), about, as_runtimes=cfg.quant.get("requantize") == FLOAT32)
 
 
 def prove(

@@ -42,17 +42,25 @@ MOVERS = (
 
 
 class Graph:
-    """Nodes and constants of one program; `model()` makes them."""
+    """Nodes and constants of one program; `model()` makes them.
 
-    def __init__(self, program: IntegerProgram) -> None:
+    Args:
+        program: What to write.
+        int4: Store weights of up to 4 bits two to a byte; some importers do not read them, and onnxruntime computes such layers in float.
+    """
+
+    def __init__(self, program: IntegerProgram, int4: bool = False) -> None:
         import onnx
 
-        self.onnx, self.program = onnx, program
+        self.onnx, self.program, self.int4 = onnx, program, int4
         self.nodes: list[Any] = []
         self.constants: dict[str, Any] = {}
         self.bits: dict[str, int] = {}
         self.codes: dict[str, str] = {}  # of a program's tensor that lies on a grid: the name of its codes
         self.real: dict[str, str] = {}  # of a program's tensor: the name of its real value
+        self.unclamped: dict[
+            str, tuple[str, Clamp]
+        ] = {}  # of a clamp's tensor: the real value before it, where clamps come after grids
         self.quantized: dict[tuple, str] = {}  # by tensor and grid: its value on that grid, for whoever asks again
 
     def model(self) -> Any:
@@ -89,16 +97,12 @@ class Graph:
         if isinstance(op, MOVERS):
             return self._moved(op, xs, name, out)
         if isinstance(op, Requantize):
-            return self._quantized(xs[0], replace(out, low=op.low, high=op.high), name)
+            return self._on_grid(op.inputs[0], replace(out, low=op.low, high=op.high), name)
         if isinstance(op, Clamp):
-            if self._done_by_the_grid(op):
+            if None not in self._grids(op.output):
+                self.unclamped[op.output] = xs[0], op
                 return xs[0]
-            zero, unit = out.zero_point, out.unit
-            if np.array_equal(op.low, zero) and op.high.min() >= self.program.tensors[op.inputs[0]].high:
-                return self._node("Relu", xs, name)
-            low = self._constant(f"{name}.low", _broadcast((op.low - zero) * unit, len(out.shape)))
-            high = self._constant(f"{name}.high", _broadcast((op.high - zero) * unit, len(out.shape)))
-            return self._node("Min", [self._node("Max", [xs[0], low], f"{name}.least"), high], name)
+            return self._clamp(op, xs[0], name)
         if isinstance(op, Add):
             total = xs[0]
             for k, x in enumerate(xs[1:]):
@@ -110,19 +114,38 @@ class Graph:
             return self._lookup(op, xs[0], name, out)
         raise QexpError(f"export=onnx: {op.layer}: the operation {op.kind!r} has no ONNX form")
 
-    def _done_by_the_grid(self, op: Clamp) -> bool:
-        """Whether every reader puts the result on a grid that ends within the clamp's limits: then runtimes fuse what is around it."""
+    def _clamp(self, op: Clamp, x: str, name: str) -> str:
         source = self.program.tensors[op.inputs[0]]
-        if source.unit.size > 1:
-            return False
-        for grid in self._grids(op.output):
-            if grid is None:
-                return False
-            low, high = ((end - grid.zero_point) * grid.unit for end in (grid.low, grid.high))
-            least, most = ((end - source.zero_point) * source.unit for end in (op.low, op.high))
-            if low.min() < least.max() or (high.max() > most.min() and op.high.min() < source.high):
-                return False
-        return True
+        zero, unit = source.zero_point, source.unit
+        if np.array_equal(op.low, zero) and op.high.min() >= source.high:
+            return self._node("Relu", [x], name)
+        dims = len(source.shape)
+        low = self._constant(f"{name}.low", _broadcast((op.low - zero) * unit, dims))
+        high = self._constant(f"{name}.high", _broadcast((op.high - zero) * unit, dims))
+        return self._node("Min", [self._node("Max", [x, low], f"{name}.least"), high], name)
+
+    def _on_grid(self, tensor: str, grid: TensorSpec, name: str) -> str:
+        """Returns the real value of a tensor on a grid of one scale; a clamp before it comes after it, where the grid's ends are not it.
+
+        Rounding keeps the order, so both give the same codes, and runtimes fuse a layer with the quantize node right behind it.
+        """
+        if tensor not in self.unclamped:
+            return self._quantized(self.real[tensor], grid, name)
+        x, clamp = self.unclamped[tensor]
+        if self._ends_within(grid, clamp):
+            return self._quantized(x, grid, name)
+        key = tensor, *_key(grid)
+        if key not in self.quantized:
+            free = self._quantized(x, grid, f"{name}.free")
+            self.quantized[key] = self._quantized(self._clamp(clamp, free, f"{name}.clamped"), grid, name)
+        return self.quantized[key]
+
+    def _ends_within(self, grid: TensorSpec, clamp: Clamp) -> bool:
+        """Whether a grid ends within a clamp's limits."""
+        source = self.program.tensors[clamp.inputs[0]]
+        low, high = ((end - grid.zero_point) * grid.unit for end in (grid.low, grid.high))
+        least, most = ((end - source.zero_point) * source.unit for end in (clamp.low, clamp.high))
+        return low.min() >= least.max() and (high.max() <= most.min() or clamp.high.min() >= source.high)
 
     def _constants(self, name: str, whole: NDArray[np.int64], kind: str, step: NDArray[np.float32]) -> str:
         """Returns the real value of integer weights or biases; with zero points, without which runtimes do not fuse linear layers."""
@@ -158,7 +181,8 @@ class Graph:
         """
         ahead = self._ahead(op)
         if ahead is not None:
-            xs = [self._quantized(x, ahead, f"{name}.ahead{k}" if k else f"{name}.ahead") for k, x in enumerate(xs)]
+            names = [f"{name}.ahead{k}" if k else f"{name}.ahead" for k in range(len(xs))]
+            xs = [self._on_grid(tensor, ahead, ahead_of) for tensor, ahead_of in zip(op.inputs, names)]
         if isinstance(op, Concat | Flatten):
             y = self._node(type(op).__name__, xs, name, axis=1)
         elif isinstance(op, MaxPool):
@@ -187,9 +211,7 @@ class Graph:
             np.float32
         )
         bits = _bits(op.weight)
-        kind = (
-            "INT4" if bits <= 4 and op.weight.min() >= -8 and op.weight.max() <= 7 else "INT8" if bits <= 8 else "INT16"
-        )
+        kind = "INT4" if self.int4 and bits <= 4 else "INT8" if bits <= 8 else "INT16"
         name = f"{op.layer or 'layer'}.{i}"
         self.bits[f"{name}.weight"] = bits
         weight = self._constants(f"{name}.weight", op.weight, kind, step)
@@ -217,7 +239,12 @@ class Graph:
         if key in self.quantized:
             return self.quantized[key]
         self.bits[name] = width(spec.low, spec.high)
-        if KINDS[kind] != (spec.low, spec.high):
+        low, high = KINDS[kind]
+        if (low, high) != (
+            spec.low,
+            spec.high,
+        ):  # on all codes of the type first, so that runtimes fuse; the ends then come off
+            x = self._quantized(x, replace(spec, low=low, high=high), f"{name}.all")
             ends = [
                 self._constant(f"{name}.{k}", np.float32((v - zero) * unit))
                 for k, v in (("low", spec.low), ("high", spec.high))

@@ -16,7 +16,7 @@ from torch import nn
 
 from qexp.errors import QexpError, near
 from qexp.graph import Facts
-from qexp.layers.quantized import channel_axis
+from qexp.layers.quantized import Quantized, channel_axis, quantized_layers
 from qexp.layers.swap import swap
 from qexp.numerics.granularity import granularity
 from qexp.quantizers.base import Quantizer
@@ -114,7 +114,9 @@ def read_bits(path: Path, layers: list[str]) -> dict[tuple[str, str], int]:
             raise QexpError(f"plan={path}: the model has no layer {row.layer!r}{near(row.layer, layers)}")
         text = str(row.bits).strip()
         whole = text.removesuffix(".0")
-        bits = width(int(whole) if whole.isdecimal() else text, f"plan={path}: {row.layer} ({row.site}), bits")
+        bits = width(
+            int(whole) if whole.isdecimal() else text, f"plan={path}: {row.layer} ({row.site}), bits", row.site
+        )
         out[row.layer, row.site] = bits
     return out
 
@@ -143,6 +145,18 @@ def apply(model: nn.Module, plan: Plan, facts: Facts) -> None:
             swap(model.get_submodule(name), sites, computes.get(name), device)
         except QexpError as error:
             raise QexpError(f"{name}: {error}") from None
+    for name, layer in quantized_layers(model):
+        for site in layer.sites:
+            if isinstance(layer.site(site), Quantizer):
+                layer.site(site).attach(layer, _sources(model, facts, name))
+
+
+def _sources(model: nn.Module, facts: Facts, name: str) -> tuple[tuple[nn.Module, str], ...]:
+    """Returns where the first operand of a layer may have passed a quantizer: its own site, then the results it is made of."""
+    layer = model.get_submodule(name)
+    own = [(layer, site) for site in ("input", "input.0") if site in layer.sites]
+    before = [model.get_submodule(n) for n in (facts.sources.get(name) or ((),))[0]]
+    return (*own, *((m, "output") for m in before if isinstance(m, Quantized) and "output" in m.sites))
 
 
 def build(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -43,7 +44,7 @@ def _clamp(walk: Walk, name: str, x: Value, top: float) -> Value:
         return x
     least, most = max(x.low, least), max(most, least)
     op = Clamp(layer=name, inputs=(x.tensor,), output=walk.writer.fresh(name), low=low, high=high)
-    return walk.writer.emit(op, Value(op.output, x.unit, x.zero, least, most, x.shape))
+    return walk.writer.emit(op, replace(x, tensor=op.output, low=least, high=most))
 
 
 def table(walk: Walk, node: fx.Node, name: str, layer: nn.Module, x: Value) -> Value:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
+import numpy as np
 from torch import fx, nn
 
 from qexp.integer.grids import cannot
@@ -70,5 +72,6 @@ def _sum_pool(walk: Walk, name: str, layer: nn.Module, x: Value, window, stride,
         zero=x.zero,
     )
     shape = (x.shape[0], *windows(x.shape, window, stride, padding))
-    y = walk.writer.emit(op, Value(op.output, x.unit / count, ZERO, low, high, shape))
+    sums = np.float32(x.unit) / np.float32(count) if x.even and math.log2(count).is_integer() else None
+    y = walk.writer.emit(op, Value(op.output, x.unit / count, ZERO, low, high, shape, x.most, sums))
     return walk.site(name, layer, "output", y)
