@@ -111,6 +111,7 @@ def experiment(cfg: DictConfig, data: LightningDataModule, record: Record) -> di
         for edit in passes:
             edit.on_fitted(model, moment)
 
+    proof.check(cfg, model, data)
     if trains(cfg):
         trained = stages.train(
             model, data, cfg, plan, structure, images, seen, record.folder, outcome.title(cfg), distill

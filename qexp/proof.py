@@ -15,6 +15,7 @@ from qexp import takeaway
 from qexp.errors import QexpError
 from qexp.integer.accumulator import study
 from qexp.integer.arithmetic import FLOAT32
+from qexp.integer.ends import preprocessing
 from qexp.integer.files import load, save, to_json
 from qexp.integer.lowering import Lowered, lower
 from qexp.integer.simulate import integer_rounding
@@ -25,6 +26,7 @@ from qexp.takeaway import first
 
 log = logging.getLogger(__name__)
 ROUNDINGS = ("float", "integer")
+FAR = 2.0  # percent of codes that real and integer scales may round differently before it is worth a warning
 KEPT = ("verify", "accumulator", *(f"{form}_" for form in takeaway.FORMS))  # columns of proofs and exports
 
 
@@ -39,8 +41,16 @@ def rounding(cfg: DictConfig, model: nn.Module, data: LightningDataModule) -> Ab
 
 def lowered(cfg: DictConfig, model: nn.Module, data: LightningDataModule) -> Lowered:
     """Returns the network's integer program."""
-    about = {k: v for k, v in asked(cfg).items() if k != "study"}
+    about = {k: v for k, v in asked(cfg).items() if k != "study"} | {"preprocessing": preprocessing(data)}
     return lower(model.cpu(), data.example(), about, as_runtimes=cfg.quant.get("requantize") == FLOAT32)
+
+
+def check(cfg: DictConfig, model: nn.Module, data: LightningDataModule) -> None:
+    """Raises, before the network is trained or evaluated, where a proof that the run asks for cannot be had: the lowering is tried."""
+    if (cfg.verify or cfg.rounding == "integer") and cfg.export not in takeaway.OF_NETWORK:
+        home = next((p.device for p in model.parameters()), None)
+        lowered(cfg, model, data)
+        model.to(home)
 
 
 def prove(
@@ -67,6 +77,15 @@ def prove(
         with baked_weights(model):
             verdict = verify(model, program, first(data, int(cfg.verify)), progress=cfg.trainer.enable_progress_bar)
         (log.info if verdict.equal else log.warning)("%s", verdict.line())
+        if verdict.share > FAR:
+            worst = max(verdict.simulated, key=lambda name: verdict.simulated[name].share)
+            log.warning(
+                "%.1f %% of the codes are not those of the network as it was evaluated, most at %s (%.1f %%): its score is that of "
+                "another network than the integers; evaluate with rounding=integer",
+                verdict.share,
+                worst,
+                verdict.simulated[worst].share,
+            )
         if _stands(found, verdict, program, record):
             log.info("the proof on %d images stays in the record", found["verify_images"])
         else:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from qexp.errors import QexpError
 from qexp.integer.arithmetic import width
+from qexp.integer.ends import described, normalized_pixels
 from qexp.integer.package.packing import pack
 from qexp.integer.program import (
     Add,
@@ -67,7 +68,7 @@ class Graph:
         """Returns the finished ONNX model."""
         helper, program = self.onnx.helper, self.program
         start, end = program.tensors[program.input], program.tensors[program.output]
-        self.real[start.name] = self._quantized("images", start, start.name)
+        self.real[start.name] = self._quantized(self._images(start), start, start.name)
         for i, op in enumerate(program.ops):
             self.real[op.output] = self._op(i, op)
         values = {start.name: self.real[start.name]}
@@ -85,9 +86,40 @@ class Graph:
         model = helper.make_model(
             graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10, producer_name="qexp"
         )
+        ends = described(program)
         notes = {"bits": self.bits, "codes": self.codes, "about": program.about}
+        notes |= {"input": {"name": "images"} | ends["input"], "output": {"name": "scores"} | ends["output"]}
         helper.set_model_props(model, {f"qexp.{k}": json.dumps(v, default=str) for k, v in notes.items()})
         return model
+
+    def _images(self, grid: TensorSpec) -> str:
+        """Returns the images, already on the grid where `QuantizeLinear` alone would give other codes: it adds the zero point last.
+
+        The difference is at ties, where an odd zero point makes another neighbour even; pixels with mean = std = 1/2 are all ties.
+        """
+        if grid.unit.size > 1 or grid.zero_point.size > 1 or not self._order_matters(grid):
+            return "images"
+        unit, zero, low, high = (
+            self._constant(f"images.{name}", np.float32(v))
+            for name, v in (
+                ("unit", grid.unit[0]),
+                ("zero", grid.zero_point[0]),
+                ("low", grid.low),
+                ("high", grid.high),
+            )
+        )
+        x = self._node("Add", [self._node("Div", ["images", unit], "images.steps"), zero], "images.place")
+        x = self._node("Round", [self._node("Clip", [x, low, high], "images.clipped")], "images.whole")
+        return self._node("Mul", [self._node("Sub", [x, zero], "images.apart"), unit], "images.real")
+
+    def _order_matters(self, grid: TensorSpec) -> bool:
+        """Whether a pixel has other codes when the zero point is added after rounding; of unknown pixels, whether one could."""
+        pixels = normalized_pixels(self.program.about.get("preprocessing"))
+        if pixels is None:
+            return bool(grid.zero_point[0] % 2)
+        steps = pixels / np.float32(grid.unit[0])
+        after = np.clip(np.rint(steps) + grid.zero_point[0], grid.low, grid.high)
+        return not np.array_equal(after, self.program.encode(pixels))
 
     def _op(self, i: int, op: Op) -> str:
         xs = [self.real[name] for name in op.inputs]
