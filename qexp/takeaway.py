@@ -113,8 +113,22 @@ def _onnx(run: Taken, int4: bool = False) -> dict[str, Any]:
         unproven.replace(path)
     finally:
         unproven.unlink(missing_ok=True)
+    saturates = onnx_file.saturating(run.lowered.program)
+    if saturates:
+        log.warning(
+            "onnx: x86 processors without VNNI (Intel before Ice Lake, AMD before Zen 4) add pairs of products in 16 bits, which "
+            "saturate in %d layers (%s first): onnxruntime has other codes there; 7-bit weights never do (bits=w7a8)",
+            len(saturates),
+            saturates[0],
+        )
     _say("onnx", path, made["bytes"], run, seen, "onnxruntime", differ, "the integers'")
-    columns = {"onnx": "equal", "onnx_bytes": made["bytes"], "onnx_images": seen, "onnx_predictions_differ": differ}
+    columns = {
+        "onnx": "equal",
+        "onnx_saturates_without_vnni": len(saturates),
+        "onnx_bytes": made["bytes"],
+        "onnx_images": seen,
+        "onnx_predictions_differ": differ,
+    }
     columns |= {"onnx_codes_differ": 100 * found.differ / max(found.codes, 1), "onnx_most": found.most}
     return columns | {"value_onnx": 100 * right / max(seen, 1)}
 

@@ -21,11 +21,13 @@ from numpy.typing import NDArray
 
 from qexp.errors import QexpError
 from qexp.integer.arithmetic import FLOAT32
+from qexp.integer.bounds import greatest_pair
 from qexp.integer.fast import Fast
 from qexp.integer.onnx_graph import Graph
 from qexp.integer.program import Conv, IntegerProgram, Linear, Requantize
 
 REMEDY = "run the point anew with deploy=int8, which computes as runtimes do, and export that"
+PAIR = 2**15 - 1  # two products of bytes, as old x86 processors hold them
 HELD = 2**24  # codes in memory at a time
 SCORE = 2.0**-20  # of the greatest score: what float32 loses of one
 INSTALL = (
@@ -171,6 +173,17 @@ def refuse(program: IntegerProgram) -> None:
                 f"export=onnx: {op.layer}: its bias lies between two steps of the sums it is added to, and runtimes have whole steps "
                 f"of 32 bits; {REMEDY}"
             )
+
+
+def saturating(program: IntegerProgram) -> list[str]:
+    """Returns the layers whose products x86 processors without VNNI add in too few bits, so that onnxruntime has other codes there."""
+    layers = [op for op in program.ops if isinstance(op, Conv | Linear) and op.weight.size > len(op.weight)]
+    return [op.layer for op in layers if _bytes(op) and greatest_pair(op) > PAIR]
+
+
+def _bytes(op: Conv | Linear) -> bool:
+    """Whether a layer's weights are int8 in a file."""
+    return bool(op.weight.min() >= -128 and op.weight.max() <= 127)
 
 
 def why(program: IntegerProgram, int4: bool = False) -> str:

@@ -292,6 +292,12 @@ class Graph:
 
     def _average(self, op: SumPool, x: str, name: str, out: TensorSpec) -> str:
         into = self.program.tensors[op.inputs[0]]
+        if (
+            _kind(into) in ("UINT8", "INT8")
+            and into.unit.size == 1
+            and np.allclose(np.prod(op.window) * out.unit, into.unit)
+        ):
+            return self._as_convolution(op, x, name, into.shape[0])
         if op.window == into.shape[1:] and not any(op.padding):
             mean = self._node("GlobalAveragePool", [x], f"{name}.mean")
         else:
@@ -303,13 +309,26 @@ class Graph:
             return mean
         return self._node("Mul", [mean, self._constant(f"{name}.factor", _broadcast(factor, len(out.shape)))], name)
 
+    def _as_convolution(self, op: SumPool, x: str, name: str, channels: int) -> str:
+        """Returns an average of 8-bit codes as a convolution of each channel with ones: runtimes add whole numbers and round once.
+
+        (OpenVINO 2026.4 rounds an average of codes before it rescales it; onnxruntime averages floats where windows are small.)
+        """
+        weight = np.ones((channels, 1, *op.window), np.int64)
+        part = np.full(channels, 1 / np.prod(op.window), np.float32)
+        ones = self._constants(f"{name}.ones", weight, "INT8", part)
+        shape = {"kernel_shape": op.window, "strides": op.stride, "pads": [*op.padding, *op.padding], "group": channels}
+        return self._node("Conv", [x, ones], name, **shape)
+
     def _strided_pad(self, op: StridedPad, x: str, name: str) -> str:
-        far = np.iinfo(np.int64).max
-        ends = [self._constant(f"{name}.{k}", np.array(v, np.int64)) for k, v in
-                (("starts", [0, 0]), ("ends", [far, far]), ("axes", [2, 3]), ("steps", [op.stride] * 2))]  # fmt: skip
-        thin = self._node("Slice", [x, *ends], f"{name}.thin")
-        pads = self._constant(f"{name}.pads", np.array([0, op.before, 0, 0, 0, op.after, 0, 0], np.int64))
-        return self._node("Pad", [thin, pads, self._constant(f"{name}.nothing", np.float32(0))], name)
+        """Returns the parameter-free shortcut, as a convolution with ones: runtimes compute it on codes, and none mistakes its zeros.
+
+        (OpenVINO 2026.4 leaves other numbers in channels that a `Pad` adds to 8-bit codes.)
+        """
+        channels = self.program.tensors[op.inputs[0]].shape[0]
+        weight = np.eye(op.before + channels + op.after, channels, -op.before, dtype=np.int64)[:, :, None, None]
+        ones = self._constants(f"{name}.ones", weight, "INT8", np.ones(len(weight), np.float32))
+        return self._node("Conv", [x, ones], name, kernel_shape=[1, 1], strides=[op.stride] * 2)
 
     def _lookup(self, op: Lookup, x: str, name: str, out: TensorSpec) -> str:
         into = self.program.tensors[op.inputs[0]]

@@ -195,3 +195,23 @@ def test_a_dead_channel_counts_its_bias_in_larger_steps(fold, bias, deployed, qu
     )
     onnx_file.write(lowered.program, tmp_path / "m.onnx")
     assert onnx_file.compare(lowered.program, tmp_path / "m.onnx", images.numpy()).equal
+
+
+def test_seven_bits_never_saturate_where_pairs_are_added_in_16_bits(deployed):
+    rng = np.random.default_rng(0)
+    for bits, layers in ((7, False), (8, True)):
+        program = deployed(Residual(), bits, 8)[0].program
+        assert bool(onnx_file.saturating(program)) is layers
+        for op in (op for op in program.ops if op.kind == "conv" and op.weight[0].size > 1):
+            rows = op.weight.reshape(len(op.weight), -1)
+            pairs = np.stack([rng.permuted(rows, axis=1)[:, :2] for _ in range(200)])
+            codes = rng.integers(0, 256, pairs.shape)
+            bound = greatest_pair(op)
+            assert np.abs((pairs * codes).sum(-1)).max() <= bound and (bound <= 2**15 - 1 or bits == 8)
+
+
+def test_a_run_for_old_processors(run, tmp_path: Path):
+    metrics = run("quant=minmax", "bits=w7a8", "deploy=int8", "study=s")
+    exported = run("export=onnx", f"weights={tmp_path / 'runs' / 's' / metrics['point']}", "verify=32")
+    assert exported["status"] == "ok", exported["error"]
+    assert exported["onnx_saturates_without_vnni"] == 0 and metrics["mean_wbit"] == 7

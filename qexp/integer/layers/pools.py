@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 import numpy as np
@@ -72,6 +71,6 @@ def _sum_pool(walk: Walk, name: str, layer: nn.Module, x: Value, window, stride,
         zero=x.zero,
     )
     shape = (x.shape[0], *windows(x.shape, window, stride, padding))
-    sums = np.float32(x.unit) / np.float32(count) if x.even and math.log2(count).is_integer() else None
+    sums = np.float32(x.unit) * np.float32(1 / count) if x.even else None
     y = walk.writer.emit(op, Value(op.output, x.unit / count, ZERO, low, high, shape, x.most, sums))
     return walk.site(name, layer, "output", y)
