@@ -10,8 +10,10 @@ from numpy.typing import NDArray
 from qexp.errors import QexpError
 
 ROUNDINGS = ("half_even", "half_up", "half_away", "floor", "trunc")
+FLOAT32 = "float32"  # a requantization's: as runtimes compute it, see `requantized`
 OVERFLOWS = ("saturate", "wrap")
 MAX_SHIFT = 46  # beyond it `zero_point << shift` leaves int64 for 16-bit codes
+BYTE_SHIFT = 53  # the same for 8-bit codes
 SUM_BITS = 62  # what products and sums may take of int64
 
 Ints = NDArray[np.int64]
@@ -47,12 +49,50 @@ def shift_round(x: Any, shift: Any, rounding: str = "half_even") -> Any:
     raise QexpError(f"rounding={rounding!r}; integer arithmetic has {', '.join(ROUNDINGS)}")
 
 
-def multiplier(ratio: NDArray[np.float64], bits: int = 31) -> tuple[Ints, Ints]:
+def requantized(x: Any, factor: Any, addend: Any, shift: Any, rounding: str) -> Any:
+    """Returns `(x * factor + addend) / 2^shift` rounded to integers, int64 of NumPy or torch.
+
+    With `float32`, what runtimes compute: number and product rounded to the 24 bits of a float32, the result half to even, and the zero
+    point (`addend / 2^shift`) added last. In integers all the same: rounding to 24 bits is what the conversion of an integer does.
+
+    >>> [requantized(np.array([11]), 3, 0, 1, name).tolist() for name in ("half_even", "float32")]
+    [[16], [16]]
+    >>> requantized(np.array([2**24 + 1]), 1, 3 << 2, 2, "float32").tolist()
+    [4194307]
+    """
+    if rounding != FLOAT32:
+        return shift_round(x * factor + addend, shift, rounding)
+    return shift_round(_held(_held(x) * factor), shift) + (addend >> shift)
+
+
+def _held(x: Any) -> Any:
+    """Returns integers as float32 holds them."""
+    return x.astype(np.float32).astype(np.int64) if isinstance(x, np.ndarray | np.generic) else x.float().long()
+
+
+def float32_factor(ratio: NDArray[np.float32]) -> tuple[Ints, Ints]:
+    """Returns multiplier and shift that are positive float32 numbers exactly.
+
+    >>> [a.tolist() for a in float32_factor(np.array([0.75], np.float32))]
+    [[12582912], [24]]
+    """
+    fraction, exponent = np.frexp(np.atleast_1d(ratio).astype(np.float64))
+    if not (np.isfinite(fraction).all() and (fraction > 0).all()):
+        raise QexpError("a factor between two grids is zero, negative or not finite")
+    whole, shift = np.ldexp(fraction, 24).astype(np.int64), 24 - exponent.astype(np.int64)
+    lost, left = (
+        np.maximum(shift - BYTE_SHIFT, 0),
+        np.maximum(-shift, 0),
+    )  # lost: of factors that make nothing of 32 bits
+    return (whole >> np.minimum(lost, 62)) << left, np.clip(shift, 0, BYTE_SHIFT)
+
+
+def multiplier(ratio: NDArray[np.float64], bits: int | Ints = 31) -> tuple[Ints, Ints]:
     """Returns multiplier and shift of positive factors: `ratio ~ multiplier * 2^-shift`, a power of two exactly and as 1 (a plain shift).
 
     Args:
         ratio: Factors > 0, any shape.
-        bits: Width of the multipliers without a sign, at most 31; their relative error is at most 2^-bits.
+        bits: Width of the multipliers without a sign, at most 31, one or one a factor; their relative error is at most 2^-bits.
 
     >>> [a.tolist() for a in multiplier(np.array([0.25, 8.0, 0.3]), 8)]
     [[1, 8, 154], [2, 0, 9]]

@@ -16,6 +16,16 @@ def partial_sums(op: Conv | Linear, low: int, high: int) -> tuple[int, int]:
     return int(least.min(initial=0)), int(most.max(initial=0))
 
 
+def greatest_pair(op: Conv | Linear) -> int:
+    """Returns the greatest sum of two products of a layer's weights and bytes 0..255, whichever two stand side by side.
+
+    Processors without dot-product instructions (x86 before VNNI) add such pairs in 16 bits, which saturate beyond 32,767.
+    """
+    rows = op.weight.reshape(len(op.weight), -1)
+    ends = np.maximum(rows, 0), np.maximum(-rows, 0)
+    return int(max((255 * np.sort(end, axis=1)[:, -2:].sum(1).max(initial=0) for end in ends), default=0))
+
+
 def by_output(weight: Ints, zero: Ints, groups: int, low: int, high: int) -> tuple[Ints, Ints]:
     """Returns the same for each output, `[O]` and `[O]`.
 

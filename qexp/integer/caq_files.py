@@ -77,8 +77,9 @@ def codes(weight: Tensor, n2: int) -> np.ndarray:
     bad = (w != 0) & ((mantissa != 0.5) | (place < 0) | (place >= _EXPONENTS))
     if bad.any():
         raise QexpError(
-            f"{int(bad.sum())} of {w.size} weights, such as {w[bad][0]:g}, are no power of two in 2^{n2}..2^{n2 + _EXPONENTS - 1}; "
-            "4-bit codes need INQ weights of at most 7 exponents"
+            f"{int(bad.sum())} of {w.size} weights, such as {w[bad][0]:g}, are none of the powers of two that 4-bit codes "
+            f"hold, 2^{n2}..2^{n2 + _EXPONENTS - 1}; "
+            "run the recipe with 4-bit weights (bits=w4a8)"
         )
     return np.where(w == 0, ZERO, place + POSITIVE * (w > 0)).astype(np.uint8)
 
@@ -184,7 +185,8 @@ def refuse(model: nn.Module) -> None:
     if not exponents(model) or other:
         reason = f"{', '.join(other[:4])} are no INQ weights" if other else "no tensor has CAQ exponents"
         raise QexpError(
-            f"export=fpga: {reason}; the FPGA tool reads power-of-two exponents and weights: run quant=caq_shift, inq or inq_shift"
+            f"export=fpga: {reason}; the FPGA tool reads power-of-two exponents and weights: run quant=caq_shift, or quant=inq "
+            "or inq_shift with 4-bit weights (bits=w4a8)"
         )
 
 

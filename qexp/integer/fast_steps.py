@@ -12,7 +12,7 @@ from qexp_kernels import rescale
 from torch import Tensor
 
 from qexp.integer import int8
-from qexp.integer.arithmetic import limit, shift_round
+from qexp.integer.arithmetic import FLOAT32, limit, requantized
 from qexp.integer.bounds import partial_sums
 from qexp.integer.machine import DOUBLE, Machine
 from qexp.integer.program import (
@@ -82,6 +82,8 @@ def fused(fast: Machine, chain: list[Op]) -> Callable[..., Tensor] | None:
     first, last = chain[0], chain[-1]
     if isinstance(first, Add):
         return _clamped_sum(fast, first, last) if isinstance(last, Clamp) else None
+    if last.rounding == FLOAT32:
+        return None
     sums = _sums(fast, first)
     source = fast.program.tensors[first.inputs[0]]
     most = max(map(abs, partial_sums(first, source.low, source.high))) << first.align
@@ -142,6 +144,8 @@ def _own_unit(fast: Machine, op: Conv | Linear) -> Callable[..., Tensor]:
 
 
 def _requantize(fast: Machine, op: Requantize) -> Callable[..., Tensor]:
+    if op.rounding == FLOAT32:
+        return _as_runtimes(fast, op)
     source = fast.program.tensors[op.inputs[0]]
     line = _line(op, max(abs(source.low), abs(source.high)))
     if line is not None:
@@ -160,10 +164,24 @@ def _requantize(fast: Machine, op: Requantize) -> Callable[..., Tensor]:
     )
 
     def whole(x: Tensor) -> Tensor:
-        y = shift_round((x.long() - zero) * factor + addend, shift, op.rounding).clamp(op.low, op.high)
+        y = requantized(x.long() - zero, factor, addend, shift, op.rounding).clamp(op.low, op.high)
         return y.float() if small else y
 
     return whole
+
+
+def _as_runtimes(fast: Machine, op: Requantize) -> Callable[..., Tensor]:
+    """A requantization in float32 is one, but for its zero point."""
+    ndim, dtype = fast.ndim(op.inputs[0]), fast.codes_type(op.output)
+    factor = fast.constant(np.ldexp(op.multiplier.astype(np.float64), -op.shift), torch.float32, ndim)
+    after = fast.constant(op.addend >> op.shift, torch.float32, ndim)
+    zero = fast.constant(op.zero, torch.float64, ndim) if np.any(op.zero) else None
+
+    def step(x: Tensor) -> Tensor:
+        x = x if zero is None else x.double() - zero
+        return torch.round(x.float() * factor).add_(after).clamp_(op.low, op.high).to(dtype)
+
+    return step
 
 
 def _clamp(fast: Machine, op: Clamp) -> Callable[..., Tensor]:

@@ -65,13 +65,14 @@ class _Tracer(Tracer):
 
 
 @torch.no_grad()
-def lower(model: nn.Module, example: Tensor, about: dict[str, Any] | None = None) -> Lowered:
+def lower(model: nn.Module, example: Tensor, about: dict[str, Any] | None = None, as_runtimes: bool = False) -> Lowered:
     """Returns the integer program of a quantized, calibrated classifier; the model is left as it was.
 
     Args:
         model: Network whose activations and weights carry quantizers.
         example: Images `[N, C, H, W]`, for the shapes.
         about: What to write into the program of its origin.
+        as_runtimes: Requantize results of layers in float32, as 8-bit runtimes do (`deploy=int8`); by default more exactly.
 
     Raises:
         QexpError: By layer and reason, what has no integer form.
@@ -84,7 +85,7 @@ def lower(model: nn.Module, example: Tensor, about: dict[str, Any] | None = None
             f"it cannot be traced ({type(error).__name__}: {error})",
             "write it without data-dependent steps",
         ) from error
-    walk = Walk(model, example)
+    walk = Walk(model, example, as_runtimes)
     for node in graph.nodes:
         walk.visit(node)
     walk.lowered.program.about = dict(about or {})
@@ -94,8 +95,8 @@ def lower(model: nn.Module, example: Tensor, about: dict[str, Any] | None = None
 class Walk:
     """Visits the nodes of a traced network; what is made of each type of layer is in `layers`."""
 
-    def __init__(self, model: nn.Module, example: Tensor) -> None:
-        self.model, self.writer = model, Writer()
+    def __init__(self, model: nn.Module, example: Tensor, as_runtimes: bool = False) -> None:
+        self.model, self.writer = model, Writer(as_runtimes)
         self.lowered = Lowered(self.writer.program)
         self.values: dict[fx.Node, Value] = {}
         self.calls: set[str] = set()

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from qexp.errors import QexpError
 from qexp.integer.arithmetic import width
+from qexp.integer.ends import described, normalized_pixels
 from qexp.integer.package.packing import pack
 from qexp.integer.program import (
     Add,
@@ -42,24 +43,32 @@ MOVERS = (
 
 
 class Graph:
-    """Nodes and constants of one program; `model()` makes them."""
+    """Nodes and constants of one program; `model()` makes them.
 
-    def __init__(self, program: IntegerProgram) -> None:
+    Args:
+        program: What to write.
+        int4: Store weights of up to 4 bits two to a byte; some importers do not read them, and onnxruntime computes such layers in float.
+    """
+
+    def __init__(self, program: IntegerProgram, int4: bool = False) -> None:
         import onnx
 
-        self.onnx, self.program = onnx, program
+        self.onnx, self.program, self.int4 = onnx, program, int4
         self.nodes: list[Any] = []
         self.constants: dict[str, Any] = {}
         self.bits: dict[str, int] = {}
         self.codes: dict[str, str] = {}  # of a program's tensor that lies on a grid: the name of its codes
         self.real: dict[str, str] = {}  # of a program's tensor: the name of its real value
+        self.unclamped: dict[
+            str, tuple[str, Clamp]
+        ] = {}  # of a clamp's tensor: the real value before it, where clamps come after grids
         self.quantized: dict[tuple, str] = {}  # by tensor and grid: its value on that grid, for whoever asks again
 
     def model(self) -> Any:
         """Returns the finished ONNX model."""
         helper, program = self.onnx.helper, self.program
         start, end = program.tensors[program.input], program.tensors[program.output]
-        self.real[start.name] = self._quantized("images", start, start.name)
+        self.real[start.name] = self._quantized(self._images(start), start, start.name)
         for i, op in enumerate(program.ops):
             self.real[op.output] = self._op(i, op)
         values = {start.name: self.real[start.name]}
@@ -77,9 +86,40 @@ class Graph:
         model = helper.make_model(
             graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10, producer_name="qexp"
         )
+        ends = described(program)
         notes = {"bits": self.bits, "codes": self.codes, "about": program.about}
+        notes |= {"input": {"name": "images"} | ends["input"], "output": {"name": "scores"} | ends["output"]}
         helper.set_model_props(model, {f"qexp.{k}": json.dumps(v, default=str) for k, v in notes.items()})
         return model
+
+    def _images(self, grid: TensorSpec) -> str:
+        """Returns the images, already on the grid where `QuantizeLinear` alone would give other codes: it adds the zero point last.
+
+        The difference is at ties, where an odd zero point makes another neighbour even; pixels with mean = std = 1/2 are all ties.
+        """
+        if grid.unit.size > 1 or grid.zero_point.size > 1 or not self._order_matters(grid):
+            return "images"
+        unit, zero, low, high = (
+            self._constant(f"images.{name}", np.float32(v))
+            for name, v in (
+                ("unit", grid.unit[0]),
+                ("zero", grid.zero_point[0]),
+                ("low", grid.low),
+                ("high", grid.high),
+            )
+        )
+        x = self._node("Add", [self._node("Div", ["images", unit], "images.steps"), zero], "images.place")
+        x = self._node("Round", [self._node("Clip", [x, low, high], "images.clipped")], "images.whole")
+        return self._node("Mul", [self._node("Sub", [x, zero], "images.apart"), unit], "images.real")
+
+    def _order_matters(self, grid: TensorSpec) -> bool:
+        """Whether a pixel has other codes when the zero point is added after rounding; of unknown pixels, whether one could."""
+        pixels = normalized_pixels(self.program.about.get("preprocessing"))
+        if pixels is None:
+            return bool(grid.zero_point[0] % 2)
+        steps = pixels / np.float32(grid.unit[0])
+        after = np.clip(np.rint(steps) + grid.zero_point[0], grid.low, grid.high)
+        return not np.array_equal(after, self.program.encode(pixels))
 
     def _op(self, i: int, op: Op) -> str:
         xs = [self.real[name] for name in op.inputs]
@@ -89,16 +129,12 @@ class Graph:
         if isinstance(op, MOVERS):
             return self._moved(op, xs, name, out)
         if isinstance(op, Requantize):
-            return self._quantized(xs[0], replace(out, low=op.low, high=op.high), name)
+            return self._on_grid(op.inputs[0], replace(out, low=op.low, high=op.high), name)
         if isinstance(op, Clamp):
-            if self._done_by_the_grid(op):
+            if None not in self._grids(op.output):
+                self.unclamped[op.output] = xs[0], op
                 return xs[0]
-            zero, unit = out.zero_point, out.unit
-            if np.array_equal(op.low, zero) and op.high.min() >= self.program.tensors[op.inputs[0]].high:
-                return self._node("Relu", xs, name)
-            low = self._constant(f"{name}.low", _broadcast((op.low - zero) * unit, len(out.shape)))
-            high = self._constant(f"{name}.high", _broadcast((op.high - zero) * unit, len(out.shape)))
-            return self._node("Min", [self._node("Max", [xs[0], low], f"{name}.least"), high], name)
+            return self._clamp(op, xs[0], name)
         if isinstance(op, Add):
             total = xs[0]
             for k, x in enumerate(xs[1:]):
@@ -110,19 +146,38 @@ class Graph:
             return self._lookup(op, xs[0], name, out)
         raise QexpError(f"export=onnx: {op.layer}: the operation {op.kind!r} has no ONNX form")
 
-    def _done_by_the_grid(self, op: Clamp) -> bool:
-        """Whether every reader puts the result on a grid that ends within the clamp's limits: then runtimes fuse what is around it."""
+    def _clamp(self, op: Clamp, x: str, name: str) -> str:
         source = self.program.tensors[op.inputs[0]]
-        if source.unit.size > 1:
-            return False
-        for grid in self._grids(op.output):
-            if grid is None:
-                return False
-            low, high = ((end - grid.zero_point) * grid.unit for end in (grid.low, grid.high))
-            least, most = ((end - source.zero_point) * source.unit for end in (op.low, op.high))
-            if low.min() < least.max() or (high.max() > most.min() and op.high.min() < source.high):
-                return False
-        return True
+        zero, unit = source.zero_point, source.unit
+        if np.array_equal(op.low, zero) and op.high.min() >= source.high:
+            return self._node("Relu", [x], name)
+        dims = len(source.shape)
+        low = self._constant(f"{name}.low", _broadcast((op.low - zero) * unit, dims))
+        high = self._constant(f"{name}.high", _broadcast((op.high - zero) * unit, dims))
+        return self._node("Min", [self._node("Max", [x, low], f"{name}.least"), high], name)
+
+    def _on_grid(self, tensor: str, grid: TensorSpec, name: str) -> str:
+        """Returns the real value of a tensor on a grid of one scale; a clamp before it comes after it, where the grid's ends are not it.
+
+        Rounding keeps the order, so both give the same codes, and runtimes fuse a layer with the quantize node right behind it.
+        """
+        if tensor not in self.unclamped:
+            return self._quantized(self.real[tensor], grid, name)
+        x, clamp = self.unclamped[tensor]
+        if self._ends_within(grid, clamp):
+            return self._quantized(x, grid, name)
+        key = tensor, *_key(grid)
+        if key not in self.quantized:
+            free = self._quantized(x, grid, f"{name}.free")
+            self.quantized[key] = self._quantized(self._clamp(clamp, free, f"{name}.clamped"), grid, name)
+        return self.quantized[key]
+
+    def _ends_within(self, grid: TensorSpec, clamp: Clamp) -> bool:
+        """Whether a grid ends within a clamp's limits."""
+        source = self.program.tensors[clamp.inputs[0]]
+        low, high = ((end - grid.zero_point) * grid.unit for end in (grid.low, grid.high))
+        least, most = ((end - source.zero_point) * source.unit for end in (clamp.low, clamp.high))
+        return low.min() >= least.max() and (high.max() <= most.min() or clamp.high.min() >= source.high)
 
     def _constants(self, name: str, whole: NDArray[np.int64], kind: str, step: NDArray[np.float32]) -> str:
         """Returns the real value of integer weights or biases; with zero points, without which runtimes do not fuse linear layers."""
@@ -158,7 +213,8 @@ class Graph:
         """
         ahead = self._ahead(op)
         if ahead is not None:
-            xs = [self._quantized(x, ahead, f"{name}.ahead{k}" if k else f"{name}.ahead") for k, x in enumerate(xs)]
+            names = [f"{name}.ahead{k}" if k else f"{name}.ahead" for k in range(len(xs))]
+            xs = [self._on_grid(tensor, ahead, ahead_of) for tensor, ahead_of in zip(op.inputs, names)]
         if isinstance(op, Concat | Flatten):
             y = self._node(type(op).__name__, xs, name, axis=1)
         elif isinstance(op, MaxPool):
@@ -187,9 +243,7 @@ class Graph:
             np.float32
         )
         bits = _bits(op.weight)
-        kind = (
-            "INT4" if bits <= 4 and op.weight.min() >= -8 and op.weight.max() <= 7 else "INT8" if bits <= 8 else "INT16"
-        )
+        kind = "INT4" if self.int4 and bits <= 4 else "INT8" if bits <= 8 else "INT16"
         name = f"{op.layer or 'layer'}.{i}"
         self.bits[f"{name}.weight"] = bits
         weight = self._constants(f"{name}.weight", op.weight, kind, step)
@@ -217,7 +271,12 @@ class Graph:
         if key in self.quantized:
             return self.quantized[key]
         self.bits[name] = width(spec.low, spec.high)
-        if KINDS[kind] != (spec.low, spec.high):
+        low, high = KINDS[kind]
+        if (low, high) != (
+            spec.low,
+            spec.high,
+        ):  # on all codes of the type first, so that runtimes fuse; the ends then come off
+            x = self._quantized(x, replace(spec, low=low, high=high), f"{name}.all")
             ends = [
                 self._constant(f"{name}.{k}", np.float32((v - zero) * unit))
                 for k, v in (("low", spec.low), ("high", spec.high))
@@ -233,6 +292,12 @@ class Graph:
 
     def _average(self, op: SumPool, x: str, name: str, out: TensorSpec) -> str:
         into = self.program.tensors[op.inputs[0]]
+        if (
+            _kind(into) in ("UINT8", "INT8")
+            and into.unit.size == 1
+            and np.allclose(np.prod(op.window) * out.unit, into.unit)
+        ):
+            return self._as_convolution(op, x, name, into.shape[0])
         if op.window == into.shape[1:] and not any(op.padding):
             mean = self._node("GlobalAveragePool", [x], f"{name}.mean")
         else:
@@ -244,13 +309,26 @@ class Graph:
             return mean
         return self._node("Mul", [mean, self._constant(f"{name}.factor", _broadcast(factor, len(out.shape)))], name)
 
+    def _as_convolution(self, op: SumPool, x: str, name: str, channels: int) -> str:
+        """Returns an average of 8-bit codes as a convolution of each channel with ones: runtimes add whole numbers and round once.
+
+        (OpenVINO 2026.4 rounds an average of codes before it rescales it; onnxruntime averages floats where windows are small.)
+        """
+        weight = np.ones((channels, 1, *op.window), np.int64)
+        part = np.full(channels, 1 / np.prod(op.window), np.float32)
+        ones = self._constants(f"{name}.ones", weight, "INT8", part)
+        shape = {"kernel_shape": op.window, "strides": op.stride, "pads": [*op.padding, *op.padding], "group": channels}
+        return self._node("Conv", [x, ones], name, **shape)
+
     def _strided_pad(self, op: StridedPad, x: str, name: str) -> str:
-        far = np.iinfo(np.int64).max
-        ends = [self._constant(f"{name}.{k}", np.array(v, np.int64)) for k, v in
-                (("starts", [0, 0]), ("ends", [far, far]), ("axes", [2, 3]), ("steps", [op.stride] * 2))]  # fmt: skip
-        thin = self._node("Slice", [x, *ends], f"{name}.thin")
-        pads = self._constant(f"{name}.pads", np.array([0, op.before, 0, 0, 0, op.after, 0, 0], np.int64))
-        return self._node("Pad", [thin, pads, self._constant(f"{name}.nothing", np.float32(0))], name)
+        """Returns the parameter-free shortcut, as a convolution with ones: runtimes compute it on codes, and none mistakes its zeros.
+
+        (OpenVINO 2026.4 leaves other numbers in channels that a `Pad` adds to 8-bit codes.)
+        """
+        channels = self.program.tensors[op.inputs[0]].shape[0]
+        weight = np.eye(op.before + channels + op.after, channels, -op.before, dtype=np.int64)[:, :, None, None]
+        ones = self._constants(f"{name}.ones", weight, "INT8", np.ones(len(weight), np.float32))
+        return self._node("Conv", [x, ones], name, kernel_shape=[1, 1], strides=[op.stride] * 2)
 
     def _lookup(self, op: Lookup, x: str, name: str, out: TensorSpec) -> str:
         into = self.program.tensors[op.inputs[0]]

@@ -9,7 +9,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from qexp.errors import QexpError
-from qexp.integer.arithmetic import shift_round
+from qexp.integer.arithmetic import requantized
 from qexp.integer.hardware import UNITS
 from qexp.integer.program import (
     Add,
@@ -88,7 +88,7 @@ class Reference:
 def requantize(op: Requantize, x: Ints) -> Ints:
     """Returns codes on another grid."""
     zero, factor, addend, shift = (channels(v, x.ndim) for v in (op.zero, op.multiplier, op.addend, op.shift))
-    return shift_round((x - zero) * factor + addend, shift, op.rounding).clip(op.low, op.high)
+    return requantized(x - zero, factor, addend, shift, op.rounding).clip(op.low, op.high)
 
 
 def clamp(op: Clamp, x: Ints) -> Ints:

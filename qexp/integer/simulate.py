@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from qexp.integer.arithmetic import shift_round
+from qexp.integer.arithmetic import requantized
 from qexp.integer.lowering import Lowered, Site
 from qexp.layers.quantized import BAKED, Quantized, attribute
 
@@ -55,9 +55,8 @@ class IntegerSite(nn.Module):
         else:
             op = here.op
             factor, addend, shift = (_spread(v, x) for v in (op.multiplier, op.addend, op.shift))
-            codes = shift_round(_units(x, here.arriving.unit) * factor + addend, shift, op.rounding).clamp(
-                op.low, op.high
-            )
+            units = _units(x, here.arriving.unit)
+            codes = requantized(units, factor, addend, shift, op.rounding).clamp(op.low, op.high)
         if self.keep is not None:
             self.keep(here.tensor, codes)
         return (codes - _spread(leaving.zero, x)).double() * _spread(leaving.unit, x)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qexp.integer.arithmetic import SUM_BITS, multiplier, shift_round, width
+from qexp.integer.arithmetic import FLOAT32, SUM_BITS, float32_factor, multiplier, requantized, width
 from qexp.integer.grids import Grid, cannot, is_power_of_two
 from qexp.integer.program import Add, IntegerProgram, Op, Requantize, TensorSpec
 
@@ -28,6 +28,8 @@ class Value:
         unit, zero: One or one a channel.
         low, high: Between which all codes lie, whatever the images.
         shape: Without the batch.
+        most: Of the real values' magnitudes, one or one a channel; None: what `unit`, `low` and `high` say.
+        sums: Of what a layer has added up, the unit as runtimes hold it (float32), None elsewhere.
     """
 
     tensor: str
@@ -36,6 +38,13 @@ class Value:
     low: int
     high: int
     shape: tuple[int, ...]
+    most: Reals | None = None
+    sums: NDArray[np.float32] | None = None
+
+    @property
+    def span(self) -> Reals:
+        """The greatest magnitudes of the real values, one or one a channel: no channel speaks for another."""
+        return self.reach * self.unit if self.most is None else self.most
 
     @property
     def reach(self) -> int:
@@ -50,10 +59,14 @@ class Value:
 
 
 class Writer:
-    """Adds operations to a program."""
+    """Adds operations to a program.
 
-    def __init__(self) -> None:
-        self.program = IntegerProgram()
+    Args:
+        as_runtimes: Requantize what layers add up as runtimes do, in float32 (grids of at most 8 bits, ties to even).
+    """
+
+    def __init__(self, as_runtimes: bool = False) -> None:
+        self.program, self.as_runtimes = IntegerProgram(), as_runtimes
 
     def emit(self, op: Op, value: Value) -> Value:
         """Adds an operation and the tensor it makes."""
@@ -96,9 +109,7 @@ class Writer:
         same = np.array_equal(value.unit, grid.scale) and np.array_equal(value.zero, grid.zero)
         if same and value.low >= grid.low and value.high <= grid.high:
             return value, None
-        ratio = np.asarray(value.unit / grid.scale)
-        bits = min(31, max(FLOAT_BITS - width(-value.reach, value.reach), 16))
-        factor, shift = multiplier(ratio, bits)
+        factor, shift, rounding = self._factor(value, grid)
         shift = np.broadcast_to(shift, np.broadcast_shapes(shift.shape, grid.zero.shape))
         op = Requantize(
             layer=layer,
@@ -108,21 +119,32 @@ class Writer:
             addend=grid.zero << shift,
             shift=shift,
             zero=value.zero,
-            rounding=grid.rounding,
+            rounding=rounding,
             low=grid.low,
             high=grid.high,
         )
         return self.apply(op, value, grid.scale, grid.zero), op
 
+    def _factor(self, value: Value, grid: Grid) -> tuple[Ints, Ints, str]:
+        """Returns multiplier and shift from a value's units to a grid's, and how the products are rounded."""
+        narrow = grid.high - grid.low < 256 and grid.scale.size == 1 and grid.rounding == "half_even"
+        if self.as_runtimes and narrow and value.sums is not None:
+            return *float32_factor(value.sums / grid.scale.astype(np.float32)), FLOAT32
+        reach = np.minimum(np.ceil(value.span / value.unit), value.reach)
+        bits = np.clip(FLOAT_BITS - 1 - np.ceil(np.log2(np.maximum(reach, 1) + 1)), 16, 31).astype(np.int64)
+        ratio = np.asarray(value.unit / grid.scale)
+        return *multiplier(ratio, bits if ratio.size > 1 else bits.min()), grid.rounding
+
     def apply(self, op: Requantize, value: Value, unit: Reals, zero: Ints) -> Value:
         """Adds a requantization, after checking that int64 holds its products; its result has the codes it can reach."""
-        most = value.reach * int(np.abs(op.multiplier).max()) + int(np.abs(op.addend).max())
+        reach = np.minimum(np.ceil(value.span / value.unit), value.reach)
+        most = int((reach * np.abs(op.multiplier).astype(np.float64)).max()) + int(np.abs(op.addend).max())
         if most.bit_length() > SUM_BITS:
             raise cannot(
                 op.layer, f"a product of its requantization can need {most.bit_length() + 1} bits", "use fewer bits"
             )
         ends = [
-            shift_round((np.int64(end) - op.zero) * op.multiplier + op.addend, op.shift, op.rounding)
+            requantized(np.int64(end) - op.zero, op.multiplier, op.addend, op.shift, op.rounding)
             for end in (value.low, value.high)
         ]
         low, high = (int(pick([int(pick(e)) for e in ends])) for pick in (np.min, np.max))  # a factor may be negative
@@ -142,7 +164,7 @@ class Writer:
                 return values, [None] * len(values)
         if len({(float(v.unit[0]), v.even) for v in values}) == 1 and values[0].even:
             return values, [None] * len(values)  # one grid for all: codes add as they are
-        total = sum(v.reach * float(v.unit.max()) for v in values)
+        total = float(np.max(sum(v.span for v in values)))
         unit = 2.0 ** (np.ceil(np.log2(max(total, 1e-30))) - (WIDE_BITS - 1) + 1)
         unit = max(unit, least_unit)
         out, ops = [], []

@@ -110,6 +110,14 @@ class Quantizer(nn.Module):
         self.require_ready()
         return self.dequantize(self.codes(x)).to(x.dtype)
 
+    def attach(self, layer: nn.Module, sources: tuple[tuple[nn.Module, str], ...]) -> None:
+        """Learns whose quantizer it is, once the network carries all of them; a method that needs no other tensor's need not write it.
+
+        Args:
+            layer: The layer.
+            sources: Where the layer's input may have passed a quantizer, nearest first: layers and their sites.
+        """
+
     def on_training_start(self, latent: Tensor | None, total_steps: int) -> None:
         """Prepares a method's memory or schedule, given the float tensor it quantizes and the optimizer steps of the whole training.
 

@@ -10,7 +10,7 @@ from qexp.errors import QexpError
 from qexp.recipe.patterns import match
 
 FLOAT = 32
-MOST = 16  # bits of a quantizer
+MOST = 16  # bits of a quantizer; biases, which are added to sums, may have more
 Group = str | Sequence[str]
 
 
@@ -87,7 +87,7 @@ def _prefixes(group: Group) -> list[str]:
     return [group] if isinstance(group, str) else list(group)
 
 
-def width(bits: Any, where: str) -> int:
+def width(bits: Any, where: str, site: str = "") -> int:
     """Returns a width somebody typed, float for None; the one place that says which there are. A method may allow fewer.
 
     Raises:
@@ -95,6 +95,7 @@ def width(bits: Any, where: str) -> int:
     """
     if bits is None:
         return FLOAT
-    if isinstance(bits, bool) or not isinstance(bits, int) or not (1 <= bits <= MOST or bits == FLOAT):
-        raise QexpError(f"{where}: got {bits!r}; allowed are whole numbers of bits 1..{MOST}, or {FLOAT} for float")
+    most = FLOAT - 1 if site == "bias" else MOST
+    if isinstance(bits, bool) or not isinstance(bits, int) or not (1 <= bits <= most or bits == FLOAT):
+        raise QexpError(f"{where}: got {bits!r}; allowed are whole numbers of bits 1..{most}, or {FLOAT} for float")
     return bits

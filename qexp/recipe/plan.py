@@ -13,7 +13,7 @@ import pandas as pd
 from torch import nn
 
 from qexp.errors import QexpError
-from qexp.layers.quantized import channel_axis, transposed_blocks
+from qexp.layers.quantized import Quantized, channel_axis, quantized_layers, transposed_blocks
 from qexp.layers.swap import swap
 from qexp.network.facts import Facts
 from qexp.numerics.granularity import PerBlock, PerChannel, granularity
@@ -129,6 +129,18 @@ def apply(model: nn.Module, plan: Plan, facts: Facts) -> None:
             swap(model.get_submodule(name), sites, computes.get(name), device)
         except QexpError as error:
             raise QexpError(f"{name}: {error}") from None
+    for name, layer in quantized_layers(model):
+        for site in layer.sites:
+            if isinstance(layer.site(site), Quantizer):
+                layer.site(site).attach(layer, _sources(model, facts, name))
+
+
+def _sources(model: nn.Module, facts: Facts, name: str) -> tuple[tuple[nn.Module, str], ...]:
+    """Returns where the first operand of a layer may have passed a quantizer: its own site, then the results it is made of."""
+    layer = model.get_submodule(name)
+    own = [(layer, site) for site in ("input", "input.0") if site in layer.sites]
+    before = [model.get_submodule(n) for n in (facts.sources.get(name) or ((),))[0]]
+    return (*own, *((m, "output") for m in before if isinstance(m, Quantized) and "output" in m.sites))
 
 
 def build(

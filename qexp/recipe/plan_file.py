@@ -54,7 +54,7 @@ def read_rows(path: Path, layers: list[str]) -> dict[tuple[str, str], Row]:
             raise QexpError(f"plan={path}, line {line}: {len(row)} cells; the table has {len(head)} columns")
         said = dict(zip(head, row))
         key = (said.pop("layer"), said.pop("site"))
-        bits = _bits(said.pop("bits"), f"plan={path}: {key[0]} ({key[1]}), bits")
+        bits = _bits(said.pop("bits"), f"plan={path}: {key[0]} ({key[1]}), bits", key[1])
         # a file of an earlier version has no source; there a float tensor narrower than a float arrives quantized
         arrives = said.get(
             "source", Source.ARRIVES.value if said.get("quantizer") == "float" and bits < FLOAT else ""
@@ -108,9 +108,9 @@ def _text(path: Path) -> str:
     return text
 
 
-def _bits(text: str, where: str) -> int:
+def _bits(text: str, where: str, site: str) -> int:
     whole = text.removesuffix(".0")
-    return width(int(whole) if whole.isascii() and whole.isdecimal() and len(whole) < 9 else text, where)
+    return width(int(whole) if whole.isascii() and whole.isdecimal() and len(whole) < 9 else text, where, site)
 
 
 def _tell_ignored(path: Path, rows: dict[tuple[str, str], Row], arriving: dict[tuple[str, str], Row]) -> None:

@@ -21,7 +21,7 @@ from qexp.recipe.plan_file import Row, read_rows, tell_differences
 
 COMPUTE = "compute"  # not a tensor: how the layer computes (a class of qexp/layers, with its options)
 SITES = ("input", "weight", "bias", "output", "running_mean", "running_var", "grad_output", COMPUTE)
-_RULE_KEYS = {"layers", "types", "optional", "missing", *SITES, *(f"input.{i}" for i in range(8))}
+_RULE_KEYS = {"layers", "types", "optional", "missing", "follow", *SITES, *(f"input.{i}" for i in range(8))}
 ENDS = "ends"  # the rule every recipe has; a list or plan that names the ends too may silence it
 
 
@@ -33,7 +33,8 @@ class Recipe:
         sites: Default quantizer of each site of a weighted layer (`_target_` and arguments), None for float.
         rules: Named edits, in order: `{layers: patterns, types: [class names], <site>: {changes} or None}`. With `optional: true` a rule
             may find nothing to edit: a recipe that is made for any network names types which this one may lack. With
-            `missing: true` it edits only tensors that carry no quantizer so far.
+            `missing: true` it edits only tensors that carry no quantizer so far; with `follow: true` a tensor that another layer reads
+            too, through a quantizer of its own, has that one.
         wbit, abit: Widths of weights and of inputs: a number, a list per group, or `{pattern: bits}`.
         groups: The model's groups, which lists address.
         first, last: Names of the first and last layer; None takes what the graph says.
@@ -85,6 +86,7 @@ def resolve(model: nn.Module, facts: Facts, recipe: Recipe) -> Plan:
     _take_plan(table, recipe.plan, rows, recipe.sites)
     _reject_idle_rules(table, changed_by, recipe.rules)
     _quantize_once(table, facts)
+    _follow(table, facts, {f"quant.rules.{name}" for name, rule in recipe.rules.items() if rule and rule.get("follow")})
     settled = [e if _carries(e) else replace(e, spec=None) for e in table.values()]
     plan = Plan(
         tuple(e for e in settled if e.spec is not None or (e.site in ("input", "weight") and e.layer in weighted))
@@ -141,7 +143,7 @@ def _fresh(layer: str, site: str, spec: dict[str, Any] | None, wbits: Bits, abit
     if spec is None or site == COMPUTE:
         return Entry(layer, site, spec, FLOAT, Source.DEFAULT, "quant")
     if width is None:
-        width = bit_widths.width(spec.get("bits", FLOAT), f"quant.{site}.bits")
+        width = bit_widths.width(spec.get("bits", FLOAT), f"quant.{site}.bits", site)
         return Entry(layer, site, spec, width, Source.DEFAULT, "quant")
     return Entry(layer, site, spec, width, Source.WIDTH, key)
 
@@ -222,7 +224,7 @@ def _edit(entry: Entry, edit: Any, where: str, recipe: Recipe, widths: tuple[Bit
     if width is None:
         width = entry.bits if entry.bits < FLOAT else (_scalar(entry.site, *widths)[0] or FLOAT)
     else:
-        width = bit_widths.width(width, f"{where}.{entry.site}.bits")
+        width = bit_widths.width(width, f"{where}.{entry.site}.bits", entry.site)
     return Entry(entry.layer, entry.site, spec, width, Source.RULE, where)
 
 
@@ -310,3 +312,33 @@ def _quantize_once(table: dict, facts: Facts) -> None:
         if source is not None:
             bits = table[source, "output"].bits
             table[layer, site] = Entry(layer, site, None, bits, Source.ARRIVES, f"quantized at {source} (output)")
+
+
+def _follow(table: dict, facts: Facts, rules: set[str]) -> None:
+    """Gives inputs of rules with `follow` the quantizer of the layer that reads the same tensor: one grid per tensor."""
+    read: dict[tuple[str, ...], tuple[str, str]] = {}
+    for key, entry in table.items():
+        if entry.site == "input" and _carries(entry) and not _by_rule(entry, rules):
+            read.setdefault(_operand(facts, *key), key)
+    for key, entry in table.items():
+        first = read.get(_operand(facts, *key)) if _by_rule(entry, rules) and _carries(entry) else None
+        if first is not None:
+            name = f"{first[0]} ({first[1]})"
+            spec = {"share": name} | dict(table[first].spec or {})
+            table[first] = replace(table[first], spec=spec)
+            table[key] = replace(entry, spec=spec, bits=table[first].bits)
+
+
+def _operand(facts: Facts, layer: str, site: str) -> tuple[str, ...]:
+    """Returns the layers that an input's tensor comes from."""
+    operands, number = facts.sources.get(layer, ()), int(site.split(".")[1]) if "." in site else 0
+    return (
+        tuple(operands[number])
+        if operands and number < len(operands) and site.startswith("input")
+        else ("", layer, site)
+    )
+
+
+def _by_rule(entry: Entry, rules: set[str]) -> bool:
+    """Whether one of the named rules decided."""
+    return entry.source is Source.RULE and entry.by in rules

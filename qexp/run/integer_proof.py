@@ -10,6 +10,8 @@ from typing import Any
 from qexp.data.contract import DataSet
 from qexp.errors import QexpError
 from qexp.integer.accumulator import study
+from qexp.integer.arithmetic import FLOAT32
+from qexp.integer.ends import preprocessing
 from qexp.integer.files import load, save, to_json
 from qexp.integer.lowering import Lowered, lower
 from qexp.integer.simulate import integer_rounding
@@ -23,6 +25,7 @@ from qexp.run.naming import asked
 from qexp.run.settings import Integers, Settings
 
 log = logging.getLogger(__name__)
+FAR = 2.0  # percent of codes that real and integer scales may round differently before it is worth a warning
 KEPT = ("verify", "accumulator", *(f"{form}_" for form in exporters.FORMS))  # columns of proofs and exports
 
 
@@ -43,8 +46,17 @@ def rounding(run: Experiment) -> AbstractContextManager[None]:
 
 def lowered(run: Experiment) -> Lowered:
     """Returns the network's integer program."""
-    about = {k: v for k, v in asked(run.settings).items() if k != "study"}
-    return lower(run.model.cpu(), run.data.example(), about)
+    about = {k: v for k, v in asked(run.settings).items() if k != "study"} | {"preprocessing": preprocessing(run.data)}
+    return lower(run.model.cpu(), run.data.example(), about, as_runtimes=run.settings.method.requantize == FLOAT32)
+
+
+def check(run: Experiment) -> None:
+    """Raises, before the network is trained or evaluated, where a proof that the run asks for cannot be had: the lowering is tried."""
+    asked_for = run.settings.integers
+    if (asked_for.verify or asked_for.rounding == "integer") and asked_for.export not in exporters.OF_NETWORK:
+        home = next((p.device for p in run.model.parameters()), None)
+        lowered(run)
+        run.model.to(home)
 
 
 def prove(run: Experiment, earlier: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -66,6 +78,15 @@ def prove(run: Experiment, earlier: Mapping[str, Any] | None = None) -> dict[str
         with baked_weights(model):
             verdict = verify(model, program, first(data, settings.integers.verify), progress=settings.trainer.progress)
         (log.info if verdict.equal else log.warning)("%s", verdict.line())
+        if verdict.share > FAR:
+            worst = max(verdict.simulated, key=lambda name: verdict.simulated[name].share)
+            log.warning(
+                "%.1f %% of the codes are not those of the network as it was evaluated, most at %s (%.1f %%): its score is that of "
+                "another network than the integers; evaluate with rounding=integer",
+                verdict.share,
+                worst,
+                verdict.simulated[worst].share,
+            )
         if _stands(found, verdict, program, record):
             log.info("the proof on %d images stays in the record", found["verify_images"])
         else:

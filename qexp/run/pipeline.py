@@ -108,6 +108,7 @@ def experiment(settings: Settings, data: DataSet, record: Record) -> Experiment:
     with run.timed("calibrate"):
         for edit in run.passes:
             edit.on_fitted(run.model, run.context)
+    integer_proof.check(run)
     if settings.trains:
         stages.train(run, distill)
         for edit in run.passes:

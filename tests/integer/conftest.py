@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from qexp.calibration.calibrate import calibrate
+from qexp.integer.lowering import Lowered, lower
 from qexp.network.facts import facts
+from qexp.passes.base import Moment
+from qexp.passes.clear_sums import ClearSums
 from qexp.passes.fold_bn import fold_bn
 from qexp.recipe import Recipe, apply, resolve
 
@@ -18,6 +23,7 @@ UNIFORM = {"_target_": "qexp.quantizers.uniform.Uniform", "symmetric": False, "g
 CHANNELS = {"_target_": "qexp.quantizers.uniform.Uniform", "signed": True, "narrow": True, "granularity": "channel"}
 FIXED = {"_target_": "qexp.quantizers.fixed_point.FixedPoint", "granularity": "tensor"}
 Quantize = Callable[..., tuple[nn.Module, Tensor]]
+INT8 = OmegaConf.to_container(OmegaConf.load(Path(__file__).parents[2] / "conf/deploy/int8.yaml").quant.rules)
 
 
 @pytest.fixture
@@ -48,3 +54,16 @@ def quantize() -> Quantize:
         return model, images
 
     return quantized
+
+
+@pytest.fixture
+def deployed(quantize: Quantize) -> Callable[..., tuple[Lowered, nn.Module, Tensor]]:
+    """Call with a network; returns its program as `deploy=int8` makes it, the quantized network, and images."""
+
+    def made(model: nn.Module, *args: Any, **options: Any) -> tuple[Lowered, nn.Module, Tensor]:
+        rules = {**(options.pop("rules", None) or {}), **INT8}
+        model, images = quantize(model, *args, rules=rules, **options)
+        ClearSums().on_fitted(model, Moment(facts(model, images[:1]), [images], {}))
+        return lower(model, images[:1], as_runtimes=True), model, images
+
+    return made

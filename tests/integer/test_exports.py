@@ -112,3 +112,17 @@ def test_what_the_fpga_tool_cannot_read_is_refused(run, proven):
     assert refused["status"] == "failed"
     assert "export=fpga: " in refused["error"] and "are no INQ weights; the FPGA tool reads" in refused["error"]
     assert json.loads((folder / "metrics.json").read_text())["status"] == "ok", "the run's own record stays"
+
+
+def test_the_remedies_for_the_fpga_tool_work(run, tmp_path: Path):
+    metrics = run("quant=inq_shift", "bits=w4a8", "schedule=ptq", "study=s")
+    taken = run("export=fpga", f"weights={tmp_path / 'runs' / 's' / metrics['point']}")
+    assert taken["status"] == "ok", taken["error"]
+
+
+def test_a_proof_that_cannot_be_is_refused_before_training(run, monkeypatch):
+    from qexp.run import stages
+
+    monkeypatch.setattr(stages, "train", lambda *_: pytest.fail("the network is trained first"))
+    refused = run("quant=exponential", "bits=w4a4", "schedule=qat", "schedule.epochs=1", "verify=8")
+    assert refused["status"] == "failed" and "cannot be lowered to integers" in refused["error"]

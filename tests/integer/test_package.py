@@ -219,3 +219,13 @@ def test_a_finished_run_is_packaged(run, tmp_path: Path):
     assert exported["package_bytes"] < 0.5 * exported["weight_bytes_float"]
     found = package.check(folder / "package")
     assert found["differ"] == 0
+
+
+@COMPILER
+@pytest.mark.parametrize("bits", [8, 4])
+def test_c_requantizes_as_runtimes_do(bits, deployed, tmp_path):
+    torch.manual_seed(0)
+    lowered, _, images = deployed(Residual(), bits, bits)
+    assert any(op.kind == "requantize" and op.rounding == "float32" for op in lowered.program.ops)
+    package.write(lowered.program, tmp_path / "p", images.numpy())
+    assert package.check(tmp_path / "p")["differ"] == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from qexp.integer.grids import Grid, activation_grid, cannot
 from qexp.integer.lowering import Site, Walk
 from qexp.integer.program import Clamp, Lookup
 from qexp.integer.values import ZERO, Value
-from qexp.layers.quantized import Quantized
+from qexp.layers.quantized import QUANTIZED, Quantized
 from qexp.layers.swap import quantizers_off
 from qexp.quantizers.base import Quantizer
 
@@ -43,7 +44,7 @@ def _clamp(walk: Walk, name: str, x: Value, top: float) -> Value:
         return x
     least, most = max(x.low, least), max(most, least)
     op = Clamp(layer=name, inputs=(x.tensor,), output=walk.writer.fresh(name), low=low, high=high)
-    return walk.writer.emit(op, Value(op.output, x.unit, x.zero, least, most, x.shape))
+    return walk.writer.emit(op, replace(x, tensor=op.output, low=least, high=most))
 
 
 def table(walk: Walk, node: fx.Node, name: str, layer: nn.Module, x: Value) -> Value:
@@ -53,7 +54,13 @@ def table(walk: Walk, node: fx.Node, name: str, layer: nn.Module, x: Value) -> V
         reason = (
             f"a table needs an input of one scale and at most {TABLE_BITS} bits, this one has {width(x.low, x.high)}"
         )
-        raise cannot(name, reason, "quantize its input (deploy=integer)")
+        at = f"{{layers: {name}, input: {{_target_: qexp.quantizers.uniform.Uniform, bits: 8, symmetric: false}}}}"
+        rule = "give its input 8 bits and one scale"
+        if isinstance(layer, tuple(k for k in QUANTIZED if not isinstance(layer, nn.Conv2d | nn.Linear))):
+            raise cannot(name, reason, f"{rule}: '+quant.rules.table={at}'")
+        raise cannot(
+            name, reason, f"{rule}: quantize the output of the layer before it (quant.output), or write a ReLU"
+        )
     if sum(p.numel() for p in layer.parameters(recurse=False)) > 1:
         raise cannot(name, "its channels have slopes of their own", "use nn.PReLU() with one slope")
     codes = np.arange(x.low, x.high + 1)

@@ -33,8 +33,17 @@ def concat(walk: Walk, node: fx.Node, name: str, layer: modules.Concat, *xs: Val
     unit = unit[:1] if (unit == unit[0]).all() else unit
     shape = (sum(x.shape[0] for x in xs), *xs[0].shape[1:])
     op = Concat(layer=name, inputs=tuple(x.tensor for x in xs), output=walk.writer.fresh(name))
-    y = walk.writer.emit(op, Value(op.output, unit, ZERO, min(x.low for x in xs), max(x.high for x in xs), shape))
+    most, sums = (_side_by_side(xs, [getattr(x, field) for x in xs]) for field in ("span", "sums"))
+    low, high = min(x.low for x in xs), max(x.high for x in xs)
+    y = walk.writer.emit(op, Value(op.output, unit, ZERO, low, high, shape, most, sums))
     return walk.site(name, layer, "output", y)
+
+
+def _side_by_side(xs: list[Value], parts: list[np.ndarray | None]) -> np.ndarray | None:
+    """Returns one number a channel of all operands, None where one of them has none."""
+    if any(part is None for part in parts):
+        return None
+    return np.concatenate([np.broadcast_to(part, (x.shape[0],)) for x, part in zip(xs, parts)])
 
 
 def strided_pad(walk: Walk, node: fx.Node, name: str, layer: modules.StridedPad, x: Value) -> Value:
@@ -64,9 +73,10 @@ def flatten(walk: Walk, node: fx.Node, name: str, layer: nn.Module | None, x: Va
     if not x.tensor:
         return replace(x, shape=(size,))
     per = size // x.shape[0]
-    unit, zero = (np.repeat(v, per) if v.size > 1 else v for v in (x.unit, x.zero))
+    fields = {k: getattr(x, k) for k in ("unit", "zero", "most", "sums")}
+    spread = {k: v if v is None or v.size == 1 else np.repeat(v, per) for k, v in fields.items()}
     op = Flatten(layer=name, inputs=(x.tensor,), output=walk.writer.fresh(name))
-    return walk.writer.emit(op, replace(x, tensor=op.output, unit=unit, zero=zero, shape=(size,)))
+    return walk.writer.emit(op, replace(x, tensor=op.output, shape=(size,), **spread))
 
 
 def passed(walk: Walk, node: fx.Node, name: str, layer: nn.Module, x: Value) -> Value:

@@ -10,7 +10,7 @@ from torch import fx, nn
 
 from qexp.integer.arithmetic import nearest
 from qexp.integer.grids import cannot
-from qexp.integer.layers.weighted import result_range, room
+from qexp.integer.layers.weighted import raised, result_range, room
 from qexp.integer.lowering import Walk
 from qexp.integer.program import Conv, Linear, Requantize
 from qexp.integer.values import ZERO, Value
@@ -41,17 +41,22 @@ def batch_norm(walk: Walk, node: fx.Node, name: str, layer: nn.BatchNorm2d, x: V
     source = walk.writer.value(op.inputs[0]) if own else x
     groups = getattr(op, "groups", 1) if own else channels
     weight, align = (op.weight, op.align) if own else (np.ones((channels, 1, 1, 1), np.int64), 0)
-    finer = max(room(source, weight, groups) - align, 0)
+    finer = 0 if walk.writer.as_runtimes else max(room(source, weight, groups) - align, 0)
     unit = np.abs(gain) * x.unit * 2.0**-finer
     constant = unit < np.abs(summand) * 2.0**-48  # what the sum adds is lost beside the summand
     sign = np.where(constant, 0, np.where(gain < 0, -1, 1))
     unit = np.where(constant, np.maximum(np.abs(summand), 2.0**-20) / 1024, unit)
     weight = weight * sign.reshape(-1, *[1] * (weight.ndim - 1))
+    before = op.bias if own else 0
+    if walk.writer.as_runtimes:
+        weight, unit, before = _as_32_bits(walk, op if own else None, summand, weight, unit, before)
     bias = nearest(summand / unit).astype(np.int64)
     if own:
-        bias = bias + ((sign * op.bias) << finer)
+        bias = bias + ((sign * before) << finer)
         low, high = result_range(source, weight, groups, align + finer, bias)
-        made = replace(x, unit=unit, low=low, high=high)
+        plain = source.even and align + finer == 0
+        sums = np.float32(source.unit) * (unit / source.unit).astype(np.float32) if plain else None
+        made = replace(x, unit=unit, low=low, high=high, most=None, sums=sums)
         y = walk.writer.rewrite(made, weight=weight, bias=bias, align=align + finer)
     else:
         low, high = result_range(x, weight, groups, finer, bias)
@@ -69,6 +74,23 @@ def batch_norm(walk: Walk, node: fx.Node, name: str, layer: nn.BatchNorm2d, x: V
     return walk.site(name, layer, "output", y)
 
 
+def _as_32_bits(walk: Walk, op: Conv | Linear | None, summand, weight, unit, before):
+    """Returns weights, units and what was added before, in steps so large that 32 bits hold every bias; tells the simulation."""
+    steps = unit
+    weight, unit = raised(np.abs(summand) + np.abs(before) * steps, weight, unit)
+    more = unit / steps
+    if op is not None and (more > 1).any():
+        spread = [-1, *[1] * (weight.ndim - 1)]
+        held = walk.lowered.constants[op.layer]
+        held["weight"] = (
+            np.abs(weight) * np.sign(held["weight"]) * (more * walk.lowered.steps[op.layer]).reshape(spread)
+        )
+        before = nearest(before / more).astype(np.int64)
+        if "bias" in held:
+            held["bias"] = before * more * walk.writer.program.tensors[op.output].unit
+    return weight, unit, before
+
+
 def integer_norm(walk: Walk, name: str, layer: IntegerBatchNorm2d, x: Value) -> Value:
     """A batch norm of `<bit,intbit>` constants: a requantization whose factor and summand they are."""
     leaving = layer.steps.leaving
@@ -76,7 +98,9 @@ def integer_norm(walk: Walk, name: str, layer: IntegerBatchNorm2d, x: Value) -> 
     op = walk.writer.maker(x)
     if isinstance(op, Conv | Linear) and not op.unit:  # what the convolution adds is in the summand
         x = walk.writer.rewrite(
-            replace(x, unit=unit if (unit != unit[0]).any() else unit[:1], **_plain_sums(walk, op)),
+            replace(
+                x, unit=unit if (unit != unit[0]).any() else unit[:1], most=None, sums=None, **_plain_sums(walk, op)
+            ),
             bias=op.bias * 0,
             align=0,
         )

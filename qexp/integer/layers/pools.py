@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 from torch import fx, nn
 
 from qexp.integer.grids import cannot
@@ -70,5 +71,6 @@ def _sum_pool(walk: Walk, name: str, layer: nn.Module, x: Value, window, stride,
         zero=x.zero,
     )
     shape = (x.shape[0], *windows(x.shape, window, stride, padding))
-    y = walk.writer.emit(op, Value(op.output, x.unit / count, ZERO, low, high, shape))
+    sums = np.float32(x.unit) * np.float32(1 / count) if x.even else None
+    y = walk.writer.emit(op, Value(op.output, x.unit / count, ZERO, low, high, shape, x.most, sums))
     return walk.site(name, layer, "output", y)

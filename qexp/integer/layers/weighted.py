@@ -17,6 +17,7 @@ from qexp.integer.lowering import Walk
 from qexp.integer.program import Conv, Linear
 from qexp.integer.values import ZERO, Value
 from qexp.layers.quantized import Quantized
+from qexp.quantizers.accumulator_bias import MOST, AccumulatorBias
 from qexp.quantizers.base import Quantizer
 
 # of a bias below the accumulator's last bit: as many as int32 has room for, the most as 26 bits have
@@ -33,6 +34,8 @@ def weighted(walk: Walk, node: fx.Node, name: str, layer: nn.Module, x: Value) -
         raise cannot(f"{name}.weight", "the weight is float", remedy)
     how = families.unit(layer, name)
     weight, unit = integer_weight(layer.weight, quantizer, f"{name}.weight", x.reach)
+    if not how:
+        weight, unit = raised(_real_bias(layer) / x.unit.min(), weight, unit)
     walk.lowered.steps[name] = unit
     if weight.ndim == 4 and layer.padding_mode != "zeros":
         raise cannot(name, f"padding_mode={layer.padding_mode!r}", "use padding_mode='zeros'")
@@ -79,9 +82,35 @@ def weighted(walk: Walk, node: fx.Node, name: str, layer: nn.Module, x: Value) -
         if len(x.shape) != 1:
             raise cannot(name, f"a linear layer on maps {list(x.shape)}", "flatten before it")
         op, shape = Linear(unit=how, **fields), (len(weight),)
-    result = result[:1] if (result == result[0]).all() else result
-    y = walk.writer.emit(op, Value(op.output, result, ZERO, low, high, shape))
+    plain = not how and align == 0
+    sums = np.float32(x.unit) * np.float32(walk.lowered.steps[name]) if plain and x.even else None
+    most = None if how else _spread(x, weight, groups, align, bias) * result
+    if (result == result[0]).all():
+        result, sums = result[:1], None if sums is None else sums[:1]
+    y = walk.writer.emit(op, Value(op.output, result, ZERO, low, high, shape, most, sums))
     return walk.site(name, layer, "output", y)
+
+
+def raised(bias: np.ndarray, weight: np.ndarray, unit: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns weights and their units, the latter raised by powers of two in channels whose bias has too many steps for 32 bits.
+
+    Such a channel is dead: its weights are nothing beside its bias, and lose bits that nobody would see.
+    """
+    steps = np.abs(bias) / unit
+    with np.errstate(divide="ignore"):
+        more = np.maximum(np.ceil(np.log2(np.maximum(steps, 1) / MOST)), 0)
+    if not more.any():
+        return weight, unit
+    spread = [-1, *[1] * (weight.ndim - 1)]
+    return np.rint(weight / np.exp2(more).reshape(spread)).astype(np.int64), unit * np.exp2(more)
+
+
+def _real_bias(layer: nn.Module) -> np.ndarray:
+    """Returns the bias as the layer computes with it, float64; zeros where it has none."""
+    if layer.bias is None:
+        return np.zeros(len(layer.weight))
+    bias = layer.quantized_bias() if isinstance(layer, Quantized) else layer.bias
+    return bias.detach().cpu().double().numpy()
 
 
 def _absorb(name: str, x: Value, weight: np.ndarray, unit: np.ndarray, groups: int) -> tuple[np.ndarray, np.ndarray]:
@@ -116,12 +145,13 @@ def _bias(name: str, layer: nn.Module, unit: np.ndarray, room: int) -> tuple[np.
     """
     if layer.bias is None:
         return np.zeros(len(unit), np.int64), 0, unit
-    bias = layer.quantized_bias() if isinstance(layer, Quantized) else layer.bias
-    real = bias.detach().cpu().double().numpy()
+    real = _real_bias(layer)
+    if isinstance(getattr(layer, "bias_quantizer", None), AccumulatorBias):
+        return nearest(real / unit).astype(np.int64), 0, unit
     align, steps = 0, real / unit
     while align < MOST_ALIGN and not np.array_equal(steps * 2.0**align, np.rint(steps * 2.0**align)):
         align += 1
-    align = align if align < MOST_ALIGN and is_power_of_two(unit) else room
+    align = align if align < MOST_ALIGN and is_power_of_two(unit) else min(room, _left(steps))
     unit = unit * 2.0**-align
     whole = nearest(real / unit)
     if np.abs(whole).max() >= 2.0**52:
@@ -134,10 +164,21 @@ def _bias(name: str, layer: nn.Module, unit: np.ndarray, room: int) -> tuple[np.
     return whole.astype(np.int64), align, unit
 
 
+def _left(steps: np.ndarray) -> int:
+    """Returns how many bits the greatest bias leaves free of those that it may have."""
+    return max(int(np.log2(MOST / max(float(np.abs(steps).max(initial=0)), 1.0))), 0)
+
+
 def result_range(x: Value, weight: np.ndarray, groups: int, align: int, bias: np.ndarray) -> tuple[int, int]:
     """Returns between which numbers the result of a layer stays."""
     least, most = by_output(weight, x.zero, groups, x.low, x.high)
     return int(((least << align) + bias).min()), int(((most << align) + bias).max())
+
+
+def _spread(x: Value, weight: np.ndarray, groups: int, align: int, bias: np.ndarray) -> np.ndarray:
+    """Returns the greatest magnitude of each output, in units of the result."""
+    least, most = by_output(weight, x.zero, groups, x.low, x.high)
+    return np.maximum(np.maximum(np.abs((least << align) + bias), np.abs((most << align) + bias)), 1).astype(np.float64)
 
 
 def room(x: Value, weight: np.ndarray, groups: int) -> int:

@@ -4,7 +4,9 @@
     weights.bin                           weights of all convolutions and linear layers at their own bits (`package.json` says where)
     golden.safetensors                    codes of a few images and of their scores
     c/                                    the network as C99 with its executor and a test: cc -std=c99 -O2 c/*.c -o golden && ./golden
-    package.json                          version, layout of weights.bin, and the SHA-256 of every file
+                                          ends.h: network_encode (pixels to codes), network_decode (codes to scores), network_argmax
+    package.json                          version, layout of weights.bin, what goes in and comes out (preprocessing, scales, zero
+                                          points), and the SHA-256 of every file
 
 Element i of a layer's weights is bits `[i * bits, (i + 1) * bits)` of its bytes in `weights.bin`, lowest bit first, two's complement where
 `signed`; elements in C order, a layer begins at a whole byte. A layer with `levels: [rows, count]` has first that table (int32, little
@@ -31,6 +33,8 @@ from safetensors.numpy import load_file, save_file
 
 from qexp.errors import QexpError
 from qexp.integer import files
+from qexp.integer.ends import described
+from qexp.integer.package.c_ends import ends
 from qexp.integer.package.c_source import MAIN, golden, network
 from qexp.integer.package.packing import coded, pack, unpack, weights
 from qexp.integer.program import Conv, IntegerProgram, Linear
@@ -92,7 +96,13 @@ def write(program: IntegerProgram, folder: Path, images: NDArray[np.float32]) ->
     c.mkdir()
     for name in ("qexp_int.h", "qexp_int.c"):
         (c / name).write_text((resources("qexp.integer.package") / name).read_text())
-    for name, text in (("network.h", head), ("network.c", body), ("golden.h", golden(codes, scores)), ("main.c", MAIN)):
+    for name, text in (
+        ("ends.h", ends(program)),
+        ("network.h", head),
+        ("network.c", body),
+        ("golden.h", golden(codes, scores)),
+        ("main.c", MAIN),
+    ):
         (c / name).write_text(text)
     (folder / "README.txt").write_text(__doc__.strip() + "\n")
     manifest = {
@@ -102,6 +112,7 @@ def write(program: IntegerProgram, folder: Path, images: NDArray[np.float32]) ->
         "weights": layout,
         "weight_bytes": sum(map(len, blocks)),
         "golden_images": len(images),
+        **described(program),
         "files": {p.relative_to(folder).as_posix(): _sha256(p) for p in sorted(folder.rglob("*")) if p.is_file()},
     }
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))

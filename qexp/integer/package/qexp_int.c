@@ -35,6 +35,15 @@ q64 qx_shift_round(q64 x, int shift, enum qx_rounding rounding) {
     }
 }
 
+/* an integer as float32 holds it: 24 bits, ties to even */
+static q64 held(q64 x) {
+    q64 most = x < 0 ? -x : x, whole;
+    int drop = 0;
+    while ((most >> drop) >= ((q64)1 << 24)) drop++;
+    whole = times_power(qx_shift_round(most, drop, QX_HALF_EVEN), drop);
+    return x < 0 ? -whole : whole;
+}
+
 void qx_conv(const q64 *x, qx_shape in, const int32_t *w, const q64 *bias, const q64 *zero, int n_zero, qx_window k, int align, qx_shape out, q64 *y) {
     int per = in.c / k.groups, outputs = out.c / k.groups;
     for (int o = 0; o < out.c; o++)
@@ -65,7 +74,12 @@ void qx_requantize(const q64 *x, int c, int inner, const q64 *multiplier, int n_
         for (int i = 0; i < inner; i++) {
             long p = (long)o * inner + i;
             q64 value = (x[p] - at(zero, n_zero, o)) * at(multiplier, n_multiplier, o) + at(addend, n_addend, o);
-            value = qx_shift_round(value, (int)at(shift, n_shift, o), rounding);
+            if (rounding == QX_FLOAT32) { /* as runtimes: number and product as float32, the zero point last */
+                value = held(held(x[p] - at(zero, n_zero, o)) * at(multiplier, n_multiplier, o));
+                value = qx_shift_round(value, (int)at(shift, n_shift, o), QX_HALF_EVEN);
+                value += floor_shift(at(addend, n_addend, o), (int)at(shift, n_shift, o));
+            } else
+                value = qx_shift_round(value, (int)at(shift, n_shift, o), rounding);
             y[p] = value < low ? low : value > high ? high : value;
         }
 }

@@ -7,7 +7,7 @@
 #include <stdint.h>
 
 typedef int64_t q64;
-enum qx_rounding { QX_HALF_EVEN, QX_HALF_UP, QX_HALF_AWAY, QX_FLOOR, QX_TRUNC };
+enum qx_rounding { QX_HALF_EVEN, QX_HALF_UP, QX_HALF_AWAY, QX_FLOOR, QX_TRUNC, QX_FLOAT32 };
 
 typedef struct { int c, h, w; } qx_shape;
 typedef struct { int kh, kw, sh, sw, ph, pw, dh, dw, groups; } qx_window;

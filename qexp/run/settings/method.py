@@ -26,6 +26,7 @@ class Method:
     sites: Mapping[str, Spec | None]
     rules: Mapping[str, Any] = field(default_factory=dict)
     passes: Mapping[str, Spec] = field(default_factory=dict)
+    requantize: str | None = None  # rounding of the integer program between layers; None is that of integers
 
     @classmethod
     def of(cls, node: Any) -> Method:
@@ -41,6 +42,7 @@ class Method:
             name=text(node.get("name"), "quant.name"),
             sites={site: node.get(site) for site in SITES},
             rules=mapping(node.get("rules") or {}, "quant.rules"),
+            requantize=none_or(text, node.get("requantize"), "quant.requantize"),
             passes={k: v for k, v in mapping(node.get("passes") or {}, "quant.passes").items() if v},
         )
 
