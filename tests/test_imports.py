@@ -21,6 +21,7 @@ LEVELS = (  # from the bottom; a part imports only from parts on lower levels
     ("layers",),
     (
         "strays",
+        "network",
         "graph",
         "cost",
         "calibration.cache",
@@ -56,7 +57,7 @@ LEVELS = (  # from the bottom; a part imports only from parts on lower levels
 )
 RANK = {name: i for i, level in enumerate(LEVELS) for name in level}
 BLIND = {"models", "data", "tasks"}  # know nothing of quantization
-QUANTIZATION = {"quantizers", "layers", "recipe", "graph", "passes", "cost", "calibration"}
+QUANTIZATION = {"quantizers", "layers", "recipe", "graph", "network", "passes", "cost", "calibration"}
 
 
 def part(module: str) -> str | None:

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import copy
-import operator
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
-from qexp.graph import Tracer
 from qexp.integer.grids import Grid, activation_grid, cannot
 from qexp.integer.program import IntegerProgram, Requantize
 from qexp.integer.values import Value, Writer
 from qexp.layers.quantized import Quantized, float_class
 from qexp.models.modules import StridedPad
+from qexp.network.graph import Ref, Step
+from qexp.network.recorder import record
 from qexp.quantizers.base import Quantizer
 
 FLOAT_INPUT = "add deploy=integer, which puts quantizers where integers need them, or name one with a rule"
@@ -59,11 +58,6 @@ class Lowered:
     steps: dict[str, np.ndarray] = field(default_factory=dict)
 
 
-class _Tracer(Tracer):
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, StridedPad) or super().is_leaf_module(m, module_qualified_name)
-
-
 @torch.no_grad()
 def lower(model: nn.Module, example: Tensor, about: dict[str, Any] | None = None) -> Lowered:
     """Returns the integer program of a quantized, calibrated classifier; the model is left as it was.
@@ -76,72 +70,72 @@ def lower(model: nn.Module, example: Tensor, about: dict[str, Any] | None = None
     Raises:
         QexpError: By layer and reason, what has no integer form.
     """
-    try:
-        graph = _Tracer().trace(copy.deepcopy(model).eval())
-    except Exception as error:  # whatever a foreign model's forward raises while being traced
+    seen = record(model, example, leaves=(StridedPad,))
+    if seen.graph is None:
         raise cannot(
-            type(model).__name__,
-            f"it cannot be traced ({type(error).__name__}: {error})",
-            "write it without data-dependent steps",
-        ) from error
+            type(model).__name__, f"its graph is not known ({seen.error})", "write it without data-dependent steps"
+        )
     walk = Walk(model, example)
-    for node in graph.nodes:
-        walk.visit(node)
+    for step in seen.graph.steps:
+        if step.depends:
+            walk.visit(step)
     walk.lowered.program.about = dict(about or {})
     return walk.lowered
 
 
 class Walk:
-    """Visits the nodes of a traced network; what is made of each type of layer is in `layers`."""
+    """Visits the steps of a recorded network; what is made of each type of layer is in `layers`."""
 
     def __init__(self, model: nn.Module, example: Tensor) -> None:
         self.model, self.writer = model, Writer()
         self.lowered = Lowered(self.writer.program)
-        self.values: dict[fx.Node, Value] = {}
+        self.values: dict[Step, Value] = {}
         self.calls: set[str] = set()
         self.image = Value("", np.ones(1), np.zeros(1, np.int64), 0, 0, tuple(example.shape[1:]))
 
-    def visit(self, node: fx.Node) -> None:
-        """Writes the operations of one node."""
-        from qexp.integer.layers import FUNCTIONS, LAYERS, METHODS  # they know this class
+    def visit(self, step: Step) -> None:
+        """Writes the operations of one step."""
+        from qexp.integer.layers import FUNCTIONS, LAYERS  # they know this class
 
-        if node.op == "placeholder":
-            self.values[node] = self.image
-        elif node.op == "output":
-            self._finish(node.args[0])
-        elif node.op == "call_module":
-            layer = self.model.get_submodule(node.target)
+        if step.op == "input":
+            self.values[step] = self.image
+        elif step.op == "output":
+            self._finish(step.args[0])
+        elif step.op == "module":
+            layer = self.model.get_submodule(step.module)
             rule = _of(LAYERS, layer)
             if rule is None:
-                raise cannot(node.target, f"{float_class(layer).__name__} has no integer form", _known(LAYERS))
-            if isinstance(layer, Quantized) and node.target in self.calls:
-                raise cannot(node.target, "it runs more than once", "give each call a module of its own")
-            self.calls.add(node.target)
-            args = [self.operand(a, node.target) for a in node.args]
-            self.values[node] = rule(self, node, node.target, layer, *args)
-        elif node.op in ("call_function", "call_method"):
-            rules: dict[Any, Callable] = FUNCTIONS if node.op == "call_function" else METHODS
-            where = node.name
-            if node.target not in rules:
-                hint = "write the sum as a module (qexp.models.modules.Add)" if node.target in _SUMS else _known(LAYERS)
-                raise cannot(
-                    where, f"the function {getattr(node.target, '__name__', node.target)} has no integer form", hint
-                )
-            self.values[node] = rules[node.target](self, node, where)
+                raise cannot(step.module, f"{float_class(layer).__name__} has no integer form", _known(LAYERS))
+            if isinstance(layer, Quantized) and step.module in self.calls:
+                raise cannot(step.module, "it runs more than once", "give each call a module of its own")
+            self.calls.add(step.module)
+            given = (*step.args, *step.kwargs.values())
+            if len(given) != len(step.operands):
+                odd = next(a for a in given if not isinstance(a, Ref))
+                raise cannot(step.module, f"its argument {odd!r} is no tensor", "call layers with tensors alone")
+            args = [self.operand(ref, step.module) for ref in step.operands]
+            self.values[step] = rule(self, step, step.module, layer, *args)
         else:
-            raise cannot(node.name, f"a tensor of the network's own ({node.target}) takes part", "make it a layer")
+            if step.function not in FUNCTIONS:
+                hint = "write the sum as a module (qexp.models.modules.Add)" if step.function in _SUMS else None
+                raise cannot(step.name, f"the function {step.function} has no integer form", hint or _known(LAYERS))
+            self.values[step] = FUNCTIONS[step.function](self, step, step.name)
 
-    def operand(self, arg: Any, where: str) -> Value:
-        """Returns the value of a node's argument."""
-        if not isinstance(arg, fx.Node) or arg not in self.values:
-            raise cannot(where, f"its argument {arg!r} is no tensor", "call layers with tensors alone")
-        return self.values[arg]
+    def operand(self, ref: Ref, where: str) -> Value:
+        """Returns the value of a tensor that a step reads."""
+        if ref.step not in self.values or ref.index:
+            raise cannot(where, f"it reads a tensor of {ref.step.name} that has no integer form", "make it a layer")
+        return self.values[ref.step]
 
-    def sole_user(self, node: fx.Node) -> bool:
-        """Whether only this node reads the tensor of its argument, under whatever name."""
-        tensor = self.values[node.args[0]].tensor
+    def first(self, step: Step) -> Value:
+        """Returns the value of the first tensor that a function reads."""
+        return self.operand(step.operands[0], step.name)
+
+    def sole_user(self, step: Step) -> bool:
+        """Whether only this step reads the tensor of its argument, under whatever name."""
+        tensor = self.values[step.operands[0].step].tensor
         same = {n for n, value in self.values.items() if value.tensor == tensor}
-        return {user for n in same for user in n.users} - same == {node}
+        return {user for n in same for user in n.users} - same == {step}
 
     def site(self, name: str, layer: nn.Module, site: str, value: Value) -> Value:
         """Returns the value after the quantizer on a site of a layer, if there is one."""
@@ -188,9 +182,9 @@ class Walk:
         return new
 
     def _finish(self, result: Any) -> None:
-        if not isinstance(result, fx.Node):
+        if not isinstance(result, Ref):
             raise cannot("the network", "its result is no single tensor", "lower a classifier")
-        value = self.integers(self.values[result], "the network's result")
+        value = self.integers(self.operand(result, "the network's result"), "the network's result")
         if not value.even:
             (value,) = self.settle([value], "", ["output"])
         self.writer.program.output = value.tensor
@@ -205,4 +199,4 @@ def _known(rules: dict[type, Callable]) -> str:
     return f"known are {', '.join(sorted({k.__name__ for k in rules}))}"
 
 
-_SUMS = {operator.add, operator.iadd, torch.add}
+_SUMS = {"__add__", "__iadd__", "__radd__", "add", "add_"}

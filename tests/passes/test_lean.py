@@ -43,7 +43,7 @@ def quantized(model: nn.Module, kinds: tuple[type, ...], make=lambda: LSQ(4), x:
 def check_same(model: nn.Module, x: torch.Tensor = X):
     """Asserts the same outputs, bit for bit, an untouched input and an untouched model; returns what was spared."""
     before, state, kept = model(x), copy.deepcopy(model.state_dict()), x.clone()
-    with lean(model) as spared:
+    with lean(model, x) as spared:
         after = model(x)
     assert torch.equal(before, after) and torch.equal(x, kept) and torch.equal(before, model(x))
     assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
@@ -95,7 +95,7 @@ class Through(nn.Module):
 
 def test_what_commutes_with_a_relu_is_looked_through_and_the_input_is_not_written_to():
     assert check_same(quantized(Through(), (nn.Linear,))).absorbed == ("act",)
-    assert check_same(Through().eval()) == type(find_spared(Through()))()
+    assert check_same(Through().eval()) == type(find_spared(Through(), X))()
 
 
 @pytest.mark.parametrize(("high", "absorbed"), [(5.0, ("act",)), (6.0, ("act",)), (9.0, ())])
@@ -137,12 +137,14 @@ def test_a_relu_of_its_own_quantizer_needs_no_graph_behind_it():
 
 
 class Untraceable(Residual):
+    """Which calls are made depends on the images."""
+
     def forward(self, x):
-        return super().forward(x) if x.sum() > -1e9 else x
+        return super().forward(x) if x.sum() > 0 else super().forward(-x)
 
 
 def test_a_network_that_cannot_be_traced_is_left_alone():
-    assert check_same(quantized(Untraceable(), (nn.Conv2d,))) == type(find_spared(Untraceable()))()
+    assert check_same(quantized(Untraceable(), (nn.Conv2d,))) == type(find_spared(Untraceable(), X))()
 
 
 @settings(deadline=None, max_examples=30)
@@ -169,6 +171,6 @@ def test_nothing_stays_behind():
 
     model = DigitsCNN().eval()
     before = [behaviour(m) for m in model.modules()]
-    with lean(model), torch.no_grad():
+    with lean(model, torch.ones(2, 1, 8, 8)), torch.no_grad():
         model(torch.zeros(1, 1, 8, 8))
     assert [behaviour(m) for m in model.modules()] == before

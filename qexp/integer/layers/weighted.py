@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-from torch import fx, nn
+from torch import nn
 
 from qexp.integer import families
 from qexp.integer.arithmetic import nearest, width
@@ -17,6 +17,7 @@ from qexp.integer.lowering import Walk
 from qexp.integer.program import Conv, Linear
 from qexp.integer.values import ZERO, Value
 from qexp.layers.quantized import Quantized
+from qexp.network.graph import Step
 from qexp.quantizers.base import Quantizer
 
 # of a bias below the accumulator's last bit: as many as int32 has room for, the most as 26 bits have
@@ -24,7 +25,7 @@ BIAS_BITS = (8, 16)
 MOST_ALIGN = 24  # for a bias on power-of-two steps of its own
 
 
-def weighted(walk: Walk, node: fx.Node, name: str, layer: nn.Module, x: Value) -> Value:
+def weighted(walk: Walk, step: Step, name: str, layer: nn.Module, x: Value) -> Value:
     """A convolution or linear layer: integer weights, a bias in units of the accumulator."""
     x = walk.integers(walk.site(name, layer, "input", x), name)
     quantizer = getattr(layer, "weight_quantizer", None)
