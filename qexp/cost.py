@@ -54,12 +54,12 @@ def layer_costs(model: nn.Module, facts: Facts) -> dict[str, LayerCost]:
             continue
         macs = inputs = 0
         for shapes in facts.every_call[name]:
-            positions = shapes["output"][2:] if layer.weight.ndim > 2 else shapes["output"][1:-1]
-            if issubclass(float_class(layer), nn.ConvTranspose2d):
-                positions = shapes["input"][2:]
-            macs += layer.weight.numel() * math.prod(positions)
-            inputs += math.prod(shapes["input"]) // shapes["input"][0]
-        out[name] = LayerCost(layer.weight.numel(), macs, inputs)
+            given = shapes.get("input") or shapes["input.0"]
+            # each element of the result (of a transposed convolution: of its input) meets every weight of its channel
+            transposed = issubclass(float_class(layer), nn.ConvTranspose2d)
+            macs += math.prod(given if transposed else shapes["output"]) * math.prod(layer.weight.shape[1:])
+            inputs += math.prod(given)
+        out[name] = LayerCost(layer.weight.numel(), macs // facts.images, inputs // facts.images)
     return out
 
 

@@ -60,13 +60,23 @@ class Quantized(nn.Module):
         return None if self.bias is None else self.bias_quantizer(self.bias)
 
     def compute(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """Returns the layer's result for a quantized input, weight and bias: what a subclass writes."""
+        """Returns the layer's result for a quantized input, weight and bias: what a subclass writes.
+
+        What else the float layer's `forward` takes (the `output_size` of a transposed convolution) follows, where a call names it.
+        """
         raise NotImplementedError
 
-    def forward(self, x: Tensor) -> Tensor:
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Calls the layer; `layer(input=x)` is `layer(x)`, so that hooks find the input first however the network passes it."""
+        if "input" in kwargs:
+            args = (kwargs.pop("input"), *args)
+        return super().__call__(*args, **kwargs)
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if not self.enabled:
-            return self.float_class.forward(self, x)
-        return self.finish(self.compute(self.input_quantizer(x), self.quantized_weight(), self.quantized_bias()))
+            return self.float_class.forward(self, x, *args, **kwargs)
+        weight, bias = self.quantized_weight(), self.quantized_bias()
+        return self.finish(self.compute(self.input_quantizer(x), weight, bias, *args, **kwargs))
 
     def finish(self, y: Tensor) -> Tensor:
         """Returns the layer's result from what it computed: its gradient will be quantized on the way back, its values are now."""
@@ -108,10 +118,9 @@ class QuantConv3d(Quantized, nn.Conv3d):
 
 
 class QuantConvTranspose2d(Quantized, nn.ConvTranspose2d):
-    def compute(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return F.conv_transpose2d(
-            x, weight, bias, self.stride, self.padding, self.output_padding, self.groups, self.dilation
-        )
+    def compute(self, x: Tensor, weight: Tensor, bias: Tensor | None, output_size: list[int] | None = None) -> Tensor:
+        padding = self._output_padding(x, output_size, self.stride, self.padding, self.kernel_size, 2, self.dilation)
+        return F.conv_transpose2d(x, weight, bias, self.stride, self.padding, padding, self.groups, self.dilation)
 
 
 class QuantLinear(Quantized, nn.Linear):

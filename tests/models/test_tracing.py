@@ -9,7 +9,6 @@ from torch import nn
 from qexp.graph import facts
 from qexp.network.recorder import record
 
-
 X = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
 
 
