@@ -154,7 +154,14 @@ def fold(cfg: DictConfig, model: nn.Module, example: torch.Tensor) -> tuple[Fact
     if cfg.bn not in ("fold", "keep", "freeze"):
         raise QexpError(f"bn={cfg.bn!r}; allowed are fold, keep, freeze")
     structure = facts(model, example)
-    if cfg.bn != "fold" or not (structure.bn_of or structure.trace_error):
+    if structure.trace_error:
+        log.warning(
+            "%s has no graph (%s); it is quantized layer by layer, without what needs one: folding of batch norms, equalization, "
+            "ranges that know of a ReLU, evaluation in fewer passes, an integer program",
+            type(model).__name__,
+            structure.trace_error,
+        )
+    if cfg.bn != "fold" or not structure.bn_of:
         return structure, {}
     folded = fold_bn(model, structure)
     log.info("batch norm folded into %d convolutions", len(folded))
@@ -182,7 +189,7 @@ def attach(cfg: DictConfig, model: nn.Module, structure: Facts) -> Plan:
     """Attaches the quantizers the recipe asks for, in place; returns the plan, which it prints."""
     plan = resolve(model, structure, recipe(cfg))
     told = outcome.plan_line if _is_sweep() else outcome.plan_summary  # a sweep's plans are in each point's layers.csv
-    log.info("%s", told(plan, structure))
+    log.info("%s", told(plan, structure, model))
     apply(model, plan, structure)
     return plan
 

@@ -164,10 +164,19 @@ class Unweighted(Quantized):
 
     sites = ("input", "output")
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if not self.enabled:
-            return self.float_class.forward(self, x)
-        return self.output_quantizer(self.float_class.forward(self, self.input_quantizer(x)))
+            return self.float_class.forward(self, x, *args, **kwargs)
+        if not self.writes_back:
+            return self.output_quantizer(self.float_class.forward(self, self.input_quantizer(x), *args, **kwargs))
+        given = x.clone() if torch.is_grad_enabled() else x  # a quantizer may keep it for its gradient
+        return x.copy_(self.output_quantizer(self.float_class.forward(self, self.input_quantizer(given))))
+
+    @property
+    def writes_back(self) -> bool:
+        """Whether the layer works in place and has quantizers: who reads its input later must find what they returned."""
+        quantizes = any(isinstance(self.site(site), Quantizer) for site in self.sites)
+        return bool(getattr(self, "inplace", False)) and quantizes
 
 
 class QuantAvgPool2d(Unweighted, nn.AvgPool2d): ...

@@ -161,9 +161,11 @@ def _kept(value: Any) -> Any:
 
 
 def _without_relu(module: nn.Module) -> Callable[[Tensor], Tensor]:
-    if isinstance(module, Quantized):
-        return lambda input: module.output_quantizer(module.input_quantizer(input))
-    return lambda input: input
+    if not isinstance(module, Quantized):
+        return lambda input: input
+    if module.writes_back:
+        return lambda input: input.copy_(module.output_quantizer(module.input_quantizer(input)))
+    return lambda input: module.output_quantizer(module.input_quantizer(input))
 
 
 def find_spared(model: nn.Module, example: Tensor) -> Spared:
@@ -183,9 +185,17 @@ def find_spared(model: nn.Module, example: Tensor) -> Spared:
             continue
         if relu and all(_is_absorbed(step, model, module) for step in steps):
             absorbed.append(name)
-        elif (relu or issubclass(float_class(module), Add)) and all(_owns(step, model) for step in steps):
+        elif _can_write(module) and all(_owns(step, model) for step in steps):
             in_place.append(name)
     return Spared(tuple(absorbed), tuple(in_place))
+
+
+def _can_write(module: nn.Module) -> bool:
+    """Whether a module may write over its operand: a ReLU whose quantizers make new tensors anyway gains nothing."""
+    if issubclass(float_class(module), Add):
+        return True
+    quantizes = isinstance(module, Quantized) and any(isinstance(module.site(s), Quantizer) for s in module.sites)
+    return issubclass(float_class(module), RELUS) and not quantizes
 
 
 def _owns(step: Step, model: nn.Module) -> bool:
