@@ -34,10 +34,12 @@ class Quantized(nn.Module):
 
     Attributes:
         sites: Names of the tensors that can carry a quantizer.
+        operands: What the float layer calls the tensors it is given.
         float_class: The class the layer had, and gets back from `unswap` and `bake`.
     """
 
     sites: tuple[str, ...] = ("input", "weight", "bias", "output", GRADIENT)
+    operands: tuple[str, ...] = ("input",)
     float_class: type[nn.Module]
     enabled: bool = True  # False: the float layer (see `quantizers_off`)
 
@@ -67,9 +69,10 @@ class Quantized(nn.Module):
         raise NotImplementedError
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Calls the layer; `layer(input=x)` is `layer(x)`, so that hooks find the input first however the network passes it."""
-        if "input" in kwargs:
-            args = (kwargs.pop("input"), *args)
+        """Calls the layer; `layer(input=x)` is `layer(x)`, so that hooks find the operands first however the network passes them."""
+        for name in self.operands[len(args) :] if kwargs else ():
+            if name in kwargs:
+                args = (*args, kwargs.pop(name))
         return super().__call__(*args, **kwargs)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -175,8 +178,7 @@ class Unweighted(Quantized):
     @property
     def writes_back(self) -> bool:
         """Whether the layer works in place and has quantizers: who reads its input later must find what they returned."""
-        quantizes = any(isinstance(self.site(site), Quantizer) for site in self.sites)
-        return bool(getattr(self, "inplace", False)) and quantizes
+        return bool(getattr(self, "inplace", False)) and any(type(self.site(s)) is not nn.Identity for s in self.sites)
 
 
 class QuantAvgPool2d(Unweighted, nn.AvgPool2d): ...
@@ -207,6 +209,7 @@ class QuantAdd(Quantized, Add):
     """A residual add with a quantizer on each operand and on the sum."""
 
     sites = ("input.0", "input.1", "output")
+    operands = ("a", "b")
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         if not self.enabled:

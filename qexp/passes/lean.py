@@ -194,7 +194,7 @@ def _can_write(module: nn.Module) -> bool:
     """Whether a module may write over its operand: a ReLU whose quantizers make new tensors anyway gains nothing."""
     if issubclass(float_class(module), Add):
         return True
-    quantizes = isinstance(module, Quantized) and any(isinstance(module.site(s), Quantizer) for s in module.sites)
+    quantizes = isinstance(module, Quantized) and any(type(module.site(s)) is not nn.Identity for s in module.sites)
     return issubclass(float_class(module), RELUS) and not quantizes
 
 

@@ -161,7 +161,7 @@ class Beside(PreActivation):
 @pytest.mark.parametrize("site", [None, "input", "output"])
 @pytest.mark.parametrize("act", [nn.ReLU, nn.ReLU6])
 @pytest.mark.parametrize("net", [PreActivation, Beside])
-def test_an_activation_in_place_whose_operand_others_read(net, act, site):
+def test_an_activation_in_place_whose_operand_others_read(net, act, site, caplog):
     """The float network's shortcut carries the rectified tensor; so must the quantized one's, in all passes and in fewer."""
     torch.manual_seed(0)
     model = net(act, inplace=True).eval()
@@ -177,7 +177,7 @@ def test_an_activation_in_place_whose_operand_others_read(net, act, site):
         assert (plain - exact).abs().max() < 0.05 * exact.abs().max()
         with lean(model, X) as spared:
             assert torch.equal(model(X), plain) and torch.equal(model(X), plain)
-    assert ("act" in spared.absorbed) == (site == "output")
+    assert ("act" in spared.absorbed) == (site == "output") and "gives other results" not in caplog.text
     loss = model.train()(X).square().sum()
     loss.backward()
     assert all(torch.isfinite(p.grad).all() for p in (model.stem.weight, model.conv.weight))
