@@ -35,11 +35,13 @@ class Quantized(nn.Module):
     Attributes:
         sites: Names of the tensors that can carry a quantizer.
         operands: What the float layer calls the tensors it is given.
+        options: What else its `forward` takes.
         float_class: The class the layer had, and gets back from `unswap` and `bake`.
     """
 
     sites: tuple[str, ...] = ("input", "weight", "bias", "output", GRADIENT)
     operands: tuple[str, ...] = ("input",)
+    options: tuple[str, ...] = ()
     float_class: type[nn.Module]
     enabled: bool = True  # False: the float layer (see `quantizers_off`)
 
@@ -69,10 +71,13 @@ class Quantized(nn.Module):
         raise NotImplementedError
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Calls the layer; `layer(input=x)` is `layer(x)`, so that hooks find the operands first however the network passes them."""
+        """Calls the layer with its operands by position and all else by name, however it is called: hooks find the tensors in `args`."""
         for name in self.operands[len(args) :] if kwargs else ():
             if name in kwargs:
                 args = (*args, kwargs.pop(name))
+        if self.options and len(args) > len(self.operands):
+            kwargs |= zip(self.options, args[len(self.operands) :])
+            args = args[: len(self.operands)]
         return super().__call__(*args, **kwargs)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -121,6 +126,8 @@ class QuantConv3d(Quantized, nn.Conv3d):
 
 
 class QuantConvTranspose2d(Quantized, nn.ConvTranspose2d):
+    options = ("output_size",)
+
     def compute(self, x: Tensor, weight: Tensor, bias: Tensor | None, output_size: list[int] | None = None) -> Tensor:
         padding = self._output_padding(x, output_size, self.stride, self.padding, self.kernel_size, 2, self.dilation)
         return F.conv_transpose2d(x, weight, bias, self.stride, self.padding, padding, self.groups, self.dilation)
