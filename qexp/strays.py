@@ -74,6 +74,13 @@ class Products:
         for name in names or [key]:
             into[name] = into.get(name, 0) + number // max(len(names), 1)
 
+    def unseen(self, name: str, module: nn.Module) -> None:
+        """Counts a compiled module, whose products nobody sees: at least one for each of its weights."""
+        weights = sum(p.numel() for p in module.parameters() if p.ndim > 1)
+        if weights:
+            key = f"{name} ({type(module).__name__})"
+            self.strays[key] = self.strays.get(key, 0) + weights
+
     def _stray(self, origin: int) -> str:
         name, module = self.holders[origin][0]
         bypassed = ": its weight is read behind the layer's back" if float_class(module) in QUANTIZED else ""

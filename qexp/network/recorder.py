@@ -189,7 +189,7 @@ def _copied(model: nn.Module, leaves: tuple[type[nn.Module], ...]) -> nn.Module:
 
 def _computes(module: nn.Module) -> bool:
     """Whether a module can be called; `ModuleList` and the like only hold others."""
-    return type(module).forward is not nn.Module.forward
+    return isinstance(module, torch.jit.ScriptModule) or type(module).forward is not nn.Module.forward
 
 
 class _Nothing(TorchFunctionMode):
@@ -346,6 +346,8 @@ class _Run:
     def _after(self, module: nn.Module, args: tuple, kwargs: dict, out: Any) -> None:
         while (frame := self._frames.pop()).module is not module:  # one that raised, and was caught
             pass
+        if out is None:  # it raised, and whoever called it goes on without
+            return
         with torch._C.DisableTorchFunction():
             name = self.names[id(module)]
             if float_class(module) in QUANTIZED:
@@ -360,9 +362,15 @@ class _Run:
     @contextmanager
     def _hooks(self) -> Iterator[None]:
         handles = []
-        for module in self.model.modules():
+        compiled: list[str] = []
+        for name, module in self.model.named_modules():
+            if isinstance(module, torch.jit.ScriptModule):  # takes no hooks: nobody sees what it computes
+                if not any(name.startswith(f"{outer}.") for outer in compiled):
+                    self.products.unseen(name, module)
+                compiled.append(name)
+                continue
             handles.append(module.register_forward_pre_hook(self._before, prepend=True, with_kwargs=True))
-            handles.append(module.register_forward_hook(self._after, with_kwargs=True))
+            handles.append(module.register_forward_hook(self._after, with_kwargs=True, always_call=True))
         try:
             yield
         finally:

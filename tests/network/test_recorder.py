@@ -299,3 +299,17 @@ def test_nothing_is_left_on_the_network():
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
     assert torch.equal(random, torch.get_rng_state()) and all(m.training for m in model.modules())
     assert all(p.grad is None and p.requires_grad for p in model.parameters())
+
+
+def test_a_call_that_raises_and_is_caught_is_not_recorded():
+    class Trying(Body):
+        def forward(self, x):
+            try:
+                self.fc(x)
+            except RuntimeError:
+                pass
+            return super().forward(x)
+
+    found = facts(Trying().eval(), X)
+    assert found.trace_error == "" and found.order[-1] == "fc" and found.calls["fc"] == 1
+    assert found.bn_of == {"c1": "b1", "c2": "b2"}
