@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from qexp.integer.arithmetic import requantized
-from qexp.integer.lowering import Lowered, Site
+from qexp.integer.lowered import Lowered, Site
 from qexp.layers.quantized import BAKED, Quantized, attribute
 
 Keep = Callable[[str, Tensor], None]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from qexp.integer.fast import Fast
-from qexp.integer.lowering import Lowered
+from qexp.integer.lowered import Lowered
 from qexp.integer.reference import Reference
 from qexp.integer.simulate import integer_rounding
 from qexp.layers.quantized import attribute

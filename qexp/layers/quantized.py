@@ -35,10 +35,14 @@ class Quantized(nn.Module):
 
     Attributes:
         sites: Names of the tensors that can carry a quantizer.
+        operands: What the float layer calls the tensors it is given.
+        options: What else its `forward` takes.
         float_class: The class the layer had, and gets back from `unswap` and `bake`.
     """
 
     sites: tuple[str, ...] = ("input", "weight", "bias", "output", GRADIENT)
+    operands: tuple[str, ...] = ("input",)
+    options: tuple[str, ...] = ()
     float_class: type[nn.Module]
     enabled: bool = True  # False: the float layer (see `quantizers_off`)
 
@@ -63,15 +67,25 @@ class Quantized(nn.Module):
     def compute(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Returns the layer's result for a quantized input, weight and bias: what a subclass writes.
 
-        What the network passes the layer besides its input (the size of a transposed convolution's result) comes after these.
+        What else the float layer's `forward` takes (the `output_size` of a transposed convolution) follows, where a call names it.
         """
         raise NotImplementedError
 
-    def forward(self, input: Tensor, *more: Any, **named: Any) -> Tensor:
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Calls the layer with its operands by position and all else by name, however it is called: hooks find the tensors in `args`."""
+        for name in self.operands[len(args) :] if kwargs else ():
+            if name in kwargs:
+                args = (*args, kwargs.pop(name))
+        if self.options and len(args) > len(self.operands):
+            kwargs |= zip(self.options, args[len(self.operands) :])
+            args = args[: len(self.operands)]
+        return super().__call__(*args, **kwargs)
+
+    def forward(self, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if not self.enabled:
-            return self.float_class.forward(self, input, *more, **named)
-        x, weight, bias = self.input_quantizer(input), self.quantized_weight(), self.quantized_bias()
-        return self.finish(self.compute(x, weight, bias, *more, **named))
+            return self.float_class.forward(self, input, *args, **kwargs)
+        weight, bias = self.quantized_weight(), self.quantized_bias()
+        return self.finish(self.compute(self.input_quantizer(input), weight, bias, *args, **kwargs))
 
     def finish(self, y: Tensor) -> Tensor:
         """Returns the layer's result from what it computed: its gradient will be quantized on the way back, its values are now."""
@@ -113,6 +127,8 @@ class QuantConv3d(Quantized, nn.Conv3d):
 
 
 class QuantConvTranspose2d(Quantized, nn.ConvTranspose2d):
+    options = ("output_size",)
+
     def compute(
         self, x: Tensor, weight: Tensor, bias: Tensor | None, output_size: Sequence[int] | None = None
     ) -> Tensor:
@@ -165,13 +181,25 @@ class Unweighted(Quantized):
 
     sites = ("input", "output")
 
-    def forward(self, input: Tensor, *more: Any, **named: Any) -> Any:
+    def forward(self, input: Tensor, *args: Any, **kwargs: Any) -> Any:
         if not self.enabled:
-            return self.float_class.forward(self, input, *more, **named)
-        result = self.float_class.forward(self, self.input_quantizer(input), *more, **named)
+            return self.float_class.forward(self, input, *args, **kwargs)
+        if self.writes_back:
+            given = input.clone() if torch.is_grad_enabled() else input  # a quantizer may keep it for its gradient
+            return input.copy_(self._quantized(given, *args, **kwargs))
+        return self._quantized(input, *args, **kwargs)
+
+    def _quantized(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Returns the layer's result between its quantizers; of a tuple, the first part is the result."""
+        result = self.float_class.forward(self, self.input_quantizer(x), *args, **kwargs)
         if isinstance(result, tuple):
             return (self.output_quantizer(result[0]), *result[1:])
         return self.output_quantizer(result)
+
+    @property
+    def writes_back(self) -> bool:
+        """Whether the layer works in place and has quantizers: who reads its input later must find what they returned."""
+        return bool(getattr(self, "inplace", False)) and any(type(self.site(s)) is not nn.Identity for s in self.sites)
 
 
 class QuantAvgPool2d(Unweighted, nn.AvgPool2d): ...
@@ -202,6 +230,7 @@ class QuantAdd(Quantized, Add):
     """A residual add with a quantizer on each operand and on the sum."""
 
     sites = ("input.0", "input.1", "output")
+    operands = ("a", "b")
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         if not self.enabled:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from torch import nn
 
 from qexp.layers.quantized import WEIGHTED, float_class
 from qexp.network.facts import Facts
+
+FLOAT = 32
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,7 @@ class Cost:
 
     Attributes:
         params: Parameters of the float network.
-        macs: Multiply-accumulates of convolutions and linear layers.
+        macs: Multiply-accumulates of convolutions and linear layers, and of products that no such layer computes.
         bops: Bit operations, the sum of MACs x weight bits x input bits.
         weight_bytes, weight_bytes_float: Weights of convolutions and linear layers, at their bits and at 32 (scales not counted).
         mean_wbit, mean_abit: Bits a weight, and bits an input element, on average.
@@ -54,13 +57,30 @@ def layer_costs(model: nn.Module, facts: Facts) -> dict[str, LayerCost]:
             continue
         macs = inputs = 0
         for shapes in facts.every_call[name]:
-            positions = shapes["output"][2:] if layer.weight.ndim > 2 else shapes["output"][1:-1]
-            if issubclass(float_class(layer), nn.ConvTranspose2d):
-                positions = shapes["input"][2:]
-            macs += layer.weight.numel() * math.prod(positions)
-            inputs += math.prod(shapes["input"]) // shapes["input"][0]
-        out[name] = LayerCost(layer.weight.numel(), macs, inputs)
+            given = shapes.get("input") or shapes["input.0"]
+            # each element of the result (of a transposed convolution: of its input) meets every weight of its channel
+            transposed = issubclass(float_class(layer), nn.ConvTranspose2d)
+            macs += math.prod(given if transposed else shapes["output"]) * math.prod(layer.weight.shape[1:])
+            inputs += math.prod(given)
+        out[name] = LayerCost(layer.weight.numel(), macs // facts.images, inputs // facts.images)
     return out
+
+
+def quantized_macs(
+    layers: Mapping[str, LayerCost], outside: Mapping[str, int], wbits: Mapping[str, int], abits: Mapping[str, int]
+) -> tuple[float, list[str]]:
+    """Returns the share of a network's products that have a quantized factor, in percent, and who computes the others, most first.
+
+    Args:
+        layers: Cost of each weighted layer.
+        outside: Multiply-accumulates of what no layer of a known type computes.
+        wbits, abits: Bits of the weight and of the input of each layer; 32 where not named.
+    """
+    macs = {name: c.macs for name, c in layers.items()} | dict(outside)
+    left = [n for n in macs if n not in layers or min(wbits.get(n, FLOAT), abits.get(n, FLOAT)) >= FLOAT]
+    total = sum(macs.values())
+    missing = sum(macs[n] for n in left)
+    return 100 * (total - missing) / max(total, 1), sorted(left, key=lambda n: -macs[n])
 
 
 def params(model: nn.Module) -> int:
@@ -68,22 +88,30 @@ def params(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def cost(layers: Mapping[str, LayerCost], wbits: Mapping[str, int], abits: Mapping[str, int], params: int) -> Cost:
+def cost(
+    layers: Mapping[str, LayerCost],
+    wbits: Mapping[str, int],
+    abits: Mapping[str, int],
+    params: int,
+    others: Mapping[str, int] = MappingProxyType({}),
+) -> Cost:
     """Returns the cost of a network whose layers have these weight and input bits (32 where not named).
 
     Args:
         layers: Cost of each weighted layer.
         wbits, abits: Bits of the weight and of the input of each layer.
         params: Parameters of the float network.
+        others: Multiply-accumulates, in float, of what no layer of a known type computes.
     """
     w = {name: wbits.get(name, 32) for name in layers}
     a = {name: abits.get(name, 32) for name in layers}
     weights, inputs = sum(c.weights for c in layers.values()), sum(c.inputs for c in layers.values())
+    outside = sum(others.values())
     weight_bits = sum(c.weights * w[n] for n, c in layers.items())
     return Cost(
         params=params,
-        macs=sum(c.macs for c in layers.values()),
-        bops=sum(c.macs * w[n] * a[n] for n, c in layers.items()),
+        macs=sum(c.macs for c in layers.values()) + outside,
+        bops=sum(c.macs * w[n] * a[n] for n, c in layers.items()) + outside * FLOAT * FLOAT,
         weight_bytes=math.ceil(weight_bits / 8),
         weight_bytes_float=weights * 4,
         mean_wbit=weight_bits / max(weights, 1),

@@ -1,41 +1,29 @@
 """Facts read off the model: what runs in which order, on which shapes, and what follows what.
 
-The order and the shapes come from running the model once; conv-BN pairs, layers followed by a ReLU and the sources of each layer's
-input come from a torch.fx trace of an eval-mode copy. The trace is only read. Where it fails (detectors, data-dependent control flow)
-the facts say so and hold what running alone tells.
+All of it comes from a recorded run (`qexp.network.recorder`): the order and the shapes from the run itself; conv-BN pairs, layers followed
+by a ReLU and the sources of each layer's input from its graph. Where there is none (detectors, data-dependent control flow) the facts
+give the reason and hold what running alone shows.
 """
 
 from __future__ import annotations
 
-import copy
 import logging
 from dataclasses import dataclass, field
 
-import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from qexp.errors import QexpError
-from qexp.layers.quantized import GRADIENT, QUANTIZED, WEIGHTED, float_class, main, operands
-from qexp.layers.swap import evaluating, quantizers_off
-from qexp.models.modules import Add, Concat
-from qexp.network.unreachable_weights import stray_weights
+from qexp.layers.quantized import QUANTIZED, WEIGHTED, float_class
+from qexp.network.graph import Graph, Step
+from qexp.network.recorder import record
 
 log = logging.getLogger(__name__)
 
 RELUS = (nn.ReLU, nn.ReLU6)
-_RELU_FUNCTIONS = (torch.relu, torch.relu_, torch.nn.functional.relu, torch.nn.functional.relu6)
-_RELU_METHODS = ("relu", "relu_")
+_RELU_NAMES = {"relu", "relu_", "relu6"}
 # what passes a tensor on without new values: a tensor quantized before these is still on its grid after them
 _SAME_VALUES = (nn.Identity, nn.Dropout, nn.Flatten, nn.MaxPool2d, nn.ReLU)
-_SAME_VALUES_FUNCTIONS = {
-    torch.flatten,
-    torch.reshape,
-    torch.nn.functional.relu,
-    torch.relu,
-    torch.relu_,
-    torch.nn.functional.dropout,
-}
-_SAME_VALUES_METHODS = {"flatten", "view", "reshape", "contiguous", "relu", "relu_"}
+_SAME_VALUES_NAMES = {"flatten", "reshape", "view", "contiguous", "relu", "relu_", "dropout"}
 # what treats each channel by itself, so that a channel can be followed from one weighted layer to the next
 _CHANNELWISE = (
     *(
@@ -64,7 +52,7 @@ class Facts:
 
     Attributes:
         order: Layers that can carry quantizers, in order of execution, each once.
-        shapes: Of each layer's sites, `[N, ...]` with the batch of the example: `shapes["conv1"]["input"]`; where a layer is called more
+        shapes: Of each layer's sites, `[N, ...]` with a batch of `images`: `shapes["conv1"]["input"]`; where a layer is called more
             than once, those of its first call.
         every_call: The same for each call of a layer, in order: `every_call["conv1"][0]` is `shapes["conv1"]`.
         first, last: The first weighted layer and the last one, by execution.
@@ -76,7 +64,10 @@ class Facts:
             (names of modules; functions with `()`), and that layer last. A branch, or a layer called twice, has none.
         calls: How often each module is called.
         strays: Who computes with weights that cannot carry quantizers, by name and type.
-        trace_error: Why the model could not be traced; empty if it was.
+        products: Multiply-accumulates for one image that no layer of a known type computes, by who computes them: the strays, and
+            products of activations or with fixed filters, by place and function.
+        images: How many images the shapes are of.
+        trace_error: Why the recorded run is not the network, so that nothing is known of its graph; empty if it is.
     """
 
     order: tuple[str, ...]
@@ -91,6 +82,8 @@ class Facts:
     chains: dict[str, tuple[str, ...]] = field(default_factory=dict)
     calls: dict[str, int] = field(default_factory=dict)
     strays: tuple[str, ...] = ()
+    products: dict[str, int] = field(default_factory=dict)
+    images: int = 1
     trace_error: str = ""
 
     def consumers(self, layer: str) -> list[str]:
@@ -99,145 +92,75 @@ class Facts:
 
 
 def facts(model: nn.Module, example: Tensor) -> Facts:
-    """Returns what the model's structure says, for an example input `[N, C, H, W]`; the model is left as it was."""
-    calls = _run(model, example)
-    order, shapes = tuple(calls), {name: found[0] for name, found in calls.items()}
+    """Returns what the model's structure is, for an example input `[N, C, H, W]`; the model is left as it was."""
+    seen = record(model, example)
+    order, shapes = tuple(seen.shapes), {name: found[0] for name, found in seen.shapes.items()}
     weighted = [name for name in order if issubclass(float_class(model.get_submodule(name)), WEIGHTED)]
-    if not weighted:
+    if not weighted and not seen.products.strays:
         raise QexpError(f"{type(model).__name__} runs no convolution or linear layer: there is nothing to quantize")
-    traced, error = trace(model)
-    if error:
-        log.info("the model cannot be traced: %s", error)
-    found = _read(traced, model) if traced is not None else {}
-    strays = stray_weights(model, example)
-    ends = weighted[0], weighted[-1]
-    return Facts(order, shapes, *ends, every_call=calls, strays=strays, trace_error=error, **found)
+    if seen.error:
+        log.info("the model has no graph: %s", seen.error)
+    found = _read(seen.graph, model) if seen.graph is not None else {}
+    products = {name: macs // seen.images for name, macs in (seen.products.strays | seen.products.others).items()}
+    return Facts(
+        order,
+        shapes,
+        *((weighted[0], weighted[-1]) if weighted else ("", "")),
+        every_call=seen.shapes,
+        strays=tuple(seen.products.strays),
+        products=products,
+        images=seen.images,
+        trace_error=seen.error,
+        **found,
+    )
 
 
-@torch.no_grad()
-def _run(model: nn.Module, example: Tensor) -> dict[str, tuple[dict[str, tuple[int, ...]], ...]]:
-    """Returns the shapes of each call of the layers, in the order of their first calls."""
-    calls: dict[str, tuple[dict[str, tuple[int, ...]], ...]] = {}
+def _read(graph: Graph, model: nn.Module) -> dict:
+    def kind(step: Step) -> type:
+        return float_class(model.get_submodule(step.module)) if step.op == "module" else type(None)
 
-    def hook(name: str):
-        def seen(module, args, kwargs, output):
-            sites, tensors, output = {}, operands(args, kwargs), main(output)
-            for i, x in enumerate(tensors):
-                sites["input" if len(tensors) == 1 else f"input.{i}"] = tuple(x.shape)
-            if isinstance(output, Tensor):
-                sites["output"] = tuple(output.shape)
-                if issubclass(float_class(module), WEIGHTED):
-                    sites[GRADIENT] = tuple(output.shape)
-            for site in ("weight", "bias", "running_mean", "running_var"):
-                tensor = getattr(module, site, None)
-                if isinstance(tensor, Tensor):
-                    sites[site] = tuple(tensor.shape)
-            calls[name] = (*calls.get(name, ()), sites)
+    def is_relu(step: Step) -> bool:
+        return issubclass(kind(step), RELUS) or step.function in _RELU_NAMES
 
-        return seen
-
-    handles = [
-        m.register_forward_hook(hook(n), with_kwargs=True)
-        for n, m in model.named_modules()
-        if float_class(m) in QUANTIZED
-    ]
-    try:
-        with evaluating(model), quantizers_off(model):
-            model(example)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return calls
-
-
-class Tracer(fx.Tracer):
-    """Traces down to the layers that can carry quantizers, adds, concatenations and what torch brings along."""
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        if float_class(m) in QUANTIZED or isinstance(m, Add | Concat):
-            return True
-        return m.__module__.startswith("torch.nn") and not isinstance(m, nn.Sequential)
-
-
-def trace(model: nn.Module) -> tuple[fx.Graph | None, str]:
-    """Returns the graph in evaluation mode, layers that can carry quantizers being its leaves; or None and why there is none.
-
-    What is traced is a copy of the modules on the way to the leaves, and of their buffers: a forward may set and change them. Leaves are
-    not entered, so that they and their quantizers need no copying, and weights stand in the graph by name.
-    """
-    try:
-        with evaluating(model):
-            tracer = Tracer()
-            leaves = [
-                m for name, m in model.named_modules() if name and tracer.is_leaf_module(m, name) and _computes(m)
-            ]
-            shared = {id(kept): kept for kept in (*leaves, *model.parameters())}
-            return tracer.trace(copy.deepcopy(model, shared)), ""
-    except Exception as error:  # whatever a foreign model's forward raises while being traced
-        return None, f"{type(error).__name__}: {error}".splitlines()[0]
-
-
-def _computes(module: nn.Module) -> bool:
-    """Whether a module can be called; `ModuleList` and the like only hold others."""
-    return type(module).forward is not nn.Module.forward
-
-
-def _read(graph: fx.Graph, model: nn.Module) -> dict:
-    def layer(node: fx.Node) -> nn.Module | None:
-        return model.get_submodule(node.target) if node.op == "call_module" else None
-
-    def kind(node: fx.Node) -> type:
-        module = layer(node)
-        return float_class(module) if module is not None else type(None)
-
-    def is_relu(node: fx.Node) -> bool:
-        return (
-            issubclass(kind(node), RELUS)
-            or (node.op == "call_function" and node.target in _RELU_FUNCTIONS)
-            or (node.op == "call_method" and node.target in _RELU_METHODS)
-        )
-
-    def reaches(node: fx.Node) -> tuple[tuple[str, ...], bool]:
-        """Names of the modules, from the nearest back, whose result this node passes on unchanged; and whether a ReLU is on the way."""
+    def reaches(step: Step, index: int) -> tuple[tuple[str, ...], bool]:
+        """Names of the modules, from the nearest back, whose result this step passes on unchanged; and whether a ReLU is on the way."""
         names: list[str] = []
         rectifies = False
-        while isinstance(node, fx.Node):
-            rectifies |= is_relu(node)
-            if node.op == "call_module":
-                names.append(node.target)
-                if not issubclass(kind(node), _SAME_VALUES):
+        while step.op in ("module", "function") and index == 0:
+            rectifies |= is_relu(step)
+            if step.op == "module":
+                names.append(step.module)
+                if not issubclass(kind(step), _SAME_VALUES):
                     break
-            elif not (
-                (node.op == "call_function" and node.target in _SAME_VALUES_FUNCTIONS)
-                or (node.op == "call_method" and node.target in _SAME_VALUES_METHODS)
-            ):
+            elif step.function not in _SAME_VALUES_NAMES:
                 break
-            node = node.args[0]
+            if not step.operands:
+                break
+            step, index = step.operands[0].step, step.operands[0].index
         return tuple(names), rectifies
 
-    def users(node: fx.Node) -> list[fx.Node]:
-        """The nodes that use the result, looking through modules that do nothing."""
-        out: list[fx.Node] = []
-        for user in node.users:
+    def users(step: Step) -> list[Step]:
+        """The steps that use the result, looking through modules that do nothing."""
+        out: list[Step] = []
+        for user in step.users:
             out.extend(users(user) if issubclass(kind(user), nn.Identity) else [user])
         return out
 
-    def chain(node: fx.Node) -> tuple[str, ...]:
+    def chain(step: Step) -> tuple[str, ...]:
         """What the result passes, channel by channel and without a branch, up to and with the next weighted layer; () if there is none."""
         passed: list[str] = []
-        while len(node.users) == 1:
-            before, node = node, next(iter(node.users))
-            if not node.args or node.args[0] is not before:
+        while len(step.users) == 1:
+            before, step = step, step.users[0]
+            if not step.operands or step.operands[0].step is not before or len(step.operands) > 1:
                 return ()
-            if node.op == "call_module":
-                passed.append(node.target)
-                if issubclass(kind(node), WEIGHTED):
-                    return tuple(passed) if calls[node.target] == 1 else ()
-                known = issubclass(kind(node), _CHANNELWISE)
+            if step.op == "module":
+                passed.append(step.module)
+                if issubclass(kind(step), WEIGHTED):
+                    return tuple(passed) if calls[step.module] == 1 else ()
+                known = issubclass(kind(step), _CHANNELWISE)
             else:
-                function = getattr(node.target, "__name__", node.target)
-                passed.append(f"{function}()")
-                known = node.op in ("call_function", "call_method") and function in _CHANNELWISE_NAMES
+                passed.append(f"{step.function}()")
+                known = step.function in _CHANNELWISE_NAMES
             if not known:
                 return ()
         return ()
@@ -246,29 +169,29 @@ def _read(graph: fx.Graph, model: nn.Module) -> dict:
     rectified: set[str] = set()
     relu_after: dict[str, bool] = {}  # after every call
     calls: dict[str, int] = {}
-    for node in graph.nodes:
-        if node.op == "call_module":
-            calls[node.target] = calls.get(node.target, 0) + 1
-    for node in graph.nodes:
-        if node.op != "call_module":
+    for step in graph.steps:
+        if step.op == "module":
+            calls[step.module] = calls.get(step.module, 0) + 1
+    for step in graph.steps:
+        if step.op != "module":
             continue
-        after = users(node)
+        after = users(step)
         straight = bool(after) and all(is_relu(user) for user in after)
-        relu_after[node.target] = straight and relu_after.get(node.target, True)
+        relu_after[step.module] = straight and relu_after.get(step.module, True)
         if (
-            issubclass(kind(node), nn.modules.conv._ConvNd)
+            issubclass(kind(step), nn.modules.conv._ConvNd)
             and len(after) == 1
             and issubclass(kind(after[0]), nn.modules.batchnorm._BatchNorm)
-            and calls[node.target] == calls[after[0].target] == 1
+            and calls[step.module] == calls[after[0].module] == 1
         ):
-            bn_of[node.target] = after[0].target
-        if issubclass(kind(node), WEIGHTED) and calls[node.target] == 1 and (found := chain(node)):
-            chains[node.target] = found
-        if kind(node) in QUANTIZED:
-            operands = [reaches(arg) for arg in node.args if isinstance(arg, fx.Node)]
-            sources.setdefault(node.target, tuple(names for names, _ in operands))
+            bn_of[step.module] = after[0].module
+        if issubclass(kind(step), WEIGHTED) and calls[step.module] == 1 and (found := chain(step)):
+            chains[step.module] = found
+        if kind(step) in QUANTIZED:
+            operands = [reaches(ref.step, ref.index) for ref in step.operands]
+            sources.setdefault(step.module, tuple(names for names, _ in operands))
             if len(operands) == 1 and operands[0][1]:
-                rectified.add(node.target)
+                rectified.add(step.module)
     return {
         "bn_of": bn_of,
         "followed_by_relu": frozenset(name for name, straight in relu_after.items() if straight),

@@ -85,7 +85,7 @@ def activation_bytes_peak(
             if shape is None:
                 continue
             bits = operands.get((name, k), abits.get(name, FLOAT))
-            size[maker] = max(size.get(maker, 0), math.prod(shape) // shape[0])
+            size[maker] = max(size.get(maker, 0), math.prod(shape) // facts.images)
             width[maker] = max(
                 width.get(maker, 0), obits.get(maker, FLOAT) if obits.get(maker, FLOAT) < FLOAT else bits
             )
@@ -96,7 +96,7 @@ def activation_bytes_peak(
         born = {result: i}
         shape = facts.shapes[name].get("output")
         if result not in size and shape is not None:  # the network's own result
-            size[result], width[result], last[result] = math.prod(shape) // shape[0], FLOAT, i
+            size[result], width[result], last[result] = math.prod(shape) // facts.images, FLOAT, i
         alive = [m for m, end in last.items() if end >= i and _index(m, order, made_by, born) <= i]
         peak = max(peak, sum(size[m] * width[m] / 8 for m in alive))
     return math.ceil(peak)

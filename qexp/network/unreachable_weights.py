@@ -1,88 +1,166 @@
-"""Weights that no quantizer could reach: multiplied outside the layer that holds them, or held by a layer of an unknown type."""
+"""Products that no quantizer could reach: multiplications by weights outside the layer that holds them, and any others between layers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from qexp.layers.quantized import QUANTIZED, float_class
+from qexp.network.graph import tensors
 
-_PRODUCTS = frozenset(
-    {
-        *(f"conv{t}{d}d" for t in ("", "_transpose") for d in (1, 2, 3)),
-        *("linear", "bilinear", "matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "addmm", "baddbmm", "einsum"),
-        *("multi_head_attention_forward", "_native_multi_head_attention", "_transformer_encoder_layer_fwd"),
-        *("lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell"),
-    }
-)
+_ATTENTION = ("multi_head_attention_forward", "_native_multi_head_attention", "_transformer_encoder_layer_fwd")
+_RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell")
 
 
-@torch.no_grad()
-def stray_weights(model: nn.Module, example: Tensor) -> tuple[str, ...]:
-    """Returns, by layer name and type, who computes with weights that cannot carry quantizers, from one run of the model.
+class Products:
+    """Follows which tensors come from the images and which from weights alone, and counts the products between them.
 
-    Attention modules read the weights of a linear layer that they never call; a subclass of a convolution computes what the
-    quantized convolution does not know. What merely adds a parameter (position embeddings) is no product and not meant.
+    A product counts where the images take part and no layer of a known type is running. If a factor comes from weights, whatever was
+    done to them on the way, the holder of these weights is a stray: attention modules read the weights of a linear layer that they
+    never call; a subclass of a convolution computes what the quantized convolution does not know; a weight may be standardised first.
+    What merely adds a parameter (position embeddings) is no product.
+
+    Attributes:
+        strays: Who computes with weights that cannot carry quantizers, by name and type: multiply-accumulates of the whole batch.
+        others: Products without weights (of activations, or by fixed filters), by place and function: multiply-accumulates.
     """
-    owners: dict[int, list[tuple[str, nn.Module]]] = {}
-    for name, module in model.named_modules():
-        for parameter in module._parameters.values():
-            if parameter is not None and parameter.ndim > 1:
-                owners.setdefault(id(parameter), []).append((name, module))
-    running: list[int] = []
-    found: dict[str, None] = {}
 
-    def enter(module: nn.Module, _: Any) -> None:
-        running.append(id(module))
+    def __init__(self, model: nn.Module) -> None:
+        self.holders: dict[int, list[tuple[str, nn.Module]]] = {}
+        for name, module in model.named_modules():
+            for parameter in module._parameters.values():
+                if parameter is not None:
+                    self.holders.setdefault(id(parameter), []).append((name, module))
+        self.model = model
+        self.strays: dict[str, int] = {}
+        self.others: dict[str, int] = {}
+        self._images: set[int] = set()
+        self._weights: dict[int, int] = {}  # a tensor made of weights alone: the parameter it was made of
 
-    def leave(module: nn.Module, *_: Any) -> None:
-        running.remove(id(module))
+    def image(self, made: list[Tensor]) -> None:
+        """Marks tensors that depend on the images."""
+        self._images.update(map(id, made))
 
-    def used(weight: Tensor) -> None:
-        holders = owners[id(weight)]
-        if any(id(module) in running and float_class(module) in QUANTIZED for _, module in holders):
+    def is_image(self, tensor: Tensor) -> bool:
+        """Whether a tensor depends on the images."""
+        return id(tensor) in self._images
+
+    def through(self, given: list[Tensor], made: list[Tensor]) -> None:
+        """Follows the tensors through a call."""
+        if any(map(self.is_image, given)):
+            self.image(made)
             return
-        name, module = holders[0]
+        origin = next((o for o in map(self._origin, given) if o is not None), None)
+        for tensor in made if origin is not None else ():
+            self._weights[id(tensor)] = origin
+
+    def _origin(self, tensor: Tensor) -> int | None:
+        return id(tensor) if id(tensor) in self.holders else self._weights.get(id(tensor))
+
+    def count(self, function: str, args: tuple, kwargs: dict, out: Any, where: str) -> None:
+        """Counts a call outside the known layers, if it is a product that the images take part in."""
+        macs = _MACS.get(function)
+        given = tensors((args, kwargs))
+        if macs is None or not any(map(self.is_image, given)):
+            return
+        number = macs(args, kwargs, tensors(out))
+        weights = {self._origin(t): None for t in given if t.ndim > 1 and not self.is_image(t)}
+        names = [self._stray(origin) for origin in weights if origin is not None]
+        key = f"{where or type(self.model).__name__} ({function})"
+        into = self.strays if names else self.others
+        for name in names or [key]:
+            into[name] = into.get(name, 0) + number // max(len(names), 1)
+
+    def unseen(self, name: str, module: nn.Module) -> None:
+        """Counts a compiled module, whose products nobody sees: at least one for each of its weights."""
+        weights = sum(p.numel() for p in module.parameters() if p.ndim > 1)
+        if weights:
+            key = f"{name} ({type(module).__name__})"
+            self.strays[key] = self.strays.get(key, 0) + weights
+
+    def _stray(self, origin: int) -> str:
+        name, module = self.holders[origin][0]
         bypassed = ": its weight is read behind the layer's back" if float_class(module) in QUANTIZED else ""
-        found[f"{name} ({float_class(module).__name__}){bypassed}"] = None
-
-    training_before = {m: m.training for m in model.modules()}
-    modules = {id(m): m for holders in owners.values() for _, m in holders}.values()
-    handles = [m.register_forward_pre_hook(enter) for m in modules] + [m.register_forward_hook(leave) for m in modules]
-    model.eval()
-    try:
-        with _Watch(owners, used):
-            model(example)
-    finally:
-        for module, training in training_before.items():
-            module.training = training
-        for handle in handles:
-            handle.remove()
-    return tuple(found)
+        kind = float_class(module).__name__
+        return f"{name or type(self.model).__name__} ({kind}){bypassed}"
 
 
-class _Watch(TorchFunctionMode):
-    """Reports every parameter that goes into a product."""
-
-    def __init__(self, owners: dict[int, Any], used: Callable[[Tensor], None]) -> None:
-        super().__init__()
-        self.owners, self.used = owners, used
-
-    def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        if getattr(func, "__name__", "") in _PRODUCTS:
-            for tensor in _tensors((args, tuple((kwargs or {}).values()))):
-                if id(tensor) in self.owners:
-                    self.used(tensor)
-        return func(*args, **(kwargs or {}))
+def _named(args: tuple, kwargs: dict, *names: str) -> list[Any]:
+    """Returns arguments by position or by name."""
+    return [args[i] if len(args) > i else kwargs.get(name) for i, name in enumerate(names)]
 
 
-def _tensors(values: Any) -> Iterator[Tensor]:
-    if isinstance(values, Tensor):
-        yield values
-    elif isinstance(values, tuple | list):
-        for value in values:
-            yield from _tensors(value)
+def _conv(args: tuple, kwargs: dict, out: list[Tensor]) -> int:
+    _, weight = _named(args, kwargs, "input", "weight")
+    return out[0].numel() * math.prod(weight.shape[1:])
+
+
+def _transposed(args: tuple, kwargs: dict, out: list[Tensor]) -> int:
+    x, weight = _named(args, kwargs, "input", "weight")
+    return x.numel() * math.prod(weight.shape[1:])
+
+
+def _matmul(args: tuple, kwargs: dict, out: list[Tensor]) -> int:
+    first = tensors((args, kwargs))[0]
+    return out[0].numel() * first.shape[-1]
+
+
+def _addmm(args: tuple, kwargs: dict, out: list[Tensor]) -> int:
+    return out[0].numel() * tensors((args, kwargs))[1].shape[-1]
+
+
+def _bilinear(args: tuple, kwargs: dict, out: list[Tensor]) -> int:
+    a, b = tensors((args, kwargs))[:2]
+    return out[0].numel() * a.shape[-1] * b.shape[-1]
+
+
+def _einsum(args: tuple, kwargs: dict, out: list[Tensor]) -> int:
+    given = tensors((args, kwargs))
+    if not isinstance(args[0], str):
+        return max(t.numel() for t in (*given, *out))
+    terms = args[0].replace(" ", "").split("->")[0].split(",")
+    sizes: dict[str, int] = {}
+    for term, tensor in zip(terms, given):
+        before, dots, after = term.partition("...")
+        rest = tensor.shape[len(before) : tensor.ndim - len(after)] if dots else ()
+        sizes |= dict(zip(before, tensor.shape)) | dict(zip(after, tensor.shape[tensor.ndim - len(after) :]))
+        sizes["..."] = max(sizes.get("...", 1), math.prod(rest))
+    return math.prod(sizes.values())
+
+
+def _scaled_dot_product(args: tuple, kwargs: dict, out: list[Tensor]) -> int:
+    query, key = tensors((args, kwargs))[:2]
+    return (query.numel() + out[0].numel()) * key.shape[-2]
+
+
+def _attention(args: tuple, kwargs: dict, out: list[Tensor]) -> int:
+    given = tensors((args, kwargs))
+    query, key = given[0], given[1]
+    width, positions = query.shape[-1], key.numel() // key.shape[-1]
+    rows = query.numel() // width
+    batch = query.shape[1] if query.ndim == 3 else 1
+    return 2 * rows * width * width + 2 * positions * width * width + 2 * rows * positions // batch * width
+
+
+def _recurrent(args: tuple, kwargs: dict, out: list[Tensor]) -> int:
+    given = tensors((args, kwargs))
+    positions = given[0].numel() // given[0].shape[-1]
+    return positions * sum(t.numel() for t in given if isinstance(t, nn.Parameter) and t.ndim == 2)
+
+
+_MACS: dict[str, Callable[[tuple, dict, list[Tensor]], int]] = {
+    **{f"conv{d}d": _conv for d in (1, 2, 3)},
+    **{f"conv_transpose{d}d": _transposed for d in (1, 2, 3)},
+    **dict.fromkeys(("convolution", "conv_tbc", "deform_conv2d"), _conv),
+    **dict.fromkeys(("linear", "matmul", "__matmul__", "mm", "bmm", "mv", "dot", "inner", "chain_matmul"), _matmul),
+    **dict.fromkeys(("__rmatmul__", "tensordot", "vdot", "multi_dot"), _matmul),
+    **dict.fromkeys(("addmm", "addmm_", "baddbmm", "baddbmm_", "addbmm", "addmv"), _addmm),
+    **dict.fromkeys(_ATTENTION, _attention),
+    **dict.fromkeys(_RECURRENT, _recurrent),
+    "einsum": _einsum,
+    "bilinear": _bilinear,
+    "scaled_dot_product_attention": _scaled_dot_product,
+}

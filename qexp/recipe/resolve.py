@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -57,14 +58,16 @@ def resolve(model: nn.Module, facts: Facts, recipe: Recipe) -> Plan:
     Raises:
         QexpError: A pattern that matches nothing, a rule that changes nothing, an unknown key, a list of the wrong length.
     """
-    if facts.strays:
-        known = ", ".join(sorted(kind.__name__ for kind in QUANTIZED))
-        raise QexpError(
-            f"{_few(facts.strays)} compute with weights that cannot carry quantizers; the layer types known are {known}. "
-            "Choose another model, or add a class to qexp/layers/quantized.py"
-        )
     layers = list(facts.order)
     places = _places(facts, recipe)
+    left = _left_float(recipe.rules, facts.strays)
+    if strays := [stray for stray in facts.strays if stray not in left and _quantizes(recipe)]:
+        known = ", ".join(sorted(kind.__name__ for kind in QUANTIZED))
+        raise QexpError(
+            f"{_few(strays)} compute with weights that cannot carry quantizers; the layer types known are {known}. "
+            f"Leave them in float with a rule (quant.rules.NAME: {{layers: {_bare(strays[0])!r}, weight: null}}), choose another model, "
+            "or add a class to qexp/layers/quantized.py"
+        )
     weighted = [n for n in layers if issubclass(float_class(model.get_submodule(n)), WEIGHTED)]
     wbits = bit_widths.parse(recipe.wbit, "layer_wbit", recipe.groups, layers, places)
     abits = bit_widths.parse(recipe.abit, "layer_abit", recipe.groups, layers, places)
@@ -78,6 +81,8 @@ def resolve(model: nn.Module, facts: Facts, recipe: Recipe) -> Plan:
     changed_by: dict[str, list[tuple[str, str]]] = {}
     for rule_name, rule in recipe.rules.items():
         if rule is not None:
+            if rule_name in left.values():  # it has its effect, whatever else it names
+                rule = {**rule, "optional": True}
             touched = _apply_rule(rule_name, rule, table, layers, model, recipe, places, (wbits, abits), weighted)
             if not rule.get("optional"):
                 changed_by[rule_name] = touched
@@ -95,6 +100,27 @@ def resolve(model: nn.Module, facts: Facts, recipe: Recipe) -> Plan:
         found = plan.frame().astype(str).to_dict("records")
         tell_differences(Path(recipe.plan), rows, {(row["layer"], row["site"]): row for row in found})
     return plan
+
+
+def _quantizes(recipe: Recipe) -> bool:
+    return bool(recipe.rules or any(recipe.sites.values()) or recipe.plan)
+
+
+def _bare(stray: str) -> str:
+    """Returns the name of the module that a stray's description begins with."""
+    return stray.partition(" (")[0]
+
+
+def _left_float(rules: Mapping[str, Any], strays: Sequence[str]) -> dict[str, str]:
+    """Returns the strays that a rule leaves in float by name (`weight: null`), each with that rule."""
+    left = {}
+    for name, rule in rules.items():
+        if not isinstance(rule, Mapping) or "weight" not in rule or rule["weight"] is not None:
+            continue
+        patterns = rule.get("layers") or ()
+        for pattern in [patterns] if isinstance(patterns, str) else patterns:
+            left |= {stray: name for stray in strays if fnmatchcase(_bare(stray), pattern)}
+    return left
 
 
 def _few(names: Sequence[str]) -> str:

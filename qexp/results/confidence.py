@@ -18,7 +18,19 @@ T95 = (
 )
 # What makes two points the same configuration up to the seed; columns a study lacks are ignored.
 CELL = (
-    *("study", "model", "dataset", "metric", "quant", "schedule", "layer_wbit", "layer_abit", "mean_wbit", "mean_abit"),
+    *(
+        "study",
+        "model",
+        "dataset",
+        "metric",
+        "quant",
+        "schedule",
+        "layer_wbit",
+        "layer_abit",
+        "mean_wbit",
+        "mean_abit",
+        "quantized_macs",
+    ),
     *("plan", "ends_bit", "rounding", "granularity", "bn", "add", "quantize_input", "n_calibrate", "n_eval", "weights"),
 )
 

@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 COLUMNS = (
     *("study", "point", "status", "error", "model", "dataset", "quant", "schedule", "layer_wbit", "layer_abit"),
     *("mean_wbit", "mean_abit", "seed", "metric", "value", "value_float", "drop", "ci_low", "ci_high", "n_eval"),
-    *("params", "macs", "bops", "weight_bytes", "weight_bytes_float"),
+    *("params", "macs", "quantized_macs", "bops", "weight_bytes", "weight_bytes_float"),
     *("seconds_calibrate", "seconds_train", "seconds_evaluate"),
     *("device", "kernels", "torch", "commit", "rounding", "granularity", "ends_bit", "bn", "add"),
     *("quantize_input", "n_calibrate", "weights"),

@@ -67,7 +67,24 @@ def width(row: Mapping[str, Any]) -> str:
     if row.get("layer_wbit") == PLAN and not is_number(row.get("mean_wbit")):
         return asked(row)
     w, a = bits(row.get("layer_wbit"), row.get("mean_wbit")), bits(row.get("layer_abit"), row.get("mean_abit"))
-    return f"W{w}A{a}"
+    share = partly(row)
+    return f"W{w}A{a} on {share}" if share else f"W{w}A{a}"
+
+
+def partly(row: Mapping[str, Any]) -> str:
+    """Returns the share of products that a point quantizes, `""` where that is all of them or not known."""
+    share = row.get("quantized_macs")
+    return percent(share) if is_number(share) and float(share) < 100 else ""
+
+
+def percent(share: float) -> str:
+    """Returns a share in percent, rounded down so that only everything is `100 %`: `97 %`, `99.95 %`.
+
+    >>> percent(40.66), percent(99.957), percent(100), percent(0.2)
+    ('40 %', '99.95 %', '100 %', '0.2 %')
+    """
+    digits = 2 if share > 99 or share < 1 else 0
+    return f"{number(math.floor(share * 10**digits) / 10**digits, 6)} %"
 
 
 def asked(row: Mapping[str, Any]) -> str:

@@ -19,7 +19,7 @@ from qexp.data.contract import DataSet
 from qexp.errors import QexpError
 from qexp.integer import caq_files, onnx_file, package, torch_file
 from qexp.integer.fast import Fast
-from qexp.integer.lowering import Lowered
+from qexp.integer.lowered import Lowered
 from qexp.layers.swap import baked_weights, evaluating
 from qexp.statistics.collectors import MaxMap
 

@@ -13,7 +13,8 @@ from qexp.integer.accumulator import study
 from qexp.integer.arithmetic import FLOAT32
 from qexp.integer.ends import preprocessing
 from qexp.integer.files import load, save, to_json
-from qexp.integer.lowering import Lowered, lower
+from qexp.integer.lowered import Lowered
+from qexp.integer.lowering import lower
 from qexp.integer.simulate import integer_rounding
 from qexp.integer.verify import Verdict, verify
 from qexp.layers.swap import baked_weights

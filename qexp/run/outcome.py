@@ -19,7 +19,7 @@ from qexp.analysis.tensor_errors import Measures
 from qexp.calibration.memory_cache import weight_stats
 from qexp.calibration.site_stats import Calibration
 from qexp.layers.quantized import WEIGHTED, float_class, quantizers, weight_of
-from qexp.network.cost import cost, layer_costs
+from qexp.network.cost import cost, layer_costs, quantized_macs
 from qexp.network.facts import Facts
 from qexp.network.hardware_cost import hardware
 from qexp.recipe import Plan
@@ -45,17 +45,23 @@ def line(metrics: dict[str, Any]) -> str:
         drop = round(metrics["drop"], 2)
         against = wording.reference(metrics)
         text += f", {abs(drop):.2f} points {'below' if drop >= 0 else 'above'} {against} {metrics['value_float']:.2f} %"
-    return text
+    share = wording.partly(metrics)
+    return f"{text}; {share} of the products are quantized" if share else text
 
 
-def plan_line(plan: Plan, facts: Facts) -> str:
-    """Returns the resolved plan in one line."""
+def plan_line(plan: Plan, facts: Facts, model: nn.Module) -> str:
+    """Returns the resolved plan in one line: how many quantizers, where, and which products stay in float."""
     head = f"plan: {sum(e.spec is not None for e in plan)} quantizers on {len({e.layer for e in plan})} layers"
-    return f"{head}; first layer {facts.first}, last {facts.last}"
+    head = f"{head}; first layer {facts.first or 'none'}, last {facts.last or 'none'}"
+    share, left = quantized_macs(layer_costs(model, facts), facts.products, plan.bits("weight"), plan.bits("input"))
+    if not left or not any(e.spec is not None for e in plan):
+        return head
+    names = ", ".join(left[:4]) + (f" and {len(left) - 4} more" if len(left) > 4 else "")
+    return f"{head}; {wording.percent(share)} of the products are quantized, in float stay {names}"
 
 
-def plan_summary(plan: Plan, facts: Facts) -> str:
-    """Returns the resolved plan as a table, one row a layer: what its weight and input carry, and who decided."""
+def plan_summary(plan: Plan, facts: Facts, model: nn.Module) -> str:
+    """Returns the resolved plan as a table, one row per layer: what its weight and input carry, and which rule decided."""
     frame = plan.frame()
     rows = []
     for layer, part in frame.groupby("layer", sort=False):
@@ -66,7 +72,7 @@ def plan_summary(plan: Plan, facts: Facts) -> str:
             what = "float" if c.quantizer == "float" else f"{c.quantizer}/{c.granularity} {c.range}".strip()
             text.append(f"{site} {c.bits}b {what} <- {c.rule}")
         rows.append(f"  {layer:<28} " + "; ".join(text))
-    return "\n".join([plan_line(plan, facts), *rows])
+    return "\n".join([plan_line(plan, facts, model), *rows])
 
 
 def metrics(run: Experiment) -> dict[str, Any]:
@@ -81,7 +87,8 @@ def metrics(run: Experiment) -> dict[str, Any]:
     )
     seconds = run.seconds
     layers = layer_costs(model, facts)
-    price = cost(layers, plan.bits("weight"), plan.bits("input"), run.params)
+    price = cost(layers, plan.bits("weight"), plan.bits("input"), run.params, facts.products)
+    share, _ = quantized_macs(layers, facts.products, plan.bits("weight"), plan.bits("input"))
     value, value_float = 100 * score.value, 100 * reference.value if reference else None
     carried = {e.by for e in plan}
     first_input = next((e for e in plan if e.layer == facts.first and e.site == "input"), None)
@@ -109,6 +116,7 @@ def metrics(run: Experiment) -> dict[str, Any]:
         "n_eval": score.n,
         "params": price.params,
         "macs": price.macs,
+        "quantized_macs": round(share, 4) if any(e.spec is not None for e in plan) else None,
         "bops": price.bops,
         "weight_bytes": price.weight_bytes,
         "weight_bytes_float": price.weight_bytes_float,
@@ -230,7 +238,7 @@ def left_float(model: nn.Module, plan: Plan, facts: Facts) -> list[str]:
     carried = {e.layer for e in plan if e.spec is not None}
     skip = (*WEIGHTED, nn.ReLU, nn.ReLU6, nn.MaxPool2d)
     names += [n for n in facts.order if n not in carried and not issubclass(float_class(model.get_submodule(n)), skip)]
-    return names
+    return [*names, *facts.products]
 
 
 def histograms(model: nn.Module, seen: Calibration) -> list[dict[str, Any]]:

@@ -179,7 +179,7 @@ def check_recipe(settings: Settings, data: DataSet) -> None:
     model = float_network.build(settings, data)
     make_permanent(model, data.example())
     found = facts(model, data.example())
-    if settings.bn == "fold" and (found.bn_of or found.trace_error):
+    if settings.bn == "fold" and found.bn_of:
         fold_bn(model, found)
         found = facts(model, data.example())
     plan = resolve(model, found, recipe(settings))
@@ -216,7 +216,14 @@ def fold(run: Experiment) -> None:
         QexpError: The network does not compute the same afterwards.
     """
     found, context = run.facts, run.context
-    if run.settings.bn == "fold" and (found.bn_of or found.trace_error):
+    if found.trace_error:
+        log.warning(
+            "%s has no graph (%s); it is quantized layer by layer, without what needs one: folding of batch norms, equalization, "
+            "ranges that know of a ReLU, evaluation in fewer passes, an integer program",
+            type(run.model).__name__,
+            found.trace_error,
+        )
+    if run.settings.bn == "fold" and found.bn_of:
         with unchanged(run.model, run.images[0], "bn=fold"):
             context.folded = fold_bn(run.model, found)
         log.info("batch norm folded into %d convolutions", len(context.folded))
@@ -244,7 +251,7 @@ def attach(run: Experiment) -> None:
     words = (
         outcome.plan_line if run.settings.in_sweep else outcome.plan_summary
     )  # a sweep's plans are in each point's layers.csv
-    log.info("%s", words(run.plan, run.facts))
+    log.info("%s", words(run.plan, run.facts, run.model))
     apply(run.model, run.plan, run.facts)
 
 

@@ -163,8 +163,9 @@ def _config(folder: Path) -> Mapping[str, Any]:
 
 def _fold(model: nn.Module, settings: Settings, about: dict[str, Any], example: Tensor) -> None:
     """Folds batch norms as the run folded them, in place, and compares the tensors with those the run started from."""
-    if settings.bn == "fold":
-        fold_bn(model, facts(model, example))
+    found = facts(model, example)
+    if settings.bn == "fold" and found.bn_of:
+        fold_bn(model, found)
     state = model.state_dict()
     changed = [name for name, value in about["kept"].items() if name not in state or digest(state[name]) != value]
     if changed:

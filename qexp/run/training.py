@@ -308,7 +308,7 @@ def evaluate(model: nn.Module, data: DataSet, settings: Settings, phase: str, fo
         return spread(settings, _evaluate_share, data, model, settings, phase, folder)
     trainer = make_trainer(settings, phase, folder, enable_checkpointing=False)
     start = time.perf_counter()
-    with baked_weights(model), lean(model), interruptible(trainer):
+    with baked_weights(model), lean(model, data.example()), interruptible(trainer):
         trainer.test(module, datamodule=data, verbose=False)
     return module.score(), time.perf_counter() - start
 

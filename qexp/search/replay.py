@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -74,10 +75,7 @@ def bytes_an_image(facts: Facts) -> int:
     total = 0
     for sites in facts.shapes.values():
         shape = sites.get("output", (1,))
-        elements = 1
-        for size in shape[1:]:
-            elements *= size
-        total += 4 * elements
+        total += 4 * math.prod(shape) // facts.images
     return total
 
 

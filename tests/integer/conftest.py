@@ -12,7 +12,8 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from qexp.calibration.calibrate import calibrate
-from qexp.integer.lowering import Lowered, lower
+from qexp.integer.lowered import Lowered
+from qexp.integer.lowering import lower
 from qexp.network.facts import facts
 from qexp.passes.base import Moment
 from qexp.passes.clear_sums import ClearSums

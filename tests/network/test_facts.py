@@ -6,7 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from qexp.network.facts import facts, trace
+from qexp.network.facts import facts
+from qexp.network.recorder import record
+
+X = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
 
 
 class Counting(nn.Module):
@@ -14,7 +17,7 @@ class Counting(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.conv, self.act, self.calls = nn.Conv2d(3, 4, 1), nn.ReLU(), 0
+        self.conv, self.act, self.calls = nn.Conv2d(3, 3, 1), nn.ReLU(), 0
         self.register_buffer("counted", torch.zeros(()))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -50,9 +53,9 @@ def test_a_model_that_sets_attributes_is_left_as_it_was(make, paths):
     blocks = [model.get_submodule(path) for path in paths]
     blocks[1].conv.eval()  # a frozen layer
     before = [(m, m.training) for m in model.modules()]
-    graph, error = trace(model)
-    assert error == ""
-    assert [n.target for n in graph.nodes if n.op == "call_module"] == [
+    seen = record(model, X)
+    assert seen.error == ""
+    assert [s.module for s in seen.graph.steps if s.module] == [
         f"{path}.{layer}" for path in paths for layer in ("conv", "act")
     ]
     assert all(m.calls == m.counted == 0 and not hasattr(m, "seen") for m in blocks)
@@ -65,8 +68,8 @@ def test_layers_and_weights_are_not_copied():
             raise AssertionError("copied")
 
     Precious.__module__ = "torch.nn.modules.conv"  # a leaf, as all that torch brings along
-    graph, error = trace(nn.Sequential(Precious(3, 4, 1), nn.ReLU()))
-    assert error == "" and len(graph.nodes) == 4
+    seen = record(nn.Sequential(Precious(3, 4, 1), nn.ReLU()), X)
+    assert seen.error == "" and [s.name for s in seen.graph.steps] == ["input", "0", "1", "output"]
 
 
 def test_why_a_network_has_no_graph():
@@ -75,8 +78,8 @@ def test_why_a_network_has_no_graph():
             return x if x.sum() > 0 else -x
 
     model = Branching().train()
-    graph, error = trace(model)
-    assert graph is None and "TraceError" in error and model.training
+    seen = record(model, X)
+    assert seen.graph is None and "which calls are made depends on the images" in seen.error and model.training
 
 
 def test_a_layer_called_twice_goes_into_a_relu_only_if_both_calls_do():

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from torch import nn
 
 from qexp.integer.layers.activations import relu, relu6, table
-from qexp.integer.layers.calls import flatten_call, passed_call, relu6_call, relu_call, size_call, view_call
+from qexp.integer.layers.calls import flatten_call, passed_call, relu6_call, relu_call, view_call
 from qexp.integer.layers.joins import add, concat, flatten, passed, strided_pad
 from qexp.integer.layers.norms import batch_norm
 from qexp.integer.layers.pools import adaptive_pool, average_pool, max_pool
@@ -39,20 +38,14 @@ LAYERS: dict[type[nn.Module], Callable] = {
 }
 
 
-FUNCTIONS: dict[Callable, Callable] = {
-    torch.flatten: flatten_call,
-    torch.relu: relu_call,
-    torch.nn.functional.relu: relu_call,
-    torch.nn.functional.relu6: relu6_call,
-    torch.nn.functional.dropout: passed_call,
-}
-
-
-METHODS: dict[str, Callable] = {
+# functions and methods by name: torch.relu, F.relu and Tensor.relu do one thing
+FUNCTIONS: dict[str, Callable] = {
     "flatten": flatten_call,
     "view": view_call,
     "reshape": view_call,
-    "size": size_call,
     "contiguous": passed_call,
+    "dropout": passed_call,
     "relu": relu_call,
+    "relu_": relu_call,
+    "relu6": relu6_call,
 }

@@ -8,30 +8,32 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from torch import fx, nn
+from torch import nn
 
 from qexp.integer.arithmetic import nearest, width
 from qexp.integer.grids import Grid, activation_grid, cannot
-from qexp.integer.lowering import Site, Walk
+from qexp.integer.lowered import Site
 from qexp.integer.program import Clamp, Lookup
 from qexp.integer.values import ZERO, Value
+from qexp.integer.walk import Walk
 from qexp.layers.quantized import QUANTIZED, Quantized
 from qexp.layers.swap import quantizers_off
+from qexp.network.graph import Step
 from qexp.quantizers.base import Quantizer
 
 TABLE_BITS = 16
 
 
-def relu(walk: Walk, node: fx.Node, name: str, layer: nn.Module | None, x: Value, top: float = math.inf) -> Value:
+def relu(walk: Walk, step: Step, name: str, layer: nn.Module | None, x: Value, top: float = math.inf) -> Value:
     """A ReLU is a clamp of codes."""
     x = walk.integers(walk.site(name, layer, "input", x), name)
     y = _clamp(walk, name, x, top)
     return walk.site(name, layer, "output", y)
 
 
-def relu6(walk: Walk, node: fx.Node, name: str, layer: nn.Module | None, x: Value) -> Value:
+def relu6(walk: Walk, step: Step, name: str, layer: nn.Module | None, x: Value) -> Value:
     """A ReLU6 clamps at the code nearest to 6, too."""
-    return relu(walk, node, name, layer, x, 6.0)
+    return relu(walk, step, name, layer, x, 6.0)
 
 
 def _clamp(walk: Walk, name: str, x: Value, top: float) -> Value:
@@ -47,7 +49,7 @@ def _clamp(walk: Walk, name: str, x: Value, top: float) -> Value:
     return walk.writer.emit(op, replace(x, tensor=op.output, low=least, high=most))
 
 
-def table(walk: Walk, node: fx.Node, name: str, layer: nn.Module, x: Value) -> Value:
+def table(walk: Walk, step: Step, name: str, layer: nn.Module, x: Value) -> Value:
     """Any other activation: a table with one entry for each code of its input, rounded half up to the result's grid."""
     x = walk.integers(walk.site(name, layer, "input", x), name)
     if not x.even or x.zero.size > 1 or width(x.low, x.high) > TABLE_BITS:

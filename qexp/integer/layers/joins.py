@@ -6,23 +6,24 @@ import math
 from dataclasses import replace
 
 import numpy as np
-from torch import fx, nn
+from torch import nn
 
 from qexp.integer.grids import cannot
-from qexp.integer.lowering import Walk
 from qexp.integer.program import Concat, Flatten, StridedPad
 from qexp.integer.values import ZERO, Value
+from qexp.integer.walk import Walk
 from qexp.models import modules
+from qexp.network.graph import Step
 
 
-def add(walk: Walk, node: fx.Node, name: str, layer: nn.Module, *xs: Value) -> Value:
+def add(walk: Walk, step: Step, name: str, layer: nn.Module, *xs: Value) -> Value:
     """A residual add: operands are brought to power-of-two steps, unless they are on one grid."""
     xs = [walk.integers(walk.site(name, layer, f"input.{i}", x), name) for i, x in enumerate(xs)]
     xs = walk.settle(list(xs), name, [f"input.{i}" for i in range(len(xs))])
     return walk.site(name, layer, "output", walk.writer.add(xs, name))
 
 
-def concat(walk: Walk, node: fx.Node, name: str, layer: modules.Concat, *xs: Value) -> Value:
+def concat(walk: Walk, step: Step, name: str, layer: modules.Concat, *xs: Value) -> Value:
     """A concatenation: steps may differ from channel to channel until the next quantizer, zero points may not."""
     xs = [walk.integers(x, name) for x in xs]
     if layer.dim != 1 or any(int(np.abs(x.zero).max()) for x in xs):
@@ -40,13 +41,13 @@ def concat(walk: Walk, node: fx.Node, name: str, layer: modules.Concat, *xs: Val
 
 
 def _side_by_side(xs: list[Value], parts: list[np.ndarray | None]) -> np.ndarray | None:
-    """Returns one number a channel of all operands, None where one of them has none."""
+    """Returns one number per channel of all operands, None where one of them has none."""
     if any(part is None for part in parts):
         return None
     return np.concatenate([np.broadcast_to(part, (x.shape[0],)) for x, part in zip(xs, parts)])
 
 
-def strided_pad(walk: Walk, node: fx.Node, name: str, layer: modules.StridedPad, x: Value) -> Value:
+def strided_pad(walk: Walk, step: Step, name: str, layer: modules.StridedPad, x: Value) -> Value:
     """The parameter-free shortcut: new channels hold zero."""
     x = walk.integers(x, name)
     if x.unit.size > 1 or x.zero.size > 1:
@@ -65,7 +66,7 @@ def strided_pad(walk: Walk, node: fx.Node, name: str, layer: modules.StridedPad,
     return walk.writer.emit(op, Value(op.output, x.unit, x.zero, low, high, shape))
 
 
-def flatten(walk: Walk, node: fx.Node, name: str, layer: nn.Module | None, x: Value) -> Value:
+def flatten(walk: Walk, step: Step, name: str, layer: nn.Module | None, x: Value) -> Value:
     """Maps become features; a unit a channel becomes one a feature."""
     if len(x.shape) == 1:
         return x
@@ -79,6 +80,6 @@ def flatten(walk: Walk, node: fx.Node, name: str, layer: nn.Module | None, x: Va
     return walk.writer.emit(op, replace(x, tensor=op.output, shape=(size,), **spread))
 
 
-def passed(walk: Walk, node: fx.Node, name: str, layer: nn.Module, x: Value) -> Value:
+def passed(walk: Walk, step: Step, name: str, layer: nn.Module, x: Value) -> Value:
     """What does nothing in evaluation."""
     return x

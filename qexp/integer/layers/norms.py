@@ -6,20 +6,21 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from torch import fx, nn
+from torch import nn
 
 from qexp.integer.arithmetic import nearest
 from qexp.integer.grids import cannot
 from qexp.integer.layers.weighted import raised, result_range, room
-from qexp.integer.lowering import Walk
 from qexp.integer.program import Conv, Linear, Requantize
 from qexp.integer.values import ZERO, Value
+from qexp.integer.walk import Walk
 from qexp.layers.integer_bn import IntegerBatchNorm2d, bn_constants
 from qexp.layers.quantized import Quantized
+from qexp.network.graph import Step
 from qexp.quantizers.base import Quantizer
 
 
-def batch_norm(walk: Walk, node: fx.Node, name: str, layer: nn.BatchNorm2d, x: Value) -> Value:
+def batch_norm(walk: Walk, step: Step, name: str, layer: nn.BatchNorm2d, x: Value) -> Value:
     """A batch norm that was not folded: absorbed by the accumulator before it, else a factor a channel of its own."""
     x = walk.integers(walk.site(name, layer, "input", x), name)
     if isinstance(layer, IntegerBatchNorm2d):
@@ -37,7 +38,7 @@ def batch_norm(walk: Walk, node: fx.Node, name: str, layer: nn.BatchNorm2d, x: V
     summand = constants["bias"] - gain * constants["running_mean"]
     channels = len(gain)
     op = walk.writer.maker(x)
-    own = isinstance(op, Conv | Linear) and not op.unit and walk.sole_user(node) and not _sited(walk, x)
+    own = isinstance(op, Conv | Linear) and not op.unit and walk.sole_user(step) and not _sited(walk, x)
     source = walk.writer.value(op.inputs[0]) if own else x
     groups = getattr(op, "groups", 1) if own else channels
     weight, align = (op.weight, op.align) if own else (np.ones((channels, 1, 1, 1), np.int64), 0)

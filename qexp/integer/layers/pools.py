@@ -5,16 +5,18 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-from torch import fx, nn
+from torch import nn
 
 from qexp.integer.grids import cannot
 from qexp.integer.layers.shapes import pair, windows
-from qexp.integer.lowering import Site, Walk
+from qexp.integer.lowered import Site
 from qexp.integer.program import MaxPool, SumPool
 from qexp.integer.values import ZERO, Value
+from qexp.integer.walk import Walk
+from qexp.network.graph import Step
 
 
-def max_pool(walk: Walk, node: fx.Node, name: str, layer: nn.MaxPool2d, x: Value) -> Value:
+def max_pool(walk: Walk, step: Step, name: str, layer: nn.MaxPool2d, x: Value) -> Value:
     """The greatest code is the code of the greatest value."""
     x = walk.integers(walk.site(name, layer, "input", x), name)
     window, padding, dilation = pair(layer.kernel_size), pair(layer.padding), pair(layer.dilation)
@@ -34,7 +36,7 @@ def max_pool(walk: Walk, node: fx.Node, name: str, layer: nn.MaxPool2d, x: Value
     return walk.site(name, layer, "output", y)
 
 
-def average_pool(walk: Walk, node: fx.Node, name: str, layer: nn.AvgPool2d, x: Value) -> Value:
+def average_pool(walk: Walk, step: Step, name: str, layer: nn.AvgPool2d, x: Value) -> Value:
     """An average is a sum whose unit is smaller."""
     if layer.ceil_mode or layer.divisor_override or (any(pair(layer.padding)) and not layer.count_include_pad):
         raise cannot(
@@ -43,7 +45,7 @@ def average_pool(walk: Walk, node: fx.Node, name: str, layer: nn.AvgPool2d, x: V
     return _sum_pool(walk, name, layer, x, pair(layer.kernel_size), pair(layer.stride), pair(layer.padding))
 
 
-def adaptive_pool(walk: Walk, node: fx.Node, name: str, layer: nn.AdaptiveAvgPool2d, x: Value) -> Value:
+def adaptive_pool(walk: Walk, step: Step, name: str, layer: nn.AdaptiveAvgPool2d, x: Value) -> Value:
     """An average over windows of one size."""
     want = [w if w is not None else n for w, n in zip(pair(layer.output_size), x.shape[1:])]
     if any(n % w for n, w in zip(x.shape[1:], want)):

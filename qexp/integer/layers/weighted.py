@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-from torch import fx, nn
+from torch import nn
 
 from qexp.integer import families
 from qexp.integer.arithmetic import nearest, width
@@ -13,10 +13,11 @@ from qexp.integer.bounds import by_output
 from qexp.integer.grids import activation_grid, cannot, integer_weight, is_power_of_two
 from qexp.integer.hardware import winograd
 from qexp.integer.layers.shapes import pair, windows
-from qexp.integer.lowering import Walk
 from qexp.integer.program import Conv, Linear
 from qexp.integer.values import ZERO, Value
+from qexp.integer.walk import Walk
 from qexp.layers.quantized import Quantized
+from qexp.network.graph import Step
 from qexp.quantizers.accumulator_bias import MOST, AccumulatorBias
 from qexp.quantizers.base import Quantizer
 
@@ -25,7 +26,7 @@ BIAS_BITS = (8, 16)
 MOST_ALIGN = 24  # for a bias on power-of-two steps of its own
 
 
-def weighted(walk: Walk, node: fx.Node, name: str, layer: nn.Module, x: Value) -> Value:
+def weighted(walk: Walk, step: Step, name: str, layer: nn.Module, x: Value) -> Value:
     """A convolution or linear layer: integer weights, a bias in units of the accumulator."""
     x = walk.integers(walk.site(name, layer, "input", x), name)
     quantizer = getattr(layer, "weight_quantizer", None)

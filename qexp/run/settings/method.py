@@ -11,6 +11,7 @@ from qexp.errors import QexpError
 from qexp.run.settings.checks import (
     Spec,
     mapping,
+    none_or,
     text,
 )
 from qexp.system.objects import TARGET

@@ -1,0 +1,46 @@
+"""An integer program with what ties it to the network it was read from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from qexp.integer.program import IntegerProgram, Requantize
+from qexp.integer.values import Value
+
+
+@dataclass(frozen=True)
+class Site:
+    """What happens at a tensor of a layer, for those who simulate it: a float `x` becomes codes of `tensor`.
+
+    Attributes:
+        tensor: The program's tensor that holds the codes.
+        arriving: The value before: `x = (code - zero) * unit`; None for images, which the quantizer itself encodes.
+        op: The requantization; None where the tensor is on its grid already.
+        leaving: The value after.
+        quantized: Whether the network has a quantizer there; otherwise the tensor is float in the ordinary simulation.
+    """
+
+    tensor: str
+    arriving: Value | None
+    op: Requantize | None
+    leaving: Value
+    quantized: bool
+
+
+@dataclass
+class Lowered:
+    """A program, and how the network it was read from computes the same numbers.
+
+    Attributes:
+        program: The operations.
+        sites: By (layer, site), what happens to activations; the layer `""` is the network's result.
+        constants: By layer and site, the real values (float64) of weights, biases and statistics that the integers stand for.
+        steps: By layer, the real value of an integer weight of 1, `[O]`.
+    """
+
+    program: IntegerProgram
+    sites: dict[tuple[str, str], Site] = field(default_factory=dict)
+    constants: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
+    steps: dict[str, np.ndarray] = field(default_factory=dict)

@@ -1,0 +1,153 @@
+"""A walk over the steps of a recorded network: each tensor gets its integers, by rules that are handed in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from qexp.integer.grids import Grid, activation_grid, cannot
+from qexp.integer.lowered import Lowered, Site
+from qexp.integer.values import Value, Writer
+from qexp.layers.quantized import Quantized, float_class
+from qexp.network.graph import Ref, Step
+from qexp.quantizers.base import Quantizer
+
+FLOAT_INPUT = "add deploy=integer, which puts quantizers where integers need them, or name one with a rule"
+
+
+class Walk:
+    """Visits the steps of a recorded network.
+
+    Args:
+        model: The network.
+        example: Images `[N, C, H, W]`, for the shapes.
+        layers: What each type of layer becomes: a function `(walk, step, name, layer, *values) -> value`.
+        functions: What each function or method becomes, by name: `(walk, step, name) -> value`.
+        as_runtimes: Requantize results of layers in float32, as 8-bit runtimes do.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        example: Tensor,
+        layers: dict[type[nn.Module], Callable[..., Value]],
+        functions: dict[str, Callable[..., Value]],
+        as_runtimes: bool = False,
+    ) -> None:
+        self.model, self.writer = model, Writer(as_runtimes)
+        self.layers, self.functions = layers, functions
+        self.lowered = Lowered(self.writer.program)
+        self.values: dict[Step, Value] = {}
+        self.calls: set[str] = set()
+        self.image = Value("", np.ones(1), np.zeros(1, np.int64), 0, 0, tuple(example.shape[1:]))
+
+    def visit(self, step: Step) -> None:
+        """Writes the operations of one step."""
+        if step.op == "input":
+            self.values[step] = self.image
+        elif step.op == "output":
+            self._finish(step.args[0])
+        elif step.op == "module":
+            layer = self.model.get_submodule(step.module)
+            rule = _of(self.layers, layer)
+            if rule is None:
+                raise cannot(step.module, f"{float_class(layer).__name__} has no integer form", _known(self.layers))
+            if isinstance(layer, Quantized) and step.module in self.calls:
+                raise cannot(step.module, "it runs more than once", "give each call a module of its own")
+            self.calls.add(step.module)
+            given = (*step.args, *step.kwargs.values())
+            if len(given) != len(step.operands):
+                odd = next(a for a in given if not isinstance(a, Ref))
+                raise cannot(step.module, f"its argument {odd!r} is no tensor", "call layers with tensors alone")
+            args = [self.operand(ref, step.module) for ref in step.operands]
+            self.values[step] = rule(self, step, step.module, layer, *args)
+        else:
+            if step.function not in self.functions:
+                hint = "write the sum as a module (qexp.models.modules.Add)" if step.function in _SUMS else None
+                raise cannot(
+                    step.name, f"the function {step.function} has no integer form", hint or _known(self.layers)
+                )
+            self.values[step] = self.functions[step.function](self, step, step.name)
+
+    def operand(self, ref: Ref, where: str) -> Value:
+        """Returns the value of a tensor that a step reads."""
+        if ref.step not in self.values or ref.index:
+            raise cannot(where, f"it reads a tensor of {ref.step.name} that has no integer form", "make it a layer")
+        return self.values[ref.step]
+
+    def first(self, step: Step) -> Value:
+        """Returns the value of the first tensor that a function reads."""
+        return self.operand(step.operands[0], step.name)
+
+    def sole_user(self, step: Step) -> bool:
+        """Whether only this step reads the tensor of its argument, under whatever name."""
+        tensor = self.values[step.operands[0].step].tensor
+        same = {n for n, value in self.values.items() if value.tensor == tensor}
+        return {user for n in same for user in n.users} - same == {step}
+
+    def site(self, name: str, layer: nn.Module, site: str, value: Value) -> Value:
+        """Returns the value after the quantizer on a site of a layer, if there is one."""
+        quantizer = layer.site(site) if isinstance(layer, Quantized) and site in layer.sites else None
+        if not isinstance(quantizer, Quantizer):
+            return value
+        where = f"{name}.{site}"
+        grid = activation_grid(quantizer, where)
+        if not value.tensor:
+            return self._encode(where, (name, site), grid, value)
+        new, op = self.writer.requantize(value, grid, name, where)
+        self.lowered.sites[name, site] = Site(new.tensor, value, op, new, quantized=True)
+        return new
+
+    def _encode(self, where: str, key: tuple[str, str], grid: Grid, value: Value) -> Value:
+        program = self.writer.program
+        if program.input:
+            held = program.tensors[program.input]
+            if not (np.array_equal(held.unit, grid.scale) and np.array_equal(held.zero_point, grid.zero)):
+                raise cannot(
+                    where,
+                    f"the images have another grid at {program.input}",
+                    "let both share one quantizer (share: NAME)",
+                )
+            new = Value(program.input, grid.scale, grid.zero, grid.low, grid.high, value.shape)
+        else:
+            new = self.writer.declare(Value(where, grid.scale, grid.zero, grid.low, grid.high, value.shape))
+            program.input, program.rounding = where, grid.rounding
+        self.lowered.sites[key] = Site(new.tensor, None, None, new, quantized=True)
+        return new
+
+    def integers(self, value: Value, where: str) -> Value:
+        """Returns the value, after checking that it has codes: images have none before their quantizer."""
+        if not value.tensor:
+            raise cannot(where, "the images arrive as floats", FLOAT_INPUT)
+        return value
+
+    def settle(self, values: list[Value], name: str, sites: list[str]) -> list[Value]:
+        """Returns values on power-of-two steps that can be added or compared; those that are float in the simulation are moved there."""
+        new, ops = self.writer.settle(values, name, f"{name}.sum" if name else "scores")
+        for before, after, op, site in zip(values, new, ops, sites):
+            if op is not None:
+                self.lowered.sites[name, f"{site} (wide)"] = Site(after.tensor, before, op, after, quantized=False)
+        return new
+
+    def _finish(self, result: Any) -> None:
+        if not isinstance(result, Ref):
+            raise cannot("the network", "its result is no single tensor", "lower a classifier")
+        value = self.integers(self.operand(result, "the network's result"), "the network's result")
+        if not value.even:
+            (value,) = self.settle([value], "", ["output"])
+        self.writer.program.output = value.tensor
+
+
+def _of(rules: dict[type, Callable], layer: nn.Module) -> Callable | None:
+    kind = float_class(layer)
+    return rules.get(type(layer)) or next((rules[c] for c in kind.__mro__ if c in rules), None)
+
+
+def _known(rules: dict[type, Callable]) -> str:
+    return f"known are {', '.join(sorted({k.__name__ for k in rules}))}"
+
+
+_SUMS = {"__add__", "__iadd__", "__radd__", "add", "add_"}

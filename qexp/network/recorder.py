@@ -1,0 +1,430 @@
+"""The graph of a network, written down while the network runs, and proved by replaying it on other images.
+
+One run under a torch-function mode records every leaf module and every functional call with the tensors between them, so that any
+argument, default, keyword, dictionary or `isinstance` is what it was in the run. A second run, on other images and more of them, has to
+make the same calls with the same constants (a number that follows the batch size is known as such), and replaying the records on its
+images has to give its result to the bit. Where one of these fails there is no graph, and why is kept.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from qexp.layers.quantized import GRADIENT, QUANTIZED, WEIGHTED, float_class
+from qexp.layers.swap import evaluating, quantizers_off
+from qexp.models.modules import Add, Concat
+from qexp.network.graph import Graph, Ref, Step, mapped, same, tensors
+from qexp.network.two_runs import Refused, merge
+from qexp.network.unreachable_weights import Products
+
+# values of tensors that become numbers of Python, which may steer what is called
+_READS = {
+    "item",
+    "tolist",
+    "__bool__",
+    "__float__",
+    "__int__",
+    "__index__",
+    "__complex__",
+    "numpy",
+    "equal",
+    "allclose",
+}
+_READS |= {"is_nonzero", "__array__", "__contains__"}
+_SITES = ("weight", "bias", "running_mean", "running_var")
+_VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+@dataclass
+class Recording:
+    """What a run of the network showed.
+
+    Attributes:
+        graph: The steps, proved; None where they are not the network.
+        error: Why there is no graph; empty if there is one.
+        images: How many images the shapes are of.
+        shapes: Of each layer that can carry quantizers the shapes of its sites, call by call, in order of their first calls.
+        products: Which products were computed outside the layers of known types.
+    """
+
+    graph: Graph | None
+    error: str
+    images: int
+    shapes: dict[str, tuple[Shapes, ...]]
+    products: Products
+
+
+@torch.no_grad()
+def record(model: nn.Module, example: Tensor, leaves: tuple[type[nn.Module], ...] = ()) -> Recording:
+    """Returns what a run of the float network in evaluation mode shows; the model is left as it was.
+
+    What runs is a copy of the modules on the way to the leaves, and of their buffers: a forward may set and change them. Leaves, their
+    quantizers and all parameters are shared.
+
+    Args:
+        model: The network; quantizers it carries are off meanwhile.
+        example: Images `[N, ...]`. The network runs on the first two (one is joined by its mirror image), since one alone may lose its
+            batch dimension on the way, and on three others made of them.
+        leaves: Types of modules that are leaves beside layers that can carry quantizers, sums, concatenations and torch's own.
+    """
+    with evaluating(model), quantizers_off(model), torch.random.fork_rng(devices=[]):
+        images = several(example)
+        run = _Run(_copied(model, leaves), leaves)
+        try:
+            result = run(images)
+        except Exception:  # a network that runs, but not while being watched (or not on two images), still has shapes
+            return _unwatched(model, images, example, leaves)
+        graph, error = None, ""
+        try:
+            graph = _proved(model, run, result, images, leaves)
+        except Refused as reason:
+            error = str(reason)
+        except Exception as reason:  # whatever a foreign model's forward raises on other images
+            error = f"{type(reason).__name__}: {reason}".splitlines()[0]
+        return Recording(graph, error, len(images), run.shapes, run.products)
+
+
+def _proved(model: nn.Module, run: _Run, result: Any, images: Tensor, leaves: tuple[type[nn.Module], ...]) -> Graph:
+    """Returns the graph of a run, after a second run on other images and its replay."""
+    others = other_images(images)
+    second = _Run(_copied(model, leaves), leaves)
+    expected = second(others)
+    merge(run.steps, second.steps, len(images), len(others))
+    graph = Graph(run.steps)
+    try:
+        with _Nothing():  # attention computes otherwise where nobody watches
+            equal = same(graph.replay(others), expected)
+    except Exception:  # calls that do not fit other images
+        equal = False
+    if not equal:
+        read = f"; values of tensors are read in {', '.join(dict.fromkeys(run.reads))}" if run.reads else ""
+        raise Refused(f"replaying the calls of one run on other images gives another result{read}")
+    if run.reads:  # what is decided by values may be decided otherwise for unusual ones
+        for scale in (0.0, -4.0, 25.0):
+            third = _Run(_copied(model, leaves), leaves)
+            try:
+                third(images * scale if images.is_floating_point() else images * 0)
+            except Exception:
+                continue
+            merge(run.steps, third.steps, len(images), len(images))
+    _finish(graph)
+    return graph
+
+
+def _finish(graph: Graph) -> None:
+    """Notes the readers of each step."""
+    for step in graph.steps:
+        for ref in (*step.operands, *(leaf for leaf in step.changed if isinstance(leaf, Ref))):
+            if step not in ref.step.users:
+                ref.step.users.append(step)
+
+
+def _unwatched(model: nn.Module, images: Tensor, example: Tensor, leaves: tuple[type[nn.Module], ...]) -> Recording:
+    """Runs the network without the mode, for the shapes alone; raises what it raises."""
+    run = _Run(_copied(model, leaves), leaves, watched=False)
+    try:
+        run(images)
+    except Exception:  # on two images it does not run at all
+        run = _Run(_copied(model, leaves), leaves)
+        run(example)
+        return Recording(None, "it does not run on two images", len(example), run.shapes, run.products)
+    try:
+        _Run(_copied(model, leaves), leaves)(images)
+        error = "it does not run twice"
+    except Exception as reason:
+        error = f"it does not run while being watched ({type(reason).__name__}: {reason})".splitlines()[0]
+    return Recording(None, error, len(images), run.shapes, run.products)
+
+
+def several(example: Tensor) -> Tensor:
+    """Returns the first two images of an example; one alone is joined by its mirror image."""
+    return example[:2] if len(example) > 1 else torch.cat([example, example.flip(-1)])
+
+
+def other_images(images: Tensor) -> Tensor:
+    """Returns three images of the range of the given ones: noise, a negative, an image upside down."""
+    if not images.is_floating_point():
+        flat = images[:1].flatten()
+        order = torch.randperm(len(flat), generator=torch.Generator().manual_seed(0)).to(flat.device)
+        return torch.cat([flat[order].reshape(images[:1].shape), images[:1].flip(-1), images[-1:].flip(-2)])
+    low, high = float(images.min()), float(images.max())
+    if low == high:
+        low, high = low - 1.0, high + 1.0
+    noise = torch.rand(images[:1].shape, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
+    noise = (low + (high - low) * noise).to(images.device, images.dtype)
+    upside_down = images[-1:].flip(-2) if images.ndim > 2 else images[-1:].flip(-1)
+    return torch.cat([noise, low + high - images[:1], upside_down])
+
+
+def is_leaf(module: nn.Module, leaves: tuple[type[nn.Module], ...] = ()) -> bool:
+    """Whether a module is one step: a layer that can carry quantizers, a sum, a concatenation, what torch brings along."""
+    if float_class(module) in QUANTIZED or isinstance(module, (Add, Concat, torch.jit.ScriptModule, *leaves)):
+        return True
+    return type(module).__module__.startswith("torch.nn") and not isinstance(module, nn.Sequential)
+
+
+def _copied(model: nn.Module, leaves: tuple[type[nn.Module], ...]) -> nn.Module:
+    kept = [m for name, m in model.named_modules() if name and is_leaf(m, leaves) and _computes(m)]
+    try:
+        return copy.deepcopy(model, {id(m): m for m in (*kept, *model.parameters())})
+    except Exception:  # a model that cannot be copied (it holds a lock, a file, a result) runs itself
+        return model
+
+
+def _computes(module: nn.Module) -> bool:
+    """Whether a module can be called; `ModuleList` and the like only hold others."""
+    return isinstance(module, torch.jit.ScriptModule) or type(module).forward is not nn.Module.forward
+
+
+class _Nothing(TorchFunctionMode):
+    """Changes nothing: code that asks whether it is being watched takes the way it took in the recorded run."""
+
+    def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        return func(*args, **(kwargs or {}))
+
+
+class _Mode(TorchFunctionMode):
+    """Gives every functional call to the run."""
+
+    def __init__(self, run: _Run) -> None:
+        super().__init__()
+        self.run = run
+
+    def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        return self.run.called(func, args, kwargs or {})
+
+
+@dataclass
+class _Frame:
+    """A module that is running: its name with the number of the call, and how many functional calls of each kind it has made."""
+
+    module: nn.Module
+    name: str
+    leaf: bool
+    kinds: Counter = field(default_factory=Counter)
+    versions: list[tuple[Tensor, int]] = field(default_factory=list)
+
+
+class _Run:
+    """One run of a network, written down."""
+
+    def __init__(self, model: nn.Module, leaves: tuple[type[nn.Module], ...], watched: bool = True) -> None:
+        self.model, self.leaves, self.watched = model, leaves, watched
+        self.names = {id(m): n for n, m in model.named_modules()}
+        self.steps: list[Step] = []
+        self.shapes: dict[str, tuple[Shapes, ...]] = {}
+        self.reads: list[str] = []
+        self.products = Products(model)
+        self._refs: dict[int, Ref] = {}
+        self._alive: list[Tensor] = []  # ids are reused as soon as a tensor is gone
+        self._shared: dict[int, list[Tensor]] = {}  # by memory, the tensors that lie there
+        self._frames: list[_Frame] = []
+        self._calls: Counter = Counter()
+
+    def __call__(self, images: Tensor) -> Any:
+        images = images.clone()  # a network may write over its input
+        self.steps.append(start := Step("input", "input", "input", depends=True))
+        self._made(images, Ref(start))
+        self.products.image([images])
+        with ExitStack() as stack:
+            stack.enter_context(self._hooks())
+            if self.watched:
+                stack.enter_context(_Mode(self))
+            result = self.model(images)
+        given = mapped(self._ref, result)
+        operands = tuple(self._refs[id(t)] for t in tensors(result) if id(t) in self._refs)
+        self.steps.append(Step("output", "output", "output", None, (given,), {}, operands, depends=True))
+        return mapped(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, result)
+
+    def _ref(self, leaf: Any) -> Any:
+        return self._refs.get(id(leaf), leaf) if isinstance(leaf, Tensor) else leaf
+
+    def _made(self, tensor: Tensor, ref: Ref) -> None:
+        if id(tensor) not in self._refs:
+            self._alive.append(tensor)
+            if where := _memory(tensor):
+                self._shared.setdefault(where, []).append(tensor)
+        self._refs[id(tensor)] = ref
+
+    def called(self, func: Callable, args: tuple, kwargs: dict) -> Any:
+        """Runs a function for the network, and writes the call down."""
+        given = tensors((args, kwargs))
+        versions = [(t, _version(t)) for t in given]
+        out = func(*args, **kwargs)
+        with torch._C.DisableTorchFunction():
+            name, made = _name(func), tensors(out)
+            self._alive.extend(made)
+            self.products.through(given, [*made, *(t for t, version in versions if _version(t) != version)])
+            known = any(float_class(frame.module) in QUANTIZED for frame in self._frames)
+            if not known:
+                self.products.count(name, args, kwargs, out, self._frames[-1].name if self._frames else "")
+            if any(frame.leaf for frame in self._frames):
+                return out
+            if name in _READS and any(map(self.products.is_image, given)):
+                where = self._frames[-1].name if self._frames else ""
+                self.reads.append(f"{where or type(self.model).__name__} ({name})")
+            if made or any(_version(t) != version for t, version in versions):
+                self._add("function", self._numbered(name), name, func, args, kwargs, made, versions)
+        return out
+
+    def _numbered(self, function: str) -> str:
+        frame = self._frames[-1] if self._frames else _Frame(self.model, "", False)
+        kind = _KINDS.get(function, function.strip("_"))
+        count = frame.kinds[kind]
+        frame.kinds[kind] += 1
+        return ".".join(filter(None, (frame.name, kind + (f"_{count}" if count else ""))))
+
+    def _add(
+        self,
+        op: str,
+        name: str,
+        target: str,
+        call: Callable,
+        args: tuple,
+        kwargs: dict,
+        made: list[Tensor],
+        versions: list[tuple[Tensor, int]],
+    ) -> None:
+        given = tensors(_in_order(call, args, kwargs))
+        operands = tuple(self._refs[id(t)] for t in given if id(t) in self._refs)
+        returned = {id(t) for t in made}
+        changed: dict[int, Tensor] = {}
+        for tensor, version in versions:
+            if _version(tensor) != version:  # whoever lies in that memory is another tensor from here on
+                for other in (tensor, *self._shared.get(_memory(tensor), ())):
+                    if id(other) not in returned:
+                        changed[id(other)] = other
+        depends = any(map(self.products.is_image, (*given, *changed.values())))
+        step = Step(
+            op,
+            name,
+            target,
+            call,
+            mapped(self._ref, args),
+            mapped(self._ref, kwargs),
+            operands,
+            tuple(map(self._ref, changed.values())),
+            len(made),
+            depends=depends,
+        )
+        self.steps.append(step)
+        for k, tensor in enumerate((*made, *changed.values())):
+            self._made(tensor, Ref(step, k))
+        if depends:
+            self.products.image([*made, *changed.values()])
+
+    def _before(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        name = self.names[id(module)]
+        inside = any(frame.leaf for frame in self._frames)
+        leaf = bool(name) and is_leaf(module, self.leaves)
+        count = 0
+        if not inside and name:
+            count = self._calls[name]
+            self._calls[name] += 1
+        frame = _Frame(module, name + (f"@{count}" if count else ""), leaf)
+        if leaf and not inside:
+            with torch._C.DisableTorchFunction():
+                frame.versions = [(t, _version(t)) for t in tensors((args, kwargs))]
+        self._frames.append(frame)
+
+    def _after(self, module: nn.Module, args: tuple, kwargs: dict, out: Any) -> None:
+        while (frame := self._frames.pop()).module is not module:  # one that raised, and was caught
+            pass
+        if out is None:  # it raised, and whoever called it goes on without
+            return
+        with torch._C.DisableTorchFunction():
+            name = self.names[id(module)]
+            if float_class(module) in QUANTIZED:
+                self.shapes[name] = (*self.shapes.get(name, ()), _sites(module, args, kwargs, out))
+            if not frame.leaf or any(outer.leaf for outer in self._frames):
+                return
+            made = tensors(out)
+            self._alive.extend(made)
+            self.products.through(tensors((args, kwargs)), made)
+            self._add("module", frame.name, name, module, args, kwargs, made, frame.versions)
+
+    @contextmanager
+    def _hooks(self) -> Iterator[None]:
+        handles = []
+        compiled: list[str] = []
+        for name, module in self.model.named_modules():
+            if isinstance(module, torch.jit.ScriptModule):  # takes no hooks: nobody sees what it computes
+                if not any(name.startswith(f"{outer}.") for outer in compiled):
+                    self.products.unseen(name, module)
+                compiled.append(name)
+                continue
+            handles.append(module.register_forward_pre_hook(self._before, prepend=True, with_kwargs=True))
+            handles.append(module.register_forward_hook(self._after, with_kwargs=True, always_call=True))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+def _sites(module: nn.Module, args: tuple, kwargs: dict, out: Any) -> Shapes:
+    """Returns the shapes of a layer's sites in one call."""
+    given = tensors(_in_order(module, args, kwargs))
+    sites = {"input" if len(given) == 1 else f"input.{i}": tuple(x.shape) for i, x in enumerate(given)}
+    if isinstance(out, Tensor):
+        sites["output"] = tuple(out.shape)
+        if issubclass(float_class(module), WEIGHTED):
+            sites[GRADIENT] = tuple(out.shape)
+    for site in _SITES:
+        tensor = getattr(module, site, None)
+        if isinstance(tensor, Tensor):
+            sites[site] = tuple(tensor.shape)
+    return sites
+
+
+def _in_order(call: Callable, args: tuple, kwargs: dict) -> tuple:
+    """Returns the arguments in the order of the signature, however they were passed."""
+    if not kwargs:
+        return args
+    names = _signature(float_class(call).forward if isinstance(call, nn.Module) else call)
+    order = {name: i for i, name in enumerate(names)}
+    return (*args, *(kwargs[k] for k in sorted(kwargs, key=lambda k: order.get(k, len(order)))))
+
+
+@lru_cache(maxsize=256)
+def _signature(function: Callable) -> tuple[str, ...]:
+    try:
+        return tuple(p.name for p in inspect.signature(function).parameters.values() if p.kind not in _VARIADIC)
+    except (TypeError, ValueError):  # a built-in function: torch names the first operand `input`
+        return ("input", "self", "other")
+
+
+_KINDS = {"iadd": "add", "radd": "add", "imul": "mul", "rmul": "mul", "concat": "cat", "concatenate": "cat"}
+_KINDS = {f"__{k}__": v for k, v in _KINDS.items()} | _KINDS | {"add_": "add", "mul_": "mul"}
+
+
+def _name(function: Callable) -> str:
+    """Returns the name of a function or method; of an attribute that is a tensor, the attribute's."""
+    name = getattr(function, "__name__", type(function).__name__)
+    return getattr(getattr(function, "__self__", None), "__name__", name) if name == "__get__" else name
+
+
+def _version(tensor: Tensor) -> int:
+    """Returns how often a tensor's memory was written to; 0 where torch does not count (inference mode)."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def _memory(tensor: Tensor) -> int:
+    """Returns where a tensor lies; 0 for what lies nowhere (sparse, empty)."""
+    try:
+        return tensor.untyped_storage().data_ptr()
+    except (NotImplementedError, RuntimeError):
+        return 0
