@@ -20,7 +20,7 @@ from qexp.recipe.plan import Entry, Plan, read_bits
 
 COMPUTE = "compute"  # not a tensor: how the layer computes (a class of qexp/layers, with its options)
 SITES = ("input", "weight", "bias", "output", "running_mean", "running_var", "grad_output", COMPUTE)
-_RULE_KEYS = {"layers", "types", "optional", "missing", *SITES, *(f"input.{i}" for i in range(8))}
+_RULE_KEYS = {"layers", "types", "optional", "missing", "own_width", *SITES, *(f"input.{i}" for i in range(8))}
 ENDS = "ends"  # the rule every recipe has; a list or plan that names the ends too may silence it
 
 
@@ -32,7 +32,8 @@ class Recipe:
         sites: Default quantizer of each site of a weighted layer (`_target_` and arguments), None for float.
         rules: Named edits, in order: `{layers: patterns, types: [class names], <site>: {changes} or None}`. With `optional: true` a rule
             may find nothing to edit: a recipe that is made for any network names types which this one may lack. With
-            `missing: true` it edits only tensors that carry no quantizer so far.
+            `missing: true` it edits only tensors that carry no quantizer so far. With `own_width: true` results it edits have the width
+            that lists and mappings give to their own layer, not the one they give to the layer that takes them.
         wbit, abit: Widths of weights and of inputs: a number, a list per group, or `{pattern: bits}`.
         groups: The model's groups, which lists address.
         first, last: Names of the first and last layer; None takes what the graph says.
@@ -74,12 +75,15 @@ def resolve(model: nn.Module, facts: Facts, recipe: Recipe) -> Plan:
             table[name, site] = _fresh(name, site, spec, wbits, abits)
 
     changed_by: dict[str, list[tuple[str, str]]] = {}
+    own_width: set[str] = set()
     for rule_name, rule in recipe.rules.items():
         if rule is not None:
             touched = _apply_rule(rule_name, rule, table, layers, model, recipe, places, (wbits, abits), weighted)
+            if rule.get("own_width"):
+                own_width |= {layer for layer, site in touched if site == "output"}
             if not rule.get("optional"):
                 changed_by[rule_name] = touched
-    _name_widths(table, wbits, abits, facts, weighted)
+    _name_widths(table, wbits, abits, facts, weighted, own_width)
     if recipe.plan is not None:
         _take_plan(table, recipe.plan, layers, recipe.sites)
     _reject_idle_rules(table, changed_by, recipe.rules)
@@ -221,13 +225,18 @@ def _edit(entry: Entry, edit: Any, where: str, recipe: Recipe, widths: tuple[Bit
     return Entry(entry.layer, entry.site, spec, width, where)
 
 
-def _name_widths(table: dict, wbits: Bits, abits: Bits, facts: Facts, weighted: list[str]) -> None:
-    """Lets lists and mappings have their word: inputs and weights of the layers they name, and the adds that feed those."""
+def _name_widths(table: dict, wbits: Bits, abits: Bits, facts: Facts, weighted: list[str], own_width: set[str]) -> None:
+    """Lets lists and mappings have their word: inputs and weights of the layers they name, and the adds that feed those.
+
+    Results of layers in `own_width` have the width of their own layer, where one is named.
+    """
     for (layer, site), entry in list(table.items()):
         if site == "weight":
             width, source = wbits.named.get(layer, (None, ""))
         elif site.startswith("input"):
             width, source = abits.named.get(layer, (None, ""))
+        elif site == "output" and layer in own_width and layer in abits.named:
+            width, source = abits.named[layer]
         elif site == "output" and entry.spec is not None:
             fed = [c for c in facts.consumers(layer) if c in abits.named]
             fed = [
@@ -240,9 +249,9 @@ def _name_widths(table: dict, wbits: Bits, abits: Bits, facts: Facts, weighted: 
             continue
         if entry.spec is None and site != "weight" and _arrives_quantized(table, facts, layer, site):
             continue
-        by_group = (wbits if site == "weight" else abits).by_group
-        if entry.spec is None and by_group and entry.rule.startswith("quant.rules."):
-            continue  # the entry speaks of the group; a rule says that this one tensor of it is never quantized
+        one_of_many = layer in (wbits if site == "weight" else abits).many
+        if entry.spec is None and one_of_many and entry.rule.startswith("quant.rules."):
+            continue  # the entry speaks of a group; a rule says that this one tensor of it is never quantized
         if entry.spec is None and width < FLOAT:
             raise QexpError(
                 f"{source}={width}: {layer} has no quantizer on its {site} (a rule or the recipe leaves it in float: {entry.rule})"
