@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING
+from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 
 
 @dataclass
@@ -19,6 +19,8 @@ class Root:
     schedule: Any = MISSING
     trainer: Any = MISSING
     callbacks: Any = MISSING
+    optimizer: Any = None
+    scheduler: Any = None
     passes: Any = field(default_factory=dict)
     search: Any = None
     layer_wbit: Any = 8
@@ -43,3 +45,22 @@ class Root:
 def register() -> None:
     """Makes the root's types known to Hydra, as `schema`."""
     ConfigStore.instance().store(name="schema", node=Root)
+
+
+def settle_training(cfg: DictConfig) -> None:
+    """Puts what `optimizer=` and `scheduler=` choose in the place of the schedule's own, whole, in place.
+
+    It is of the training that the schedule names; of `pretrain` where the schedule itself does not train (ptq). Afterwards the
+    configuration says the same as one that spells the two out below the schedule.
+    """
+    trained = cfg.schedule if cfg.schedule.get("optimizer") is not None else cfg.schedule.get("pretrain")
+    for key in ("optimizer", "scheduler"):
+        if cfg.get(key) is None:
+            continue
+        chosen = OmegaConf.to_container(cfg[key], resolve=True)  # now: it may speak of what it replaces
+        with open_dict(cfg):
+            if trained is not None:
+                trained[key] = chosen
+                if "epochs" in chosen and chosen["epochs"] is None:
+                    trained[key].epochs = trained.epochs
+            cfg[key] = None

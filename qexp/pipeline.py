@@ -18,6 +18,7 @@ from torch import nn
 from qexp import devices, export, floats, outcome, proof, stages, teachers, training
 from qexp.calibration.calibrate import Calibration, calibrate, fit
 from qexp.callbacks.kernels import load_kernels
+from qexp.config import settle_training
 from qexp.cost import params
 from qexp.datasets import load_data
 from qexp.errors import QexpError
@@ -46,6 +47,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     """
     if cfg.export is not None:
         return export.again(cfg, experiment)
+    settle_training(cfg)
     study, request = Path(cfg.runs_dir) / cfg.study, point_hash(cfg, {})
     record = Record(study / f"failed-{request}", request)  # until the contents that name the point are known
     try:

@@ -31,7 +31,13 @@ log = logging.getLogger(__name__)
 # what does not change a result: where it runs and is kept, what happens on the side
 _NOT_CONTENT = ("runs_dir", "study", "kernels", "callbacks", "force")
 PLACES_DATA = ("root", "pack_dir", "workers", "weights")  # the images count, not where they lie, nor who decodes them
-_ABSENT = {"rounding": "float", "verify": 0, "passes": {}}  # not part of a point's name unless they are asked for
+_ABSENT = {
+    "rounding": "float",
+    "verify": 0,
+    "passes": {},
+    "optimizer": None,
+    "scheduler": None,
+}  # not part of a point's name unless they are asked for
 _NOT_CONTENT_TRAINER = ("accelerator", "devices", "strategy", "num_nodes", "enable_progress_bar")
 
 
