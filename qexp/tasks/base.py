@@ -159,8 +159,8 @@ class Task(LightningModule):
         ) as error:  # an option of the optimizer whose place another has taken, or a value of none
             made = getattr(getattr(self.make_optimizer, "func", None), "__name__", "the optimizer")
             raise QexpError(
-                f"schedule.optimizer: {made} cannot be made ({error}); optimizer=sgd, adam or adamw takes the place of the whole of it, and "
-                "optimizer.lr=... sets its options"
+                f"schedule.optimizer: {made} cannot be made ({error}); optimizer=sgd, adam or adamw takes the place of the whole of it, "
+                "and optimizer.lr=... sets its options"
             ) from None
         if self.make_scheduler is None:
             return {"optimizer": optimizer}
