@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from omegaconf import OmegaConf
 from pytorch_lightning import LightningDataModule
 from torch import Tensor, nn
 
 from qexp.calibration.calibrate import collect
 from qexp.calibration.collectors import MaxMap
 from qexp.errors import QexpError
+from qexp.graph import facts
 from qexp.integer import caq_files, onnx_file, package, torch_file
 from qexp.integer.fast import Fast
 from qexp.integer.lowering import Lowered
@@ -132,15 +134,16 @@ def _torch(run: Taken) -> dict[str, Any]:
 
 
 def _fpga(run: Taken) -> dict[str, Any]:
-    folder = run.folder / "fpga"
-    caq_files.refuse(run.model)
+    folder, structure = run.folder / "fpga", facts(run.model, run.calibration[0][:1].cpu())
+    net = str(OmegaConf.load(run.folder / "config.yaml").model.name)
+    caq_files.refuse(run.model, structure)
     maps = collect(run.model, run.calibration, progress=False, collectors=(MaxMap(),))
-    written = caq_files.export(run.model, folder, maps)
-    found = caq_files.check(run.model, folder)
+    written = caq_files.export(run.model, structure, folder, net, maps)
+    found = caq_files.check(run.model, structure, folder, net)
     size = sum(p.stat().st_size for p in written)
     log.info(
-        "fpga: %s, %d files, %d bytes: exponents of %d tensors, 4-bit weights of %d layers (%d bytes), maps of maxima; read back, all "
-        "are the network's",
+        "fpga: %s, %d files, %d bytes: exponents of %d tensors, parameters, 4-bit weights of %d layers (%d bytes), maps of maxima; "
+        "read back, all are the network's",
         folder,
         len(written),
         size,
