@@ -19,6 +19,7 @@ from qexp.calibration.depth import errors_by_depth, norm_drift
 from qexp.calibration.kept import weight_stats
 from qexp.calibration.measure import Measures
 from qexp.calibration.stats import TensorStats
+from qexp.calibration.summary import summary
 from qexp.cost import cost, layer_costs
 from qexp.devices import device_name
 from qexp.diagnosis import diagnose
@@ -139,7 +140,9 @@ def write(
     row: dict[str, Any],
     score: Score,
 ) -> None:
-    """Writes `layers.csv`, `histograms.json`, `depth.json`, what each sample gave and, last, `metrics.json`; adds the diagnosis to the row.
+    """Writes `layers.csv`, `statistics.csv`, `histograms.json`, `depth.json`, what each sample gave and `metrics.json`; adds the diagnosis.
+
+    `metrics.json` is the last.
 
     `correct.npy` says which samples were right, where each is right or wrong; `outcomes.npz` holds what else the task keeps.
     """
@@ -147,6 +150,7 @@ def write(
     norms = norm_drift(model, images)
     table = layer_table(model, plan, facts, seen, measured, own)
     record.write("layers.csv", table.to_csv(index=False))
+    record.write("statistics.csv", summary(seen).to_csv(index=False))
     record.write("histograms.json", json.dumps(histograms(model, seen)))
     rest = dict(score.outcomes)
     if "correct" in rest:

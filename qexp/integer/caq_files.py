@@ -45,7 +45,7 @@ def write_features(folder: Path, tensors: Sequence[Held], calibration: Calibrati
     Raises:
         QexpError: Calibration did not collect the maps.
     """
-    maps = {t.name: calibration.stats[t.site].extra.get("max_map") for t in tensors if t.site in calibration.stats}
+    maps = {t.name: calibration[t.site].extra.get("max_map") for t in tensors if t.site in calibration}
     if len(maps) < len(tensors) or any(m is None for m in maps.values()):
         raise QexpError(
             "calibration holds no maps of maxima; collect them: collect(model, batches, collectors=(MaxMap(),))"

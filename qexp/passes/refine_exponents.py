@@ -23,10 +23,11 @@ class RefineExponents(Pass):
     """Tries the exponents of a layer one lower and one higher, the layers whose codes err most first, and keeps what is better.
 
     A move is kept where the quantized network's scores are then nearer to the float one's (mean squared difference, on the calibration
-    images) and it decides alike on no fewer of them; it is tried again from there, else undone and not tried again. Lower exponents let less saturate,
-    higher ones have finer steps. The search ends when no more than `tolerance` points of agreement are missing, when no move is left, or
-    after `max_iters`. The error that orders the layers is the norm-1 error of their codes, `100 sum|q - a/s| / sum|a/s|`, before a
-    ReLU of what it lets through. Tensors that meet in an addition are one layer here, so that they keep sharing.
+    images) and it decides alike on no fewer of them; it is tried again from there, else undone and not tried again. Lower exponents let
+    less saturate, higher ones have finer steps. The search ends when no more than `tolerance` points of agreement are missing, when no
+    move is left, or after `max_iters`. The error that orders the layers is the norm-1 error of their codes,
+    `100 sum|q - a/s| / sum|a/s|`, before a ReLU of what it lets through. Tensors that meet in an addition are one layer here, so that
+    they keep sharing.
 
     Args:
         tolerance: Percentage points of agreement that may be missing.

@@ -80,7 +80,8 @@ class CAQShift(Quantizer):
     Source: TF2-Engine's CNN Activation Quantization (no paper); `cap` as in its manual, `pull` as in its code, `activation_mean` as one
     sentence of its description says.
     Differs from the source: any width. There zero channels count, which costs where a shortcut pads with zeros and exponents are
-    positive; whether a range is taken before or after a ReLU is not said.
+    positive; what a convolution gives counts with both signs though a ReLU follows, a sum after its ReLU alone (`before_relu: all`,
+    but `positive` for additions).
 
     >>> from qexp.numerics import PerChannel
     >>> q = CAQShift(8, (1, 2), granularity=PerChannel(1), exponent_mean="none")
