@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-import pandas as pd
+from collections.abc import Mapping
+from typing import Any
 
-from qexp.calibration.calibrate import Calibration
+import pandas as pd
+from torch import Tensor
+
 from qexp.calibration.stats import TensorStats
 
 MEASURES = ("min", "max", "mean", "std", "mean_abs", "b", "kurtosis")
 
 
-def summary(seen: Calibration) -> pd.DataFrame:
+def summary(seen: Mapping[tuple[str, str], Any]) -> pd.DataFrame:
     """Returns one row per activation: measures of the whole tensor, and of its channels the least, the mean and the greatest of each.
 
     `b` is the mean absolute deviation `E|x - E x|`, `kurtosis` the excess over a normal distribution's. Columns: layer, site, count,
     channels, the measures, and `<measure>_channels_min`, `_mean`, `_max`.
+
+    Args:
+        seen: Statistics by (layer, site), as `Calibration` holds them.
     """
     rows = []
     for layer, site in sorted(seen):
@@ -31,5 +37,5 @@ def summary(seen: Calibration) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["layer", "site", "count", "channels", *MEASURES, *ends])
 
 
-def _of(stats: TensorStats, measure: str):
+def _of(stats: TensorStats, measure: str) -> Tensor:
     return getattr(stats, measure).double().cpu().flatten()
