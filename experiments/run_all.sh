@@ -16,7 +16,7 @@ declare -A options=(
     [detection_ssd]="model.net.backbone=$weights/imagenet_squeezenet1_1.pt"
 )
 studies=${STUDIES:-method_shelf ptq_ladder fixed_point_ladder fixed_point_ladder_cifar aciq caq caq_winograd caq_googlenet caq_faces
-    caq_detection dorefa_pact_toynet toynet_cfg1s dorefa_pact dorefa_pact_mobilenet mobilenetv2_cfg1s
+    caq_detection dorefa_pact_toynet dorefa_pact dorefa_pact_mobilenet mobilenetv2_cfg1s
     one_bit one_bit_methods one_bit_bwn one_bit_xnor one_bit_thresholds low_bit_resnet20 low_bit_resnet20_full
     mobilenet_collapse mobilenet_collapse_edits detection detection_qat detection_ssd}
 

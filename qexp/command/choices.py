@@ -41,6 +41,7 @@ def check_choices(arguments: Sequence[str], conf: Path) -> None:
                 f"{word}: patterns of a mapping stand without quotes: 'layer_wbit={{layer1.*: 4, linear: 8}}'"
             )
         _check_letters(word)
+    _check_replaced(arguments)
     own_keys = own_root or any(word.lstrip("+").startswith("hydra.searchpath=") for word in arguments)
     given = [o for o in _overrides(arguments) if _adds(o) or o.package or isinstance(o.value(), dict)]
     brought = [o.package or o.key_or_group for o in given]  # what lies there, or below, needs no file
@@ -94,6 +95,17 @@ def _check_letters(word: str) -> None:
 def _public(choices: Sequence[str]) -> list[str]:
     """Returns the choices that people make; names that begin with `_` are parts of other files."""
     return [name for name in choices if not name.startswith("_")]
+
+
+def _check_replaced(arguments: Sequence[str]) -> None:
+    """Raises for an option of the schedule's optimizer or scheduler where another takes its place: it would do nothing."""
+    chosen = {o.key_or_group: o.value() for o in _overrides(arguments)}
+    for group in ("optimizer", "scheduler"):
+        idle = next((key for key in chosen if key.startswith(f"schedule.{group}.")), None)
+        if chosen.get(group) is not None and idle is not None:
+            raise QexpError(
+                f"{idle}: {group}={chosen[group]} takes the place of the whole schedule.{group}; set {idle.removeprefix('schedule.')}"
+            )
 
 
 def rules_added(arguments: Sequence[str]) -> list[str]:

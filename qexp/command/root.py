@@ -19,6 +19,8 @@ class Root:
     schedule: Any = MISSING
     trainer: Any = MISSING
     callbacks: Any = MISSING
+    optimizer: Any = None
+    scheduler: Any = None
     passes: Any = field(default_factory=dict)
     search: Any = None
     layer_wbit: Any = 8

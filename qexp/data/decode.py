@@ -28,6 +28,9 @@ class BadImage(Exception):
 class Resize:
     """What torchvision does to an image before it normalises: resize with Pillow, centre crop.
 
+    Pillow averages over what it shrinks. OpenCV's bilinear resize, with which CAQ was measured, does not: images of 500 x 375 come out
+    up to 35 grey levels apart (1.15 in the mean), those that need no resize are equal.
+
     Attributes:
         resize: Length of the shorter side, or `(height, width)` to squash to.
         crop: Side of the square cut from the middle.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+import struct
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,42 +13,40 @@ from torch import Tensor, nn
 
 from qexp.calibration.site_stats import Calibration
 from qexp.errors import QexpError
-from qexp.layers.quantized import quantizers
-from qexp.quantizers.caq import CAQShift
+from qexp.integer.caq_order import Held, held, in_order
+from qexp.layers.quantized import Quantized, quantizers
+from qexp.network.facts import Facts
 from qexp.quantizers.power_of_two import INQ
 
 ZERO, UNUSED, POSITIVE = 7, 15, 8  # 4-bit codes: zero, none, and the bit of a positive weight
 _EXPONENTS = 7  # that 3 bits hold beside zero
-_ELEMENT = 4  # bits of an element, in the header
+HEADER = struct.Struct("<bb4h")  # least exponent, type of the elements, N, C, H, W
+WORDS, FLOATS = 0, 1  # types of elements: 16-bit words of 4-bit codes, or float32
 _BYTE_ZERO, _BYTE_NEGATIVE = 0x40, 0x80
 
 
-def exponents(model: nn.Module) -> dict[str, list[int]]:
-    """Returns the exponents of every tensor with power-of-two scales, channel by channel, in order of the network's layers."""
-    return {f"{n}.{site}": q.exponents.tolist() for n, site, q in quantizers(model) if isinstance(q, CAQShift)}
+def write_exponents(path: Path, vector: Sequence[int]) -> None:
+    """Writes a tensor's exponents, or those of several one after the other: one integer a line, in the order of the channels."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(f"{exponent}\n" for exponent in vector))
 
 
-def write_exponents(path: Path, vectors: Mapping[str, Sequence[int]]) -> None:
-    """Writes one line a layer: integers in the order of the channels, separated by spaces."""
-    path.write_text("".join(" ".join(map(str, vector)) + "\n" for vector in vectors.values()))
-
-
-def read_exponents(path: Path) -> list[list[int]]:
-    """Returns the lines of a file of exponents."""
+def read_exponents(path: Path) -> list[int]:
+    """Returns the integers of a file of exponents."""
     try:
-        return [[int(word) for word in line.split()] for line in path.read_text().splitlines()]
+        return [int(line) for line in path.read_text().split()]
     except ValueError as error:
-        raise QexpError(f"{path}: a line of exponents holds integers separated by spaces ({error})") from None
+        raise QexpError(f"{path}: a file of exponents holds one integer a line ({error})") from None
 
 
-def write_features(folder: Path, calibration: Calibration) -> dict[str, tuple[int, ...]]:
-    """Writes each tensor's map of maxima `[C, H, W]` to `<layer>.<site>.bin` (float32, little endian, C order); returns their shapes.
+def write_features(folder: Path, tensors: Sequence[Held], calibration: Calibration) -> dict[str, tuple[int, ...]]:
+    """Writes each tensor's map of maxima `[C, H, W]` to `<name>.bin` (float32, little endian, C order); returns their shapes.
 
     Raises:
         QexpError: Calibration did not collect the maps.
     """
-    maps = {f"{n}.{site}": seen.extra.get("max_map") for (n, site), seen in calibration.stats.items()}
-    if not maps or any(m is None for m in maps.values()):
+    maps = {t.name: calibration[t.site].extra.get("max_map") for t in tensors if t.site in calibration}
+    if len(maps) < len(tensors) or any(m is None for m in maps.values()):
         raise QexpError(
             "calibration holds no maps of maxima; collect them: collect(model, batches, collectors=(MaxMap(),))"
         )
@@ -130,19 +129,37 @@ def unpack(words: np.ndarray, shape: tuple[int, int, int, int], n2: int) -> Tens
 
 
 def write_weight(path: Path, weight: Tensor, n2: int) -> None:
-    """Writes a layer's weights: a header of six little-endian int32 (n2, bits of an element, N, C, H, W), then the words."""
+    """Writes a layer's weights: its header (least exponent, element 0, N, C, H, W), then the words of 4-bit codes."""
     weight = weight if weight.ndim == 4 else weight.reshape(*weight.shape[:2], 1, 1)
-    header = np.array([n2, _ELEMENT, *weight.shape], dtype="<i4")
-    path.write_bytes(header.tobytes() + pack(weight, n2).tobytes())
+    path.write_bytes(_header(path, n2, WORDS, tuple(weight.shape)) + pack(weight, n2).tobytes())
+
+
+def write_floats(path: Path, values: Tensor) -> None:
+    """Writes what is neither a convolution's nor a linear layer's weight (`[N]`): its header (0, element 1, N, 1, 1, 1), then float32."""
+    shape = (*values.shape, 1, 1, 1, 1)[:4]
+    path.write_bytes(_header(path, 0, FLOATS, shape) + values.detach().cpu().numpy().astype("<f4").tobytes())
+
+
+def _header(path: Path, n2: int, element: int, shape: tuple[int, ...]) -> bytes:
+    try:
+        return HEADER.pack(n2, element, *shape)
+    except struct.error:
+        raise QexpError(
+            f"{path.stem}: exponent {n2} and shape {list(shape)} do not fit the header of CAQ's files, one signed byte and 16 bits a size"
+        ) from None
 
 
 def read_weight(path: Path) -> Tensor:
-    """Returns the weight `[N, C, H, W]` of a file."""
+    """Returns the weight `[N, C, H, W]` of a file, or the floats of one that holds floats."""
     data = path.read_bytes()
-    n2, element, *shape = np.frombuffer(data[:24], dtype="<i4").tolist() if len(data) >= 24 else [0, 0]
-    if element != _ELEMENT:
-        raise QexpError(f"{path}: elements of {element} bits, expected {_ELEMENT}; this is no file of 4-bit weights")
-    return unpack(np.frombuffer(data[24:], dtype="<u2"), tuple(shape), n2)
+    n2, element, *shape = HEADER.unpack(data[: HEADER.size]) if len(data) >= HEADER.size else (0, -1)
+    if element == FLOATS:
+        return torch.from_numpy(np.frombuffer(data[HEADER.size :], dtype="<f4").astype(np.float32)).reshape(shape)
+    if element != WORDS:
+        raise QexpError(
+            f"{path}: element type {element}, expected 0 (4-bit codes) or 1 (floats); this is no file of weights"
+        )
+    return unpack(np.frombuffer(data[HEADER.size :], dtype="<u2"), tuple(shape), n2)
 
 
 def engine_bytes(weight: Tensor, n2: int) -> np.ndarray:
@@ -153,65 +170,105 @@ def engine_bytes(weight: Tensor, n2: int) -> np.ndarray:
     ).astype(np.uint8)
 
 
-def export(model: nn.Module, folder: Path, calibration: Calibration | None = None) -> list[Path]:
+def export(
+    model: nn.Module, facts: Facts, folder: Path, net: str, calibration: Calibration | None = None
+) -> list[Path]:
     """Writes a network's files, in place of earlier ones, and returns their paths.
 
-    `exponents.txt` has a line for each tensor with power-of-two scales, `layers.txt` their names, in the same order;
-    `weights/<layer>.bin` the INQ weights, as the network computes with them; `features/<layer>.<site>.bin` the maps of maxima, if given.
+    `<net>_q` holds the exponents of all tensors of the engine (see `held`), one after the other, and `channel_q/<net>/<name>` those of
+    each; `layers.txt` names them in order, `exponents.txt` has a line for each. `weights/<layer>.bin` are the INQ weights as the
+    network computes with them, `weights/<layer>.bias.bin` and `weights/<batch norm>.<what>.bin` what is float beside them; `param.bin` all
+    of it as floats (see `parameters`); `features/<net>/<name>.bin` the maps of maxima, if given.
     """
+    tensors = held(model, facts)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    found = exponents(model)
-    write_exponents(folder / "exponents.txt", found)
-    (folder / "layers.txt").write_text("".join(name + "\n" for name in found))
-    for name, (q, weight) in _weights(model).items():
+    for tensor in tensors:
+        write_exponents(folder / "channel_q" / net / tensor.name, tensor.exponents)
+    write_exponents(folder / f"{net}_q", [e for tensor in tensors for e in tensor.exponents])
+    (folder / "exponents.txt").write_text("".join(" ".join(map(str, t.exponents)) + "\n" for t in tensors))
+    (folder / "layers.txt").write_text("".join(f"{tensor.name}\n" for tensor in tensors))
+    parts = parameters(model, facts)
+    (folder / "param.bin").write_bytes(b"".join(v.numpy().astype("<f4").tobytes() for v in parts.values()))
+    inq = _weights(model)
+    for name, value in parts.items() if inq else ():
+        layer = name.rpartition(".")[0]
         (folder / "weights").mkdir(exist_ok=True)
-        try:
-            write_weight(folder / "weights" / f"{name}.bin", weight, int(q.n1.min()) - q.count + 1)
-        except QexpError as error:
-            raise QexpError(f"{name}: {error}") from None
+        if name == f"{layer}.weight" and layer in inq:
+            q = inq[layer]
+            try:
+                write_weight(folder / "weights" / f"{layer}.bin", value, int(q.n1.min()) - q.count + 1)
+            except QexpError as error:
+                raise QexpError(f"{layer}: {error}") from None
+        elif value.ndim == 1:
+            write_floats(folder / "weights" / f"{name}.bin", value)
     if calibration is not None:
-        write_features(folder / "features", calibration)
+        write_features(folder / "features" / net, tensors, calibration)
     return sorted(p for p in folder.rglob("*") if p.is_file())
 
 
-def refuse(model: nn.Module) -> None:
+@torch.no_grad()
+def parameters(model: nn.Module, facts: Facts) -> dict[str, Tensor]:
+    """Returns what the engine computes with, float32, in the order of its layers.
+
+    For each weighted layer its weight as the network computes with it, its bias if it has one, and of a batch norm that follows mean,
+    variance, factor and offset.
+    """
+    out: dict[str, Tensor] = {}
+    for name in in_order(model, facts):
+        layer = model.get_submodule(name)
+        quantized = isinstance(layer, Quantized)
+        out[f"{name}.weight"] = layer.quantized_weight() if quantized else layer.weight
+        if layer.bias is not None:
+            out[f"{name}.bias"] = layer.quantized_bias() if quantized else layer.bias
+        norm = facts.bn_of.get(name)
+        for what in ("running_mean", "running_var", "weight", "bias") if norm else ():
+            out[f"{norm}.{what}"] = getattr(model.get_submodule(norm), what)
+    return {name: value.detach().float().cpu() for name, value in out.items()}
+
+
+def refuse(model: nn.Module, facts: Facts) -> None:
     """Raises for a network the FPGA tool has no form of, naming the tensors.
 
     Raises:
-        QexpError: No tensor has power-of-two scales, or a weight is neither float nor INQ.
+        QexpError: A tensor of the engine has no power-of-two scales, or a weight is neither float nor INQ.
     """
     other = [f"{n}.{site}" for n, site, q in quantizers(model) if site == "weight" and not isinstance(q, INQ)]
-    if not exponents(model) or other:
-        reason = f"{', '.join(other[:4])} are no INQ weights" if other else "no tensor has CAQ exponents"
+    if other:
         raise QexpError(
-            f"export=fpga: {reason}; the FPGA tool reads power-of-two exponents and weights: run quant=caq_shift, or quant=inq "
-            "or inq_shift with 4-bit weights (bits=w4a8)"
+            f"export=fpga: {', '.join(other[:4])} are no INQ weights; the FPGA tool reads power-of-two exponents and weights: run "
+            "quant=caq_shift, or quant=inq or inq_shift with 4-bit weights (bits=w4a8)"
         )
+    held(model, facts)
 
 
-def check(model: nn.Module, folder: Path) -> dict[str, int]:
+def check(model: nn.Module, facts: Facts, folder: Path, net: str) -> dict[str, int]:
     """Returns what a folder's files hold, after comparing them with the network: `tensors`, `layers`, `weight_bytes`.
 
     Raises:
         QexpError: An exponent or a weight that was read back is not the network's; its file is named.
     """
-    found = exponents(model)
-    lines, names = read_exponents(folder / "exponents.txt"), (folder / "layers.txt").read_text().split()
-    for name, line in zip(names, lines, strict=True):
-        if line != found.get(name):
-            raise QexpError(f"{folder / 'exponents.txt'}: the exponents of {name} are not the network's")
-    weights, size = _weights(model), 0
-    for name, (_, weight) in weights.items():
-        path = folder / "weights" / f"{name}.bin"
-        if not torch.equal(read_weight(path).reshape(weight.shape), weight.float()):
+    tensors, parts, inq = held(model, facts), parameters(model, facts), _weights(model)
+    together = read_exponents(folder / f"{net}_q")
+    for tensor in tensors:
+        path = folder / "channel_q" / net / tensor.name
+        own, together = together[: len(tensor.exponents)], together[len(tensor.exponents) :]
+        if not tuple(read_exponents(path)) == tuple(own) == tensor.exponents:
+            raise QexpError(f"{path}: the exponents of {tensor.name} are not the network's")
+    if together or (folder / "layers.txt").read_text().split() != [tensor.name for tensor in tensors]:
+        raise QexpError(f"{folder / f'{net}_q'}: holds other tensors than the network's")
+    values = np.fromfile(folder / "param.bin", dtype="<f4")
+    if not np.array_equal(values, np.concatenate([v.numpy().ravel() for v in parts.values()]), equal_nan=True):
+        raise QexpError(f"{folder / 'param.bin'}: the parameters are not the network's")
+    size = 0
+    for name in inq:
+        path, weight = folder / "weights" / f"{name}.bin", parts[f"{name}.weight"]
+        if not torch.equal(read_weight(path).reshape(weight.shape), weight):
             raise QexpError(f"{path}: the weights are not the network's")
         size += path.stat().st_size
-    return {"tensors": len(lines), "layers": len(weights), "weight_bytes": size}
+    return {"tensors": len(tensors), "layers": len(inq), "weight_bytes": size}
 
 
-@torch.no_grad()
-def _weights(model: nn.Module) -> dict[str, tuple[INQ, Tensor]]:
-    """Returns, by layer, the quantizer of each INQ weight and the weight as the network computes with it."""
-    found = [(name, q) for name, site, q in quantizers(model) if isinstance(q, INQ) and site == "weight"]
-    return {name: (q, q(model.get_submodule(name).weight)) for name, q in found}
+def _weights(model: nn.Module) -> dict[str, INQ]:
+    """Returns, by layer, the quantizer of each INQ weight."""
+    return {name: q for name, site, q in quantizers(model) if isinstance(q, INQ) and site == "weight"}

@@ -15,7 +15,10 @@ from qexp.layers.quantized import Quantized, float_class
 from qexp.network.graph import Ref, Step
 from qexp.quantizers.base import Quantizer
 
-FLOAT_INPUT = "add deploy=integer, which puts quantizers where integers need them, or name one with a rule"
+FLOAT_INPUT = (
+    "give the first layer's input bits: where a list or a rule says 32 for it, say 8 (layer_abit=[8,...]); "
+    "where the recipe has no quantizer there, add deploy=integer or name one with a rule"
+)
 
 
 class Walk:

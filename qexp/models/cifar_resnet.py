@@ -47,7 +47,11 @@ class BasicBlock(nn.Module):
 
 
 class PreActBlock(nn.Module):
-    """BN, ReLU, conv, BN, ReLU, conv, and the sum with the shortcut of the block's input."""
+    """BN, ReLU, conv, BN, ReLU, conv, and the sum with the shortcut of the block's input.
+
+    Differs from Quantized_ResNet: its shortcut B is a convolution alone, of what the block's first ReLU gives; here it is one of the
+    block's input, with a batch norm.
+    """
 
     def __init__(self, in_channels: int, channels: int, stride: int, shortcut: Shortcut) -> None:
         super().__init__()
@@ -77,7 +81,7 @@ class CifarResNet(nn.Module):
         pre_activation: BN and ReLU before each convolution, none after the sum; `post_add_relu` does not apply.
         stem_channels: Outputs of the first convolution; by default those of the first stage.
         pool: Side of the average pooling window; the classifier sees what the windows leave of the 8x8 map.
-        init: Weights of the convolutions: `he_normal` or `kaiming_uniform`, both by fan-out.
+        init: Weights of the convolutions: `he_normal` by fan-out, or `kaiming_uniform` by fan-in as PACT-Quantization has it.
     """
 
     widths = (16, 32, 64)
@@ -119,8 +123,10 @@ class CifarResNet(nn.Module):
         self.linear = nn.Linear(channels * (8 // pool) ** 2, num_classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
-                fill = nn.init.kaiming_normal_ if init == "he_normal" else nn.init.kaiming_uniform_
-                fill(module.weight, mode="fan_out", nonlinearity="relu")
+                if init == "he_normal":
+                    nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+                else:
+                    nn.init.kaiming_uniform_(module.weight, mode="fan_in", nonlinearity="relu")
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.relu1(self.bn1(self.conv1(x)))

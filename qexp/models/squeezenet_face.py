@@ -13,8 +13,8 @@ FIRES = (*FIRES, (256, 48, 192), (384, 48, 192), (384, 64, 256), (512, 64, 256))
 class SqueezeNetFace(nn.Module):
     """Embeddings `[N, features]` of aligned faces `[N, 3, H, W]` (160 x 160 as published), to be compared by their cosine.
 
-    The layout is that of SqueezeNet 1.1 with bias-free convolutions, each with a batch norm; a 1x1 convolution to 1000 maps, their means,
-    a linear layer and a last batch norm follow.
+    The layout is that of SqueezeNet 1.1 with bias-free convolutions, each with a batch norm; a 1x1 convolution to 1000 maps (no ReLU,
+    unlike SqueezeNet 1.1), their means, a linear layer and a last batch norm follow.
 
     Args:
         features: Length of the embedding.
@@ -30,13 +30,12 @@ class SqueezeNetFace(nn.Module):
             layers.append(nn.MaxPool2d(3, 2, ceil_mode=True) if fire is None else Fire(*fire, eps))
         self.features = nn.Sequential(*layers)
         self.conv10 = nn.Conv2d(512, 1000, 1)
-        self.relu = nn.ReLU()
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.embedding = nn.Linear(1000, features, bias=False)
         self.bn = nn.BatchNorm1d(features, eps)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.pool(self.relu(self.conv10(self.features(x))))
+        x = self.pool(self.conv10(self.features(x)))
         return self.bn(self.embedding(x.flatten(1)))
 
 

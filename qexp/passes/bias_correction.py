@@ -30,6 +30,12 @@ def var_mean(w: Tensor, q: Tensor) -> Correction:
     return gain, w.mean(1) - gain * q.mean(1)
 
 
+def var(w: Tensor, q: Tensor) -> Correction:
+    """Returns the gain that restores the standard deviation of each row, and the offset that leaves its quantized mean as it is."""
+    gain, _ = var_mean(w, q)
+    return gain, (1 - gain) * q.mean(1)
+
+
 def paper(w: Tensor, q: Tensor) -> Correction:
     """Returns `xi` and `xi mu` of `xi (q + mu)`: the spread is restored, the mean becomes `xi` times the original."""
     shift = w.mean(1) - q.mean(1)
@@ -39,7 +45,12 @@ def paper(w: Tensor, q: Tensor) -> Correction:
     return xi, xi * shift
 
 
-FORMS: dict[str, Callable[[Tensor, Tensor], Correction]] = {"mean": mean, "var_mean": var_mean, "paper": paper}
+FORMS: dict[str, Callable[[Tensor, Tensor], Correction]] = {
+    "mean": mean,
+    "var": var,
+    "var_mean": var_mean,
+    "paper": paper,
+}
 
 
 class BiasCorrection(Pass):
@@ -49,14 +60,14 @@ class BiasCorrection(Pass):
     integer layer applies (the offset times the sum of its inputs). Afterwards w^ is off the integer grid.
 
     Args:
-        form: `mean` restores the mean; `var_mean` the standard deviation (unbiased, as the source) and the mean; `paper` the spread,
-            and scales the restored mean with it, as equations 12-13 are written.
+        form: `mean` restores the mean; `var` the standard deviation (unbiased, as the source); `var_mean` both; `paper` the spread, and
+            scales the restored mean with it, as equations 12-13 are written.
 
-    Source: Banner et al. 2019 (arXiv 1810.05723), section 5; `mean` and `var_mean` as in their code.
+    Source: Banner et al. 2019 (arXiv 1810.05723), section 5; `mean`, `var` and `var_mean` as in their code.
     Differs from the source: a channel whose quantized values are all equal keeps gain 1.
     """
 
-    def __init__(self, form: Literal["mean", "var_mean", "paper"] = "mean") -> None:
+    def __init__(self, form: Literal["mean", "var", "var_mean", "paper"] = "mean") -> None:
         if form not in FORMS:
             raise QexpError(f"BiasCorrection(form={form!r}): allowed are {', '.join(FORMS)}")
         self.form = form

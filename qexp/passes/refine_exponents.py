@@ -1,9 +1,10 @@
-"""Exponents lowered, layer by layer, until the integer network decides as the float network does."""
+"""Exponents moved, layer by layer, where that brings the integer network's decisions and scores nearer to the float network's."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -19,20 +20,24 @@ log = logging.getLogger(__name__)
 
 
 class RefineExponents(Pass):
-    """While accuracy is short, lowers by one the bound on the exponents of the layers whose codes err most, and keeps the best state.
+    """Tries the exponents of a layer one lower and one higher, the layers whose codes err most first, and keeps what is better.
 
-    Accuracy is the share of calibration images on which the quantized network decides as the float one; the loop ends when no more than
-    `tolerance` points are missing. The error is the norm-1 error of the codes, `100 sum|q - a/s| / sum|a/s|`, before a ReLU of what it lets
-    through. The bound of a layer starts at the floor of the mean exponent of its channels that have a say (`zero_channels` of `CAQShift`).
-    Tensors that meet in an addition are one layer here, so that they keep sharing.
+    A move is kept where the quantized network's scores are then nearer to the float one's (mean squared difference, on the calibration
+    images) and it decides alike on no fewer of them; it is tried again from there, else undone and not tried again. Lower exponents let
+    less saturate, higher ones have finer steps. The search ends when no more than `tolerance` points of agreement are missing, when no
+    move is left, or after `max_iters`. The error that orders the layers is the norm-1 error of their codes,
+    `100 sum|q - a/s| / sum|a/s|`, before a ReLU of what it lets through. Tensors that meet in an addition are one layer here, so that
+    they keep sharing.
 
     Args:
-        tolerance: Percentage points that may be missing.
-        max_iters: Rounds at most.
-        layers_per_iter: Layers lowered in one round.
+        tolerance: Percentage points of agreement that may be missing.
+        max_iters: Moves tried at most.
+        layers_per_iter: Layers moved together.
 
-    Source: the refinement loop of TF2-Engine's CNN Activation Quantization.
-    Differs from the source: it needs labels of test images; here the float network's own answers to calibration images stand for them.
+    Source: the refinement loop of TF2-Engine's CNN Activation Quantization (its manual; there is no code of it).
+    Differs from the source: it lowers a bound on the exponents of the worst layer in every round and keeps all of that, which gains
+    nothing where nothing saturates; and it needs labels of test images, for which the float network's own answers to calibration
+    images stand here.
     """
 
     def __init__(self, tolerance: float = 1.0, max_iters: int = 20, layers_per_iter: int = 1) -> None:
@@ -54,27 +59,71 @@ class RefineExponents(Pass):
 
     def _refine(self, model: nn.Module, layers: list[list[CAQShift]], moment: Moment) -> None:
         with quantizers_off(model):
-            wanted = _decisions(model, moment.images)
-        bounds = [_start(group[0]) for group in layers]
+            wanted = _scores(model, moment.images)
         before_relu = _before_relu(model, moment)
-        best, best_state, rounds = -1.0, None, 0
-        for rounds in range(self.max_iters + 1):
-            errors, agreed = _errors(model, layers, moment.images, wanted, before_relu)
-            log.info(
-                "refine exponents: round %d, agreement %.2f %%, worst layer %s", rounds, agreed, _worst(layers, errors)
-            )
-            if agreed > best:
-                best, best_state = agreed, [[q.exponents.clone() for q in group] for group in layers]
-            if agreed >= 100 - self.tolerance or rounds == self.max_iters:
+        errors, best = _errors(model, layers, moment.images, wanted, before_relu)
+        first, rounds, kept, spent = best, 0, 0, set()
+        while best.agreed < 100 - self.tolerance and rounds < self.max_iters:
+            move = self._next(errors, spent)
+            if move is None:
                 break
-            for i in sorted(range(len(layers)), key=lambda i: -errors[i])[: self.layers_per_iter]:
-                bounds[i] -= 1
-                for q in layers[i]:
-                    q.set_exponents(q.exponents.clamp_max(int(bounds[i])))
-        for group, state in zip(layers, best_state or []):
-            for q, exponents in zip(group, state):
-                q.set_exponents(exponents)
-        moment.findings["refine_rounds"], moment.findings["refine_agreement"] = rounds, best
+            chosen, by = move
+            rounds += 1
+            _shift(layers, chosen, by)
+            found, state = _errors(model, layers, moment.images, wanted, before_relu)
+            if state.better_than(best):
+                errors, best, kept = found, state, kept + 1
+                spent.discard((chosen, -by))
+            else:
+                _shift(layers, chosen, -by)
+                spent.add((chosen, by))
+            log.info(
+                "refine exponents: round %d, %s %+d, agreement %.2f %%, %s",
+                rounds,
+                layers[chosen[0]][0].name,
+                by,
+                state.agreed,
+                "kept" if state is best else "undone",
+            )
+        moment.findings |= {
+            "refine_rounds": rounds,
+            "refine_kept": kept,
+            "refine_agreement": best.agreed,
+            "refine_gain": best.agreed - first.agreed,
+        }
+
+    def _next(self, errors: list[float], spent: set[tuple[tuple[int, ...], int]]) -> tuple[tuple[int, ...], int] | None:
+        """Returns the layers to move together, the worst first, and which way: what has not been tried in vain; None if all has."""
+        order = sorted(range(len(errors)), key=lambda i: -errors[i])
+        for start in range(0, len(order), self.layers_per_iter):
+            chosen = tuple(sorted(order[start : start + self.layers_per_iter]))
+            for by in (-1, 1):
+                if (chosen, by) not in spent:
+                    return chosen, by
+        return None
+
+
+@dataclass(frozen=True)
+class State:
+    """How near the quantized network is to the float one.
+
+    Attributes:
+        agreed: Share of images on which both decide alike, in percent.
+        distance: Mean squared difference of their scores.
+    """
+
+    agreed: float
+    distance: float
+
+    def better_than(self, other: State) -> bool:
+        """Whether its scores are nearer and it decides alike no less often; decisions alone say too little on few images."""
+        return self.distance < other.distance and self.agreed >= other.agreed
+
+
+def _shift(layers: list[list[CAQShift]], chosen: tuple[int, ...], by: int) -> None:
+    for i in chosen:
+        for q in layers[i]:
+            q.set_exponents(q.exponents + by)
 
 
 def _layers(model: nn.Module, moment: Moment) -> list[list[CAQShift]]:
@@ -85,12 +134,6 @@ def _layers(model: nn.Module, moment: Moment) -> list[list[CAQShift]]:
     return groups + [[q] for q in single.values()]
 
 
-def _start(q: CAQShift) -> float:
-    """Returns the floor of the mean exponent of the channels that have a say, of all where none has."""
-    counted = q.counted.to(q.scale.device)
-    return float(q.exponents[counted if bool(counted.any()) else ~counted].float().mean().floor())
-
-
 def _before_relu(model: nn.Module, moment: Moment) -> set[int]:
     """Returns the ids of quantizers whose tensors all go straight into a ReLU."""
     carried = [
@@ -99,14 +142,14 @@ def _before_relu(model: nn.Module, moment: Moment) -> set[int]:
     return {q for q, before in carried if before} - {q for q, before in carried if not before}
 
 
-def _decisions(model: nn.Module, images: Sequence[Tensor]) -> Tensor:
-    return torch.cat([model(batch).argmax(1) for batch in images])
+def _scores(model: nn.Module, images: Sequence[Tensor]) -> Tensor:
+    return torch.cat([model(batch) for batch in images])
 
 
 def _errors(
     model: nn.Module, layers: list[list[CAQShift]], images: Sequence[Tensor], wanted: Tensor, before_relu: set[int]
-) -> tuple[list[float], float]:
-    """Returns the norm-1 error of each layer's codes (the worst of a group) and the agreement with `wanted`, both in percent."""
+) -> tuple[list[float], State]:
+    """Returns the norm-1 error of each layer's codes (the worst of a group), in percent, and how near the scores are to `wanted`."""
     sums: dict[int, list[Tensor]] = {}
 
     def see(q: CAQShift, args: tuple[Tensor, ...], y: Tensor) -> None:
@@ -119,7 +162,7 @@ def _errors(
 
     handles = [q.register_forward_hook(see) for group in layers for q in group]
     try:
-        agreed = 100 * float((_decisions(model, images) == wanted).double().mean())
+        scores = _scores(model, images)
     finally:
         for handle in handles:
             handle.remove()
@@ -128,9 +171,6 @@ def _errors(
         error, exact = sums[id(q)]
         return 100 * float(error / exact.clamp_min(1e-30))
 
-    return [max(percent(q) for q in group) for group in layers], agreed
-
-
-def _worst(layers: list[list[CAQShift]], errors: list[float]) -> str:
-    i = max(range(len(layers)), key=errors.__getitem__)
-    return f"{layers[i][0].name} ({errors[i]:.2f} %)"
+    agreed = 100 * float((scores.argmax(1) == wanted.argmax(1)).double().mean())
+    state = State(agreed, float((scores - wanted).double().square().mean()))
+    return [max(percent(q) for q in group) for group in layers], state

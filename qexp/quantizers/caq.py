@@ -42,6 +42,9 @@ def channel_exponents(magnitude: Tensor, bits: int = 8, formula: str = "floor127
 def limit_exponents(exponents: Tensor, rule: str) -> Tensor:
     """Returns a layer's exponents `[G]` drawn to their mean: `cap` from above, `pull` from the far side of zero, `none` not.
 
+    `pull` is two rules in sequence, as in TF2-Engine's code: positive exponents above the mean fall to its floor, and then negative ones
+    below the mean, those that have just become negative too, rise to its ceiling.
+
     >>> limit_exponents(torch.tensor([-2.0, -1, -3]), "pull").tolist()
     [-2.0, -1.0, -2.0]
     """
@@ -49,9 +52,9 @@ def limit_exponents(exponents: Tensor, rule: str) -> Tensor:
     if rule == "cap":
         return torch.minimum(exponents, mean.floor())
     if rule == "pull":
-        high = (exponents > 0) & (exponents > mean)
-        low = (exponents < 0) & (exponents < mean)
-        return torch.where(high, mean.floor(), torch.where(low, mean.ceil(), exponents))
+        pulled = torch.where((exponents > 0) & (exponents > mean), mean.floor(), exponents)
+        # the second rule sees what the first one left: under a mean of -0.4 an exponent of 3 becomes -1, then 0
+        return torch.where((pulled < 0) & (pulled < mean), mean.ceil(), pulled)
     return exponents
 
 
@@ -77,7 +80,8 @@ class CAQShift(Quantizer):
     Source: TF2-Engine's CNN Activation Quantization (no paper); `cap` as in its manual, `pull` as in its code, `activation_mean` as one
     sentence of its description says.
     Differs from the source: any width. There zero channels count, which costs where a shortcut pads with zeros and exponents are
-    positive; whether a range is taken before or after a ReLU is not said.
+    positive; what a convolution gives counts with both signs though a ReLU follows, a sum after its ReLU alone (`before_relu: all`,
+    but `positive` for additions).
 
     >>> from qexp.numerics import PerChannel
     >>> q = CAQShift(8, (1, 2), granularity=PerChannel(1), exponent_mean="none")

@@ -37,7 +37,8 @@ class Hysteresis(Quantizer):
         weight_decay: Of the float weight; None takes the schedule's.
 
     Source: Quantized_ResNet, "1-bit weights with hysteresis": its figure's rule and (`legacy`) its code's.
-    Differs from the source: decay acts on the float weight instead of its quantized value, and is zero by default.
+    Differs from the source: signs are computed from the first step on, whose forward pass has float weights there; decay acts on the
+    float weight instead of its quantized value, and is zero by default.
 
     >>> q, w = Hysteresis(1, (3,), tau=0.1), torch.tensor([-0.2, 0.3, 0.02])
     >>> q.on_training_start(w, total_steps=1)

@@ -42,7 +42,8 @@ class MidTread(Quantizer):
         target: log2 of the mean number of bins a channel where that is no whole number, such as 5.3; else bits.
         clip: False spends the bins on all of `max - min`, as the source does for weights.
         prior: What shares follow: `gauss` the standard deviation, `laplace` b.
-        bounds: `integer`, or `legacy` as the source: `mean / delta -+ omega / 2`, and `mean / delta + omega` above zero, not rounded.
+        bounds: `integer`, or `legacy` as the source: `mean / delta -+ omega / 2`, and `max(mean, 0) / delta + omega` above
+            zero, not rounded.
 
     Source: the mid-tread quantizer of cnn-quantization; Banner et al. 2019 (arXiv 1810.05723) for shares and clips.
     Differs from the source: integer bounds; k from Lambert's W, not from a table; a step keeps all codes below 2^23.
@@ -115,7 +116,7 @@ class MidTread(Quantizer):
         if not self.clip:
             low, high = stats.min / delta, stats.max / delta
         elif half:
-            low, high = torch.zeros_like(omega), (middle + omega).clamp_min(0) if self.legacy else omega
+            low, high = torch.zeros_like(omega), middle.clamp_min(0) + omega if self.legacy else omega
         else:
             low, high = middle - omega / 2, middle + omega / 2
         constant = stats.min == stats.max

@@ -18,12 +18,13 @@ Group = str | Sequence[str]
 class Bits:
     """Widths of one kind of tensor: `default` for every layer, and what names a layer: its bits and who said so.
 
-    `by_group` says that a list named them, whose entries speak of groups and not of single layers.
+    `many` holds the layers named along with others, by an entry of a list or by a pattern for several: a rule may leave one of them in
+    float, where naming it alone asks for a width.
     """
 
     default: int | None = None
     named: dict[str, tuple[int, str]] = field(default_factory=dict)
-    by_group: bool = False
+    many: frozenset[str] = frozenset()
 
 
 def parse(
@@ -45,12 +46,16 @@ def parse(
         return Bits(FLOAT)
     if isinstance(value, Mapping):
         named: dict[str, tuple[int, str]] = {}
+        many: set[str] = set()
         for pattern, bits in value.items():
-            for layer in match(str(pattern), layers, key, places):
+            hits = match(str(pattern), layers, key, places)
+            many = many | set(hits) if len(hits) > 1 else many - set(hits)
+            for layer in hits:
                 named[layer] = (width(bits, f"{key}[{pattern}]"), f"{key}[{pattern}]")
-        return Bits(None, named)
+        return Bits(None, named, frozenset(many))
     if isinstance(value, Sequence) and not isinstance(value, str):
-        return Bits(None, _from_list(list(value), key, groups, layers), by_group=True)
+        named = _from_list(list(value), key, groups, layers)
+        return Bits(None, named, frozenset(named))
     return Bits(width(value, key))
 
 

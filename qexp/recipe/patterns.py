@@ -8,6 +8,14 @@ from fnmatch import fnmatchcase
 from qexp.errors import QexpError, near
 
 
+class NoSuchLayer(QexpError):
+    """A pattern that names no layer; `pattern` is it."""
+
+    def __init__(self, message: str, pattern: str) -> None:
+        super().__init__(message)
+        self.pattern = pattern
+
+
 def match(
     patterns: str | Sequence[str],
     layers: Sequence[str],
@@ -25,7 +33,8 @@ def match(
         optional: Whether a pattern may name no layer.
 
     Raises:
-        QexpError: A pattern names no layer.
+        NoSuchLayer: A pattern names no layer.
+        QexpError: A word for a place that is none.
     """
     found: set[str] = set()
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
@@ -36,9 +45,10 @@ def match(
         else:
             hits = {name for name in layers if fnmatchcase(name, pattern)}
         if not hits and not optional:
-            raise QexpError(
+            raise NoSuchLayer(
                 f"{where}: the pattern {pattern!r} matches no layer{near(pattern, list(layers))}; "
-                f"the model has {len(layers)} layers, such as {', '.join(layers[:4])}"
+                f"the model has {len(layers)} layers, such as {', '.join(layers[:4])}",
+                pattern,
             )
         found |= hits
     return [name for name in layers if name in found]

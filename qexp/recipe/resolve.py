@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -16,13 +17,23 @@ from qexp.layers.quantized import QUANTIZED, WEIGHTED, float_class
 from qexp.network.facts import Facts
 from qexp.recipe import bits as bit_widths
 from qexp.recipe.bits import FLOAT, Bits, Group
-from qexp.recipe.patterns import match
+from qexp.recipe.patterns import NoSuchLayer, match
 from qexp.recipe.plan import Entry, Plan, Source
 from qexp.recipe.plan_file import Row, read_rows, tell_differences
 
 COMPUTE = "compute"  # not a tensor: how the layer computes (a class of qexp/layers, with its options)
 SITES = ("input", "weight", "bias", "output", "running_mean", "running_var", "grad_output", COMPUTE)
-_RULE_KEYS = {"layers", "types", "optional", "missing", "follow", *SITES, *(f"input.{i}" for i in range(8))}
+_RULE_KEYS = {
+    "layers",
+    "types",
+    "optional",
+    "missing",
+    "follow",
+    "own_width",
+    *SITES,
+    *(f"input.{i}" for i in range(8)),
+}
+LIKE = "like"  # in a rule: start from the recipe's quantizer of another site
 ENDS = "ends"  # the rule every recipe has; a list or plan that names the ends too may silence it
 
 
@@ -35,7 +46,9 @@ class Recipe:
         rules: Named edits, in order: `{layers: patterns, types: [class names], <site>: {changes} or None}`. With `optional: true` a rule
             may find nothing to edit: a recipe that is made for any network names types which this one may lack. With
             `missing: true` it edits only tensors that carry no quantizer so far; with `follow: true` a tensor that another layer reads
-            too, through a quantizer of its own, has that one.
+            too, through a quantizer of its own, has that one. With `own_width: true` results it edits have the width
+            that lists and mappings give to their own layer, not the one they give to the layer that takes them. Changes that hold
+            `like: SITE` start from the default of that site: `output: {like: input, alpha_init: 6.0}`.
         wbit, abit: Widths of weights and of inputs: a number, a list per group, or `{pattern: bits}`.
         groups: The model's groups, which lists address.
         first, last: Names of the first and last layer; None takes what the graph says.
@@ -69,8 +82,9 @@ def resolve(model: nn.Module, facts: Facts, recipe: Recipe) -> Plan:
             "or add a class to qexp/layers/quantized.py"
         )
     weighted = [n for n in layers if issubclass(float_class(model.get_submodule(n)), WEIGHTED)]
-    wbits = bit_widths.parse(recipe.wbit, "layer_wbit", recipe.groups, layers, places)
-    abits = bit_widths.parse(recipe.abit, "layer_abit", recipe.groups, layers, places)
+    with _saying_what_was_folded(model):
+        wbits = bit_widths.parse(recipe.wbit, "layer_wbit", recipe.groups, layers, places)
+        abits = bit_widths.parse(recipe.abit, "layer_abit", recipe.groups, layers, places)
 
     table: dict[tuple[str, str], Entry] = {}
     for name in layers:
@@ -79,14 +93,18 @@ def resolve(model: nn.Module, facts: Facts, recipe: Recipe) -> Plan:
             table[name, site] = _fresh(name, site, spec, wbits, abits)
 
     changed_by: dict[str, list[tuple[str, str]]] = {}
+    own_width: set[str] = set()
     for rule_name, rule in recipe.rules.items():
         if rule is not None:
             if rule_name in left.values():  # it has its effect, whatever else it names
                 rule = {**rule, "optional": True}
-            touched = _apply_rule(rule_name, rule, table, layers, model, recipe, places, (wbits, abits), weighted)
+            with _saying_what_was_folded(model):
+                touched = _apply_rule(rule_name, rule, table, layers, model, recipe, places, (wbits, abits), weighted)
+            if rule.get("own_width"):
+                own_width |= {layer for layer, site in touched if site == "output"}
             if not rule.get("optional"):
                 changed_by[rule_name] = touched
-    _name_widths(table, wbits, abits, facts, weighted)
+    _name_widths(table, wbits, abits, facts, weighted, own_width)
     rows = read_rows(Path(recipe.plan), layers) if recipe.plan is not None else {}
     _take_plan(table, recipe.plan, rows, recipe.sites)
     _reject_idle_rules(table, changed_by, recipe.rules)
@@ -121,6 +139,21 @@ def _left_float(rules: Mapping[str, Any], strays: Sequence[str]) -> dict[str, st
         for pattern in [patterns] if isinstance(patterns, str) else patterns:
             left |= {stray: name for stray in strays if fnmatchcase(_bare(stray), pattern)}
     return left
+
+
+@contextmanager
+def _saying_what_was_folded(model: nn.Module) -> Iterator[None]:
+    """Adds to the error of a pattern without a layer that what it names was there before batch norms were folded."""
+    try:
+        yield
+    except NoSuchLayer as error:
+        gone = [n for n, m in model.named_modules() if type(m) is nn.Identity and fnmatchcase(n, error.pattern)]
+        if not gone:
+            raise
+        raise QexpError(
+            f"{error}. {_few(gone)} {'does' if len(gone) == 1 else 'do'} nothing here, such as a batch norm that was folded into its "
+            "convolution: bn=keep leaves batch norms in place"
+        ) from None
 
 
 def _few(names: Sequence[str]) -> str:
@@ -223,7 +256,7 @@ def _apply_rule(name, rule, table, layers, model, recipe, places, widths, weight
 
 def _only_edits(edit: Any) -> bool:
     """Whether a rule's word on a site changes a quantizer that is there, and neither names one nor takes it away."""
-    return isinstance(edit, Mapping) and "_target_" not in edit
+    return isinstance(edit, Mapping) and not {"_target_", LIKE} & edit.keys()
 
 
 def _edit(entry: Entry, edit: Any, where: str, recipe: Recipe, widths: tuple[Bits, Bits]) -> Entry:
@@ -237,12 +270,18 @@ def _edit(entry: Entry, edit: Any, where: str, recipe: Recipe, widths: tuple[Bit
     edit = {k: v for k, v in edit.items() if not (k == "bits" and v is None)}
     if not edit:
         return entry
-    site = entry.site.split(".")[0]
-    base = entry.spec if entry.spec is not None else _default(recipe.sites, site) or {}
+    if LIKE in edit:
+        base = _like(edit, where, entry, recipe)
+        edit = {k: v for k, v in edit.items() if k != LIKE}
+    else:
+        base = entry.spec if entry.spec is not None else _default(recipe.sites, entry.site.split(".")[0]) or {}
     if "_target_" in edit and edit["_target_"] != base.get("_target_"):
         base = {}  # another method: arguments of the one before mean nothing to it
     if "_target_" not in edit and "_target_" not in base:
-        raise QexpError(f"{where}.{entry.site}: {entry.layer} has no quantizer there to edit; name one with _target_")
+        raise QexpError(
+            f"{where}.{entry.site}: {entry.layer} has no quantizer there to edit; name one with _target_, or say whose options it starts "
+            "from (like: input)"
+        )
     spec = {**base, **edit}
     if entry.site == COMPUTE:
         return Entry(entry.layer, entry.site, spec, FLOAT, Source.RULE, where)
@@ -254,13 +293,29 @@ def _edit(entry: Entry, edit: Any, where: str, recipe: Recipe, widths: tuple[Bit
     return Entry(entry.layer, entry.site, spec, width, Source.RULE, where)
 
 
-def _name_widths(table: dict, wbits: Bits, abits: Bits, facts: Facts, weighted: list[str]) -> None:
-    """Lets lists and mappings have their word: inputs and weights of the layers they name, and the adds that feed those."""
+def _like(edit: Mapping[str, Any], where: str, entry: Entry, recipe: Recipe) -> dict[str, Any]:
+    """Returns the recipe's quantizer of the site that an edit wants to be like."""
+    wanted = edit[LIKE]
+    allowed = [site for site in SITES if site != COMPUTE and recipe.sites.get(site) is not None]
+    if wanted not in allowed:
+        raise QexpError(
+            f"{where}.{entry.site}: like={wanted!r} is no site this recipe quantizes; allowed are {', '.join(allowed)}"
+        )
+    return _default(recipe.sites, wanted) or {}
+
+
+def _name_widths(table: dict, wbits: Bits, abits: Bits, facts: Facts, weighted: list[str], own_width: set[str]) -> None:
+    """Lets lists and mappings have their word: inputs and weights of the layers they name, and the adds that feed those.
+
+    Results of layers in `own_width` have the width of their own layer, where one is named.
+    """
     for (layer, site), entry in list(table.items()):
         if site == "weight":
             width, key = wbits.named.get(layer, (None, ""))
         elif site.startswith("input"):
             width, key = abits.named.get(layer, (None, ""))
+        elif site == "output" and layer in own_width and layer in abits.named:
+            width, key = abits.named[layer]
         elif site == "output" and entry.spec is not None:
             fed = [c for c in facts.consumers(layer) if c in abits.named]
             fed = [
@@ -273,9 +328,9 @@ def _name_widths(table: dict, wbits: Bits, abits: Bits, facts: Facts, weighted: 
             continue
         if entry.spec is None and site != "weight" and _arrives_quantized(table, facts, layer, site):
             continue
-        by_group = (wbits if site == "weight" else abits).by_group
-        if entry.spec is None and by_group and entry.source is Source.RULE:
-            continue  # the entry speaks of the group; a rule says that this one tensor of it is never quantized
+        one_of_many = layer in (wbits if site == "weight" else abits).many
+        if entry.spec is None and one_of_many and entry.source is Source.RULE:
+            continue  # the entry speaks of a group; a rule says that this one tensor of it is never quantized
         if entry.spec is None and width < FLOAT:
             raise QexpError(
                 f"{key}={width}: {layer} has no quantizer on its {site} (a rule or the recipe leaves it in float: {entry.by})"
@@ -320,7 +375,7 @@ def _in_force(entry: Entry, rule: Mapping[str, Any]) -> bool:
     """Whether a tensor is quantized the way a rule says, in part at least, though somebody else said how wide."""
     edit = rule.get(entry.site, rule.get(entry.site.split(".")[0]))
     said = {k: v for k, v in edit.items() if k != "bits"} if isinstance(edit, Mapping) else {}
-    return _carries(entry) and any((entry.spec or {}).get(k) == v for k, v in said.items())
+    return _carries(entry) and (LIKE in said or any((entry.spec or {}).get(k) == v for k, v in said.items()))
 
 
 def _arrives_quantized(table: dict, facts: Facts, layer: str, site: str) -> str | None:

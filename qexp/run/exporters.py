@@ -21,6 +21,7 @@ from qexp.integer import caq_files, onnx_file, package, torch_file
 from qexp.integer.fast import Fast
 from qexp.integer.lowered import Lowered
 from qexp.layers.swap import baked_weights, evaluating
+from qexp.network.facts import facts
 from qexp.statistics.collectors import MaxMap
 
 log = logging.getLogger(__name__)
@@ -34,6 +35,7 @@ class Taken:
 
     Attributes:
         folder: The run's.
+        name: What its network is called.
         model: Its network.
         data: Its images.
         count: How many test images an export is compared on.
@@ -42,6 +44,7 @@ class Taken:
     """
 
     folder: Path
+    name: str
     model: nn.Module
     data: DataSet
     count: int
@@ -156,15 +159,15 @@ def _torch(run: Taken) -> dict[str, Any]:
 
 
 def _fpga(run: Taken) -> dict[str, Any]:
-    folder = run.folder / "fpga"
-    caq_files.refuse(run.model)
+    folder, structure = run.folder / "fpga", facts(run.model, run.calibration[0][:1].cpu())
+    caq_files.refuse(run.model, structure)
     maps = collect(run.model, run.calibration, progress=False, collectors=(MaxMap(),))
-    written = caq_files.export(run.model, folder, maps)
-    found = caq_files.check(run.model, folder)
+    written = caq_files.export(run.model, structure, folder, run.name, maps)
+    found = caq_files.check(run.model, structure, folder, run.name)
     size = sum(p.stat().st_size for p in written)
     log.info(
-        "fpga: %s, %d files, %d bytes: exponents of %d tensors, 4-bit weights of %d layers (%d bytes), maps of maxima; read back, all "
-        "are the network's",
+        "fpga: %s, %d files, %d bytes: exponents of %d tensors, parameters, 4-bit weights of %d layers (%d bytes), maps of maxima; "
+        "read back, all are the network's",
         folder,
         len(written),
         size,

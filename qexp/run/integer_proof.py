@@ -96,7 +96,9 @@ def prove(run: Experiment, earlier: Mapping[str, Any] | None = None) -> dict[str
             found |= verdict.metrics()
         found |= _accumulators(settings, program, data, record)
     if settings.integers.export in exporters.FORMS:
-        made_of = exporters.Taken(record.folder, model, data, settings.integers.verify, run.images, program)
+        made_of = exporters.Taken(
+            record.folder, settings.network.name, model, data, settings.integers.verify, run.images, program
+        )
         found |= exporters.take(settings.integers.export, made_of)
     return found
 

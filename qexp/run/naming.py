@@ -21,7 +21,13 @@ from qexp.system.objects import TARGET
 # what does not change a result: where it runs and is kept, what happens on the side
 _NOT_CONTENT = ("runs_dir", "study", "kernels", "force", "verify", "accumulator")  # a proof is added to its point
 PLACES_DATA = ("root", "pack_dir", "workers", "weights")  # the images count, not where they lie, nor who decodes them
-_ABSENT = {"rounding": "float", "passes": {}, "callbacks": {}}  # not part of a point's name unless they are asked for
+_ABSENT = {
+    "rounding": "float",
+    "passes": {},
+    "callbacks": {},
+    "optimizer": None,
+    "scheduler": None,
+}  # not part of a point's name unless they are asked for
 _NOT_CONTENT_TRAINER = ("accelerator", "devices", "strategy", "num_nodes", "enable_progress_bar", "logger")
 
 

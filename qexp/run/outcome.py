@@ -18,6 +18,7 @@ from qexp.analysis.error_by_depth import errors_by_depth, norm_drift
 from qexp.analysis.tensor_errors import Measures
 from qexp.calibration.memory_cache import weight_stats
 from qexp.calibration.site_stats import Calibration
+from qexp.calibration.summary import summary
 from qexp.layers.quantized import WEIGHTED, float_class, quantizers, weight_of
 from qexp.network.cost import cost, layer_costs, quantized_macs
 from qexp.network.facts import Facts
@@ -139,7 +140,9 @@ def metrics(run: Experiment) -> dict[str, Any]:
 
 
 def write(run: Experiment) -> None:
-    """Writes `layers.csv`, `histograms.json`, `depth.json`, what each sample gave and, last, `metrics.json`; adds the diagnosis to the row.
+    """Writes `layers.csv`, `statistics.csv`, `histograms.json`, `depth.json`, what each sample gave and `metrics.json`.
+
+    `metrics.json` is the last file; the diagnosis is added to the row before.
 
     `correct.npy` holds which samples were right, where each is right or wrong; `outcomes.npz` holds what else the task keeps.
     """
@@ -149,6 +152,7 @@ def write(run: Experiment) -> None:
     norms = norm_drift(model, images)
     table = layer_table(model, plan, facts, seen, measured, own)
     record.write("layers.csv", table.to_csv(index=False))
+    record.write("statistics.csv", summary(seen).to_csv(index=False))
     record.write("histograms.json", json.dumps(histograms(model, seen)))
     rest = dict(run.score.outcomes)
     if "correct" in rest:

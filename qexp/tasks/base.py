@@ -175,10 +175,26 @@ class Task(LightningModule):
             if self.groups
             else [{"params": [p for p in self.model.parameters() if p.requires_grad]}]
         )
-        optimizer = self.make_optimizer(groups)
+        try:
+            optimizer = self.make_optimizer(groups)
+        except (
+            TypeError,
+            ValueError,
+        ) as error:  # an option of the optimizer whose place another has taken, or a value of none
+            made = getattr(getattr(self.make_optimizer, "func", None), "__name__", "the optimizer")
+            raise QexpError(
+                f"schedule.optimizer: {made} cannot be made ({error}); optimizer=sgd, adam or adamw takes the place of the whole of it, "
+                "and optimizer.lr=... sets its options"
+            ) from None
         if self.make_scheduler is None:
             return {"optimizer": optimizer}
-        scheduler = self.make_scheduler(optimizer, int(self.trainer.estimated_stepping_batches))
+        try:
+            scheduler = self.make_scheduler(optimizer, int(self.trainer.estimated_stepping_batches))
+        except TypeError as error:
+            raise QexpError(
+                f"schedule.scheduler: it cannot be made ({error}); scheduler=cosine, steps, exponential, onecycle or constant takes the "
+                "place of the whole of it, and scheduler.final=... sets its options"
+            ) from None
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 

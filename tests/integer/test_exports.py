@@ -97,13 +97,15 @@ def test_a_run_goes_to_the_fpga_tool(run, tmp_path: Path):
     assert taken["status"] == "ok", taken["error"]
     files = [p for p in (folder / "fpga").rglob("*") if p.is_file()]
     assert taken["fpga_bytes"] == sum(p.stat().st_size for p in files)
-    assert {p.suffix for p in files} == {".bin", ".txt"} and taken["fpga_weight_bytes"] < metrics["weight_bytes_float"]
+    assert 0 < taken["fpga_weight_bytes"] < metrics["weight_bytes_float"]
     names = (folder / "fpga" / "layers.txt").read_text().split()
-    assert len(names) == len(caq_files.read_exponents(folder / "fpga" / "exponents.txt")) > 2
-    first = caq_files.read_feature(folder / "fpga" / "features" / f"{names[0]}.bin", (1, 8, 8)).numpy()
+    vectors = [caq_files.read_exponents(folder / "fpga" / "channel_q" / "digits_cnn" / name) for name in names]
+    assert names[0] == "data" and len(names) > 2
+    assert caq_files.read_exponents(folder / "fpga" / "digits_cnn_q") == [e for vector in vectors for e in vector]
+    first = caq_files.read_feature(folder / "fpga" / "features" / "digits_cnn" / "data.bin", (1, 8, 8)).numpy()
     assert (first >= 0).all() and first.max() > 0
-    assert caq_files.read_weight(next((folder / "fpga" / "weights").iterdir())).ndim == 4
-    assert np.frombuffer(next((folder / "fpga" / "weights").iterdir()).read_bytes()[4:8], "<i4") == [4]
+    assert np.fromfile(folder / "fpga" / "param.bin", "<f4").size > metrics["weight_bytes_float"] / 4, "biases too"
+    assert (folder / "fpga" / "weights" / "conv1.bin").read_bytes()[1:2] == b"\0"
 
 
 def test_what_the_fpga_tool_cannot_read_is_refused(run, proven):

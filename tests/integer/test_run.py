@@ -46,7 +46,10 @@ def test_narrow_accumulators_cost_accuracy(run, tmp_path: Path):
 def test_deploy_makes_fixed_point_lowerable(run):
     refused = run("quant=fixed_point", "bits=fx8", "verify=8")
     assert refused["status"] == "failed"
-    assert "conv1: cannot be lowered to integers: the images arrive as floats; add deploy=integer" in refused["error"]
+    assert (
+        "conv1: cannot be lowered to integers: the images arrive as floats; give the first layer's input bits"
+        in refused["error"]
+    )
     metrics = run("quant=fixed_point", "bits=fx8", "verify=32", "deploy=integer")
     assert metrics["verify"] == "equal" and metrics["verify_codes_differ_real_scales"] == 0
 

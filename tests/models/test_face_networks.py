@@ -19,6 +19,16 @@ def test_the_squeezenet_has_the_published_counts():
     assert model(torch.zeros(2, 3, 160, 160)).shape == (2, 128)
 
 
+def test_no_relu_follows_the_last_convolution_of_the_squeezenet():
+    torch.manual_seed(0)
+    model = SqueezeNetFace(features=4).eval()
+    x = torch.randn(2, 3, 64, 64)
+    maps = model.conv10(model.features(x))
+    assert (maps.mean((2, 3)) < 0).any(), "the means carry both signs"
+    assert torch.equal(model(x), model.bn(model.embedding(model.pool(maps).flatten(1))))
+    assert "conv10" not in facts(model, x).followed_by_relu
+
+
 def test_the_mobilefacenet_is_traced_whole():
     model = MobileFaceNet().eval()
     found = facts(model, torch.zeros(1, 3, 112, 96))

@@ -141,3 +141,10 @@ def test_public_weights_give_their_accuracy_to_the_image(net, weights, data, rig
     with torch.inference_mode():
         hits = sum(int((model(x).argmax(1) == y).sum()) for x, y in data(root).test_dataloader())
     assert hits == right
+
+
+def test_kaiming_uniform_is_by_fan_in():
+    torch.manual_seed(0)
+    stem = CifarResNet(20, init="kaiming_uniform").conv1.weight.detach()
+    bound = (6 / 27) ** 0.5  # fan-in 3 x 3 x 3
+    assert 0.95 * bound < stem.abs().max() <= bound and stem.std() == pytest.approx(bound / 3**0.5, rel=0.05)

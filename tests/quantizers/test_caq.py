@@ -45,6 +45,9 @@ def test_codes_as_published():
         ("pull", (3, 5, 4, 4, 2), (3, 3, 3, 3, 2)),
         ("cap", (-2, -1, -3), (-2, -2, -3)),
         ("pull", (-2, -1, -3), (-2, -1, -2)),
+        ("pull", (3, -1, -2, -1), (0, 0, 0, 0)),  # mean -0.25: 3 falls to -1, which then rises to 0 as the others do
+        ("pull", (1, -5, -5), (-3, -3, -3)),  # mean -3: nothing is left below it
+        ("pull", (2, -3, -3, -1), (-1, -1, -1, -1)),  # mean -1.25: 2 falls to -2, then rises to -1
         ("none", (-2, 9, 3), (-2, 9, 3)),
     ],
 )

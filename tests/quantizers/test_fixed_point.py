@@ -168,5 +168,47 @@ def test_the_source_placement_quantizes_results_inside_a_sequential(compose):
     plan = resolve(net, facts(net, images), asked)
     outputs = {e.layer for e in plan if e.site == "output" and e.spec}
     assert outputs == {"features.0", "features.1", "features.3", "classifier.1"}
-    assert {e.layer for e in plan if e.site == "compute" and e.spec} == {"features.0", "classifier.1"}
+    assert {e.layer for e in plan if e.site == "compute" and e.spec} == {"features.0"}, (
+        "a linear layer's sum is rounded once"
+    )
     assert {e.layer for e in plan if e.site == "running_var" and e.spec} == {"features.1", "bn"}
+
+
+def test_the_source_rounds_the_finished_sum_of_a_linear_layer(compose):
+    from torch import nn
+
+    from qexp.calibration.calibrate import calibrate
+    from qexp.network.facts import facts
+    from qexp.recipe import apply, resolve
+    from qexp.run.pipeline import recipe
+
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 5)).eval()
+    images = torch.randn(8, 1, 8, 8)
+    structure = facts(net, images)
+    asked = recipe(compose("quant=fixed_point_source", "bits=fx8", "model.first=null", "model.last=null"))
+    apply(net, resolve(net, structure, asked), structure)
+    calibrate(net, [images], progress=False)
+    seen = {}
+    net[3].register_forward_hook(lambda layer, args, y: seen.update(x=args[0], y=y))
+    net(images)
+    layer, q = net[3], net[3].output_quantizer
+    once = q(seen["x"] @ layer.quantized_weight().T + layer.quantized_bias())
+    products = q(layer.quantized_weight()[None] * seen["x"][:, None])
+    assert torch.equal(seen["y"], once)
+    assert not torch.equal(seen["y"], q(q(products.sum(2)) + layer.quantized_bias())), "which would lose small products"
+
+
+@pytest.mark.parametrize("name", ["fixed_point_source", "mpact_integer_bn"])
+def test_a_recipe_that_needs_batch_norms_keeps_them(run, compose, name):
+    metrics = run(f"quant={name}", "schedule=ptq", "bits=fx12")
+    assert metrics["status"] == "ok" and metrics["bn"] == "keep"
+    assert compose(f"quant={name}", "schedule=ptq", "bn=fold").bn == "fold", "who says otherwise is heard"
+    assert compose(f"quant={name}", "schedule=ptq", "schedule.bn=fold").bn == "fold"
+    assert compose("quant=fixed_point", "schedule=ptq").bn == "fold"
+
+
+@pytest.mark.parametrize("model", ["toynet", "mobilenetv2", "resnet20"])
+@pytest.mark.parametrize("method", ["dorefa", "pact", "mpact"])
+def test_placements_of_pact_quantization_keep_batch_norms(compose, model, method):
+    assert compose(f"model={model}", f"quant={model}_{method}", "schedule=ptq").bn == "keep"

@@ -67,6 +67,16 @@ def test_legacy_bounds_leave_the_grid():
     assert half.qmax.item() == pytest.approx(0.26 / half.scale.item() + 6, abs=1e-5) and half.qmin.item() == 0
 
 
+@pytest.mark.parametrize("shift", [0.0, -0.5, -1.5, -4.0])
+def test_legacy_half_ranges_reach_omega_bins_beyond_a_mean_that_is_not_below_zero(shift):
+    x = X + shift
+    q = fitted(x, 3, relu=True, target=math.log2(6), bounds="legacy")
+    mean, b = x.mean().item(), (x - x.mean()).abs().mean().item()
+    step = (max(mean, 0) + clip_over_b(torch.tensor([12.0])).item() * b) / 6
+    assert q.scale.item() == pytest.approx(step, rel=1e-6)
+    assert q.qmax.item() == pytest.approx(max(mean, 0) / step + 6, rel=1e-6) and q.qmin.item() == 0
+
+
 def test_gradient_is_one_within_the_limits():
     q = fitted(X, 3, target=math.log2(6))
     x = torch.tensor([-3.4, -3.3, 1.0, 3.3, 3.4], requires_grad=True)

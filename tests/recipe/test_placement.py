@@ -101,14 +101,21 @@ def test_the_branch_quantizer_is_a_switch(planned):
 @pytest.mark.parametrize(("model", "first"), [("mobilenetv2", "blocks.0.conv1"), ("resnet20", "layer1.0.conv1")])
 def test_uniform_lists(planned, model, first, method):
     *_, bits = planned(f"model={model}", f"quant={model}_{method}", f"bits={model}_uniform6")
-    assert bits[first, "weight"] == 6 and bits["relu1", "output"] == 6 and ("conv1", "input") not in bits
+    assert bits[first, "weight"] == 6 and ("conv1", "input") not in bits
+    assert bits.get(("relu1", "output"), 32) == (6 if model == "mobilenetv2" else 32), "a ResNet's stem stays in float"
 
 
-def test_resnet_ends_follow_the_recipe_and_the_last_sum_stays_wide(planned):
+def test_resnet_ends_stay_wide_and_every_sum_has_the_width_of_its_block(planned):
     *_, bits = planned("model=resnet20b", "quant=resnet20_pact", "bits=resnet20_uniform4")
     assert ("conv1", "weight") not in bits and bits["linear", "weight"] == 16 and ("linear", "input") not in bits
     assert bits["layer1.0.add", "output"] == bits["layer2.0.shortcut.1", "output"] == 4
     assert {w for (_, site), w in bits.items() if site == "output"} == {4}
+    assert ("relu1", "output") not in bits and ("layer1.0.conv1", "input") not in bits
+    *_, bits = planned("model=resnet20b", "quant=resnet20_pact", "layer_abit=[2,3,4,5,6,7,8,9,10]")
+    sums = [bits[f"layer{i}.{j}.add", "output"] for i in (1, 2, 3) for j in range(3)]
+    inner = [bits[f"layer{i}.{j}.conv2", "input"] for i in (1, 2, 3) for j in range(3)]
+    assert sums == inner == [2, 3, 4, 5, 6, 7, 8, 9, 10]
+    assert bits["layer2.0.shortcut.1", "output"] == 5 and bits["layer3.0.shortcut.1", "output"] == 8
 
 
 def test_the_clip_after_the_sum_replaces_the_relu_where_the_network_has_none(planned):

@@ -71,6 +71,45 @@ def test_null_leaves_a_tensor_in_float_and_a_later_rule_brings_it_back(plan):
     assert found["conv", "input"].spec is None
 
 
+def test_a_rule_can_start_from_the_quantizer_of_another_site(plan):
+    found = plan(rules={"adds": {"types": ["Add"], "output": {"like": "input", "granularity": "channel"}}})
+    assert found["add", "output"].spec == {"_target_": UNIFORM, "symmetric": False, "granularity": "channel"}
+    assert found["add", "output"].bits == 4
+    listed = plan(abit=[8, 7, 6, 5], rules={"adds": {"types": ["Add"], "output": {"like": "input"}}})
+    assert listed["add", "output"].bits == 6, "a list that says how wide does not make the rule idle"
+    for wrong in ("output", "weights", 3):
+        with pytest.raises(QexpError, match=r"quant.rules.adds.output: like=.* allowed are input, weight"):
+            plan(rules={"adds": {"types": ["Add"], "output": {"like": wrong}}})
+    with pytest.raises(QexpError, match=r"add has no quantizer there to edit; .*like: input"):
+        plan(rules={"adds": {"types": ["Add"], "output": {"granularity": "channel"}}})
+
+
+def test_what_names_a_folded_batch_norm_is_told_so():
+    from qexp.passes.fold_bn import fold_bn
+
+    torch.manual_seed(0)
+    model, images = Residual().eval(), torch.randn(2, 3, 8, 8)
+    norms = [n for n, m in model.named_modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    fold_bn(model, facts(model, images))
+    structure = facts(model, images)
+    sites = {"input": {"_target_": UNIFORM}, "weight": {"_target_": UNIFORM}}
+    rule = {"layers": norms[0], "output": {"_target_": UNIFORM, "bits": 8}}
+    for recipe in (Recipe(sites, {"norm": rule}), Recipe(sites, abit={norms[0]: 4})):
+        with pytest.raises(QexpError, match=rf"matches no layer.*{norms[0]} does nothing here.*bn=keep"):
+            resolve(model, structure, recipe)
+    with pytest.raises(QexpError, match="matches no layer") as plain:
+        resolve(model, structure, Recipe(sites, abit={"nowhere": 4}))
+    assert "bn=keep" not in str(plain.value)
+
+
+def test_a_pattern_for_many_layers_leaves_what_a_rule_keeps_in_float(plan):
+    rules = {"off": {"layers": "conv", "input": None}}
+    found = plan(abit={"*": 5}, rules=rules)
+    assert found["conv", "input"].bits == 32 and found["fc", "input"].bits == 5
+    with pytest.raises(QexpError, match=r"layer_abit\[conv\]=5: conv has no quantizer on its input"):
+        plan(abit={"*": 5, "conv": 5}, rules=rules)
+
+
 def test_a_removed_rule_decides_nothing(plan):
     assert plan(rules={"ends": None}).bits("weight") == dict.fromkeys(WEIGHTED, 4)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from qexp.errors import QexpError
@@ -129,10 +129,32 @@ def read(cfg: DictConfig, in_sweep: bool = False) -> Settings:
         QexpError: A value that is not allowed, or a `${...}` that leads nowhere.
     """
     try:
-        return replace(Settings.of(OmegaConf.to_container(cfg, resolve=True)), in_sweep=in_sweep)
+        return replace(Settings.of(OmegaConf.to_container(_with_choices(cfg), resolve=True)), in_sweep=in_sweep)
     except OmegaConfBaseException as error:
         key = f"{error.full_key}: " if getattr(error, "full_key", None) else ""
         raise QexpError(f"{key}{str(error).splitlines()[0]}; see --cfg job for the whole configuration") from None
+
+
+def _with_choices(cfg: DictConfig) -> DictConfig:
+    """Returns a configuration in which what `optimizer=` and `scheduler=` choose stands in the place of the schedule's own, whole.
+
+    It belongs to the training that the schedule names; to `pretrain` where the schedule itself does not train (ptq). The configuration is
+    then that of a run which spells the two out below the schedule.
+    """
+    groups = [key for key in ("optimizer", "scheduler") if cfg.get(key) is not None]
+    if not groups:
+        return cfg
+    cfg = cfg.copy()
+    trained = cfg.schedule if cfg.schedule.get("optimizer") is not None else cfg.schedule.get("pretrain")
+    for key in groups:
+        chosen = OmegaConf.to_container(cfg[key], resolve=True)  # now: it may refer to what it replaces
+        with open_dict(cfg):
+            if trained is not None:
+                trained[key] = chosen
+                if "epochs" in chosen and chosen["epochs"] is None:
+                    trained[key].epochs = trained.epochs
+            cfg[key] = None
+    return cfg
 
 
 def _widths(cfg: Mapping[str, Any]) -> Widths:

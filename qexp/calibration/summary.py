@@ -1,0 +1,41 @@
+"""What calibration saw of each tensor, as a table to read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+from torch import Tensor
+
+from qexp.statistics.stats import TensorStats
+
+MEASURES = ("min", "max", "mean", "std", "mean_abs", "b", "kurtosis")
+
+
+def summary(seen: Mapping[tuple[str, str], Any]) -> pd.DataFrame:
+    """Returns one row per activation: measures of the whole tensor, and of its channels the least, the mean and the greatest of each.
+
+    `b` is the mean absolute deviation `E|x - E x|`, `kurtosis` the excess over a normal distribution's. Columns: layer, site, count,
+    channels, the measures, and `<measure>_channels_min`, `_mean`, `_max`.
+
+    Args:
+        seen: Statistics by (layer, site), as `Calibration` holds them.
+    """
+    rows = []
+    for layer, site in sorted(seen):
+        tensor, channel = seen[layer, site].tensor, seen[layer, site].channel
+        if tensor.empty:
+            continue
+        row = {"layer": layer, "site": site, "count": int(tensor.count.sum()), "channels": channel.count.numel()}
+        row |= {measure: _of(tensor, measure)[0] for measure in MEASURES}
+        for measure in MEASURES:
+            each = _of(channel, measure)
+            row |= {f"{measure}_channels_{end}": getattr(each, end)() for end in ("min", "mean", "max")}
+        rows.append({key: float(v) if hasattr(v, "dtype") else v for key, v in row.items()})
+    ends = [f"{measure}_channels_{end}" for measure in MEASURES for end in ("min", "mean", "max")]
+    return pd.DataFrame(rows, columns=["layer", "site", "count", "channels", *MEASURES, *ends])
+
+
+def _of(stats: TensorStats, measure: str) -> Tensor:
+    return getattr(stats, measure).double().cpu().flatten()
