@@ -31,7 +31,8 @@ log = logging.getLogger(__name__)
 # what does not change a result: where it runs and is kept, what happens on the side
 _NOT_CONTENT = ("runs_dir", "study", "kernels", "callbacks", "force")
 PLACES_DATA = ("root", "pack_dir", "workers", "weights")  # the images count, not where they lie, nor who decodes them
-_ABSENT = {"rounding": "float", "verify": 0, "passes": {}}  # not part of a point's name unless they are asked for
+# not part of a point's name unless they are asked for
+_ABSENT = {"rounding": "float", "verify": 0, "passes": {}, "schedule.two_step": None}
 _NOT_CONTENT_TRAINER = ("accelerator", "devices", "strategy", "num_nodes", "enable_progress_bar")
 
 
@@ -53,18 +54,24 @@ def point_hash(cfg: DictConfig, contents: dict[str, str]) -> str:
     for key in _NOT_CONTENT:
         content.pop(key, None)
     for key, default in _ABSENT.items():
-        if content.get(key) == default:
-            content.pop(key)
+        node, last = _node(content, key)
+        if last in node and node[last] == default:
+            node.pop(last)
     for key in PLACES_DATA:
         content.get("dataset", {}).get("data", {}).pop(key, None)
     for key in contents:  # likewise a weights file, a plan
-        *above, last = key.split(".")
-        node = content
-        for name in above:
-            node = node.get(name) or {}
+        node, last = _node(content, key)
         node.pop(last, None)
     text = json.dumps([content, contents], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _node(content: dict[str, Any], key: str) -> tuple[dict[str, Any], str]:
+    """Returns the mapping that holds a dotted key, empty where there is none, and the key's last name."""
+    *above, last = key.split(".")
+    for name in above:
+        content = content.get(name) or {}
+    return content, last
 
 
 def trainer_content(trainer: dict[str, Any], trained: bool) -> dict[str, Any]:
@@ -247,6 +254,8 @@ def helps(schedule: DictConfig) -> list[str]:
         words.append("averaged")
     oscillation = schedule.get("oscillation") or {}
     words += [word for key, word in (("dampen", "damped"), ("freeze", "frozen")) if oscillation.get(key) is not None]
+    if schedule.get("two_step"):
+        words.append(f"two steps {schedule.two_step:g}")
     if schedule.get("progressive"):
         widths = [schedule.progressive] if isinstance(schedule.progressive, int) else list(schedule.progressive)
         words.append("progressive " + "-".join(map(str, widths)))
