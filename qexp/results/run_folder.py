@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 _NOT_CONTENT = ("runs_dir", "study", "kernels", "callbacks", "force")
 PLACES_DATA = ("root", "pack_dir", "workers", "weights")  # the images count, not where they lie, nor who decodes them
 # not part of a point's name unless they are asked for
-_ABSENT = {"rounding": "float", "verify": 0, "passes": {}, "schedule.two_step": None}
+_ABSENT = {"rounding": "float", "verify": 0, "passes": {}, "schedule.two_step": None, "schedule.sam": None}
 _NOT_CONTENT_TRAINER = ("accelerator", "devices", "strategy", "num_nodes", "enable_progress_bar")
 
 
@@ -254,6 +254,8 @@ def helps(schedule: DictConfig) -> list[str]:
         words.append("averaged")
     oscillation = schedule.get("oscillation") or {}
     words += [word for key, word in (("dampen", "damped"), ("freeze", "frozen")) if oscillation.get(key) is not None]
+    if schedule.get("sam"):
+        words.append("sharpness-aware")
     if schedule.get("two_step"):
         words.append(f"two steps {schedule.two_step:g}")
     if schedule.get("progressive"):

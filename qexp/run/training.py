@@ -33,13 +33,15 @@ from qexp.callbacks.randomness import EpochSeed
 from qexp.callbacks.steps import OptimizerSteps
 from qexp.data.later import LaterEpochs
 from qexp.errors import QexpError
-from qexp.layers.quantized import is_quantizer_parameter, latent_decays
+from qexp.layers.quantized import is_quantizer_parameter, latent_decays, quantizers
 from qexp.layers.swap import baked_weights
 from qexp.network.lean_evaluation import lean
 from qexp.run.devices import processes, spread
 from qexp.system import ranks
 from qexp.tasks.base import Score, Task
+from qexp.tasks.classification import Classification
 from qexp.tasks.distillation import Distillation
+from qexp.tasks.sharpness import SharpnessAware
 
 log = logging.getLogger(__name__)
 for _name in (
@@ -96,7 +98,25 @@ def task(
         freeze_bn=freeze_bn,
         **{key: schedule[key] for key in make.func.of_schedule},
         **({"distill": distill} if distill else {}),
+        **({"sharpness": found} if (found := sharpness(schedule, make.func)) else {}),
     )
+
+
+def sharpness(schedule: DictConfig, task_class: type[Task]) -> SharpnessAware | None:
+    """Returns what the schedule's `sam` asks for; None where it is off."""
+    asked = schedule.get("sam")
+    if not asked:
+        return None
+    if not issubclass(task_class, Classification):
+        raise QexpError(
+            f"schedule.sam: {task_class.__name__} takes one pass a step; use sam: null, or a task of classes"
+        )
+    return SharpnessAware(places=weight_places, **OmegaConf.to_container(asked, resolve=True))
+
+
+def weight_places(model: nn.Module) -> list[nn.Module]:
+    """Returns the quantizers of a network's weights, each once."""
+    return list({id(q): q for _, site, q in quantizers(model) if site == "weight"}.values())
 
 
 def task_options(cfg: DictConfig) -> dict[str, Any]:
