@@ -108,7 +108,7 @@ def test_without_it_a_training_is_what_it_was(compose):
     assert [s.epochs for s in stages.stages(compose("schedule=one_bit").schedule, plan)] == [24, 36]
 
 
-@pytest.mark.parametrize("quant", ["irnet", "recu", "adabin", "reactnet"])
+@pytest.mark.parametrize("quant", ["irnet", "recu", "adabin", "reactnet", "xnor_plus"])
 def test_one_bit_recipes_run_from_a_plain_network_with_a_teacher(compose, tmp_path, quant):
     from qexp.models.digits_cnn import DigitsCNN
 
