@@ -7,7 +7,7 @@ float layer while `enabled` is False).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -38,6 +38,7 @@ class Quantized(nn.Module):
         operands: What the float layer calls the tensors it is given.
         options: What else its `forward` takes.
         float_class: The class the layer had, and gets back from `unswap` and `bake`.
+        learns: Names of parameters the layer's way to compute has besides the float layer's; they train as scales do.
     """
 
     sites: tuple[str, ...] = ("input", "weight", "bias", "output", GRADIENT)
@@ -45,11 +46,15 @@ class Quantized(nn.Module):
     options: tuple[str, ...] = ()
     float_class: type[nn.Module]
     enabled: bool = True  # False: the float layer (see `quantizers_off`)
+    learns: tuple[str, ...] = ()
 
     def configure(self, **options: Any) -> None:
         """Takes the options of the layer's way to compute, once, after the swap; the ordinary way has none."""
         if options:
             raise QexpError(f"{type(self).__name__} takes no options, got {', '.join(options)}")
+
+    def shaped(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Takes the shapes of the layer's tensors by site, once, after `configure`; the ordinary way to compute needs none."""
 
     def site(self, name: str) -> nn.Module:
         """Returns the quantizer on a site, `nn.Identity` where the tensor stays float."""
@@ -364,7 +369,8 @@ def quantizers(model: nn.Module) -> Iterator[tuple[str, str, Quantizer]]:
 
 def is_quantizer_parameter(model: nn.Module) -> set[int]:
     """Returns the ids of all parameters that belong to quantizers (scales, clips), for parameter groups of their own."""
-    return {id(p) for _, _, q in quantizers(model) for p in q.parameters()}
+    own = {id(getattr(layer, name)) for _, layer in quantized_layers(model) for name in layer.learns}
+    return own | {id(p) for _, _, q in quantizers(model) for p in q.parameters()}
 
 
 def latent_decays(model: nn.Module) -> dict[int, float]:

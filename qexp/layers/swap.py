@@ -96,7 +96,10 @@ def unswap(layer: Quantized) -> None:
     """Makes the layer float again, in place; its float weights are as they were."""
     for site in layer.sites:
         delattr(layer, attribute(site))
-    layer.__dict__.pop("enabled", None)
+    for name in layer.learns:
+        delattr(layer, name)
+    for name in ("enabled", "learns"):
+        layer.__dict__.pop(name, None)
     layer.__class__ = layer.__dict__.pop(WRITTEN_AS, layer.float_class)
 
 

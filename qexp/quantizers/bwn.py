@@ -11,7 +11,7 @@ from qexp.errors import QexpError
 from qexp.numerics.granularity import Granularity
 from qexp.quantizers.base import Quantizer
 
-FORMS = ("ste", "paper", "exact")
+FORMS = ("ste", "clipped", "paper", "exact")
 
 
 class _ScaledSigns(torch.autograd.Function):
@@ -28,6 +28,8 @@ class _ScaledSigns(torch.autograd.Function):
         latent, signs, scale = ctx.saved_tensors
         if ctx.form == "ste":
             return grad, None, None, None, None
+        if ctx.form == "clipped":
+            return (grad * scale * (latent.abs() <= 1)).to(grad.dtype), None, None, None, None
         through_scale = grad / ctx.numel
         if ctx.form in ("exact", "scale"):
             shared = tuple(d for d in range(grad.ndim) if d >= scale.ndim or scale.shape[d] == 1)
@@ -43,8 +45,9 @@ def scaled_signs(latent: Tensor, signs: Tensor, scale: Tensor, form: str) -> Ten
         latent: The float weights, which receive the gradient.
         signs: -1 or +1 (any value where a method has intermediate ones), the shape of `latent`.
         scale: Broadcasts against them with as many dimensions; each element is the mean magnitude of the weights it serves.
-        form: `ste`: dW = g. `paper`: dW_i = g_i (1/n + scale 1[|W_i| <= 1]), n the weights a scale serves. `exact`: the first term
-            becomes sign(W_i)/n times the sum of g q over those weights. `scale`: that exact term plus g.
+        form: `ste`: dW = g. `clipped`: dW_i = g_i scale 1[|W_i| <= 1]. `paper`: dW_i = g_i (1/n + scale 1[|W_i| <= 1]), n the weights
+            a scale serves. `exact`: the first term becomes sign(W_i)/n times the sum of g q over those weights. `scale`: that exact term
+            plus g.
     """
     return _ScaledSigns.apply(latent, signs, scale, form, latent.numel() // max(scale.numel(), 1))
 
@@ -60,7 +63,8 @@ class BWN(Quantizer):
         bits, shape, rounding: See `Quantizer`; 1 bit, nothing is rounded.
         granularity: Who shares alpha: `channel` (paper), `tensor` or `group:N`.
         scaled: Whether alpha multiplies the signs; false leaves -1 and +1, which a batch norm must follow.
-        gradient: `ste` straight through; `paper` through `1/n + alpha 1[|w| <= 1]`; `exact` with alpha's true derivative.
+        gradient: `ste` straight through; `clipped` through `alpha 1[|w| <= 1]` (ReActNet); `paper` through
+            `1/n + alpha 1[|w| <= 1]`; `exact` with alpha's true derivative.
         clip_latent: Keep the float weight in [-1, 1] after each optimizer step.
 
     Source: Rastegari et al. 2016 (arXiv 1603.05279), section 3.1 and equation 4 (gradient).
@@ -83,14 +87,14 @@ class BWN(Quantizer):
         granularity: Granularity | None = None,
         rounding: str = "half_even",
         scaled: bool = True,
-        gradient: Literal["ste", "paper", "exact"] = "ste",
+        gradient: Literal["ste", "clipped", "paper", "exact"] = "ste",
         clip_latent: bool = False,
     ) -> None:
         super().__init__(bits, shape, granularity=granularity, rounding=rounding)
         if gradient not in FORMS:
             raise QexpError(f"BWN: gradient={gradient!r}; allowed are {', '.join(FORMS)}")
         if not scaled and gradient == "exact":
-            raise QexpError("BWN: gradient=exact is that of alpha; with scaled=false allowed are ste, paper")
+            raise QexpError("BWN: gradient=exact is that of alpha; with scaled=false allowed are ste, clipped, paper")
         self.scaled, self.gradient, self.clip_latent = scaled, gradient, clip_latent
         self.register_buffer("alpha", torch.ones(self.granularity.scale_shape(self.shape)))
 

@@ -1,4 +1,4 @@
-"""Binary activations: the sign, with the gradient of a clipped identity."""
+"""Binary activations: the sign, with one of the gradients that stand for its own."""
 
 from __future__ import annotations
 
@@ -10,36 +10,37 @@ from torch import Tensor
 from qexp.errors import QexpError
 from qexp.numerics.granularity import Granularity
 from qexp.quantizers.base import Quantizer
+from qexp.quantizers.surrogate import Progress, check_slope, sharpness, sign
 from qexp.statistics.stats import TensorStats
 
-
-class _Binary(torch.autograd.Function):
-    """The given values; the gradient passes where `low <= x <= 1`."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, values: Tensor, low: float) -> Tensor:
-        ctx.save_for_backward((x >= low) & (x <= 1))
-        return values.to(x.dtype)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        (inside,) = ctx.saved_tensors
-        return grad * inside, None, None
+_LEAST_STD = 1e-6
 
 
-class Sign(Quantizer):
+def _deviation(x: Tensor) -> Tensor:
+    """Returns the standard deviation of each sample of `x` `[N, ...]`, in a shape that broadcasts against it."""
+    values = x.float().flatten(1)
+    found = values.std(1, correction=min(1, values.shape[1] - 1)).clamp_min(_LEAST_STD)
+    return found.reshape(-1, *[1] * (x.ndim - 1)).to(x.dtype)
+
+
+class Sign(Progress, Quantizer):
     """`sign(x)`, with sign(0) = +1; for a tensor that is never negative `1[x > 1/2]`.
 
-    Levels: 2, at -1 and +1 (at 0 and 1 for the one-sided tensor), so 1 bit alone. Gradient: 1 where `|x| <= 1` (`0 <= x <= 1`), else 0.
-    Calibration settles which of the two forms an `auto` tensor takes. No error bound: half a step is 1, a value may lie anywhere
-    beyond. Saved: the form.
+    Levels: 2, at -1 and +1 (at 0 and 1 for the one-sided tensor), so 1 bit alone. Gradient: `g h(u)` with `u = x` (`2x - 1` where
+    one-sided) and h the surrogate's slope; for `ste` that is 1 where `|x| <= 1` (`0 <= x <= 1`), else 0. With `normalize` u is first
+    divided by its standard deviation in each sample, which changes no sign, only where h is wide; that division is part of the gradient.
+    Calibration decides which of the two forms an `auto` tensor takes. No error bound: half a step is 1, a value may lie anywhere
+    beyond. Saved: the form, and the step and number of steps of `ede`.
 
     Args:
         bits, shape, granularity, rounding: See `Quantizer`; 1 bit, the same for every channel, nothing is rounded.
         signed: True is the sign, and refuses a tensor that never was negative, which it would make constant; False takes 0 and 1;
             `auto` goes by what calibration saw.
+        gradient: `ste` (XNOR-Net), `approx` (Bi-Real Net), `ede` (IR-Net) or `identity` (see `surrogate.slope`).
+        tmin, tmax: Sharpness of `ede` at the first step and after the last.
+        normalize: `train` divides by the standard deviation in training alone (ReCU), `always` or `none`.
 
-    Source: Rastegari et al. 2016 (arXiv 1603.05279), section 3.2.
+    Source: Rastegari et al. 2016 (arXiv 1603.05279), section 3.2; `normalize` Xu et al. 2021 (arXiv 2103.12369), section 3.
     Differs from the paper: 0 and 1 for one-sided tensors, since the paper's blocks have no ReLU before the sign.
 
     >>> q = Sign(1, (3,))
@@ -60,11 +61,20 @@ class Sign(Quantizer):
         granularity: Granularity | None = None,
         rounding: str = "half_even",
         signed: bool | Literal["auto"] = "auto",
+        gradient: Literal["ste", "approx", "ede", "identity"] = "ste",
+        tmin: float = 0.1,
+        tmax: float = 10.0,
+        normalize: Literal["none", "train", "always"] = "none",
     ) -> None:
         super().__init__(bits, shape, granularity=granularity, rounding=rounding)
         if signed not in (True, False, "auto"):
             raise QexpError(f"Sign: signed={signed!r}; allowed are true, false, auto")
-        self.signed = signed
+        check_slope("Sign", gradient, tmin, tmax)
+        if normalize not in ("none", "train", "always"):
+            raise QexpError(f"Sign: normalize={normalize!r} is not allowed; use none, train, always")
+        self.signed, self.gradient, self.normalize = signed, gradient, normalize
+        self.tmin, self.tmax = float(tmin), float(tmax)
+        self.count_steps(gradient == "ede")
         self.register_buffer("two_sided", torch.tensor(signed is not False))
         self._two_sided = signed is not False  # the same, without asking the device in every forward
 
@@ -96,7 +106,12 @@ class Sign(Quantizer):
         return torch.full((1,), 0.5 if self._two_sided else 0.0, device=self.ready.device)
 
     def forward(self, x: Tensor) -> Tensor:
-        return _Binary.apply(x, self.dequantize(self.codes(x)), -1.0 if self._two_sided else 0.0)
+        signs = 2.0 * self.codes(x) - 1
+        u = x if self._two_sided else 2 * x - 1
+        if self.normalize == "always" or (self.normalize == "train" and self.training):
+            u = u / _deviation(u)
+        y = sign(u, self.gradient, sharpness(self.progress, self.tmin, self.tmax), signs)
+        return y if self._two_sided else (y + 1) / 2
 
     def codes(self, x: Tensor) -> Tensor:
         self.require_ready()
@@ -105,9 +120,16 @@ class Sign(Quantizer):
     def dequantize(self, codes: Tensor) -> Tensor:
         return 2.0 * codes - 1 if self._two_sided else codes.float()
 
+    def on_training_start(self, latent: Tensor | None, total_steps: int) -> None:
+        self.begin(total_steps)
+
+    def on_optimizer_step(self, latent: Tensor | None) -> None:
+        self.advance()
+
     def describe(self) -> dict[str, Any]:
         return super().describe() | {"signed": self._two_sided, "range": "sign" if self._two_sided else "above 1/2"}
 
     def _load_from_state_dict(self, *args: Any) -> None:
         super()._load_from_state_dict(*args)
         self._take(bool(self.two_sided))
+        self.read_progress()

@@ -126,7 +126,9 @@ def apply(model: nn.Module, plan: Plan, facts: Facts) -> None:
         if not sites and name not in computes:
             continue
         try:
-            swap(model.get_submodule(name), sites, computes.get(name), device)
+            layer = model.get_submodule(name)
+            swap(layer, sites, computes.get(name), device)
+            layer.shaped(facts.shapes[name])
         except QexpError as error:
             raise QexpError(f"{name}: {error}") from None
     for name, layer in quantized_layers(model):

@@ -21,13 +21,16 @@ from qexp.system.objects import TARGET
 # what does not change a result: where it runs and is kept, what happens on the side
 _NOT_CONTENT = ("runs_dir", "study", "kernels", "force", "verify", "accumulator")  # a proof is added to its point
 PLACES_DATA = ("root", "pack_dir", "workers", "weights")  # the images count, not where they lie, nor who decodes them
+# not part of a point's name unless they are asked for
 _ABSENT = {
     "rounding": "float",
     "passes": {},
     "callbacks": {},
     "optimizer": None,
     "scheduler": None,
-}  # not part of a point's name unless they are asked for
+    "schedule.two_step": None,
+    "schedule.sam": None,
+}
 _NOT_CONTENT_TRAINER = ("accelerator", "devices", "strategy", "num_nodes", "enable_progress_bar", "logger")
 
 
@@ -46,18 +49,24 @@ def point_hash(settings: Settings, contents: Mapping[str, str]) -> str:
     for key in _NOT_CONTENT:
         content.pop(key, None)
     for key, default in _ABSENT.items():
-        if content.get(key) == default:
-            content.pop(key)
+        node, last = _node(content, key)
+        if last in node and node[last] == default:
+            node.pop(last)
     for key in PLACES_DATA:
         content.get("dataset", {}).get("data", {}).pop(key, None)
     for key in contents:  # likewise a weights file, a plan
-        *above, last = key.split(".")
-        node = content
-        for name in above:
-            node = node.get(name) or {}
+        node, last = _node(content, key)
         node.pop(last, None)
     text = json.dumps([content, contents], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _node(content: dict[str, Any], key: str) -> tuple[dict[str, Any], str]:
+    """Returns the mapping that holds a dotted key, empty where there is none, and the key's last name."""
+    *above, last = key.split(".")
+    for name in above:
+        content = content.get(name) or {}
+    return content, last
 
 
 def trainer_content(trainer: Mapping[str, Any], trained: bool) -> dict[str, Any]:
@@ -189,6 +198,10 @@ def helps(schedule: Schedule) -> list[str]:
         words.append("averaged")
     oscillation = schedule.oscillation or {}
     words += [word for key, word in (("dampen", "damped"), ("freeze", "frozen")) if oscillation.get(key) is not None]
+    if schedule.sam:
+        words.append("sharpness-aware")
+    if schedule.two_step:
+        words.append(f"two steps {schedule.two_step:g}")
     if schedule.progressive:
         widths = [schedule.progressive] if isinstance(schedule.progressive, int) else list(schedule.progressive)
         words.append("progressive " + "-".join(map(str, widths)))

@@ -1,4 +1,4 @@
-"""Training with quantizers in stages: from wide to narrow, each width from the network the one before it has left."""
+"""Training with quantizers in stages: float weights first, or from wide to narrow, each from the network the one before it has left."""
 
 from __future__ import annotations
 
@@ -33,21 +33,45 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Stage:
-    """One width that training passes through: no weight or input is narrower; None is the recipe's own widths."""
+    """A part of the training.
+
+    Attributes:
+        bits: No weight or input is narrower; None is the recipe's own widths.
+        epochs: How many it has.
+        float_weights: Weights stay in float, inputs have the recipe's own widths.
+    """
 
     bits: int | None
     epochs: int
+    float_weights: bool = False
+
+    @property
+    def name(self) -> str:
+        """Of the folder of its checkpoints; empty for the last stage."""
+        if self.float_weights:
+            return "stage-float-weights"
+        return "" if self.bits is None else f"stage-{self.bits}bit"
+
+    @property
+    def words(self) -> str:
+        """What the log calls it."""
+        if self.float_weights:
+            return "float weights"
+        return "final bits" if self.bits is None else f"{self.bits} bits"
 
 
 def stages(schedule: Schedule, plan: Plan) -> list[Stage]:
     """Returns the stages a schedule asks for; a plain training is one.
 
+    `two_step` is the share of the epochs that a first stage with float weights has.
     A list of widths shares the epochs evenly, what does not divide going to the recipe's own widths, which come last. A mapping
     `{width: epochs}` names the epochs of the earlier stages, and the last has the rest. Naming the recipe's own width at the end of
     either adds no stage.
     """
     asked = schedule.progressive
     total = schedule.epochs
+    if schedule.two_step is not None:
+        return _two_steps(schedule, asked)
     if not asked:
         return [Stage(None, total)]
     where = f"schedule.progressive={asked}"
@@ -71,6 +95,25 @@ def stages(schedule: Schedule, plan: Plan) -> list[Stage]:
     return [*(Stage(w, e) for w, e in zip(widths, epochs)), Stage(None, total - sum(epochs))]
 
 
+def _two_steps(schedule: Schedule, progressive: Any) -> list[Stage]:
+    """Returns a stage with float weights and one with all of the recipe.
+
+    Source: Martinez et al. 2020 (arXiv 2003.11535); Liu et al. 2020, "ReActNet" (arXiv 2003.03488), section 5.
+    """
+    share, total = schedule.two_step, schedule.epochs
+    where = f"schedule.two_step={share:g}"
+    if progressive or schedule.max_steps > 0:
+        raise QexpError(
+            f"{where}: leave schedule.progressive and schedule.max_steps alone; both steps are counted in epochs"
+        )
+    first = round(share * total)
+    if not 0 < first < total:
+        raise QexpError(
+            f"{where}: of schedule.epochs={total} each step needs one whole epoch at least; ask for more epochs"
+        )
+    return [Stage(None, first, float_weights=True), Stage(None, total - first)]
+
+
 def widened(plan: Plan, bits: int | None) -> Plan:
     """Returns the plan with weights, inputs and outputs of at least this width; those that are wider, or float, stay."""
 
@@ -92,12 +135,17 @@ def _narrowed(entry: Entry) -> bool:
 def check(schedule: Schedule, plan: Plan, passes: Sequence[Pass]) -> None:
     """Raises if the stages asked for cannot be had: one that changes nothing, or a recipe whose passes edit fitted quantizers."""
     steps = stages(schedule, plan)
+    if steps[0].float_weights and not any(e.spec is not None and e.site == "weight" for e in plan):
+        raise QexpError(
+            "schedule.two_step: the first step has float weights, but the recipe quantizes none; leave it out"
+        )
     for earlier, later in itertools.pairwise(steps):
-        if widened(plan, earlier.bits).entries == widened(plan, later.bits).entries:
+        if not earlier.float_weights and widened(plan, earlier.bits).entries == widened(plan, later.bits).entries:
             raise QexpError(
                 f"schedule.progressive: the stage of {earlier.bits} bits changes nothing, since no tensor of the recipe is narrower; "
                 f"leave it out (the recipe's widths are {sorted({e.bits for e in plan if e.spec})})"
             )
+    key = "two_step" if steps[0].float_weights else "progressive"
     edits = [
         type(p).__name__
         for p in passes
@@ -105,7 +153,7 @@ def check(schedule: Schedule, plan: Plan, passes: Sequence[Pass]) -> None:
     ]
     if edits and len(steps) > 1:
         raise QexpError(
-            f"schedule.progressive: the recipe's passes {', '.join(edits)} edit quantizers that each stage makes anew; "
+            f"schedule.{key}: the recipe's passes {', '.join(edits)} edit quantizers that each stage makes anew; "
             "use a recipe without them, or train in one stage"
         )
 
@@ -124,7 +172,7 @@ def train(run: Experiment, distill: Distillation | None = None) -> None:
     kept = folder / "checkpoints" / "stages"
     done: list[dict[str, Any]] = _read(kept) if len(steps) > 1 else []
     for number, stage in enumerate(steps):
-        name = "" if stage.bits is None else f"stage-{stage.bits}bit"
+        name = stage.name
         file = kept / f"{name}.safetensors"
         if number < len(done):  # by an earlier, interrupted run
             if number == len(done) - 1:
@@ -139,19 +187,22 @@ def train(run: Experiment, distill: Distillation | None = None) -> None:
         training.seed(settings.seed)  # whatever random numbers were used before, or not, something being cached
         module = training.task(settings, model, settings.schedule, settings.bn == "freeze", distill)
         part = training.Part(name, stage.epochs, sum(s["epochs"] for s in done), sum(s["steps"] for s in done))
-        words = (
-            run.title
-            if len(steps) == 1
-            else f"{run.title} ({number + 1} of {len(steps)}: {stage.bits or 'final'} bits)"
-        )
+        words = run.title if len(steps) == 1 else f"{run.title} ({number + 1} of {len(steps)}: {stage.words})"
         seconds = training.fit(module, run.data, settings, settings.schedule, words, folder, part)
-        done.append({"bits": stage.bits, "epochs": stage.epochs, "seconds": round(seconds, 3)} | _outcome(module))
-        if stage.bits is not None:
+        done.append(
+            {
+                "bits": "float weights" if stage.float_weights else stage.bits,
+                "epochs": stage.epochs,
+                "seconds": round(seconds, 3),
+            }
+            | _outcome(module)
+        )
+        if name:
             kept.mkdir(parents=True, exist_ok=True)
             save_weights(model, file)
             _write(kept, done)
             shutil.rmtree(folder / "checkpoints" / name, ignore_errors=True)
-            log.info("stage %s: done, validation %.2f %%", stage.bits, 100 * done[-1]["validation"])
+            log.info("stage %s: done, validation %.2f %%", stage.words, 100 * done[-1]["validation"])
     run.seconds["train"] = sum(stage["seconds"] for stage in done)
     run.context.findings["train_value"] = 100 * done[-1]["train"]
     if len(done) > 1:
@@ -189,9 +240,14 @@ def _take(model: nn.Module, plan: Plan, structure: Facts, stage: Stage) -> list[
             continue
         layer = model.get_submodule(entry.layer)
         old = layer.site(entry.site)
-        if old.bits == entry.bits:
+        if stage.float_weights and entry.site == "weight":
+            setattr(layer, attribute("weight"), nn.Identity())
             continue
-        new = build(model, entry, structure, shared).to(old.ready.device)
+        if isinstance(old, Quantizer) and old.bits == entry.bits:
+            continue
+        new = build(model, entry, structure, shared).to(
+            layer.weight.device if entry.site == "weight" else old.ready.device
+        )
         setattr(layer, attribute(entry.site), new)
         fresh.append(new)
     return fresh

@@ -32,7 +32,7 @@ from qexp.data.contract import DataSet
 from qexp.data.later import LaterEpochs
 from qexp.data.single import spare_single_image
 from qexp.errors import QexpError
-from qexp.layers.quantized import is_quantizer_parameter, latent_decays
+from qexp.layers.quantized import is_quantizer_parameter, latent_decays, quantizers
 from qexp.layers.swap import baked_weights
 from qexp.network.lean_evaluation import lean
 from qexp.run.devices import processes, spread
@@ -40,7 +40,9 @@ from qexp.run.settings import Schedule, Settings, TrainerOptions
 from qexp.system import ranks
 from qexp.system.objects import make
 from qexp.tasks.base import Score, Task
+from qexp.tasks.classification import Classification
 from qexp.tasks.distillation import Distillation
+from qexp.tasks.sharpness import SharpnessAware
 
 log = logging.getLogger(__name__)
 for _name in (
@@ -97,7 +99,24 @@ def task(
         freeze_bn=freeze_bn,
         **{key: schedule.options[key] for key in build.func.of_schedule},
         **({"distill": distill} if distill else {}),
+        **({"sharpness": found} if (found := sharpness(schedule, build.func)) else {}),
     )
+
+
+def sharpness(schedule: Schedule, task_class: type[Task]) -> SharpnessAware | None:
+    """Returns what the schedule's `sam` asks for; None where it is off."""
+    if not schedule.sam:
+        return None
+    if not issubclass(task_class, Classification):
+        raise QexpError(
+            f"schedule.sam: {task_class.__name__} takes one pass a step; use sam: null, or a task of classes"
+        )
+    return SharpnessAware(places=weight_places, **schedule.sam)
+
+
+def weight_places(model: nn.Module) -> list[nn.Module]:
+    """Returns the quantizers of a network's weights, each once."""
+    return list({id(q): q for _, site, q in quantizers(model) if site == "weight"}.values())
 
 
 def make_trainer(

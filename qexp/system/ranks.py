@@ -54,6 +54,15 @@ def gathered(value: Any) -> list[Any]:
     return values
 
 
+def mean(x: torch.Tensor) -> torch.Tensor:
+    """Returns the mean of the ranks' tensors of one shape; the tensor itself where one process works alone."""
+    if world() == 1:
+        return x
+    total = x.clone()
+    distributed.all_reduce(total)
+    return total / world()
+
+
 def interleaved(rows: torch.Tensor) -> torch.Tensor:
     """Returns all samples' columns `[k, n]` from each rank's `[k, n_rank]`, where rank r of w has samples r, r + w, r + 2w, ..."""
     parts = gathered(rows)

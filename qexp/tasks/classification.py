@@ -14,6 +14,7 @@ from qexp.system.ranks import interleaved
 from qexp.tasks.base import Score, Task
 from qexp.tasks.class_scores import take_class_scores
 from qexp.tasks.distillation import Distillation
+from qexp.tasks.sharpness import SharpnessAware
 
 
 class Classification(Task):
@@ -26,6 +27,7 @@ class Classification(Task):
         num_classes: Number of classes.
         label_smoothing: Of the training loss.
         distill: What to learn from a teacher besides; None learns from the labels alone.
+        sharpness: How to take the gradient where the loss is worst nearby; None takes it where the weights are.
         learning: Optimizer, schedule, groups, freeze_bn, as `Task` takes them.
     """
 
@@ -39,10 +41,11 @@ class Classification(Task):
         num_classes: int,
         label_smoothing: float = 0.0,
         distill: Distillation | None = None,
+        sharpness: SharpnessAware | None = None,
         **learning: Any,
     ) -> None:
         super().__init__(model, **learning)
-        self.distill = distill
+        self.distill, self.sharpness = distill, sharpness
         self.loss = nn.CrossEntropyLoss(label_smoothing=label_smoothing)
         self.num_classes, self.k = num_classes, min(5, num_classes)
         self.train_top1 = MulticlassAccuracy(num_classes, average="micro")
@@ -62,13 +65,18 @@ class Classification(Task):
 
     def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:
         images, labels = batch
-        if self.distill is None:
-            logits = self.model(images)
-            loss = self.loss(logits, labels)
-        else:
+        seen: list[Tensor] = []
+
+        def loss_of() -> Tensor:
+            if self.distill is None:
+                seen.append(self.model(images))
+                return self.loss(seen[-1], labels)
             logits, taught = self.distill.step(self.model, images)
-            loss = self.distill.labels * self.loss(logits, labels) + taught
-        self.train_top1(logits.detach(), labels)
+            seen.append(logits)
+            return self.distill.labels * self.loss(logits, labels) + taught
+
+        loss = loss_of() if self.sharpness is None else self.sharpness.loss(self.model, loss_of)
+        self.train_top1(seen[-1].detach(), labels)
         self.log("train_loss", loss, prog_bar=True, on_step=True, on_epoch=False)
         self.log("train_top1", self.train_top1, prog_bar=True, on_step=False, on_epoch=True)
         return loss

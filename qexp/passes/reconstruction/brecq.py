@@ -20,6 +20,7 @@ class BRECQ(Reconstruction):
         step_lr: Adam's learning rate of the steps, falling to zero on a cosine.
         step_exponent: Of the error the steps are learned by.
         memory_mb: Bound on the activations kept in memory, in MiB; beyond it they go to a file.
+        join: Pairs of neighbouring units that are learned as one (see `Reconstruction`).
 
     Source: Li et al. 2021, "BRECQ" (arXiv 2102.05426), equation 10 and section 4.
     Differs from the paper: fewer iterations at ten times the learning rate by default; squared gradients are those of the divergence
@@ -41,6 +42,7 @@ class BRECQ(Reconstruction):
         step_lr: float = 4e-4,
         step_exponent: float = 2.4,
         memory_mb: float = 1024,
+        join: int = 0,
     ) -> None:
         roundings = Options(iterations, batch, lr, strength, warmup, tuple(beta))
         steps = Options(step_iterations, batch, step_lr=step_lr, exponent=step_exponent)
@@ -48,4 +50,4 @@ class BRECQ(Reconstruction):
             Sweep("roundings", roundings, activations=False, loss=loss),
             Sweep("steps", steps, roundings=False, steps=True),
         ]
-        super().__init__(sweeps, units, memory_mb)
+        super().__init__(sweeps, units, memory_mb, join)

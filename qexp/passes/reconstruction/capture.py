@@ -43,7 +43,7 @@ def inputs(model: nn.Module, unit: Unit, images: Sequence[Tensor], store: Store)
     def see(_, args: tuple[Tensor, ...]) -> None:
         raise _Seen(args[0])
 
-    return _collect(model, images, store, model.get_submodule(unit.name).register_forward_pre_hook(see))
+    return _collect(model, images, store, model.get_submodule(unit.modules[0]).register_forward_pre_hook(see))
 
 
 @torch.no_grad()
@@ -132,7 +132,7 @@ def importance(model: nn.Module, facts: Facts, unit: Unit, images: Sequence[Tens
 
 def activation_quantizers(model: nn.Module, unit: Unit) -> list[Quantizer]:
     """Returns the quantizers on activations inside a unit, each once."""
-    inside = quantizers(model.get_submodule(unit.name))
-    module = model.get_submodule(unit.name)
-    found = [q for name, site, q in inside if weight_of(module.get_submodule(name), site) is None]
+    modules = [model.get_submodule(name) for name in unit.modules]
+    inside = [(m.get_submodule(name), site, q) for m in modules for name, site, q in quantizers(m)]
+    found = [q for layer, site, q in inside if weight_of(layer, site) is None]
     return list({id(q): q for q in found}.values())

@@ -22,6 +22,7 @@ class QDrop(Reconstruction):
         loss: `mse` or `fisher_diag`.
         step_lr: Adam's learning rate of the activation steps, falling to zero on a cosine; 0 leaves them.
         memory_mb: Bound on the activations kept in memory, in MiB; beyond it they go to a file.
+        join: Pairs of neighbouring units that are learned as one (see `Reconstruction`).
 
     Source: Wei et al. 2022, "QDrop" (arXiv 2203.05740), equation 9 and algorithm 1.
     Differs from the paper: fewer iterations at ten times the learning rates by default; a block that ends worse than it began stays as
@@ -41,6 +42,7 @@ class QDrop(Reconstruction):
         loss: str = "mse",
         step_lr: float = 4e-4,
         memory_mb: float = 1024,
+        join: int = 0,
     ) -> None:
         options = Options(iterations, batch, lr, strength, warmup, tuple(beta), step_lr, drop_prob=drop_prob)
-        super().__init__([Sweep("blocks", options, steps=step_lr > 0, loss=loss)], units, memory_mb)
+        super().__init__([Sweep("blocks", options, steps=step_lr > 0, loss=loss)], units, memory_mb, join)

@@ -23,10 +23,12 @@ from qexp.layers.quantized import quantizers
 from qexp.layers.swap import evaluating, quantizers_off
 from qexp.passes.base import Moment, Pass
 from qexp.passes.reconstruction.capture import activation_quantizers, activations_off, importance, inputs, targets
+from qexp.passes.reconstruction.joining import joined_units
 from qexp.passes.reconstruction.learn import Options, Task, learn, total
 from qexp.passes.reconstruction.rounding import SoftRounding
 from qexp.passes.reconstruction.store import Store
 from qexp.passes.reconstruction.units import Unit, find_units
+from qexp.quantizers.base import Quantizer
 
 log = logging.getLogger(__name__)
 FOLDER = Path("checkpoints") / "reconstruction"
@@ -64,14 +66,17 @@ class Reconstruction(Pass):
         sweeps: The walks over the units, in order.
         units: `layers`, `blocks`, or names of modules (see `find_units`).
         memory_mb: Bound on the activations kept in memory at one time, in MiB; beyond it they lie in a file under the run's folder.
+        join: How many pairs of neighbouring units are reconstructed as one: those whose capacities differ most (see `joined_units`).
     """
 
-    def __init__(self, sweeps: Sequence[Sweep], units: str | Sequence[str], memory_mb: float) -> None:
+    def __init__(self, sweeps: Sequence[Sweep], units: str | Sequence[str], memory_mb: float, join: int = 0) -> None:
         for sweep in sweeps:
             _check(type(self).__name__, sweep)
         if not memory_mb >= 0:
             raise QexpError(f"{type(self).__name__}: memory_mb={memory_mb!r}; allowed: 0 (all in a file) and more")
-        self.sweeps, self.units, self.memory_mb = tuple(sweeps), units, memory_mb
+        if isinstance(join, bool) or not (isinstance(join, int) and join >= 0):
+            raise QexpError(f"{type(self).__name__}: join={join!r} is not allowed; use 0 (no unit is joined) and more")
+        self.sweeps, self.units, self.memory_mb, self.join = tuple(sweeps), units, memory_mb, join
 
     def on_fitted(self, model: nn.Module, moment: Moment) -> None:
         """Learns; reports how many roundings moved, how many were undecided, the seconds, and the memory activations took."""
@@ -83,7 +88,9 @@ class Reconstruction(Pass):
                 f"ask for more (n_calibrate) or lower batch to at most {n}"
             )
         with evaluating(model), _frozen(model), _on(model, moment.device) as device:
-            units = find_units(model, moment.facts, self.units, moment.images[0][:2].to(device))
+            example = moment.images[0][:2].to(device)
+            units = find_units(model, moment.facts, self.units, example)
+            units = joined_units(model, units, self.join, example) if self.join else units
             walk = _Walk(model, units, moment, self.memory_mb, self._content(model, moment))
             with tqdm(
                 total=sum(len(units) * sweep.options.iterations for sweep in self.sweeps),
@@ -110,7 +117,8 @@ class Reconstruction(Pass):
     def _content(self, model: nn.Module, moment: Moment) -> str:
         """Returns a hash of what the result follows from; kept units of another one are not taken."""
         images = tensor_hash({str(i): batch for i, batch in enumerate(moment.images)})
-        text = f"{self.sweeps} {self.units} {moment.seed} {tensor_hash(model.state_dict())} {images}"
+        units = f"{self.units} join {self.join}" if self.join else f"{self.units}"
+        text = f"{self.sweeps} {units} {moment.seed} {tensor_hash(model.state_dict())} {images}"
         return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -237,14 +245,20 @@ class _Walk:
 
 def _state(model: nn.Module, unit: Unit) -> dict[str, dict[str, Any]]:
     """Returns a copy of the state of every quantizer inside a unit."""
-    inside = quantizers(model.get_submodule(unit.name))
-    return {f"{name}|{site}": {k: v.clone() for k, v in q.state_dict().items()} for name, site, q in inside}
+    return {key: {k: v.clone() for k, v in q.state_dict().items()} for key, q in _inside(model, unit)}
 
 
 def _load(model: nn.Module, unit: Unit, state: dict[str, dict[str, Any]]) -> None:
-    for name, site, quantizer in quantizers(model.get_submodule(unit.name)):
-        if f"{name}|{site}" in state:
-            quantizer.load_state_dict(state[f"{name}|{site}"])
+    for key, quantizer in _inside(model, unit):
+        if key in state:
+            quantizer.load_state_dict(state[key])
+
+
+def _inside(model: nn.Module, unit: Unit) -> Iterator[tuple[str, Quantizer]]:
+    """Yields the quantizers of a unit, each with a key of its own; those of modules before the last have that module's name in it."""
+    for module in unit.modules:
+        for name, site, quantizer in quantizers(model.get_submodule(module)):
+            yield f"{name}|{site}" if module == unit.name else f"{module}:{name}|{site}", quantizer
 
 
 @contextmanager

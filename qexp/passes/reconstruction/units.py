@@ -21,19 +21,28 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Unit:
-    """One module of the network, called with one tensor and returning one.
+    """One module of the network, or several in a row, called with one tensor and returning one.
 
     Attributes:
-        name: Of the module.
+        name: Of the module, the last one where there are several.
         layers: The layers in it whose roundings are learned, in order.
         activation: What the network does with the result next, where the unit is a layer before a ReLU.
+        before: Units that run first, each on the result of the one before it; their layers are among `layers`.
     """
 
     name: str
     layers: tuple[str, ...]
     activation: Callable[[Tensor], Tensor] | None = None
+    before: tuple[Unit, ...] = ()
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """Names of the modules, in order."""
+        return (*(unit.name for unit in self.before), self.name)
 
     def __call__(self, model: nn.Module, x: Tensor) -> Tensor:
+        for unit in self.before:
+            x = unit(model, x)
         y = model.get_submodule(self.name)(x)
         return y if self.activation is None else self.activation(y)
 
@@ -77,7 +86,7 @@ def find_units(model: nn.Module, facts: Facts, wanted: str | Sequence[str], exam
     blocks = _block_names(model) if wanted == "blocks" else list(named)
     for name in named:
         _check_name(model, name, named)
-    calls = _watch(model, {*blocks, *learns}, example)
+    calls = watch(model, {*blocks, *learns}, example)
     if wanted == "blocks" and not blocks:
         log.info("reconstruction: no block found (a module around an add or a concatenation); layer by layer instead")
 
@@ -142,7 +151,7 @@ def _check_name(model: nn.Module, name: str, named: Sequence[str]) -> None:
 
 
 @torch.no_grad()
-def _watch(model: nn.Module, names: set[str], example: Tensor) -> dict[str, _Calls]:
+def watch(model: nn.Module, names: set[str], example: Tensor) -> dict[str, _Calls]:
     """Returns what the named modules did while the network ran once."""
     calls = {name: _Calls() for name in names}
 

@@ -73,6 +73,8 @@ class Schedule:
     distill: Distill = field(default_factory=Distill)
     ema: float | None = None  # decay of averaged weights
     oscillation: Mapping[str, Any] | None = None
+    sam: Mapping[str, Any] | None = None  # sharpness-aware steps: radius and variant
+    two_step: float | None = None  # share of the epochs that train with float weights first
     progressive: Any = None  # widths passed through before the recipe's own
     pretrain: Schedule | None = None  # trains the float network where no weights are given
     options: Mapping[str, Any] = field(default_factory=dict)  # every key as written: a task may take one of its own
@@ -115,6 +117,8 @@ class Schedule:
             distill=Distill.of(node.get("distill"), f"{key}.distill"),
             ema=none_or(number, node.get("ema"), f"{key}.ema", above=0, below=1),
             oscillation=none_or(mapping, node.get("oscillation"), f"{key}.oscillation"),
+            sam=none_or(mapping, node.get("sam"), f"{key}.sam"),
+            two_step=none_or(number, node.get("two_step"), f"{key}.two_step", above=0, below=1),
             progressive=node.get("progressive"),
             pretrain=cls.of(node["pretrain"], f"{key}.pretrain") if node.get("pretrain") else None,
             options=node,

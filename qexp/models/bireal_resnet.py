@@ -1,0 +1,165 @@
+"""Residual networks whose blocks suit one-bit convolutions: what a sign looks at has both signs, and the sum skips each convolution.
+
+Source: Liu et al. 2018, "Bi-Real Net" (arXiv 1808.00278); the three stages for 32x32 images: He et al. 2015 (arXiv 1512.03385),
+section 4.2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from qexp.errors import QexpError, near
+from qexp.models.activations import ACTIVATIONS
+from qexp.models.modules import Add, StridedPad, conv_bn
+from qexp.models.weights import fit_keys, read_state
+
+Activation = Literal["hardtanh", "prelu", "rprelu", "maxout", "relu"]
+Down = Literal["strided_zero", "avg_zero", "avg_conv"]
+_ALLOWED = {
+    "activation": tuple(ACTIVATIONS),
+    "shortcut_span": ("conv", "block"),
+    "shortcut_down": ("strided_zero", "avg_zero", "avg_conv"),
+}
+_NEW = (".act", "shortcut.", "tail.", "act0.")  # what a plain residual network has no weights for
+
+
+class PooledPad(StridedPad):
+    """Means of 2x2 pixels instead of every second one, and zero channels on each side."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.pad(F.avg_pool2d(x, self.stride), (0, 0, 0, 0, self.before, self.after))
+
+
+def _shortcut(down: Down, in_channels: int, channels: int, stride: int) -> nn.Module:
+    if stride == 1 and in_channels == channels:
+        return nn.Identity()
+    if down == "avg_conv":
+        return nn.Sequential(nn.AvgPool2d(stride), *conv_bn(in_channels, channels, 1, 1))
+    return (StridedPad if down == "strided_zero" else PooledPad)(channels - in_channels, stride)
+
+
+class BiRealBlock(nn.Module):
+    """Two convolutions with batch norm, each within a residual sum of its own (or one sum around both), each followed by an activation."""
+
+    def __init__(
+        self, in_channels: int, channels: int, stride: int, activation: Activation, span: str, down: Down
+    ) -> None:
+        super().__init__()
+        make = ACTIVATIONS[activation]
+        self.conv1 = nn.Conv2d(in_channels, channels, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.add1 = Add() if span == "conv" else None
+        self.act1 = make(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.add2 = Add()
+        self.act2 = make(channels)
+        self.shortcut = _shortcut(down, in_channels, channels, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        skipped = self.shortcut(x)
+        y = self.bn1(self.conv1(x))
+        if self.add1 is not None:
+            y = skipped = self.act1(self.add1(y, skipped))
+        else:
+            y = self.act1(y)
+        return self.act2(self.add2(self.bn2(self.conv2(y)), skipped))
+
+
+class BiRealResNet(nn.Module):
+    """Class scores `[N, num_classes]` of images `[N, in_channels, H, W]`: a ResNet of `6n + 2` layers in the order of Bi-Real Net.
+
+    `y = act(BN(conv(x)) + shortcut(x))` around every convolution, so that the residual stream is never reduced to a sign. Names of
+    convolutions, batch norms and classifier are those of `CifarResNet`.
+
+    Args:
+        depth: 6n + 2: 8, 14, 20, 32, ...
+        num_classes: Outputs of the classifier.
+        in_channels: Of the images.
+        activation: `hardtanh` (IR-Net, ReCU), `prelu`, `rprelu` (ReActNet), `maxout` (AdaBin), `relu`. After a ReLU nothing is negative:
+            the sign of a next layer says nothing there, unless a learned shift stands between.
+        shortcut_span: `conv` sums around each convolution; `block` around two, as ordinary residual networks do.
+        shortcut_down: Where the shape changes: `strided_zero` takes every second pixel and adds zero channels (IR-Net, AdaBin), `avg_zero`
+            averages 2x2 pixels first (ReCU), `avg_conv` averages and convolves 1x1 with a batch norm (Bi-Real Net, ReActNet).
+        bn_before_classifier: A batch norm between pooling and classifier (IR-Net).
+        start: File of a trained plain residual network of this depth (`CifarResNet`) whose convolutions, batch norms and classifier the
+            training starts from. It was trained in another order of layers, so that before any training the accuracy is that of chance.
+
+    Raises:
+        QexpError: An option that is not allowed, or a `start` that does not fit.
+    """
+
+    widths = (16, 32, 64)
+
+    def __init__(
+        self,
+        depth: int = 20,
+        num_classes: int = 10,
+        in_channels: int = 3,
+        activation: Activation = "rprelu",
+        shortcut_span: Literal["conv", "block"] = "conv",
+        shortcut_down: Down = "avg_zero",
+        bn_before_classifier: bool = False,
+        start: str | None = None,
+    ) -> None:
+        super().__init__()
+        if depth < 8 or (depth - 2) % 6:
+            raise QexpError(f"BiRealResNet: depth={depth} is not allowed; use 6n + 2 with n >= 1 (8, 14, 20, 32, ...)")
+        for name, got in (
+            ("activation", activation),
+            ("shortcut_span", shortcut_span),
+            ("shortcut_down", shortcut_down),
+        ):
+            if got not in _ALLOWED[name]:
+                raise QexpError(f"BiRealResNet: {name}={got!r} is not allowed; use {', '.join(_ALLOWED[name])}")
+        channels = self.widths[0]
+        self.conv1 = nn.Conv2d(in_channels, channels, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.act0 = ACTIVATIONS[activation](channels)
+        for number, width in enumerate(self.widths, start=1):
+            blocks = []
+            for i in range((depth - 2) // 6):
+                stride = 2 if number > 1 and i == 0 else 1
+                blocks.append(BiRealBlock(channels, width, stride, activation, shortcut_span, shortcut_down))
+                channels = width
+            setattr(self, f"layer{number}", nn.Sequential(*blocks))
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.flatten = nn.Flatten()
+        self.tail = nn.BatchNorm1d(channels) if bn_before_classifier else nn.Identity()
+        self.linear = nn.Linear(channels, num_classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        if start is not None:
+            self._start_from(Path(start))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.act0(self.bn1(self.conv1(x)))
+        x = self.layer3(self.layer2(self.layer1(x)))
+        return self.linear(self.tail(self.flatten(self.pool(x))))
+
+    def _start_from(self, path: Path) -> None:
+        """Takes over the weights of a plain residual network; only activations, shortcuts and the last norm may be new."""
+        if not path.is_file():
+            raise QexpError(
+                f"BiRealResNet: start={path} is no file; name the weights of a CifarResNet of the same depth"
+            )
+        own = self.state_dict()
+        found = fit_keys(read_state(path), own, {})
+        missing = [k for k in own if k not in found and not any(part in k for part in _NEW)]
+        foreign = [k for k in found if k not in own or found[k].shape != own[k].shape]
+        if missing or foreign:
+            raise QexpError(f"BiRealResNet: start={path} does not fit: {_first(foreign, missing, list(own))}")
+        self.load_state_dict(found, strict=False)
+
+
+def _first(foreign: Sequence[str], missing: Sequence[str], own: list[str]) -> str:
+    """Returns a sentence about the first names that do not fit."""
+    if foreign:
+        return f"{len(foreign)} tensors have no place here, {foreign[0]} first{near(foreign[0], own)}"
+    return f"{len(missing)} tensors are missing, {missing[0]} first"
