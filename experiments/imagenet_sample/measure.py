@@ -30,6 +30,7 @@ from qexp.data.pack import Pack, PackWriter
 from qexp.data.tensors import Normalize, TensorLoader
 from qexp.models.weights import load_weights
 from qexp.run import training
+from qexp.run.settings import read
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 
@@ -136,7 +137,7 @@ def main() -> None:
     )
 
     with tempfile.TemporaryDirectory() as folder:
-        ours = lambda: training.evaluate(model, data, cfg, "evaluate", Path(folder))  # noqa: E731
+        ours = lambda: training.evaluate(model, data, read(cfg), "evaluate", Path(folder))  # noqa: E731
         rates = in_turn(args.rounds, {"plain": lambda: plain_evaluation(model, listing), "qexp": ours})
         print(f"evaluation: torchvision {n / rates['plain']:.1f} images/s, from the pack {n / rates['qexp']:.1f}/s")
 
@@ -145,7 +146,7 @@ def main() -> None:
         print(f"a pack of {args.large} images, {large.path.stat().st_size / 2**20:.0f} MB on disk")
         for part in (args.large // 10, args.large // 10, args.large):  # the first one pays for what is loaded once
             images = Large(large, data.normalize, part)
-            more = most_memory(lambda model: training.evaluate(model, images, cfg, "evaluate", Path(folder)))  # noqa: B023
+            more = most_memory(lambda model: training.evaluate(model, images, read(cfg), "evaluate", Path(folder)))  # noqa: B023
             print(
                 f"evaluation of {part} images: {more:.1f} MB of own memory more at the peak, {memory()[1]:.0f} MB mapped"
             )

@@ -30,6 +30,7 @@ from qexp.network.facts import facts
 from qexp.network.lean_evaluation import lean
 from qexp.passes.fold_bn import fold_bn
 from qexp.run import pipeline
+from qexp.run.settings import read
 from qexp.system.allocator import settle
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -43,7 +44,7 @@ def quantized(cfg: DictConfig, model: nn.Module, images: Tensor, fold: bool) -> 
     if fold:
         fold_bn(model, structure)
         structure = facts(model, images[:1])
-    plan = pipeline.resolve(model, structure, pipeline.recipe(cfg))
+    plan = pipeline.resolve(model, structure, pipeline.recipe(read(cfg)))
     pipeline.apply(model, plan, structure)
     calibrate(model, [images[:32]], progress=False)
     return model

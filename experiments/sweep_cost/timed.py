@@ -16,6 +16,7 @@ import hydra
 from omegaconf import DictConfig
 
 from qexp.command.root import register
+from qexp.run.settings import Settings
 
 register()
 ROOT = Path(__file__).resolve().parents[2]
@@ -33,20 +34,21 @@ def note(name: str, seconds: float) -> None:
     SECONDS.setdefault(name, []).append(seconds)
 
 
-def compare(cfg: DictConfig, number: int) -> None:
+def compare(settings: Settings, number: int) -> None:
     """Times a float evaluation and, where both widths are equal, a torch.ao network."""
     from experiments.sweep_cost import observers
     from qexp.run import float_network, training
     from qexp.run.datasets import load_data
 
     start = time.perf_counter()
-    data = load_data(cfg.dataset.data)
-    model = float_network.float_model(cfg, data)
+    data = load_data(settings.data.module)
+    model = float_network.float_model(settings, data)
     if number % 3 == 0:
-        note("float", training.evaluate(model, data, cfg, "float", Path(cfg.runs_dir))[1])
-    if cfg.layer_wbit == cfg.layer_abit and cfg.layer_wbit in (2, 4, 8):
-        images = data.calibration_batches(cfg.n_calibrate, 32, cfg.seed)
-        calibrate, evaluate, _ = observers.point(model, data, images, cfg.layer_wbit, cfg.layer_abit)
+        note("float", training.evaluate(model, data, settings, "float", settings.runs_dir)[1])
+    wbit, abit = settings.widths.weights, settings.widths.inputs
+    if wbit == abit and wbit in (2, 4, 8):
+        images = data.calibration_batches(settings.n_calibrate, 32, settings.seed)
+        calibrate, evaluate, _ = observers.point(model, data, images, wbit, abit)
         note("ao_calibrate", calibrate)
         note("ao_evaluate", evaluate)
     note("aside", time.perf_counter() - start)
@@ -68,6 +70,7 @@ def timed(name: str, function):
 @hydra.main(version_base="1.3", config_path=str(ROOT / "conf"), config_name="config")
 def main(cfg: DictConfig) -> dict:
     from qexp.run import float_network, pipeline
+    from qexp.run.settings import read
     from qexp.system.allocator import settle
 
     settle()
@@ -76,11 +79,12 @@ def main(cfg: DictConfig) -> dict:
         pipeline.load_data = timed("data", pipeline.load_data)
         pipeline.find_ranges = timed("ranges", pipeline.find_ranges)
         float_network.reference = timed("reference", float_network.reference)
-    metrics = pipeline.run(cfg)
+    settings = read(cfg, in_sweep=True)
+    metrics = pipeline.run(settings)
     note("evaluate", metrics["seconds_evaluate"])
     note("points", 1)
     if cfg.study == "sweep_cost":
-        compare(cfg, len(SECONDS["points"]) - 1)
+        compare(settings, len(SECONDS["points"]) - 1)
     return metrics
 
 
