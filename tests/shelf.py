@@ -12,7 +12,7 @@ OWN = {  # widths that a method is made for, and learned rounding cut short
     "bwn_lsq": ("bits=w1a2",),
     "hysteresis": ("bits=w1a4",),
     "one_bit": ("bits=w1a2",),
-    "xnor": ("bits=w1a1",),
+    **{name: ("bits=w1a1",) for name in ("xnor", "xnor_plus", "irnet", "recu", "adabin", "reactnet")},
     "adaround": QUICK,
     "brecq": (
         *QUICK,
@@ -20,4 +20,5 @@ OWN = {  # widths that a method is made for, and learned rounding cut short
         "quant.passes.reconstruct.loss=mse",
     ),  # its own weights the error by class scores, one an image
     "qdrop": QUICK,
+    "mrecg": QUICK,
 }

@@ -74,3 +74,13 @@ def test_calibrating_again_forgets_and_other_shapes_are_refused():
     assert q.moved == 0 and torch.equal(q(w[:2]), q(w)[:2])
     with pytest.raises(QexpError, match="stochastic"):
         LearnedRounding(4, rounding="stochastic")
+
+
+def test_codes_far_from_the_nearest_ones_are_kept_too():
+    w = torch.linspace(-1, 1, 9)
+    q, other = (LearnedRounding(8, (9,), signed=True) for _ in range(2))
+    q.fit(TensorStats.of(w))
+    codes = torch.full((9,), 127.0)
+    q.adopt(w, codes)
+    other.load_state_dict(q.state_dict())
+    assert torch.equal(q.codes(w), codes) and torch.equal(other.codes(w), codes)
