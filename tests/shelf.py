@@ -12,7 +12,7 @@ OWN = {  # widths that a method is made for, and learned rounding cut short
     "bwn_lsq": ("bits=w1a2",),
     "hysteresis": ("bits=w1a4",),
     "one_bit": ("bits=w1a2",),
-    **{name: ("bits=w1a1",) for name in ("xnor", "xnor_plus", "irnet", "recu", "adabin", "reactnet")},
+    **dict.fromkeys(("xnor", "xnor_plus", "irnet", "recu", "adabin", "reactnet"), ("bits=w1a1",)),
     "adaround": QUICK,
     "brecq": (
         *QUICK,
