@@ -1,7 +1,6 @@
 """Runs the kernel tests on C++ built with AddressSanitizer and UBSan: `python -m qexp_kernels.asan`; the exit status is theirs."""
 
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -27,26 +26,6 @@ FILES = (
 )
 
 
-def few_units(kind: str, scratch: Path) -> list[str]:
-    """Writes one file that includes every operator, so that the headers of torch are compiled once; another for the gradients.
-
-    The operators give their functions the same names; each is therefore included in a namespace of its own, after all headers
-    have been included outside of it. The gradients need headers whose functions would be taken for the operators' own.
-    """
-    paths = [path for path in build.sources(kind) if path.name != "autograd.cpp"]
-    shared = [path for path in paths if path.parent.name == "common"]
-    lines = sorted({line for path in paths for line in re.findall(r"^#include <.*>$", path.read_text(), re.MULTILINE)})
-    lines += [f'#include "{header.as_posix()}"' for header in sorted(build.HERE.glob("*/*.h"))]
-    for path in paths:
-        include = f'#include "{path.as_posix()}"'
-        apart = [f"namespace {path.parent.name}_ {{", "namespace qexp { using namespace ::qexp; }", include, "}"]
-        lines += [include] if path in shared else apart
-    units = {"operators": lines, "gradients": [f'#include "{(build.HERE / "common" / "autograd.cpp").as_posix()}"']}
-    for name, text in units.items():
-        (scratch / f"{name}.cpp").write_text("\n".join(text) + "\n")
-    return [str(scratch / f"{name}.cpp") for name in units]
-
-
 def child() -> int:
     """Builds with the sanitizers, loads, and runs the tests in this process."""
     import pytest
@@ -54,7 +33,6 @@ def child() -> int:
     from .loader import load
 
     build.CPP_FLAGS = FLAGS
-    build._translation_units = few_units
     print(load("cpp").reason, flush=True)
     # faulthandler would take the signals the sanitizers report by
     options = ["-q", "-n0", "-m", "not slow", "-k", "not reference", "-p", "no:cacheprovider", "-p", "no:faulthandler"]

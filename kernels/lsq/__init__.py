@@ -38,7 +38,7 @@ def _backward(ctx, grad):
     return dx, dscale, None if offset is None else doffset, None, None, None, None, None, None
 
 
-differentiable("lsq", _save, _backward)
+_run = differentiable("lsq", _save, _backward)
 first_order_only("lsq_backward")
 
 
@@ -80,4 +80,4 @@ def lsq(
     scale = check.parameter("scale", scale, x, axis, positive=True)
     offset = None if offset is None else check.parameter("offset", offset, x, axis)
     grid = check.limits(qmin, qmax, x, axis)
-    return torch.ops.qexp.lsq(x, scale, offset, *grid, axis, rounding, float(grad_scale))
+    return _run(x, scale, offset, *grid, axis, rounding, float(grad_scale))

@@ -30,7 +30,7 @@ def _backward(ctx, grad):
     return dx, dalpha, None, None, None, None
 
 
-differentiable("pact", _save, _backward)
+_run = differentiable("pact", _save, _backward)
 first_order_only("pact_backward")
 
 
@@ -41,7 +41,7 @@ def _call(x, alpha, levels, two_sided, axis, rounding) -> Tensor:
     if rounding == "stochastic":
         raise KernelError("rounding: 'stochastic' is not offered here, expected a deterministic mode")
     alpha = check.parameter("alpha", alpha, x, axis, positive=not two_sided)
-    return torch.ops.qexp.pact(x, alpha, check.levels("levels", levels), two_sided, axis, rounding)
+    return _run(x, alpha, check.levels("levels", levels), two_sided, axis, rounding)
 
 
 def pact(x: Tensor, alpha: Tensor, levels: int, *, axis: int | None = None, rounding: str = "half_even") -> Tensor:

@@ -1,17 +1,12 @@
 // Integer Winograd convolution on the CPU; see reference.py and matrices.py.
-#include <ATen/Parallel.h>
-#include <ATen/core/Tensor.h>
-#include <ATen/ops/empty.h>
-#include <torch/library.h>
-
 #include <algorithm>
 #include <array>
 #include <vector>
 
+#include "../common/tensor.h"
+
 namespace qexp {
 namespace {
-
-using at::Tensor;
 
 constexpr int kMost = 7;  // the largest tile: 5 outputs and 2 neighbours
 
@@ -38,7 +33,7 @@ const Matrices& matrices(int64_t outputs) {
                              {{{10, 0, 0}, {10, 10, 10}, {5, -5, 5}, {-5, -10, -20}, {-1, 2, -4}, {1, 3, 9}, {0, 0, 120}}},
                              {{{1, 1, 1, 1, 1, 1, 0}, {0, 1, -1, 2, -2, 3, 0}, {0, 1, 1, 4, 4, 9, 0},
                                {0, 1, -1, 8, -8, 27, 0}, {0, 1, 1, 16, 16, 81, 1}}}};
-  TORCH_CHECK_VALUE(outputs == 2 || outputs == 4 || outputs == 5, "outputs: got ", outputs, ", expected 2, 4 or 5");
+  STD_TORCH_CHECK(outputs == 2 || outputs == 4 || outputs == 5, "outputs=", outputs, " is not allowed; use 2, 4 or 5");
   return outputs == 2 ? two : outputs == 4 ? four : five;
 }
 
@@ -68,15 +63,15 @@ std::tuple<Tensor, Tensor> conv2d(const Tensor& x, const Tensor& weight, int64_t
                                   bool clamp) {
   const Matrices& m = matrices(outputs);
   const int reach = m.reach, positions = two_d ? reach * reach : reach, taps = two_d ? 1 : 3;
-  const Tensor input = x.to(at::kLong).contiguous(), filters = weight.to(at::kLong).contiguous();
+  const Tensor input = torch::stable::contiguous(torch::stable::to(x, ScalarType::Long));
+  const Tensor filters = torch::stable::contiguous(torch::stable::to(weight, ScalarType::Long));
   const int64_t images = x.size(0), channels = x.size(1), height = x.size(2), width = x.size(3);
   const int64_t filters_count = weight.size(0), rows = height + 2 * padding - 2, columns = width + 2 * padding - 2;
   const int64_t tiles = (columns + outputs - 1) / outputs, bands = two_d ? (rows + outputs - 1) / outputs : rows;
   const int64_t lines = two_d ? bands : rows + 2;  // rows of transformed inputs
-  const auto options = x.options().dtype(at::kLong).memory_format(std::nullopt);
-  Tensor out = at::empty({images, filters_count, rows, columns}, options), counts = at::empty({2}, options);
-  const int64_t *from = input.const_data_ptr<int64_t>(), *w = filters.const_data_ptr<int64_t>();
-  int64_t *to = out.mutable_data_ptr<int64_t>(), *saturated = counts.mutable_data_ptr<int64_t>();
+  Tensor out = empty_of({images, filters_count, rows, columns}, ScalarType::Long, x), counts = empty_of({2}, ScalarType::Long, x);
+  const int64_t *from = data<int64_t>(input), *w = data<int64_t>(filters);
+  int64_t *to = writable<int64_t>(out), *saturated = writable<int64_t>(counts);
 
   std::vector<int64_t> u(filters_count * channels * taps * positions);
   for (int64_t f = 0; f < filters_count * channels; ++f) {
@@ -93,7 +88,7 @@ std::tuple<Tensor, Tensor> conv2d(const Tensor& x, const Tensor& weight, int64_t
   saturated[0] = clamp ? saturate(u.data(), static_cast<int64_t>(u.size())) : 0;
 
   std::vector<int64_t> v(images * lines * channels * positions * tiles);
-  at::parallel_for(0, images * lines, 1, [&](int64_t begin, int64_t end) {
+  torch::stable::parallel_for(0, images * lines, 1, [&](int64_t begin, int64_t end) {
     for (int64_t at_line = begin; at_line < end; ++at_line)
       for (int64_t c = 0; c < channels; ++c)
         for (int64_t t = 0; t < tiles; ++t) {
@@ -115,7 +110,7 @@ std::tuple<Tensor, Tensor> conv2d(const Tensor& x, const Tensor& weight, int64_t
   });
   saturated[1] = clamp ? saturate(v.data(), static_cast<int64_t>(v.size())) : 0;
 
-  at::parallel_for(0, images * filters_count * bands, 1, [&](int64_t begin, int64_t end) {
+  torch::stable::parallel_for(0, images * filters_count * bands, 1, [&](int64_t begin, int64_t end) {
     std::vector<int64_t> sums(positions * tiles);
     for (int64_t task = begin; task < end; ++task) {
       const int64_t band = task % bands, f = task / bands % filters_count, n = task / bands / filters_count;
@@ -147,7 +142,7 @@ std::tuple<Tensor, Tensor> conv2d(const Tensor& x, const Tensor& weight, int64_t
   return {out, counts};
 }
 
-TORCH_LIBRARY_IMPL(qexp, CPU, m) { m.impl("winograd_conv2d", &conv2d); }
+STABLE_TORCH_LIBRARY_IMPL(qexp, CPU, m) { m.impl("winograd_conv2d", TORCH_BOX(&conv2d)); }
 
 }  // namespace
 }  // namespace qexp

@@ -22,22 +22,21 @@ def arguments(device) -> dict[str, tuple]:
     limits = torch.stack([torch.zeros(3, device=device), torch.full((3,), 7.0, device=device)])
     codes = torch.randint(0, 4, (2, 3, 6, 7), device=device)
     uniform = (s, z, 0.0, 7.0, limits, 1)
-    affine = (s, -z, 15.0, True, True, False, 1, "half_even")
+    affine = (s, z, -z, 0.0, 15.0, None, 1)
     conv = ([1, 1], [1, 1], [1, 1], 1, 8, 4, "per_op", "half_even")
     return {
         "round_to": (leaf, *GRID),
         "fake_quantize": (leaf, *uniform, *GRID),
         "fake_quantize_backward": (x, x, *uniform),
         "quantize": (x, *uniform, *GRID),
-        "relu_quantize": (leaf, *uniform, "half_even"),
-        "relu_quantize_backward": (x, x, *uniform),
         "lsq": (leaf, learned, z.clone().requires_grad_(), -4.0, 3.0, None, 1, "half_even", 0.5),
         "lsq_backward": (x, x, s, None, -4.0, 3.0, None, 1, "half_even", 0.5),
         "pact": (leaf, learned, 15.0, False, 1, "half_even"),
         "pact_backward": (x, x, s, True, 1),
         "dorefa_weight": (leaf, 15.0, False, True, "half_even"),
         "dorefa_weight_backward": (x, x, x.tanh(), x.tanh().abs().amax(), True),
-        "gemmlowp": (leaf, *affine, None),
+        "gemmlowp": (leaf, *affine, "half_even", None),
+        "gemmlowp_codes": (x, *affine, "half_even", None),
         "gemmlowp_backward": (x, x, *affine),
         "level_grid": (leaf, levels, learned, 1, True),
         "level_grid_backward": (x, x, levels, s, 1, True),
@@ -46,8 +45,6 @@ def arguments(device) -> dict[str, tuple]:
         "tensor_stats": (x, 1, s, s, s, 4, True),
         "fixed_point_conv2d": (leaf, t(6, 3, 3, 3, grad=True), t(6, grad=True), *conv),
         "winograd_conv2d": (codes, torch.randint(-3, 4, (2, 3, 3, 3), device=device), 4, True, 1, False),
-        "pack_bits": (codes, 3),
-        "unpack_bits": (torch.arange(9, dtype=torch.uint8, device=device), 3, 24, True),
     }
 
 
@@ -61,7 +58,7 @@ def test_opcheck(implementation, device, name):
 
 def test_functions_trace_into_one_graph(implementation, device):
     def step(x, s):
-        return kernels.lsq(kernels.relu_quantize(x, s.detach(), s.detach() * 0, 0, 7), s, -4, 3).sum()
+        return kernels.lsq(kernels.fake_quantize(x, s.detach(), s.detach() * 0, 0, 7), s, -4, 3).sum()
 
     x, s = torch.randn(3, 4, device=device, requires_grad=True), torch.tensor(0.3, device=device, requires_grad=True)
     compiled = torch.compile(step, backend="aot_eager", fullgraph=True)
