@@ -39,8 +39,8 @@ def child() -> int:
     return pytest.main([*(str(TESTS / name) for name in FILES), *options])
 
 
-def main() -> int:
-    """Starts a process with the sanitizer's library loaded before everything else."""
+def environment() -> dict[str, str]:
+    """Returns the environment of a process that the sanitizers watch: their libraries are loaded before everything else."""
     compiler = os.environ.get("CXX", "g++")
     libraries = [
         subprocess.run(
@@ -49,14 +49,18 @@ def main() -> int:
         # torch's loader links none of them; the first looks for the functions of the third when it starts
         for name in ("libasan.so", "libubsan.so", "libstdc++.so")
     ]
-    environment = os.environ | {
+    return os.environ | {
         "LD_PRELOAD": ":".join(libraries),
         "ASAN_OPTIONS": "detect_leaks=0:" + os.environ.get("ASAN_OPTIONS", ""),  # Python keeps what it has at exit
         "UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1",
         "OMP_NUM_THREADS": "1",
     }
+
+
+def main() -> int:
+    """Starts a process with the sanitizer's library loaded before everything else."""
     code = "import sys, qexp_kernels.asan as a; sys.exit(a.child())"
-    status = subprocess.run([sys.executable, "-c", code], env=environment).returncode
+    status = subprocess.run([sys.executable, "-c", code], env=environment()).returncode
     print("AddressSanitizer and UBSan: " + ("no finding" if status == 0 else f"see above (exit status {status})"))
     return status
 

@@ -89,7 +89,8 @@ def architecture_flags(names: list[str]) -> list[str]:
 def library_name(kind: str, level: str) -> str:
     """Returns the file name of a library; what the library is valid for is part of it."""
     digest = hashlib.sha256("\0".join([sys.platform, *flags(kind, level)]).encode())
-    for path in sorted({*sources(kind), *HERE.glob("*/*.h"), *HERE.glob("*/*.cuh")}):
+    headers = [*HERE.glob("*/*.h"), *(HERE.glob("*/*.cuh") if kind == "cuda" else ())]
+    for path in sorted({*sources(kind), *headers}):
         digest.update(f"{path.parent.name}/{path.name}".encode())
         digest.update(path.read_bytes())
     place = level if kind == "cpp" else f"{str(torch.version.cuda).partition('.')[0]}-{'-'.join(architectures())}"

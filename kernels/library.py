@@ -42,13 +42,17 @@ def constant(name: str) -> None:
     differentiable(name, setup_context, backward)
 
 
-def first_order_only(name: str) -> None:
-    """Declares that `qexp::<name>`, itself a gradient, cannot be differentiated again: an error, not a wrong number."""
+def first_order_only(name: str) -> Callable:
+    """Declares that `qexp::<name>`, itself a gradient, cannot be differentiated again (an error, not a wrong number).
+
+    Returns:
+        The fastest way to call it, as `differentiable` does.
+    """
 
     def backward(ctx, *grads):
         raise KernelError(f"{name}: second derivatives of a quantizer are not defined; use create_graph=False")
 
-    differentiable(name, lambda ctx, inputs, output: None, backward)
+    return differentiable(name, lambda ctx, inputs, output: None, backward)
 
 
 def differentiable(name: str, setup_context: Callable, backward: Callable) -> Callable:

@@ -34,11 +34,11 @@ def _save(ctx, inputs, output):
 
 
 def _backward(ctx, grad, *_):
-    return torch.ops.qexp.dorefa_weight_backward(grad, *ctx.saved_tensors, ctx.rescale), None, None, None, None
+    return _run_backward(grad, *ctx.saved_tensors, ctx.rescale), None, None, None, None
 
 
 _run = differentiable("dorefa_weight", _save, _backward)
-first_order_only("dorefa_weight_backward")
+_run_backward = first_order_only("dorefa_weight_backward")
 
 
 def dorefa_weight(

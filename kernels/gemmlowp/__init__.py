@@ -36,12 +36,12 @@ def _save(ctx, inputs, output):
 
 def _backward(ctx, grad):
     *tensors, limits = ctx.saved_tensors
-    dx = torch.ops.qexp.gemmlowp_backward(grad, *tensors, ctx.qmin, ctx.qmax, limits, ctx.axis)
+    dx = _run_backward(grad, *tensors, ctx.qmin, ctx.qmax, limits, ctx.axis)
     return dx, None, None, None, None, None, None, None, None, None
 
 
 _run = differentiable("gemmlowp", _save, _backward)
-first_order_only("gemmlowp_backward")
+_run_backward = first_order_only("gemmlowp_backward")
 constant("gemmlowp_codes")
 
 

@@ -24,12 +24,12 @@ def _save(ctx, inputs, output):
 
 
 def _backward(ctx, grad):
-    dx, dscale = torch.ops.qexp.level_grid_backward(grad, *ctx.saved_tensors, ctx.axis, ctx.clip_gradient)
+    dx, dscale = _run_backward(grad, *ctx.saved_tensors, ctx.axis, ctx.clip_gradient)
     return dx, None, dscale, None, None
 
 
 _run = differentiable("level_grid", _save, _backward)
-first_order_only("level_grid_backward")
+_run_backward = first_order_only("level_grid_backward")
 
 
 def level_grid(
