@@ -74,11 +74,15 @@ def differentiable(name: str, setup_context: Callable, backward: Callable) -> Ca
         name, (torch.autograd.Function,), {"forward": staticmethod(forward), "backward": staticmethod(backward)}
     )
 
+    apply = super(torch.autograd.Function, function).apply  # without what only transforms of functions need
+
     def run(*arguments):
         if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
             return op(*arguments)
-        if torch.is_grad_enabled() and any(isinstance(a, torch.Tensor) and a.requires_grad for a in arguments):
-            return function.apply(*arguments)
+        if torch.is_grad_enabled():
+            for argument in arguments:
+                if isinstance(argument, torch.Tensor) and argument.requires_grad:
+                    return apply(*arguments)
         with torch._C._AutoDispatchBelowAutograd():
             return op(*arguments)
 
