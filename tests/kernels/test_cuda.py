@@ -1,6 +1,7 @@
-"""What of CUDA can be tested without a device: that the sources compile, and that their absence is said."""
+"""What of CUDA can be tested without a device: the sources compile, are executed on the CPU, and their absence is said."""
 
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +9,10 @@ from pathlib import Path
 import pytest
 import qexp_kernels as kernels
 import torch
-from qexp_kernels import build
+from qexp_kernels import build, toolkit
+from qexp_kernels.library import REFERENCES
+
+TESTS = Path(__file__).resolve().parent
 
 
 def test_the_tests_of_this_folder_also_ran_on_cuda():
@@ -17,21 +21,75 @@ def test_the_tests_of_this_folder_also_ran_on_cuda():
     assert kernels.load("cuda").implementation == "cuda"
 
 
-@pytest.mark.slow
-def test_cuda_sources_compile_and_leave_the_cpu_kernels_alone(tmp_path):
-    from torch.utils import cpp_extension
+def test_every_operator_has_its_cuda_form():
+    text = "".join(path.read_text() for path in build.sources("cuda"))
+    assert {name for name in REFERENCES if f'm.impl("{name}", ' not in text} == set()
 
-    if cpp_extension.CUDA_HOME is None:
-        pytest.skip("no nvcc")
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arguments", [(), ("--sanitize",)], ids=["plain", "sanitized"])
+def test_the_cuda_sources_pass_these_tests_when_the_cpu_runs_them(arguments):
+    if platform.machine() != "x86_64":
+        pytest.skip("the emulation switches between threads with instructions of x86-64")
+    command = [sys.executable, str(TESTS / "emulation" / "run.py"), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+
+
+@pytest.mark.slow
+def test_cuda_sources_compile_without_a_warning(tmp_path):
+    try:
+        toolkit.nvcc_command()
+    except toolkit.BuildError as error:
+        pytest.skip(str(error))
     code = (
-        "import torch, qexp_kernels as k; from qexp_kernels import build\n"
-        "build.load('cuda', build=True)\n"
-        f"import os; os.environ['QEXP_CACHE_DIR'] = {str(build.cache_folder())!r}\n"
-        "k.load('cpp')\n"
-        "x = torch.linspace(-1, 1, 9)\n"
-        "assert torch.equal(k.round_to(x * 3), (x * 3).round())\n"
+        "import pathlib, sys; from qexp_kernels import build\n"
+        "build.CUDA_FLAGS = (*build.CUDA_FLAGS, '-Werror', 'all-warnings')\n"
+        "build.compile_library('cuda', pathlib.Path(sys.argv[1]) / 'cuda.so', build.level())\n"
     )
-    home = os.environ.get("CUDA_HOME") or ("/usr/local/cuda" if Path("/usr/local/cuda").is_dir() else "")
-    env = {**os.environ, "QEXP_CACHE_DIR": str(tmp_path), "TORCH_CUDA_ARCH_LIST": "9.0", "CUDA_HOME": home}
-    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=550)
+    env = os.environ | {"TORCH_CUDA_ARCH_LIST": "9.0"}
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
+    assert (tmp_path / "cuda.so").stat().st_size > 0
+
+
+def test_any_nvcc_on_the_path_is_enough(tmp_path, monkeypatch):
+    """It may be a script that starts the real one, so that the folders around it hold no toolkit."""
+    script = tmp_path / "nvcc"
+    script.write_text(f"#!/bin/sh\necho 'Cuda compilation tools, release {torch.version.cuda or '13.0'}, V1'\n")
+    script.chmod(0o755)
+    monkeypatch.delenv("CUDA_HOME", raising=False)
+    monkeypatch.delenv("CUDA_PATH", raising=False)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    assert toolkit.nvcc_command() == [str(script)]
+
+
+def test_a_compiler_of_another_cuda_is_refused_by_name(tmp_path, monkeypatch):
+    script = tmp_path / "bin" / "nvcc"
+    script.parent.mkdir()
+    script.write_text("#!/bin/sh\necho 'Cuda compilation tools, release 11.8, V1'\n")
+    script.chmod(0o755)
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    with pytest.raises(toolkit.BuildError, match=r"is of CUDA 11.8, but torch runs on CUDA 13.0"):
+        toolkit.nvcc_command()
+
+
+def test_capabilities_are_compiled_for_by_name_and_newer_devices_are_not_left_out(monkeypatch):
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "7.5;9.0+PTX 10.0")
+    assert build.architectures() == ["75", "90", "100"]
+    flags = build.architecture_flags(["75", "100"])
+    assert flags == [
+        "-gencode=arch=compute_75,code=sm_75",
+        "-gencode=arch=compute_100,code=sm_100",
+        "-gencode=arch=compute_100,code=compute_100",
+    ]
+
+
+def test_clip_values_are_divided_not_multiplied_by_a_reciprocal():
+    """A tensor divided by a Python number is multiplied by its reciprocal on CUDA: other scales, by a unit in the last place."""
+    alphas = torch.linspace(0.1, 9, 4000)
+    assert (alphas / 7 != alphas * torch.tensor(1 / 7)).float().mean() > 0.04  # so it matters
+    folders = {path.parent.name: path.read_text() for path in build.HERE.glob("*/reference.py")}
+    for name in ("pact", "dorefa"):
+        assert "/ levels" not in folders[name]

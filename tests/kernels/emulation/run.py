@@ -56,19 +56,9 @@ def main() -> int:
         return subprocess.run([sys.executable, __file__, *arguments], env=environment).returncode
     arguments = [a for a in arguments if a != "--sanitize"]
     named = any(not a.startswith("-") and a.split("::")[0].endswith(".py") for a in arguments)
-    files = [] if named else [str(TESTS / name) for name in (*asan.FILES, "test_launches.py")]
-    options = [
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        "-p",
-        "no:faulthandler",
-        "-p",
-        "no:xdist",
-        "-k",
-        "not reference and not cuda",
-    ]
-    return pytest.main([*files, *options, *arguments], plugins=[Emulated(library(sanitize))])
+    files = [] if named else [str(TESTS / name) for name in asan.FILES]
+    options = ["-q", "-p", "no:cacheprovider", "-p", "no:faulthandler", "-p", "no:xdist", "-m", "not slow"]
+    return pytest.main([*files, *options, *arguments], plugins=[Emulated(library(sanitize)), asan.CompiledOnly()])
 
 
 if __name__ == "__main__":
