@@ -75,11 +75,11 @@ struct Plus {
 };
 
 // Adds up partial sums [splits][S][channels]: block e computes the sum `row` of channel e, or, where there is one block, of all
-// channels; times `factor`, and times the sign of signs[e] where there are signs.
+// channels; times `factor`, divided by `divisor`, and times the sign of signs[e] where there are signs.
 template <class T>
 __global__ void __launch_bounds__(kThreads)
     finish_sums(const double* __restrict__ partial, int64_t splits, int64_t S, int64_t row, int64_t channels,
-                double factor, const T* __restrict__ signs, T* __restrict__ out) {
+                double factor, double divisor, const T* __restrict__ signs, T* __restrict__ out) {
   QEXP_SHARED(double, shared, kThreads);
   const int64_t span = gridDim.x == 1 ? channels : 1;
   double total = 0;
@@ -87,7 +87,7 @@ __global__ void __launch_bounds__(kThreads)
     total += partial[(k / span * S + row) * channels + blockIdx.x + k % span];
   total = reduce_over_y(total, shared, Plus{});
   if (threadIdx.y > 0) return;
-  Compute<T> value = static_cast<Compute<T>>(total * factor);
+  Compute<T> value = static_cast<Compute<T>>(total * factor / divisor);
   if (signs) {
     const Compute<T> sign = static_cast<Compute<T>>(signs[blockIdx.x]);
     value = value * static_cast<Compute<T>>((sign > 0) - (sign < 0));
@@ -120,7 +120,7 @@ Tensor launch_sums(int64_t numel, const Tensor& where, F f) {
   Tensor partial = empty_of({splits, S}, ScalarType::Double, where);
   launch(sum_kernel<S, F>, dim3(splits), dim3(1, kThreads), 0, where, numel, f, writable<double>(partial));
   for (int s = 0; s < S; ++s)
-    launch(finish_sums<double>, dim3(1), dim3(1, kThreads), 0, where, data<double>(partial), splits, S, s, 1, 1.0,
+    launch(finish_sums<double>, dim3(1), dim3(1, kThreads), 0, where, data<double>(partial), splits, S, s, 1, 1.0, 1.0,
            nullptr, writable<double>(totals) + s);
   return totals;
 }

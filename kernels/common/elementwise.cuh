@@ -232,7 +232,7 @@ inline Tensor device_gradient_like(const Tensor& parameter, const Sums& sums, in
   with_type(out, [&](auto tag) {
     using T = decltype(tag);
     launch(finish_sums<T>, dim3(out.numel()), dim3(1, kThreads), 0, out, data<double>(sums.partial), sums.splits,
-           sums.count, row, sums.channels, factor, signs ? data<T>(given) : nullptr, writable<T>(out));
+           sums.count, row, sums.channels, factor, 1.0, signs ? data<T>(given) : nullptr, writable<T>(out));
   });
   return out;
 }

@@ -48,8 +48,8 @@ std::tuple<Tensor, Tensor> forward(const Tensor& latent, const Tensor& state, do
       launch_forward<T, S>(x, out, Extent(out, std::nullopt), Sign<C, S>{data<S>(old), static_cast<C>(tau)});
     });
     const Tensor total = launch_sums<1>(n, x, Magnitude<T>{data<T>(x)});
-    launch(finish_sums<float>, dim3(1), dim3(1, kThreads), 0, x, data<double>(total), 1, 1, 0, 1,
-           1.0 / std::max<int64_t>(n, 1), nullptr, writable<float>(scale));
+    launch(finish_sums<float>, dim3(1), dim3(1, kThreads), 0, x, data<double>(total), 1, 1, 0, 1, 1.0,
+           static_cast<double>(std::max<int64_t>(n, 1)), nullptr, writable<float>(scale));
   });
   return {out, scale};
 }

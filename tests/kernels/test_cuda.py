@@ -1,5 +1,6 @@
 """What of CUDA can be tested without a device: the sources compile, are executed on the CPU, and their absence is said."""
 
+import math
 import os
 import platform
 import subprocess
@@ -10,7 +11,9 @@ import pytest
 import qexp_kernels as kernels
 import torch
 from qexp_kernels import build, toolkit
+from qexp_kernels.examples import arguments
 from qexp_kernels.library import REFERENCES
+from torch.utils._python_dispatch import TorchDispatchMode
 
 TESTS = Path(__file__).resolve().parent
 
@@ -86,10 +89,28 @@ def test_capabilities_are_compiled_for_by_name_and_newer_devices_are_not_left_ou
     ]
 
 
-def test_clip_values_are_divided_not_multiplied_by_a_reciprocal():
-    """A tensor divided by a Python number is multiplied by its reciprocal on CUDA: other scales, by a unit in the last place."""
-    alphas = torch.linspace(0.1, 9, 4000)
-    assert (alphas / 7 != alphas * torch.tensor(1 / 7)).float().mean() > 0.04  # so it matters
-    folders = {path.parent.name: path.read_text() for path in build.HERE.glob("*/reference.py")}
-    for name in ("pact", "dorefa"):
-        assert "/ levels" not in folders[name]
+class Divisors(TorchDispatchMode):
+    """Collects the Python numbers that tensors are divided by, but for powers of two, whose reciprocals are exact."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numbers: list[float] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.overloadpacket in (torch.ops.aten.div, torch.ops.aten.div_) and not isinstance(args[1], torch.Tensor):
+            rounds = (kwargs or {}).get("rounding_mode") is not None
+            if not rounds and math.frexp(args[1])[0] != 0.5:
+                self.numbers.append(args[1])
+        return func(*args, **(kwargs or {}))
+
+
+def test_no_reference_divides_a_tensor_by_a_number():
+    """CUDA multiplies by the reciprocal of a number: other scales than on the CPU, by a unit in the last place."""
+    with Divisors() as seen:
+        torch.ones(3) / 7
+    assert seen.numbers == [7]
+    for name, given in arguments(torch.device("cpu"), 3, 5).items():
+        given = tuple(a.detach() if isinstance(a, torch.Tensor) else a for a in given)
+        with Divisors() as seen:
+            REFERENCES[name](*given)
+        assert not seen.numbers, name
