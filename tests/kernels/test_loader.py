@@ -96,6 +96,21 @@ def test_two_processes_at_once_build_one_library(tmp_path):
     assert report_small(tmp_path).startswith("cpp | found")
 
 
+def test_a_build_says_in_one_line_how_long_it_takes_and_what_is_found_says_nothing(tmp_path):
+    code = (
+        one_small_source(tmp_path, SMALL)
+        + "import logging; logging.basicConfig(level=20); "
+        + REPORT.format(which="cpp")
+    )
+    for lines in (1, 0):
+        out, err = run(code, tmp_path / "cache").communicate(timeout=300)
+        assert out.startswith("cpp |") and err.count("\n") == err.count("kernels: building them, about") == lines, (
+            out,
+            err,
+        )
+        assert lines == 0 or " s, once" in err
+
+
 def report_small(tmp_path: Path) -> str:
     code = one_small_source(tmp_path, SMALL) + REPORT.format(which="auto")
     return run(code, tmp_path / "cache").communicate(timeout=300)[0]
