@@ -40,7 +40,7 @@ def test_the_cuda_sources_pass_these_tests_when_the_cpu_runs_them(arguments):
 
 
 @pytest.mark.slow
-def test_cuda_sources_compile_without_a_warning(tmp_path):
+def test_cuda_sources_compile_without_a_warning_and_load_beside_those_of_the_cpu(tmp_path):
     try:
         toolkit.nvcc_command()
     except toolkit.BuildError as error:
@@ -48,7 +48,14 @@ def test_cuda_sources_compile_without_a_warning(tmp_path):
     code = (
         "import pathlib, sys; from qexp_kernels import build\n"
         "build.CUDA_FLAGS = (*build.CUDA_FLAGS, '-Werror', 'all-warnings')\n"
-        "build.compile_library('cuda', pathlib.Path(sys.argv[1]) / 'cuda.so', build.level())\n"
+        "library = pathlib.Path(sys.argv[1]) / 'cuda.so'\n"
+        "build.compile_library('cuda', library, build.level())\n"
+        "import torch, qexp_kernels as k; k.load('cpp')\n"
+        "if torch.version.cuda:\n"  # the runtime that the library looks for is the one torch brought in
+        "    torch.ops.load_library(library)\n"
+        "    assert torch._C._dispatch_has_kernel_for_dispatch_key('qexp::lsq', 'CUDA')\n"
+        "x = torch.linspace(-1, 1, 9)\n"
+        "assert torch.equal(k.round_to(x * 3), (x * 3).round())\n"
     )
     env = os.environ | {"TORCH_CUDA_ARCH_LIST": "9.0"}
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], env=env, capture_output=True, text=True)

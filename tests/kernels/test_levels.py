@@ -2,6 +2,8 @@
 
 import os
 import platform
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -76,6 +78,17 @@ def test_a_library_in_the_package_is_taken_as_it_is_and_no_compiler_is_asked(com
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
     assert done.stdout.strip() == f"found in {tmp_path}", done.stderr
     assert not (tmp_path / "none").exists()
+
+
+def test_a_library_asks_only_for_what_torch_promises_to_keep(compiled):
+    """No C++ of torch and nothing of Python, so that one file serves every version of both."""
+    if compiled != "cpp" or shutil.which("nm") is None:
+        pytest.skip("nm lists the symbols of a library for the CPU")
+    library = build.cache_folder() / build.library_name("cpp", build.level())
+    text = subprocess.run(["nm", "-D", "--undefined-only", library], capture_output=True, text=True, check=True).stdout
+    wanted = [line.split()[-1] for line in text.splitlines()]
+    assert [s for s in wanted if s.startswith("Py") or re.match(r"_ZNK?(2at|3c10|5torch)", s)] == []
+    assert [s for s in wanted if s.startswith(("torch_", "aoti_torch_"))]
 
 
 def test_a_wheel_carries_the_sources_headers_and_compiled_libraries(tmp_path, monkeypatch):
