@@ -1,8 +1,29 @@
-"""The one thing pyproject.toml cannot say: the folder `kernels/` is imported as `qexp_kernels`."""
+"""What pyproject.toml cannot say: the folder `kernels/` is imported as `qexp_kernels`, and may carry compiled libraries."""
 
-from setuptools import find_packages, setup
+from pathlib import Path
+
+from setuptools import Distribution, find_packages, setup
+from setuptools.command.bdist_wheel import bdist_wheel
+
+CARRIED = bool(list((Path(__file__).parent / "kernels" / "compiled").glob("*.so")))
+
+
+class Wheel(bdist_wheel):
+    """With compiled libraries the wheel is for one platform, and still for every Python."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        platform = super().get_tag()[2]
+        return ("py3", "none", platform)
+
+
+class Package(Distribution):
+    def has_ext_modules(self) -> bool:
+        return CARRIED
+
 
 setup(
+    distclass=Package,
+    cmdclass={"bdist_wheel": Wheel},
     packages=[
         *find_packages(include=["qexp", "qexp.*"]),
         "qexp_kernels",
@@ -10,7 +31,7 @@ setup(
     ],
     package_dir={"qexp_kernels": "kernels"},
     package_data={
-        "qexp_kernels": ["*.cpp", "*.cu", "*.h", "*/*.cpp", "*/*.cu", "*/*.h"],
+        "qexp_kernels": ["*/*.cpp", "*/*.cu", "*/*.cuh", "*/*.h", "compiled/*.so"],
         "qexp.report": ["assets/*"],
         "qexp.integer.package": ["*.c", "*.h"],
     },

@@ -9,14 +9,12 @@ from .dorefa import dorefa_weight, dorefa_weight_and_peak
 from .errors import KernelError
 from .fake_quantize import fake_quantize, quantize
 from .fixed_point import fixed_point_conv2d, fixed_point_linear
-from .gemmlowp import gemmlowp
+from .gemmlowp import gemmlowp, gemmlowp_codes
 from .hysteresis import hysteresis
 from .level_grid import level_grid
 from .loader import Loaded, load
 from .lsq import lsq
-from .pack_bits import pack_bits, unpack_bits
 from .pact import mpact, pact
-from .relu_quantize import relu_quantize
 from .rescale import rescale
 from .round_to import round_to
 from .tensor_stats import Stats, tensor_stats
@@ -32,18 +30,16 @@ __all__ = [
     "fixed_point_conv2d",
     "fixed_point_linear",
     "gemmlowp",
+    "gemmlowp_codes",
     "hysteresis",
     "level_grid",
     "load",
     "lsq",
     "mpact",
-    "pack_bits",
     "pact",
     "quantize",
-    "relu_quantize",
     "rescale",
     "round_to",
     "tensor_stats",
-    "unpack_bits",
     "winograd_conv2d",
 ]

@@ -1,7 +1,6 @@
 """Runs the kernel tests on C++ built with AddressSanitizer and UBSan: `python -m qexp_kernels.asan`; the exit status is theirs."""
 
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -23,28 +22,19 @@ FILES = (
     "test_fixed_point.py",
     "test_gradients.py",
     "test_integer.py",
+    "test_launches.py",
     "test_unusual_input.py",
 )
 
 
-def few_units(kind: str, scratch: Path) -> list[str]:
-    """Writes one file that includes every operator, so that the headers of torch are compiled once; another for the gradients.
+class CompiledOnly:
+    """A plug-in of pytest that leaves out what runs on the references; names of tests may well speak of them."""
 
-    The operators give their functions the same names; each is therefore included in a namespace of its own, after all headers
-    have been included outside of it. The gradients need headers whose functions would be taken for the operators' own.
-    """
-    paths = [path for path in build.sources(kind) if path.name != "autograd.cpp"]
-    shared = [path for path in paths if path.parent.name == "common"]
-    lines = sorted({line for path in paths for line in re.findall(r"^#include <.*>$", path.read_text(), re.MULTILINE)})
-    lines += [f'#include "{header.as_posix()}"' for header in sorted(build.HERE.glob("*/*.h"))]
-    for path in paths:
-        include = f'#include "{path.as_posix()}"'
-        apart = [f"namespace {path.parent.name}_ {{", "namespace qexp { using namespace ::qexp; }", include, "}"]
-        lines += [include] if path in shared else apart
-    units = {"operators": lines, "gradients": [f'#include "{(build.HERE / "common" / "autograd.cpp").as_posix()}"']}
-    for name, text in units.items():
-        (scratch / f"{name}.cpp").write_text("\n".join(text) + "\n")
-    return [str(scratch / f"{name}.cpp") for name in units]
+    def pytest_collection_modifyitems(self, items: list) -> None:
+        def runs(item) -> bool:
+            return getattr(item, "callspec", None) is None or item.callspec.params.get("implementation") != "reference"
+
+        items[:] = filter(runs, items)
 
 
 def child() -> int:
@@ -54,15 +44,14 @@ def child() -> int:
     from .loader import load
 
     build.CPP_FLAGS = FLAGS
-    build._translation_units = few_units
     print(load("cpp").reason, flush=True)
     # faulthandler would take the signals the sanitizers report by
-    options = ["-q", "-n0", "-m", "not slow", "-k", "not reference", "-p", "no:cacheprovider", "-p", "no:faulthandler"]
-    return pytest.main([*(str(TESTS / name) for name in FILES), *options])
+    options = ["-q", "-n0", "-m", "not slow", "-p", "no:cacheprovider", "-p", "no:faulthandler"]
+    return pytest.main([*(str(TESTS / name) for name in FILES), *options], plugins=[CompiledOnly()])
 
 
-def main() -> int:
-    """Starts a process with the sanitizer's library loaded before everything else."""
+def environment() -> dict[str, str]:
+    """Returns the environment of a process that the sanitizers watch: their libraries are loaded before everything else."""
     compiler = os.environ.get("CXX", "g++")
     libraries = [
         subprocess.run(
@@ -71,14 +60,18 @@ def main() -> int:
         # torch's loader links none of them; the first looks for the functions of the third when it starts
         for name in ("libasan.so", "libubsan.so", "libstdc++.so")
     ]
-    environment = os.environ | {
+    return os.environ | {
         "LD_PRELOAD": ":".join(libraries),
         "ASAN_OPTIONS": "detect_leaks=0:" + os.environ.get("ASAN_OPTIONS", ""),  # Python keeps what it has at exit
         "UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1",
         "OMP_NUM_THREADS": "1",
     }
+
+
+def main() -> int:
+    """Starts a process with the sanitizer's library loaded before everything else."""
     code = "import sys, qexp_kernels.asan as a; sys.exit(a.child())"
-    status = subprocess.run([sys.executable, "-c", code], env=environment).returncode
+    status = subprocess.run([sys.executable, "-c", code], env=environment()).returncode
     print("AddressSanitizer and UBSan: " + ("no finding" if status == 0 else f"see above (exit status {status})"))
     return status
 

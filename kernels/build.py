@@ -1,27 +1,46 @@
-"""Compiles the C++ and CUDA sources into a cache folder, once per torch version, processor, flags and source text."""
+"""Compiles the C++ and CUDA sources into libraries that serve every torch from 2.11 on and every Python.
+
+A library is looked for in the package (a wheel may carry them), then in a cache folder, where it is built once per source text, level
+of the processor and flags. `python -m qexp_kernels.build LEVEL...` builds those that a wheel carries.
+"""
 
 import contextlib
 import hashlib
 import logging
 import os
 import platform
+import re
 import shutil
+import subprocess
 import sys
 import tempfile
-import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
 
+from .toolkit import BuildError, nvcc_command
+
+log = logging.getLogger(__name__)
 HERE = Path(__file__).parent
+CARRIED = HERE / "compiled"
+# What torch promises to keep: the interface of the oldest torch that pyproject.toml allows.
+TARGET = "-DTORCH_TARGET_VERSION=0x020b000000000000"
 # No fast-math, no fused multiply-add: every implementation rounds each operation as the reference does.
-CPP_FLAGS = ("-O3", "-std=c++20", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math")
-CUDA_FLAGS = ("-O3", "-std=c++20", "-fmad=false", "-prec-div=true", "-ftz=false", "--expt-relaxed-constexpr")
-
-
-class BuildError(Exception):
-    """A compiled library cannot be had; the message is the reason."""
+CPP_FLAGS = (
+    "-O3",
+    "-std=c++20",
+    "-fPIC",
+    "-ffp-contract=off",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-fvisibility=hidden",
+    "-Wno-psabi",
+)
+CUDA_FLAGS = ("-O3", "-std=c++20", "-fmad=false", "-prec-div=true", "-prec-sqrt=true", "-ftz=false", "-Xcompiler=-fPIC")
+LEVELS = {"AVX512": "x86-64-v4", "AVX2": "x86-64-v3", "DEFAULT": "x86-64-v2"}
+SECONDS = {"cpp": 2.5, "cuda": 12.0}  # to compile one source on one core of 2020
 
 
 def cache_folder() -> Path:
@@ -36,52 +55,60 @@ def sources(kind: str) -> list[Path]:
     return sorted(HERE.glob("*/*.cpp" if kind == "cpp" else "*/*.cu"))
 
 
-def flags(kind: str) -> list[str]:
-    """Returns the flags of the compiler; those of the CPU library fit this processor only."""
+def level() -> str:
+    """Returns what the processor can do, as compilers name it; on other machines than x86-64 the machine."""
+    if platform.machine() not in ("x86_64", "AMD64"):
+        return platform.machine()
+    return LEVELS.get(torch.backends.cpu.get_cpu_capability(), "x86-64-v2")
+
+
+def flags(kind: str, level: str) -> list[str]:
+    """Returns the flags of the compiler. The level changes how fast the CPU library is, never a bit of what it computes."""
     if kind == "cuda":
-        return list(CUDA_FLAGS)
-    native = ["-march=native"] if platform.machine() in ("x86_64", "AMD64", "aarch64") else []
-    return [*CPP_FLAGS, *native, *([] if sys.platform == "darwin" else ["-fopenmp"])]
+        return [TARGET, "-DUSE_CUDA", *CUDA_FLAGS, *architecture_flags(architectures())]
+    return [TARGET, *CPP_FLAGS, *([f"-march={level}"] if level.startswith("x86-64-") else [])]
 
 
-def _processor() -> str:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith(("flags", "Features")):
-                return line
-    return platform.processor()
-
-
-def _architectures() -> str:
+def architectures() -> list[str]:
+    """Returns the compute capabilities that CUDA code is made for, without dots: `TORCH_CUDA_ARCH_LIST`, else this machine's."""
     if named := os.environ.get("TORCH_CUDA_ARCH_LIST"):
-        return named
-    if torch.cuda.is_available():
-        return ";".join(
-            sorted({"{}.{}".format(*torch.cuda.get_device_capability(i)) for i in range(torch.cuda.device_count())})
-        )
-    raise BuildError("no CUDA device")
+        found = re.findall(r"(\d+)\.(\d+)", named)
+    elif torch.cuda.is_available():
+        found = [torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())]
+    else:
+        raise BuildError("no CUDA device")
+    return sorted({f"{major}{minor}" for major, minor in found}, key=int)
 
 
-def stamp(kind: str) -> str:
-    """Returns what a compiled library is valid for, as a short hash."""
-    text = [torch.__version__, str(torch.version.cuda), platform.machine(), *flags(kind)]
-    text.append(_processor() if kind == "cpp" else _architectures())
-    digest = hashlib.sha256("\0".join(text).encode())
-    for path in sorted({*sources(kind), *HERE.glob("*/*.h")}):
+def architecture_flags(names: list[str]) -> list[str]:
+    """Returns nvcc's flags: machine code for each capability, and for the last also what newer devices compile for themselves."""
+    ahead = [f"-gencode=arch=compute_{names[-1]},code=compute_{names[-1]}"] if names else []
+    return [f"-gencode=arch=compute_{name},code=sm_{name}" for name in names] + ahead
+
+
+def library_name(kind: str, level: str) -> str:
+    """Returns the file name of a library; what the library is valid for is part of it."""
+    digest = hashlib.sha256("\0".join([sys.platform, *flags(kind, level)]).encode())
+    headers = [*HERE.glob("*/*.h"), *(HERE.glob("*/*.cuh") if kind == "cuda" else ())]
+    for path in sorted({*sources(kind), *headers}):
         digest.update(f"{path.parent.name}/{path.name}".encode())
         digest.update(path.read_bytes())
-    return digest.hexdigest()[:20]
+    place = level if kind == "cpp" else f"{str(torch.version.cuda).partition('.')[0]}-{'-'.join(architectures())}"
+    return f"{kind}-{place}-{digest.hexdigest()[:20]}.so"
 
 
 def load(kind: str, *, build: bool) -> str:
-    """Loads the library `cpp` or `cuda`, built first where the cache lacks it; returns how it was had.
+    """Loads the library `cpp` or `cuda`, built first where neither the package nor the cache has it; returns how it was had.
 
     Raises:
         BuildError: It cannot be had.
     """
-    target = cache_folder() / f"{kind}-{stamp(kind)}.so"
-    if _open(target):
-        return f"found in {target.parent}"
+    at = level()
+    name = library_name(kind, at)
+    target = cache_folder() / name
+    for found in (CARRIED / name, target):
+        if _open(found):
+            return f"found in {found.parent}"
     if not build:
         raise BuildError("not built yet")
     try:
@@ -92,7 +119,8 @@ def load(kind: str, *, build: bool) -> str:
     with lock, _held(lock):
         if _open(target):
             return f"found in {target.parent}"
-        _compile(kind, target)
+        compile_library(kind, target, at)
+        torch.ops.load_library(target)
     return f"built into {target.parent}"
 
 
@@ -126,56 +154,74 @@ def _held(lock) -> Iterator[None]:
         fcntl.flock(lock, fcntl.LOCK_UN)
 
 
-def _compile(kind: str, target: Path) -> None:
+def compile_library(kind: str, target: Path, level: str) -> None:
     """Builds in a folder of its own and moves the finished library into place, so that nobody sees half of one."""
-    log = logging.getLogger("torch.utils.cpp_extension")
-    log.setLevel(logging.ERROR)  # it remarks on a missing CUDA device, which is no news here
-    from torch.utils import cpp_extension
-
-    if kind == "cuda" and cpp_extension.CUDA_HOME is None:
-        raise BuildError("no CUDA toolkit (nvcc) was found; set CUDA_HOME")
-    compiler = cpp_extension.get_cxx_compiler()
+    compiler = os.environ.get("CXX", "c++")
     if shutil.which(compiler) is None:
         raise BuildError(f"no C++ compiler ({compiler}) was found")
+    include = Path(torch.__file__).parent / "include"
+    command = [compiler, f"-isystem{include}"] if kind == "cpp" else [*nvcc_command(), f"-isystem={include}"]
+    command += flags(kind, level)
     for left in target.parent.glob(f".{target.stem}-*"):  # by a build of this library that was killed
         shutil.rmtree(left, ignore_errors=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{target.stem}-", dir=target.parent))
-    # A `ninja` installed beside the interpreter is only on the path of an activated environment.
-    path = os.environ.get("PATH", "")
-    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), path])
+    units = sources(kind)
+    jobs = min(int(os.environ.get("MAX_JOBS") or len(os.sched_getaffinity(0))), len(units))
+    log.info("kernels: building them, about %.0f s, once", max(SECONDS[kind] * len(units) / jobs, 1))
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):
-            warnings.simplefilter("ignore")
-            cpp_extension.load(
-                name=f"qexp_{kind}",
-                sources=_translation_units(kind, scratch),
-                extra_cflags=flags("cpp") if kind == "cpp" else ["-O3", "-std=c++20"],
-                extra_cuda_cflags=flags("cuda"),
-                extra_ldflags=[f for f in flags(kind) if f == "-fopenmp"],
-                build_directory=str(scratch),
-                is_python_module=False,
-                with_cuda=kind == "cuda",
-                verbose=False,
-            )
-        (scratch / f"qexp_{kind}.so").replace(target)
+        objects = _compile_units(units, lambda unit, to: [*command, "-c", str(unit), "-o", str(to)], scratch, jobs)
+        library = Path(torch.__file__).parent / "lib"
+        # libtorch brings in what it was built with, the CUDA runtime among them: the kernels run on the very same.
+        link = ["-shared", "-Wl,--no-as-needed", f"-L{library}", "-ltorch", "-ltorch_cpu"]
+        if sys.platform == "darwin":
+            link = ["-dynamiclib", "-undefined", "dynamic_lookup"]
+        _run([compiler, *map(str, objects), *link, *_sanitizers(command), "-o", str(scratch / target.name)])
+        (scratch / target.name).replace(target)
     except (OSError, RuntimeError) as error:
         raise BuildError(f"the {kind} sources did not compile: {_first_error(str(error))}") from error
     finally:
-        os.environ["PATH"] = path
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _translation_units(kind: str, scratch: Path) -> list[str]:
-    """Writes one file a source, named after its folder (objects are named after files, and all are called `op`)."""
-    units = []
-    for path in sources(kind):
-        unit = scratch / f"{path.parent.name}_{path.name}"
-        unit.write_text(f'#include "{path.as_posix()}"\n')
-        units.append(str(unit))
-    return units
+def _compile_units(
+    units: list[Path], command: Callable[[Path, Path], list[str]], scratch: Path, jobs: int
+) -> list[Path]:
+    """Compiles the sources side by side; objects are named after folders, since all sources are called `op`."""
+    objects = [scratch / f"{unit.parent.name}_{unit.stem}.o" for unit in units]
+    with ThreadPoolExecutor(jobs) as pool:
+        for _ in pool.map(lambda pair: _run(command(*pair)), zip(units, objects, strict=True)):
+            pass
+    return objects
+
+
+def _sanitizers(command: list[str]) -> list[str]:
+    return [flag for flag in command if flag.startswith("-fsanitize")]
+
+
+def _run(command: list[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(done.stderr + done.stdout)
 
 
 def _first_error(output: str) -> str:
     """Returns the line of a compiler's output that says what is wrong."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     return next((line for line in lines if "error:" in line), "".join(lines[:1]))
+
+
+def main() -> None:
+    """Builds the CPU library for each level named on the command line into the package, for a wheel to carry."""
+    CARRIED.mkdir(exist_ok=True)
+    for name in sys.argv[1:] or LEVELS.values():
+        if name not in LEVELS.values() and name != platform.machine():
+            sys.exit(f"level={name} is not allowed; use {', '.join(LEVELS.values())} or {platform.machine()}")
+        target = CARRIED / library_name("cpp", name)
+        for old in CARRIED.glob(f"cpp-{name}-*.so"):
+            old.unlink()
+        compile_library("cpp", target, name)
+        print(target)
+
+
+if __name__ == "__main__":
+    main()

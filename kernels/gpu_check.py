@@ -1,7 +1,7 @@
-"""Runs the kernel tests and benchmarks on a machine with a GPU and writes one JSON: `python -m qexp_kernels.gpu_check`.
+"""Checks and times the kernels on a machine with a GPU: `python -m qexp_kernels.gpu_check`, in a clone or installed.
 
-Needs torch, pytest and nvcc; the cost of a training step, which needs what the package itself does, is left out with the reason
-where that is missing. In a clone that is not installed, `ln -s kernels qexp_kernels` comes first.
+Needs torch, pytest and nvcc (on the path, in /usr/local/cuda, under CUDA_HOME, or from pip); what else a step needs and lacks is left
+out with the reason. The JSON is written after every step, and a second start goes on after the last one; `--again` starts over.
 """
 
 import argparse
@@ -11,11 +11,16 @@ import platform
 import subprocess
 import sys
 import tempfile
+import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
-from .bench import figures, table
+from . import build
+from .bench import figures
+from .examples import arguments
+from .library import REFERENCES
 from .loader import load
 from .timing import Measure, figure
 
@@ -23,7 +28,35 @@ ROOT = Path(__file__).resolve().parent.parent
 TESTS = ROOT / "tests" / "kernels"
 # Only the kernels' own fixtures and no settings of the project: neither Hydra nor pytest's plugins need be there.
 PYTEST = ("-q", "-c", os.devnull, "--rootdir", str(ROOT), "--confcutdir", str(TESTS), "--import-mode=importlib")
-NETWORKS = {"resnet20": 512, "resnet50": 64}  # images a batch
+NETWORKS = {"resnet20": 512, "resnet50": 64}  # images per batch
+
+
+def identity() -> dict[str, str]:
+    """Returns what the results hold for; where it differs, nothing of an earlier file is kept."""
+    return {
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+        "torch": torch.__version__,
+        "cuda": str(torch.version.cuda),
+        "python": platform.python_version(),
+        "kernels": build.library_name("cuda", build.level()),
+    }
+
+
+def differences(device: torch.device, images: int = 64, size: int = 33) -> dict[str, list[dict]]:
+    """Returns, for each result of each operator, how much the device's differs from the CPU's, whatever runs on either."""
+    found = {}
+    here, there = arguments(torch.device("cpu"), images, size), arguments(device, images, size)
+    for name in REFERENCES:
+        op = getattr(torch.ops.qexp, name).default
+        pairs = [(t if isinstance(t, tuple) else (t,)) for t in (op(*here[name]), op(*there[name]))]
+        found[name] = [_difference(a.detach(), b.detach().cpu()) for a, b in zip(*pairs, strict=True)]
+    return found
+
+
+def _difference(a: torch.Tensor, b: torch.Tensor) -> dict[str, int | float]:
+    unequal = ~((a == b) | (a.isnan() & b.isnan()))
+    largest = (a.double() - b.double()).abs()[unequal].max().item() if bool(unequal.any()) else 0.0
+    return {"elements": a.numel(), "unequal": int(unequal.sum()), "largest_difference": largest}
 
 
 def bandwidth(device: torch.device) -> dict[str, float]:
@@ -54,7 +87,7 @@ def tests() -> dict[str, int | list[str]]:
     return {"status": done.returncode, "tail": (done.stdout + done.stderr).splitlines()[-15:]}
 
 
-def steps(model: str, batch: int, device: str = "cuda", rounds: int = 30) -> dict:
+def step_of(model: str, batch: int, device: str = "cuda", rounds: int = 30) -> dict:
     """Returns what a training step and an evaluation of a quantized network cost against floating point."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "steps.json"
@@ -65,36 +98,57 @@ def steps(model: str, batch: int, device: str = "cuda", rounds: int = 30) -> dic
         return json.loads(out.read_text()) if out.exists() else {"left out": done.stderr.splitlines()[-3:]}
 
 
+def parts(device: torch.device) -> dict[str, Callable[[], object]]:
+    """Returns what is looked at, in order: what is right before what is fast."""
+    networks = {f"steps, {model}": lambda m=model, b=batch: step_of(m, b) for model, batch in NETWORKS.items()}
+    return {
+        "differences": lambda: differences(device),
+        "tests": tests,
+        "bandwidth": lambda: bandwidth(device),
+        "figures": lambda: [f._asdict() for f in figures(device)],
+        **networks,
+    }
+
+
+def run(out: Path, todo: dict[str, Callable[[], object]], head: dict[str, str], again: bool = False) -> dict:
+    """Returns the results, those in the file and those that it lacked; the file is whole after every part.
+
+    A part that raises is recorded with its error, and is tried again at the next start.
+    """
+    result = json.loads(out.read_text()) if out.exists() and not again else {}
+    if any(result.get(key) != value for key, value in head.items()):
+        result = dict(head)
+    for name, part in todo.items():
+        if name in result and "error" not in result[name]:
+            print(f"{name}: kept of {out}")
+            continue
+        try:
+            result[name] = part()
+        except Exception as error:
+            result[name] = {
+                "error": f"{type(error).__name__}: {error}",
+                "traceback": traceback.format_exc().splitlines()[-6:],
+            }
+        print(f"{name}: {json.dumps(result[name], indent=1)}", flush=True)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        whole = out.with_suffix(".part")
+        whole.write_text(json.dumps(result, indent=1) + "\n")
+        whole.replace(out)
+    return result
+
+
 def main() -> int:
-    """Runs everything; the exit status is that of the tests."""
+    """Runs everything that is left to do; the exit status is that of the tests."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("gpu.json"))
-    parser.add_argument("--skip-tests", action="store_true")
-    arguments = parser.parse_args()
+    parser.add_argument("--again", action="store_true", help="start over, whatever the file holds")
+    chosen = parser.parse_args()
     loaded = load("cuda")
-    device = torch.device("cuda")
-    result = {
-        "gpu": torch.cuda.get_device_name(),
-        "torch": torch.__version__,
-        "cuda": torch.version.cuda,
-        "python": platform.python_version(),
-        "kernels": loaded._asdict(),
-    }
-    print(f"{result['gpu']}, torch {result['torch']}, kernels: {loaded.reason}")
-    status = 0
-    if not arguments.skip_tests:
-        result["tests"] = tests()
-        status = result["tests"]["status"]
-        print("\n".join(result["tests"]["tail"]))
-    result["bandwidth"] = bandwidth(device)
-    found = figures(device)
-    result["figures"] = [f._asdict() for f in found]
-    print(json.dumps(result["bandwidth"]), table(found), sep="\n")
-    result["steps"] = {model: steps(model, batch) for model, batch in NETWORKS.items()}
-    print(json.dumps(result["steps"], indent=1))
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(result, indent=1) + "\n")
-    return status
+    head = identity()
+    print(f"{head['gpu']}, torch {head['torch']}, kernels: {loaded.reason}")
+    result = run(chosen.out, parts(torch.device("cuda")), head, chosen.again)
+    failed = [name for name, found in result.items() if isinstance(found, dict) and "error" in found]
+    return result["tests"].get("status", 1) or len(failed)
 
 
 if __name__ == "__main__":

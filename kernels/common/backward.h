@@ -1,14 +1,10 @@
 // The backward pass of an elementwise quantizer: the gradient of x, and sums of gradients for its parameters.
 #pragma once
 
-#include <ATen/ops/empty.h>
-#include <ATen/ops/empty_like.h>
-
-#include <c10/util/FunctionRef.h>
-
 #include <vector>
 
 #include "numbers.h"
+#include "sums.h"
 #include "walk.h"
 
 namespace qexp {
@@ -17,20 +13,17 @@ namespace qexp {
 template <class C, int S>
 using Terms = std::array<C*, S>;
 
-template <class C, int S>
-using BackwardBlock = void(const C*, const C*, C*, int64_t, int64_t, const Terms<C, S>&);
-
 // Runs kernel(x, g, dx, n, channel, terms) over all blocks and returns {dx, sums [S][channels]}.
 // The sums are taken in float64, chunk by chunk in a fixed order, so they do not depend on the number of threads.
-template <class T, int S>
-std::vector<double> backward_walk(const Walk& walk, const at::Tensor& x, const at::Tensor& grad, at::Tensor& dx,
-                                  c10::function_ref<BackwardBlock<Compute<T>, S>> kernel) {
+template <class T, int S, class F>
+std::vector<double> backward_walk(const Walk& walk, const Tensor& x, const Tensor& grad, Tensor& dx,
+                                  F&& kernel) {
   using C = Compute<T>;
   const int64_t channels = walk.channels, chunks = walk.chunks();
   std::vector<double> partial(S * channels * chunks, 0.0);
-  const T *from = x.const_data_ptr<T>(), *gradient = grad.const_data_ptr<T>();
-  T* to = dx.mutable_data_ptr<T>();
-  at::parallel_for(0, chunks, 1, [&](int64_t first, int64_t last) {
+  const T *from = data<T>(x), *gradient = data<T>(grad);
+  T* to = writable<T>(dx);
+  torch::stable::parallel_for(0, chunks, 1, [&](int64_t first, int64_t last) {
     alignas(64) C values[kBlock], g[kBlock], result[kBlock], term[S > 0 ? S : 1][kBlock];
     Terms<C, S> terms;
     for (int s = 0; s < S; ++s) terms[s] = term[s];
@@ -56,10 +49,7 @@ std::vector<double> backward_walk(const Walk& walk, const at::Tensor& x, const a
 template <class C>
 void add(double* sums, const C* __restrict term, const Block& b, const Walk& walk) {
   if (!walk.varies) {
-    C total = 0;
-#pragma omp simd reduction(+ : total)
-    for (int64_t i = 0; i < b.n; ++i) total += term[i];
-    sums[b.channel] += total;
+    sums[b.channel] += sum_of(term, b.n);
     return;
   }
   for (int64_t i = 0, channel = b.channel; i < b.n;) {
@@ -70,15 +60,15 @@ void add(double* sums, const C* __restrict term, const Block& b, const Walk& wal
 }
 
 // Returns sums as a tensor shaped and typed like the parameter they are the gradient of.
-inline at::Tensor gradient_like(const at::Tensor& parameter, const double* sums, int64_t channels, double factor) {
-  at::Tensor out = at::empty_like(parameter, at::MemoryFormat::Contiguous);
+inline Tensor gradient_like(const Tensor& parameter, const double* sums, int64_t channels, double factor) {
+  Tensor out = empty_of(Ints(parameter.sizes().begin(), parameter.sizes().end()), parameter.scalar_type(), parameter);
   const bool one = parameter.numel() == 1;
   double total = 0;
   if (one)
     for (int64_t c = 0; c < channels; ++c) total += sums[c];
   with_type(out, [&](auto tag) {
     using T = decltype(tag);
-    T* to = out.mutable_data_ptr<T>();
+    T* to = writable<T>(out);
     for (int64_t c = 0; c < out.numel(); ++c)
       to[c] = static_cast<T>(static_cast<Compute<T>>((one ? total : sums[c]) * factor));
   });

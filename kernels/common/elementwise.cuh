@@ -1,32 +1,15 @@
 // Elementwise CUDA kernels over dense tensors in memory order: 16-byte accesses, grid-stride loops, 64-bit indices.
 #pragma once
 
-#include <ATen/core/Tensor.h>
-#include <ATen/ops/empty.h>
-#include <ATen/ops/empty_like.h>
-#include <ATen/ops/sum.h>
-#include <c10/cuda/CUDAException.h>
-#include <c10/cuda/CUDAGuard.h>
-#include <c10/cuda/CUDAStream.h>
-
-#include <algorithm>
-#include <optional>
-#include <tuple>
-
-#include "numbers.h"
-#include "rounding.h"
-#include "uniform.h"
+#include "device.cuh"
 
 namespace qexp {
-
-constexpr int kThreads = 256;
-constexpr int64_t kMaxBlocks = 132 * 16;  // enough to fill the largest device a few times over
 
 // A dense tensor in memory order is [outer][channels][inner].
 struct Extent {
   int64_t numel, channels, inner;
 
-  Extent(const at::Tensor& t, std::optional<int64_t> axis) : numel(t.numel()), channels(1), inner(1) {
+  Extent(const Tensor& t, Axis axis) : numel(t.numel()), channels(1), inner(1) {
     if (axis && t.size(*axis) > 1) {
       channels = t.size(*axis);
       inner = t.stride(*axis);
@@ -54,17 +37,22 @@ struct DeviceParameter {
 template <class C>
 class Held {
  public:
-  explicit Held(const Parameter& p) : fallback_(static_cast<C>(p.fallback)) {
-    if (p.tensor) tensor_ = p.tensor->detach().to(c10::CppTypeToScalarType<C>::value).contiguous();
+  explicit Held(const Parameter& p) : fallback_(static_cast<C>(p.fallback)), row_(p.row), numel_(p.numel()) {
+    if (!p.tensor) return;
+    Tensor t = p.magnitude ? call("aten::abs", "", *p.tensor) : *p.tensor;
+    if (p.divisor != 1)  // by a tensor, which is exact: torch would multiply by the reciprocal of a number
+      t = call("aten::div", "Tensor", t, torch::stable::full({1}, p.divisor, t.scalar_type(), std::nullopt, t.device()));
+    tensor_ = torch::stable::contiguous(torch::stable::to(t, scalar_type_of<C>));
   }
   DeviceParameter<C> view() const {
-    if (!tensor_.defined()) return {nullptr, 0, fallback_};
-    return {tensor_.template const_data_ptr<C>(), tensor_.numel() == 1 ? 0 : 1, fallback_};
+    if (!tensor_) return {nullptr, 0, fallback_};
+    return {data<C>(*tensor_) + row_ * numel_, numel_ == 1 ? 0 : 1, fallback_};
   }
 
  private:
-  at::Tensor tensor_;
+  OptionalTensor tensor_;
   C fallback_;
+  int64_t row_, numel_;
 };
 
 template <class C>
@@ -85,16 +73,15 @@ struct alignas(sizeof(T) * N) Packet {
 };
 
 // Returns `t` laid out in memory as `model` is, copied only where it is not.
-inline at::Tensor laid_out_as(const at::Tensor& t, const at::Tensor& model) {
-  if (t.strides() == model.strides()) return t;
-  return at::empty_like(model, model.options().dtype(t.scalar_type())).copy_(t);
+inline Tensor laid_out_as(const Tensor& t, const Tensor& model) {
+  bool same = true;
+  for (int64_t d = 0; d < t.dim(); ++d) same &= t.stride(d) == model.stride(d);
+  if (same) return t;
+  Tensor copy = empty_as(model, t.scalar_type());
+  return torch::stable::copy_(copy, t);
 }
 
 inline bool aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
-
-inline int blocks_for(int64_t items) {
-  return static_cast<int>(std::clamp<int64_t>((items + kThreads - 1) / kThreads, 1, kMaxBlocks));
-}
 
 // out[i] = f(x[i], channel, i); N elements a thread and step.
 template <int N, class T, class O, class F>
@@ -118,33 +105,16 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 template <class T, class O, class F>
-void launch_forward(const at::Tensor& x, at::Tensor& out, const Extent& extent, F f) {
+void launch_forward(const Tensor& x, Tensor& out, const Extent& extent, F f) {
   if (extent.numel == 0) return;
-  const c10::cuda::CUDAGuard guard(x.device());
-  const auto stream = c10::cuda::getCurrentCUDAStream();
-  const T* from = x.const_data_ptr<T>();
-  O* to = out.mutable_data_ptr<O>();
+  const T* from = data<T>(x);
+  O* to = writable<O>(out);
   constexpr int N = 16 / std::max(sizeof(T), sizeof(O));
   if (aligned(from) && aligned(to)) {
-    forward_kernel<N><<<blocks_for((extent.numel + N - 1) / N), kThreads, 0, stream>>>(from, to, extent, f);
+    launch(forward_kernel<N, T, O, F>, blocks_for(up(extent.numel, N)), kThreads, 0, x, from, to, extent, f);
   } else {
-    forward_kernel<1><<<blocks_for(extent.numel), kThreads, 0, stream>>>(from, to, extent, f);
+    launch(forward_kernel<1, T, O, F>, blocks_for(extent.numel), kThreads, 0, x, from, to, extent, f);
   }
-  C10_CUDA_KERNEL_LAUNCH_CHECK();
-}
-
-// Sums `value` over the threads of a block that have the same threadIdx.x; the threads with threadIdx.y = 0 hold it.
-__device__ __forceinline__ double sum_over_y(double value, double* shared) {
-  shared[threadIdx.y * blockDim.x + threadIdx.x] = value;
-  __syncthreads();
-  for (int half = blockDim.y / 2; half > 0; half /= 2) {
-    if (threadIdx.y < half)
-      shared[threadIdx.y * blockDim.x + threadIdx.x] += shared[(threadIdx.y + half) * blockDim.x + threadIdx.x];
-    __syncthreads();
-  }
-  const double total = shared[threadIdx.x];
-  __syncthreads();
-  return total;
 }
 
 // Channels are contiguous runs (or there is one): block (channel, split) takes every gridDim.y-th packet of a channel.
@@ -154,7 +124,7 @@ __global__ void __launch_bounds__(kThreads) backward_runs(const T* __restrict__ 
                                                           T* __restrict__ dx, double* __restrict__ partial,
                                                           Extent extent, F f) {
   using C = Compute<T>;
-  __shared__ double shared[kThreads];
+  QEXP_SHARED(double, shared, kThreads);
   const int64_t channel = blockIdx.x, per_channel = extent.numel / extent.channels;
   const int64_t inner = extent.channels == 1 ? extent.numel : extent.inner;
   double sums[S > 0 ? S : 1] = {};
@@ -184,7 +154,7 @@ __global__ void __launch_bounds__(kThreads) backward_runs(const T* __restrict__ 
     }
   }
   for (int s = 0; s < S; ++s) {
-    const double total = sum_over_y(sums[s], shared);
+    const double total = reduce_over_y(sums[s], shared, Plus{});
     if (threadIdx.y == 0) partial[(blockIdx.y * S + s) * extent.channels + channel] = total;
   }
 }
@@ -195,7 +165,7 @@ __global__ void __launch_bounds__(kThreads) backward_columns(const T* __restrict
                                                              T* __restrict__ dx, double* __restrict__ partial,
                                                              Extent extent, F f) {
   using C = Compute<T>;
-  __shared__ double shared[kThreads];
+  QEXP_SHARED(double, shared, kThreads);
   const int64_t channel = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   const int64_t rows = extent.numel / extent.channels;
   double sums[S > 0 ? S : 1] = {};
@@ -210,56 +180,61 @@ __global__ void __launch_bounds__(kThreads) backward_columns(const T* __restrict
     }
   }
   for (int s = 0; s < S; ++s) {
-    const double total = sum_over_y(sums[s], shared);
+    const double total = reduce_over_y(sums[s], shared, Plus{});
     if (threadIdx.y == 0 && channel < extent.channels)
       partial[(blockIdx.y * S + s) * extent.channels + channel] = total;
   }
 }
 
-// Runs f over x and grad into dx and returns the sums [S][channels] in float64. No atomics: the result is repeatable.
+// Partial sums [splits][S][channels] in float64; nobody's order of arrival changes what they add up to.
+struct Sums {
+  Tensor partial;
+  int64_t splits, count, channels;
+};
+
+// Runs f over x and grad into dx and returns the sums of its terms.
 template <class T, int S, class F>
-at::Tensor launch_backward(const at::Tensor& x, const at::Tensor& grad, at::Tensor& dx, const Extent& extent, F f) {
-  const c10::cuda::CUDAGuard guard(x.device());
-  const auto stream = c10::cuda::getCurrentCUDAStream();
-  const auto options = x.options().dtype(at::kDouble).memory_format(std::nullopt);
-  if (extent.numel == 0) return at::empty({S, extent.channels}, options).zero_();
-  const T *from = x.const_data_ptr<T>(), *gradient = grad.const_data_ptr<T>();
-  T* to = dx.mutable_data_ptr<T>();
+Sums launch_backward(const Tensor& x, const Tensor& grad, Tensor& dx, const Extent& extent, F f) {
+  const auto room = [&](int64_t splits) {
+    return Sums{empty_of({splits, S, extent.channels}, ScalarType::Double, x), splits, S, extent.channels};
+  };
+  if (extent.numel == 0) return room(0);
+  const T *from = data<T>(x), *gradient = data<T>(grad);
+  T* to = writable<T>(dx);
   constexpr int N = 16 / sizeof(T);
   const int64_t per_channel = extent.numel / extent.channels;
   if (extent.channels > 1 && extent.inner == 1) {
     unsigned wide = 1;
     while (wide < 32 && wide < extent.channels) wide *= 2;
     const dim3 threads(wide, kThreads / wide);
-    const int64_t across = (extent.channels + wide - 1) / wide;
-    const int64_t splits = std::clamp<int64_t>(kMaxBlocks / across, 1, (per_channel + threads.y - 1) / threads.y);
-    at::Tensor partial = at::empty({splits, S, extent.channels}, options);
-    backward_columns<S><<<dim3(across, splits), threads, 0, stream>>>(from, gradient, to,
-                                                                      partial.mutable_data_ptr<double>(), extent, f);
-    C10_CUDA_KERNEL_LAUNCH_CHECK();
-    return at::sum(partial, 0);
+    const int64_t across = up(extent.channels, wide);
+    Sums sums = room(std::clamp<int64_t>(kMaxBlocks / across, 1, up(per_channel, threads.y)));
+    launch(backward_columns<S, T, F>, dim3(across, sums.splits), threads, 0, x, from, gradient, to,
+           writable<double>(sums.partial), extent, f);
+    return sums;
   }
   const bool packed = aligned(from) && aligned(gradient) && aligned(to) &&
                       (extent.channels == 1 || extent.inner % N == 0);
-  const int64_t items = packed ? (per_channel + N - 1) / N : per_channel;
-  const int64_t splits = std::clamp<int64_t>(kMaxBlocks / extent.channels, 1, (items + kThreads - 1) / kThreads);
-  at::Tensor partial = at::empty({splits, S, extent.channels}, options);
-  const dim3 blocks(extent.channels, splits), threads(1, kThreads);
-  double* sums = partial.mutable_data_ptr<double>();
-  if (packed) {
-    backward_runs<N, S><<<blocks, threads, 0, stream>>>(from, gradient, to, sums, extent, f);
-  } else {
-    backward_runs<1, S><<<blocks, threads, 0, stream>>>(from, gradient, to, sums, extent, f);
-  }
-  C10_CUDA_KERNEL_LAUNCH_CHECK();
-  return at::sum(partial, 0);
+  const int64_t items = packed ? up(per_channel, N) : per_channel;
+  Sums sums = room(std::clamp<int64_t>(kMaxBlocks / extent.channels, 1, up(items, kThreads)));
+  launch(packed ? backward_runs<N, S, T, F> : backward_runs<1, S, T, F>, dim3(extent.channels, sums.splits),
+         dim3(1, kThreads), 0, x, from, gradient, to, writable<double>(sums.partial), extent, f);
+  return sums;
 }
 
-// Returns row `row` of the sums, times a factor, shaped and typed like the parameter they are the gradient of.
-inline at::Tensor device_gradient_like(const at::Tensor& parameter, const at::Tensor& sums, int64_t row, double factor) {
-  at::Tensor total = sums.select(0, row).mul(factor);
-  if (parameter.numel() == 1) total = at::sum(total);
-  return total.reshape(parameter.sizes()).to(parameter.scalar_type());
+// Returns the sum `row`, times a factor (and the signs of the parameter, if asked), shaped and typed like the parameter it is the
+// gradient of.
+inline Tensor device_gradient_like(const Tensor& parameter, const Sums& sums, int64_t row, double factor,
+                                   bool signs = false) {
+  Tensor out = empty_of(Ints(parameter.sizes().begin(), parameter.sizes().end()), parameter.scalar_type(), parameter);
+  if (out.numel() == 0) return out;
+  const Tensor given = torch::stable::contiguous(parameter);
+  with_type(out, [&](auto tag) {
+    using T = decltype(tag);
+    launch(finish_sums<T>, dim3(out.numel()), dim3(1, kThreads), 0, out, data<double>(sums.partial), sums.splits,
+           sums.count, row, sums.channels, factor, 1.0, signs ? data<T>(given) : nullptr, writable<T>(out));
+  });
+  return out;
 }
 
 }  // namespace qexp

@@ -1,27 +1,39 @@
 // Element types: what is stored and what is computed with.
 #pragma once
 
-#include <ATen/core/Tensor.h>
-
 #include <cstdint>
 #include <type_traits>
 
+#include "tensor.h"
+
 namespace qexp {
+
+using Half = c10::Half;
+using BFloat16 = c10::BFloat16;
 
 template <class T>
 using Compute = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
 // Calls f(T{}) with the element type of a floating-point tensor.
 template <class F>
-void with_type(const at::Tensor& x, F&& f) {
+void with_type(const Tensor& x, F&& f) {
   switch (x.scalar_type()) {
-    case at::kFloat: return f(float{});
-    case at::kDouble: return f(double{});
-    case at::kHalf: return f(at::Half{});
-    case at::kBFloat16: return f(at::BFloat16{});
-    default: TORCH_CHECK_VALUE(false, "x: got dtype ", x.scalar_type(), ", expected a floating-point tensor");
+    case ScalarType::Float: return f(float{});
+    case ScalarType::Double: return f(double{});
+    case ScalarType::Half: return f(Half{});
+    case ScalarType::BFloat16: return f(BFloat16{});
+    default: STD_TORCH_CHECK(false, "x: its dtype is not allowed; use a floating-point tensor");
   }
 }
+
+// Calls f(float{}) or f(double{}): the type that the elements of a floating-point tensor are computed in.
+template <class F>
+void with_compute_type(const Tensor& x, F&& f) {
+  return x.scalar_type() == ScalarType::Double ? f(double{}) : f(float{});
+}
+
+template <class T>
+constexpr ScalarType scalar_type_of = std::is_same_v<T, double> ? ScalarType::Double : ScalarType::Float;
 
 // Returns n elements starting at `from` as an array of C: the memory itself where it is one, else `buffer` filled.
 template <class C, class T>

@@ -1,9 +1,11 @@
 // Rounding to integers, the same arithmetic on the CPU and in CUDA as in round_to/reference.py.
 #pragma once
 
-#include <c10/util/Exception.h>
+#include <torch/headeronly/util/Exception.h>
 
 #include <cmath>
+#include <cstdint>
+#include <string>
 #include <string_view>
 
 #ifdef __CUDACC__
@@ -23,7 +25,7 @@ inline Rounding parse_rounding(std::string_view name) {
   if (name == "floor") return Rounding::floor;
   if (name == "trunc") return Rounding::trunc;
   if (name == "stochastic") return Rounding::stochastic;
-  TORCH_CHECK_VALUE(false, "rounding: got '", name, "'");
+  STD_TORCH_CHECK(false, "rounding=", std::string(name), " is not allowed");
 }
 
 // `v - floor(v)` is exact wherever it decides; `floor(v + 0.5)` is not (0.49999997f would give 1).
@@ -52,6 +54,13 @@ template <class C>
 QEXP_INLINE C clamp(C v, C low, C high) {
   v = v < low ? low : v;
   return v > high ? high : v;
+}
+
+// The code as int32: what lies beyond saturates (2^31 - 1 is no float32), NaN gets the smallest.
+template <class C>
+QEXP_INLINE int32_t code_of(C q) {
+  if (!(q >= C(-2147483648.0))) return INT32_MIN;
+  return q >= C(2147483648.0) ? INT32_MAX : static_cast<int32_t>(q);
 }
 
 // A scale that is not positive and finite becomes NaN, so that it never gives a number.

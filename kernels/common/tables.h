@@ -16,11 +16,7 @@ template <class C>
 class Tables {
  public:
   Tables(const Uniform& u, const Walk& walk)
-      : scale_(table(u.scale, walk)),
-        zero_(table(u.zero_point, walk)),
-        low_(table(u.low, walk)),
-        high_(table(u.high, walk)),
-        offset_(table(u.offset, walk)) {
+      : scale_(u.scale, walk), zero_(u.zero_point, walk), low_(u.low, walk), high_(u.high, walk), offset_(u.offset, walk) {
     scale_.apply([](C s) { return valid(s); });
   }
 
@@ -29,10 +25,6 @@ class Tables {
   }
 
  private:
-  static Table<C> table(const Parameter& p, const Walk& walk) {
-    return p.tensor ? Table<C>(*p.tensor, walk) : Table<C>(static_cast<C>(p.fallback), walk);
-  }
-
   Table<C> scale_, zero_, low_, high_, offset_;
 };
 

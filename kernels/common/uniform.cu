@@ -1,8 +1,6 @@
 // The forward pass every uniform quantizer shares, on a CUDA device; see uniform.cpp.
 #include "elementwise.cuh"
 
-#include <limits>
-
 namespace qexp {
 namespace {
 
@@ -20,7 +18,7 @@ struct Quantize {
     if (additive) v = v + (u - C(0.5));
     const C q = round_any(rounding, clamp(v, low[channel], high[channel]), u);
     if constexpr (Q) {
-      return q == q ? static_cast<int32_t>(q) : std::numeric_limits<int32_t>::min();
+      return code_of(q);
     } else {
       return (q - z) * s + o;
     }
@@ -28,17 +26,17 @@ struct Quantize {
 };
 
 template <bool Q>
-at::Tensor run(const at::Tensor& given, const Uniform& u) {
-  at::Tensor out = Q ? at::empty_like(given, given.options().dtype(at::kInt)) : at::empty_like(given);
-  const at::Tensor x = laid_out_as(given, out);
-  const at::Tensor noise = u.noise ? laid_out_as(*u.noise, out) : at::Tensor();
+Tensor run(const Tensor& given, const Uniform& u) {
+  Tensor out = empty_as(given, Q ? std::optional(ScalarType::Int) : std::nullopt);
+  const Tensor x = laid_out_as(given, out);
+  const Tensor noise = u.noise ? laid_out_as(*u.noise, out) : x;
   const Extent extent(out, u.channel_axis());
   with_type(x, [&](auto tag) {
     using T = decltype(tag);
     using C = Compute<T>;
     const Held<C> scale(u.scale), zero(u.zero_point), low(u.low), high(u.high), offset(u.offset);
     const Quantize<C, Q> f{scale.view(),  zero.view(), low.view(), high.view(), offset.view(),
-                           u.noise ? noise.const_data_ptr<float>() : nullptr, parse_rounding(u.rounding),
+                           u.noise ? data<float>(noise) : nullptr, parse_rounding(u.rounding),
                            u.additive_noise};
     launch_forward<T, std::conditional_t<Q, int32_t, T>>(x, out, extent, f);
   });
@@ -47,7 +45,7 @@ at::Tensor run(const at::Tensor& given, const Uniform& u) {
 
 }  // namespace
 
-at::Tensor uniform_forward(const at::Tensor& x, const Uniform& u) { return run<false>(x, u); }
-at::Tensor uniform_codes(const at::Tensor& x, const Uniform& u) { return run<true>(x, u); }
+Tensor uniform_forward(const Tensor& x, const Uniform& u) { return run<false>(x, u); }
+Tensor uniform_codes(const Tensor& x, const Uniform& u) { return run<true>(x, u); }
 
 }  // namespace qexp

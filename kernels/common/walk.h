@@ -1,14 +1,15 @@
 // Walks tensors of any layout in the memory order of the output, a block at a time and without copying them.
 #pragma once
 
-#include <ATen/Parallel.h>
-#include <ATen/core/Tensor.h>
-
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <initializer_list>
 #include <optional>
 #include <vector>
+
+#include "numbers.h"
+#include "uniform.h"
 
 namespace qexp {
 
@@ -31,7 +32,7 @@ class Walk {
   std::array<int64_t, kOperands> stride{};
 
   // `out` is dense (in any order of its dimensions); `inputs` have its shape and any strides.
-  Walk(const at::Tensor& out, std::initializer_list<const at::Tensor*> inputs, std::optional<int64_t> axis)
+  Walk(const Tensor& out, std::initializer_list<const Tensor*> inputs, Axis axis)
       : numel(out.numel()) {
     std::vector<int64_t> order;
     for (int64_t d = 0; d < out.dim(); ++d)
@@ -122,28 +123,41 @@ class Walk {
   std::vector<Dim> dims_;  // innermost first
 };
 
+// The elements of a parameter, or its fallback.
+template <class C>
+std::vector<C> values_of(const Parameter& p) {
+  if (!p.tensor) return {static_cast<C>(p.fallback)};
+  const Tensor t = p.tensor->is_contiguous() ? *p.tensor : torch::stable::contiguous(*p.tensor);
+  const int64_t n = p.numel();
+  std::vector<C> values(n);
+  with_type(t, [&](auto tag) {
+    using P = Compute<decltype(tag)>;
+    const auto* from = data<decltype(tag)>(t) + p.row * n;
+    for (int64_t i = 0; i < n; ++i) {
+      const P v = static_cast<P>(from[i]);
+      values[i] = static_cast<C>((p.magnitude ? std::fabs(v) : v) / static_cast<P>(p.divisor));
+    }
+  });
+  return values;
+}
+
 // A parameter with one element or one a channel, repeated where the channel varies inside a block.
 template <class C>
 class Table {
  public:
-  Table(const at::Tensor& parameter, const Walk& walk) {
-    const at::Tensor p = parameter.detach().to(c10::CppTypeToScalarType<C>::value).contiguous();
-    const C* from = p.const_data_ptr<C>();
-    shared_ = p.numel() == 1;
-    const int64_t n = walk.varies ? walk.channels + kBlock : p.numel();
-    data_.resize(n);
-    for (int64_t i = 0, c = 0; i < n; ++i, c = c + 1 == p.numel() ? 0 : c + 1) data_[i] = from[c];
-    shared_ = shared_ && !walk.varies;
+  Table(const Parameter& parameter, const Walk& walk) : data_(values_of<C>(parameter)) {
+    const size_t n = data_.size();
+    shared_ = n == 1 && !walk.varies;
+    if (!walk.varies || n == 0) return;
+    data_.resize(walk.channels + kBlock);
+    for (size_t i = n; i < data_.size(); ++i) data_[i] = data_[i - n];
   }
-  Table(C value, const Walk& walk) : data_(walk.varies ? walk.channels + kBlock : 1, value), shared_(!walk.varies) {}
 
   const C* at(int64_t channel) const { return data_.data() + (shared_ ? 0 : channel); }
   template <class F>
   void apply(F&& f) {
     for (auto& v : data_) v = f(v);
   }
-  C& operator[](int64_t i) { return data_[i]; }
-  int64_t size() const { return static_cast<int64_t>(data_.size()); }
 
  private:
   std::vector<C> data_;

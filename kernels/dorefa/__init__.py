@@ -34,11 +34,11 @@ def _save(ctx, inputs, output):
 
 
 def _backward(ctx, grad, *_):
-    return torch.ops.qexp.dorefa_weight_backward(grad, *ctx.saved_tensors, ctx.rescale), None, None, None, None
+    return _run_backward(grad, *ctx.saved_tensors, ctx.rescale), None, None, None, None
 
 
-differentiable("dorefa_weight", _save, _backward)
-first_order_only("dorefa_weight_backward")
+_run = differentiable("dorefa_weight", _save, _backward)
+_run_backward = first_order_only("dorefa_weight_backward")
 
 
 def dorefa_weight(
@@ -72,5 +72,5 @@ def dorefa_weight_and_peak(
     if rounding == "stochastic":
         raise KernelError("rounding: 'stochastic' is not offered here, expected a deterministic mode")
     levels = check.levels("levels", levels)
-    y, _, peak = torch.ops.qexp.dorefa_weight(w, levels, bool(symmetric), bool(rescale), rounding)
+    y, _, peak = _run(w, levels, bool(symmetric), bool(rescale), rounding)
     return y, peak

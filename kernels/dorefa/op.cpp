@@ -1,74 +1,86 @@
 // DoReFa's weight transform on the CPU; see reference.py.
-#include <ATen/ops/aminmax.h>
-#include <ATen/ops/empty_like.h>
-#include <ATen/ops/full.h>
-#include <ATen/ops/maximum.h>
-#include <ATen/ops/tanh.h>
-#include <ATen/ops/zeros.h>
-#include <torch/library.h>
-
 #include "../common/backward.h"
 #include "../common/rounding.h"
 
 namespace qexp {
 namespace {
 
-using at::Tensor;
-
-template <class C, Rounding R, bool S>
-void forward_block(const C* __restrict t, C* __restrict y, int64_t n, C divisor, C levels, C factor) {
+// y = the codes before they are rounded; then, of rounded codes, the values.
+template <bool S, class C>
+void codes_block(const C* __restrict t, C* __restrict y, int64_t n, C divisor, C levels) {
   for (int64_t i = 0; i < n; ++i) {
     const C u = t[i] / divisor;
-    y[i] = (S ? round_to<R>(u * levels, C(0)) / levels
-              : round_to<R>((u * C(0.5) + C(0.5)) * levels, C(0)) * C(2) / levels - C(1)) *
-           factor;
+    y[i] = S ? u * levels : (u * C(0.5) + C(0.5)) * levels;
   }
+}
+
+template <bool S, class C>
+void values_block(C* __restrict y, int64_t n, C levels, C factor) {
+  for (int64_t i = 0; i < n; ++i) y[i] = (S ? y[i] / levels : y[i] * C(2) / levels - C(1)) * factor;
+}
+
+template <bool S, class C>
+void block(const C* t, C* y, int64_t n, C divisor, C levels, C factor, Rounding mode) {
+  codes_block<S>(t, y, n, divisor, levels);
+  round_block(mode, y, nullptr, n);
+  values_block<S>(y, n, levels, factor);
+}
+
+// The largest magnitude; NaN if there is one.
+template <class C>
+C largest(const C* __restrict t, int64_t n) {
+  C most = 0;
+  int64_t nans = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    const C size = std::fabs(t[i]);
+    most = size > most ? size : most;
+    nans += t[i] != t[i];
+  }
+  return nans ? C(NAN) : most;
 }
 
 // Returns {quantized, tanh(w), max|tanh(w)|}. The tanh is torch's own, so that it is the reference's to the last bit.
 std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& w, double levels, bool symmetric, bool rescale,
                                            std::string_view rounding) {
-  Tensor out = at::empty_like(w), t = at::tanh(w.scalar_type() == at::kDouble ? w : w.to(at::kFloat));
-  if (w.numel() == 0) return {out, t, at::zeros({}, t.options())};
-  const auto [least, greatest] = at::aminmax(t);
-  const double peak = at::maximum(-least, greatest).item<double>();
+  Tensor out = empty_as(w), t = call("aten::tanh", "", w.scalar_type() == ScalarType::Double ? w : torch::stable::to(w, ScalarType::Float));
+  Tensor peak_of = empty_of({}, t.scalar_type(), t);
+  if (w.numel() == 0) return {out, t, torch::stable::zero_(peak_of)};
   const Walk walk(out, {&t}, std::nullopt);
   with_type(w, [&](auto tag) {
     using T = decltype(tag);
     using C = Compute<T>;
-    const C* from = t.const_data_ptr<C>();
-    T* to = out.mutable_data_ptr<T>();
-    const C divisor = peak == 0 ? C(1) : static_cast<C>(peak), n = static_cast<C>(levels);
-    const C factor = rescale ? static_cast<C>(peak) : C(1);
-    with_rounding(parse_rounding(rounding), [&](auto r) {
-      constexpr Rounding R = decltype(r)::value;
-      const auto kernel = symmetric ? forward_block<C, R, true> : forward_block<C, R, false>;
-      at::parallel_for(0, walk.numel, kGrain, [&](int64_t begin, int64_t end) {
-        alignas(64) C in[kBlock], result[kBlock];
-        walk.blocks(begin, end, [&](const Block& b) {
-          C* where = place<C>(to + b.out, result);
-          kernel(load<C>(from + b.in[0], walk.stride[0], b.n, in), where, b.n, divisor, n, factor);
-          store(to + b.out, where, b.n);
-        });
+    const C* from = data<C>(t);
+    T* to = writable<T>(out);
+    const C peak = largest(from, t.numel());
+    *writable<C>(peak_of) = peak;
+    const C divisor = peak == 0 ? C(1) : peak, n = static_cast<C>(levels);
+    const C factor = rescale ? peak : C(1);
+    const auto kernel = symmetric ? block<true, C> : block<false, C>;
+    const Rounding mode = parse_rounding(rounding);
+    torch::stable::parallel_for(0, walk.numel, kGrain, [&](int64_t begin, int64_t end) {
+      alignas(64) C in[kBlock], result[kBlock];
+      walk.blocks(begin, end, [&](const Block& b) {
+        C* where = place<C>(to + b.out, result);
+        kernel(load<C>(from + b.in[0], walk.stride[0], b.n, in), where, b.n, divisor, n, factor, mode);
+        store(to + b.out, where, b.n);
       });
     });
   });
-  return {out, t, at::full({}, peak, t.options())};
+  return {out, t, peak_of};
 }
 
 // The sum over a block of gradient times what the peak does to the result, and how many weights are at the peak.
 template <class C>
 std::pair<C, int32_t> to_peak_block(const C* __restrict g, const C* __restrict y, const C* __restrict t, int64_t n,
                                     C peak, bool rescale) {
-  C sum = 0;  // of one block, so that float32 loses nothing that counts
+  alignas(64) C terms[kBlock];  // summed over one block, so that float32 loses nothing that counts
   int32_t reached = 0;
   const C kept = rescale ? C(1) : C(0);
-#pragma omp simd reduction(+ : sum, reached)
   for (int64_t i = 0; i < n; ++i) {
-    sum += g[i] * (kept * y[i] - t[i]);
+    terms[i] = g[i] * (kept * y[i] - t[i]);
     reached += std::fabs(t[i]) == peak;
   }
-  return {sum, reached};
+  return {sum_of(terms, n), reached};
 }
 
 template <class C>
@@ -81,21 +93,21 @@ void backward_block(const C* __restrict g, const C* __restrict t, C* __restrict 
 }
 
 Tensor backward(const Tensor& grad, const Tensor& y, const Tensor& t, const Tensor& peak_, bool rescale) {
-  Tensor dw = at::empty_like(grad);
+  Tensor dw = empty_as(grad);
   if (grad.numel() == 0) return dw;
-  const double greatest = peak_.item<double>();
-  if (greatest == 0) return dw.zero_();
+  const double greatest = values_of<double>(peak_)[0];
+  if (greatest == 0) return torch::stable::zero_(dw);
   const Walk walk(dw, {&grad, &y, &t}, std::nullopt);
   with_type(grad, [&](auto tag) {
     using T = decltype(tag);
     using C = Compute<T>;
-    const C *squashed = t.const_data_ptr<C>(), peak = static_cast<C>(greatest);
-    const T *gradient = grad.const_data_ptr<T>(), *result = y.const_data_ptr<T>();
-    T* to = dw.mutable_data_ptr<T>();
+    const C *squashed = data<C>(t), peak = static_cast<C>(greatest);
+    const T *gradient = data<T>(grad), *result = data<T>(y);
+    T* to = writable<T>(dw);
     const int64_t chunks = walk.chunks();  // as many with any number of threads, so the sum is too
     std::vector<std::pair<double, int64_t>> partial(chunks);
     auto each = [&](auto&& f) {
-      at::parallel_for(0, chunks, 1, [&](int64_t first, int64_t last) {
+      torch::stable::parallel_for(0, chunks, 1, [&](int64_t first, int64_t last) {
         alignas(64) C gs[kBlock], ys[kBlock], ts[kBlock];
         for (int64_t k = first; k < last; ++k)
           walk.blocks(walk.chunk_begin(k), walk.chunk_begin(k + 1), [&](const Block& b) {
@@ -124,9 +136,9 @@ Tensor backward(const Tensor& grad, const Tensor& y, const Tensor& t, const Tens
   return dw;
 }
 
-TORCH_LIBRARY_IMPL(qexp, CPU, m) {
-  m.impl("dorefa_weight", &forward);
-  m.impl("dorefa_weight_backward", &backward);
+STABLE_TORCH_LIBRARY_IMPL(qexp, CPU, m) {
+  m.impl("dorefa_weight", TORCH_BOX(&forward));
+  m.impl("dorefa_weight_backward", TORCH_BOX(&backward));
 }
 
 }  // namespace

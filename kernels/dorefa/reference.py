@@ -12,10 +12,11 @@ def forward(w: Tensor, levels: float, symmetric: bool, rescale: bool, rounding: 
     t = torch.tanh(wide(w))
     peak = t.abs().amax() if t.numel() else t.new_zeros(())
     u = t / torch.where(peak == 0, 1.0, peak)
+    steps = torch.full_like(peak, levels)  # a tensor: CUDA would multiply by the reciprocal of a number
     if symmetric:
-        y = round_to(u * levels, rounding) / levels
+        y = round_to(u * levels, rounding) / steps
     else:
-        y = round_to((u * 0.5 + 0.5) * levels, rounding) * 2 / levels - 1
+        y = round_to((u * 0.5 + 0.5) * levels, rounding) * 2 / steps - 1
     return like(y * peak if rescale else y, w), t, peak
 
 

@@ -34,12 +34,12 @@ def _save(ctx, inputs, output):
 
 def _backward(ctx, grad):
     x, scale, zero_point, limits = ctx.saved_tensors
-    dx = torch.ops.qexp.fake_quantize_backward(grad, x, scale, zero_point, ctx.qmin, ctx.qmax, limits, ctx.axis)
+    dx = _run_backward(grad, x, scale, zero_point, ctx.qmin, ctx.qmax, limits, ctx.axis)
     return dx, None, None, None, None, None, None, None, None
 
 
-differentiable("fake_quantize", _save, _backward)
-first_order_only("fake_quantize_backward")
+_run = differentiable("fake_quantize", _save, _backward)
+_run_backward = first_order_only("fake_quantize_backward")
 constant("quantize")
 
 
@@ -83,7 +83,14 @@ def fake_quantize(
         KernelError: An argument does not fit `x`, or (checked on the CPU only) a scale is not positive and finite. On
             a CUDA device such a scale gives NaN.
     """
-    return torch.ops.qexp.fake_quantize(*_arguments(x, scale, zero_point, qmin, qmax, axis, rounding, generator))
+    return _run(*_arguments(x, scale, zero_point, qmin, qmax, axis, rounding, generator))
+
+
+def refuse_beyond_int32(qmin: float | Tensor, qmax: float | Tensor) -> None:
+    """Refuses limits that int32 cannot hold (and -2**31, the code of what has none)."""
+    for name, limit in (("qmin", qmin), ("qmax", qmax)):
+        if not isinstance(limit, Tensor) and abs(limit) >= 2**31:
+            raise KernelError(f"{name}: got {limit}, expected a code that int32 can hold")
 
 
 def quantize(
@@ -101,7 +108,5 @@ def quantize(
 
     Args and errors are those of `fake_quantize`; there is no gradient.
     """
-    for name, limit in (("qmin", qmin), ("qmax", qmax)):
-        if not isinstance(limit, Tensor) and abs(limit) >= 2**31:
-            raise KernelError(f"{name}: got {limit}, expected a code that int32 can hold")
+    refuse_beyond_int32(qmin, qmax)
     return torch.ops.qexp.quantize(*_arguments(x, scale, zero_point, qmin, qmax, axis, rounding, generator))

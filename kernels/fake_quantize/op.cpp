@@ -1,22 +1,17 @@
 // Uniform quantization on the CPU; see reference.py.
-#include <torch/library.h>
-
 #include "../common/backward.h"
 #include "../common/tables.h"
 
 namespace qexp {
 namespace {
 
-using at::Tensor;
-using OptionalTensor = std::optional<Tensor>;
-
 Uniform grid(const Tensor& scale, const Tensor& zero_point, double qmin, double qmax, const OptionalTensor& limits,
-             std::optional<int64_t> axis) {
+             Axis axis) {
   return {scale, zero_point, limit(qmin, limits, 0), limit(qmax, limits, 1), 0.0, axis};
 }
 
 Tensor forward(const Tensor& x, const Tensor& scale, const Tensor& zero_point, double qmin, double qmax,
-               const OptionalTensor& limits, std::optional<int64_t> axis, std::string_view rounding,
+               const OptionalTensor& limits, Axis axis, std::string_view rounding,
                const OptionalTensor& noise) {
   Uniform u = grid(scale, zero_point, qmin, qmax, limits, axis);
   u.rounding = rounding;
@@ -25,7 +20,7 @@ Tensor forward(const Tensor& x, const Tensor& scale, const Tensor& zero_point, d
 }
 
 Tensor codes(const Tensor& x, const Tensor& scale, const Tensor& zero_point, double qmin, double qmax,
-             const OptionalTensor& limits, std::optional<int64_t> axis, std::string_view rounding,
+             const OptionalTensor& limits, Axis axis, std::string_view rounding,
              const OptionalTensor& noise) {
   Uniform u = grid(scale, zero_point, qmin, qmax, limits, axis);
   u.rounding = rounding;
@@ -45,9 +40,9 @@ void mask_block(const C* __restrict x, const C* __restrict g, C* __restrict dx, 
 }
 
 Tensor backward(const Tensor& grad, const Tensor& x, const Tensor& scale, const Tensor& zero_point, double qmin,
-                double qmax, const OptionalTensor& limits, std::optional<int64_t> axis) {
+                double qmax, const OptionalTensor& limits, Axis axis) {
   const Uniform u = grid(scale, zero_point, qmin, qmax, limits, axis);
-  Tensor dx = at::empty_like(x);
+  Tensor dx = empty_as(x);
   if (x.numel() == 0) return dx;
   const Walk walk(dx, {&x, &grad}, u.channel_axis());
   with_type(x, [&](auto tag) {
@@ -62,10 +57,10 @@ Tensor backward(const Tensor& grad, const Tensor& x, const Tensor& scale, const 
   return dx;
 }
 
-TORCH_LIBRARY_IMPL(qexp, CPU, m) {
-  m.impl("fake_quantize", &forward);
-  m.impl("fake_quantize_backward", &backward);
-  m.impl("quantize", &codes);
+STABLE_TORCH_LIBRARY_IMPL(qexp, CPU, m) {
+  m.impl("fake_quantize", TORCH_BOX(&forward));
+  m.impl("fake_quantize_backward", TORCH_BOX(&backward));
+  m.impl("quantize", TORCH_BOX(&codes));
 }
 
 }  // namespace

@@ -1,21 +1,16 @@
 // Uniform quantization on a CUDA device; see reference.py.
-#include <torch/library.h>
-
 #include "../common/elementwise.cuh"
 
 namespace qexp {
 namespace {
 
-using at::Tensor;
-using OptionalTensor = std::optional<Tensor>;
-
 Uniform grid(const Tensor& scale, const Tensor& zero_point, double qmin, double qmax, const OptionalTensor& limits,
-             std::optional<int64_t> axis) {
+             Axis axis) {
   return {scale, zero_point, limit(qmin, limits, 0), limit(qmax, limits, 1), 0.0, axis};
 }
 
 Tensor forward(const Tensor& x, const Tensor& scale, const Tensor& zero_point, double qmin, double qmax,
-               const OptionalTensor& limits, std::optional<int64_t> axis, std::string_view rounding,
+               const OptionalTensor& limits, Axis axis, std::string_view rounding,
                const OptionalTensor& noise) {
   Uniform u = grid(scale, zero_point, qmin, qmax, limits, axis);
   u.rounding = rounding;
@@ -24,7 +19,7 @@ Tensor forward(const Tensor& x, const Tensor& scale, const Tensor& zero_point, d
 }
 
 Tensor codes(const Tensor& x, const Tensor& scale, const Tensor& zero_point, double qmin, double qmax,
-             const OptionalTensor& limits, std::optional<int64_t> axis, std::string_view rounding,
+             const OptionalTensor& limits, Axis axis, std::string_view rounding,
              const OptionalTensor& noise) {
   Uniform u = grid(scale, zero_point, qmin, qmax, limits, axis);
   u.rounding = rounding;
@@ -43,9 +38,9 @@ struct Mask {
 };
 
 Tensor backward(const Tensor& grad, const Tensor& given, const Tensor& scale, const Tensor& zero_point, double qmin,
-                double qmax, const OptionalTensor& limits, std::optional<int64_t> axis) {
+                double qmax, const OptionalTensor& limits, Axis axis) {
   const Uniform u = grid(scale, zero_point, qmin, qmax, limits, axis);
-  Tensor dx = at::empty_like(given);
+  Tensor dx = empty_as(given);
   const Tensor x = laid_out_as(given, dx), g = laid_out_as(grad, dx);
   with_type(x, [&](auto tag) {
     using T = decltype(tag);
@@ -56,10 +51,10 @@ Tensor backward(const Tensor& grad, const Tensor& given, const Tensor& scale, co
   return dx;
 }
 
-TORCH_LIBRARY_IMPL(qexp, CUDA, m) {
-  m.impl("fake_quantize", &forward);
-  m.impl("fake_quantize_backward", &backward);
-  m.impl("quantize", &codes);
+QEXP_LIBRARY_IMPL(m) {
+  m.impl("fake_quantize", TORCH_BOX(&forward));
+  m.impl("fake_quantize_backward", TORCH_BOX(&backward));
+  m.impl("quantize", TORCH_BOX(&codes));
 }
 
 }  // namespace

@@ -9,6 +9,13 @@ from ..round_to.reference import round_to
 NO_CODE = torch.iinfo(torch.int32).min
 
 
+def as_codes(q: Tensor, x: Tensor) -> Tensor:
+    """Returns whole numbers as int32, laid out as `x`: what lies beyond saturates (2^31 - 1 is no float32), NaN gets the smallest."""
+    limited = torch.where(q.isnan(), NO_CODE, q.double()).clamp(NO_CODE, torch.iinfo(torch.int32).max).to(torch.int32)
+    out = torch.empty_like(x, dtype=torch.int32)
+    return limited if limited.stride() == out.stride() else out.copy_(limited)
+
+
 def codes(x, scale, zero_point, qmin, qmax, limits, axis, rounding, noise) -> tuple[Tensor, Tensor, Tensor]:
     """Returns the codes (float32), the scale and the zero point, the last two shaped to broadcast with `x`."""
     s, z = along(valid(scale), x, axis), along(zero_point, x, axis)
@@ -61,6 +68,4 @@ def quantize(
 ) -> Tensor:
     """Returns the codes as int32; what has no code (NaN) gets the smallest int32."""
     q, _, _ = codes(x, scale, zero_point, qmin, qmax, limits, axis, rounding, noise)
-    q = torch.where(q.isnan(), 0, q).to(torch.int32).masked_fill(q.isnan(), NO_CODE)
-    out = torch.empty_like(x, dtype=torch.int32)
-    return q if q.stride() == out.stride() else out.copy_(q)
+    return as_codes(q, x)

@@ -42,7 +42,7 @@ def _backward(ctx, grad):
     return *gradients, None, None, None, None, None, None, None, None
 
 
-differentiable("fixed_point_conv2d", _save, _backward)
+_run = differentiable("fixed_point_conv2d", _save, _backward)
 
 
 def _pair(name: str, value: int | tuple[int, int], least: int) -> list[int]:
@@ -113,9 +113,7 @@ def fixed_point_conv2d(
         reach = dilation[d] * (weight.shape[d + 2] - 1) + 1
         if x.shape[d + 2] + 2 * padding[d] < reach:
             raise KernelError(f"x: {tuple(x.shape)} padded by {padding} is smaller than the kernel's reach of {reach}")
-    return torch.ops.qexp.fixed_point_conv2d(
-        x, weight, bias, stride, padding, dilation, groups, bits, fraction_bits, accumulate, rounding
-    )
+    return _run(x, weight, bias, stride, padding, dilation, groups, bits, fraction_bits, accumulate, rounding)
 
 
 def fixed_point_linear(

@@ -4,22 +4,17 @@
 // the hardware rounds the exact product to an integer, half to even, and the low bits of the result are that integer.
 // Saturation is a minimum and a maximum, and sums of codes are sums of bit patterns. What this does not cover (other
 // roundings, partial sums that saturate, wide formats, values that are not finite) takes the float64 path.
-#include <ATen/Parallel.h>
-#include <ATen/core/Tensor.h>
-#include <ATen/ops/empty.h>
-#include <torch/library.h>
 
 #include <algorithm>
 #include <vector>
 
 #include "../common/numbers.h"
 #include "../common/rounding.h"
+#include "../common/walk.h"
 #include "lanes.h"
 
 namespace qexp {
 namespace {
-
-using at::Tensor;
 
 constexpr int kVectors = 2;                            // vectors of lanes a tile
 constexpr int kWidth = Lanes::kLanes * kVectors;       // what a tile holds on its vector side ...
@@ -68,28 +63,26 @@ void fast_tile(const float* a, Scalars b, int64_t terms, const Format& format, d
   }
 }
 
-template <int P, Rounding R, bool A>
+// One row of sums. (A sum of codes is a whole number: rounding it changes nothing, so only its clip is there.)
+template <Rounding R, bool A>
 void exact_tile(const float* a, Scalars b, int64_t terms, const Format& format, double* sums) {
-  std::fill_n(sums, P * kWidth, 0.0);
-  for (int64_t k = 0; k < terms; ++k)
-    for (int p = 0; p < P; ++p) {
-      const double scalar = static_cast<double>(b.at(p, k)) * format.one;
-      for (int l = 0; l < kWidth; ++l) {
-        const double product = clamp(round_to<R>(a[k * kWidth + l] * scalar, 0.0), format.low, format.high);
-        const double sum = sums[p * kWidth + l] + product;
-        sums[p * kWidth + l] = A ? clamp(round_to<R>(sum, 0.0), format.low, format.high) : sum;
-      }
+  std::fill_n(sums, kWidth, 0.0);
+  for (int64_t k = 0; k < terms; ++k) {
+    const double scalar = static_cast<double>(b.at(0, k)) * format.one;
+    for (int l = 0; l < kWidth; ++l) {
+      const double product = clamp(round_to<R>(a[k * kWidth + l] * scalar, 0.0), format.low, format.high);
+      const double sum = sums[l] + product;
+      sums[l] = A ? clamp(sum, format.low, format.high) : sum;
     }
+  }
 }
 
 using Tile = void (*)(const float*, Scalars, int64_t, const Format&, double*);
 
-template <int P>
-Tile pick(const Format& format) {
-  if (format.fast) return fast_tile<P>;
+Tile pick_exact(const Format& format) {
   return with_rounding(format.rounding, [&](auto r) -> Tile {
     constexpr Rounding R = decltype(r)::value;
-    return format.per_add ? exact_tile<P, R, true> : exact_tile<P, R, false>;
+    return format.per_add ? exact_tile<R, true> : exact_tile<R, false>;
   });
 }
 
@@ -97,7 +90,7 @@ struct Shape {
   int64_t n, channels, height, width;              // input channels of one group
   int64_t outputs, rows, columns, pixels;          // output channels of one group
   int64_t kernel_height, kernel_width, terms, groups;
-  at::IntArrayRef stride, padding, dilation;
+  Ints stride, padding, dilation;
 };
 
 // `count` rows [terms] as panels [terms][kWidth], zeros where rows run out.
@@ -108,7 +101,7 @@ void pack(const float* rows, int64_t count, int64_t terms, float* panels) {
 }
 
 // The inputs of `count` <= kWidth output pixels of one image and group as a panel [terms][kWidth], times `factor`.
-void unfold(const float* image, at::IntArrayRef strides, const Shape& s, int64_t first, int64_t count, float factor,
+void unfold(const float* image, const Ints& strides, const Shape& s, int64_t first, int64_t count, float factor,
             float* panel) {
   for (int64_t i = 0; i < count; ++i) {
     float* to = panel + i;
@@ -127,7 +120,7 @@ void unfold(const float* image, at::IntArrayRef strides, const Shape& s, int64_t
 }
 
 bool all_finite(const Tensor& t) {
-  const float* p = t.const_data_ptr<float>();
+  const float* p = data<float>(t);
   bool finite = true;
   for (int64_t i = 0; i < t.numel(); ++i) finite &= std::fabs(p[i]) < INFINITY;
   return finite;
@@ -135,7 +128,7 @@ bool all_finite(const Tensor& t) {
 
 // Whether the inputs survive scaling by 2^f in float32, to the last bit.
 bool scales_exactly(const Tensor& t, double one) {
-  const float* p = t.const_data_ptr<float>();
+  const float* p = data<float>(t);
   bool exact = true;
   for (int64_t i = 0; i < t.numel(); ++i) exact &= static_cast<double>(static_cast<float>(p[i] * one)) == p[i] * one;
   return exact;
@@ -146,7 +139,7 @@ bool scales_exactly(const Tensor& t, double one) {
 class Group {
  public:
   Group(const Shape& s, const Format& format, const float* weight, const double* bias)
-      : s_(s), f_(format), weight_(weight), bias_(bias), four_(pick<kDepth>(format)), single_(pick<1>(format)) {
+      : s_(s), f_(format), weight_(weight), bias_(bias), four_(fast_tile<kDepth>), single_(format.fast ? fast_tile<1> : pick_exact(format)) {
     if (s.pixels >= kWidth / 2 || s.outputs < kWidth / 2) return;
     packed_.resize((s.outputs + kWidth - 1) / kWidth * kWidth * s.terms);
     pack(weight, s.outputs, s.terms, packed_.data());
@@ -173,7 +166,7 @@ class Group {
   void each(const float* vectors, Scalars scalars, int64_t count, F&& f) const {
     alignas(64) double sums[kDepth * kWidth];
     for (int64_t p = 0; p < count;) {
-      const int64_t depth = count - p >= kDepth ? kDepth : 1;
+      const int64_t depth = f_.fast && count - p >= kDepth ? kDepth : 1;
       const Scalars here{scalars.data + p * scalars.row, scalars.row, scalars.step};
       (depth == 1 ? single_ : four_)(vectors, here, s_.terms, f_, sums);
       for (int64_t i = 0; i < depth; ++i, ++p)
@@ -198,10 +191,10 @@ class Group {
   std::vector<float> packed_;
 };
 
-Tensor conv2d(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, at::IntArrayRef stride,
-              at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups, int64_t bits, int64_t fraction_bits,
+Tensor conv2d(const Tensor& x, const Tensor& weight, const OptionalTensor& bias, const Ints& stride,
+              const Ints& padding, const Ints& dilation, int64_t groups, int64_t bits, int64_t fraction_bits,
               std::string_view accumulate, std::string_view rounding) {
-  TORCH_CHECK_VALUE(x.dim() == 4 && weight.dim() == 4 && x.size(1) == weight.size(1) * groups, "weight: does not fit x");
+  STD_TORCH_CHECK(x.dim() == 4 && weight.dim() == 4 && x.size(1) == weight.size(1) * groups, "weight: does not fit x");
   auto extent = [&](int d) {
     return (x.size(d + 2) + 2 * padding[d] - dilation[d] * (weight.size(d + 2) - 1) - 1) / stride[d] + 1;
   };
@@ -209,40 +202,41 @@ Tensor conv2d(const Tensor& x, const Tensor& weight, const std::optional<Tensor>
           weight.size(2), weight.size(3), 0, groups, stride, padding, dilation};
   s.pixels = s.rows * s.columns;
   s.terms = s.channels * s.kernel_height * s.kernel_width;
-  const bool last = x.is_contiguous(at::MemoryFormat::ChannelsLast) && !x.is_contiguous();
-  Tensor out = at::empty({s.n, weight.size(0), s.rows, s.columns}, x.options(),
-                         last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous);
+  const bool last = is_channels_last(x) && !x.is_contiguous();
+  Tensor out = torch::stable::empty({s.n, weight.size(0), s.rows, s.columns}, x.scalar_type(), std::nullopt, x.device(),
+                                    std::nullopt, last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
   if (out.numel() == 0) return out;
 
   Format f{-std::ldexp(1.0, bits - 1), std::ldexp(1.0, bits - 1) - 1, std::ldexp(1.0, fraction_bits),
            accumulate == "per_add", false, parse_rounding(rounding)};
-  const Tensor given = x.to(at::kFloat), plain = weight.to(at::kFloat).contiguous();
-  const Tensor input = given.is_non_overlapping_and_dense() ? given : given.contiguous();
+  const Tensor given = torch::stable::to(x, ScalarType::Float);
+  const Tensor plain = torch::stable::contiguous(torch::stable::to(weight, ScalarType::Float));
+  const Tensor input = is_dense(given) ? given : torch::stable::contiguous(given);
   f.fast = !f.per_add && f.rounding == Rounding::half_even && bits <= 22 && s.terms < (int64_t{1} << (32 - bits)) &&
            all_finite(input) && all_finite(plain) && scales_exactly(input, f.one);
   const float factor = f.fast ? static_cast<float>(f.one) : 1.0f;
   std::vector<double> biases;
   if (bias) {
-    const Tensor b = bias->to(at::kFloat).contiguous();
-    for (int64_t i = 0; i < b.numel(); ++i) biases.push_back(b.const_data_ptr<float>()[i] * f.one);
+    for (const float b : values_of<float>(*bias)) biases.push_back(b * f.one);
   }
   std::vector<Group> parts;
   parts.reserve(groups);
   for (int64_t g = 0; g < groups; ++g)
-    parts.emplace_back(s, f, plain.const_data_ptr<float>() + g * s.outputs * s.terms,
+    parts.emplace_back(s, f, data<float>(plain) + g * s.outputs * s.terms,
                        bias ? biases.data() + g * s.outputs : nullptr);
 
   with_type(x, [&](auto tag) {
     using T = decltype(tag);
-    T* to = out.mutable_data_ptr<T>();
-    const float* from = input.const_data_ptr<float>();
-    const auto in = input.strides(), to_stride = out.strides();
+    T* to = writable<T>(out);
+    const float* from = data<float>(input);
+    const Ints in(input.strides().begin(), input.strides().end());
+    const Ints to_stride(out.strides().begin(), out.strides().end());
     const int64_t tiles = (s.pixels + kWidth - 1) / kWidth, pieces = s.n * groups * tiles;
     // Few pieces: share the output channels between threads too.
-    const int64_t wanted = std::clamp<int64_t>(2 * at::get_num_threads() / pieces, 1, (s.outputs + kWidth - 1) / kWidth);
+    const int64_t wanted = std::clamp<int64_t>(2 * int64_t{torch::stable::get_num_threads()} / pieces, 1, (s.outputs + kWidth - 1) / kWidth);
     const int64_t share = ((s.outputs + wanted - 1) / wanted + kWidth - 1) / kWidth * kWidth;
     const int64_t splits = (s.outputs + share - 1) / share;
-    at::parallel_for(0, pieces * splits, 1, [&](int64_t begin, int64_t end) {
+    torch::stable::parallel_for(0, pieces * splits, 1, [&](int64_t begin, int64_t end) {
       std::vector<float> panel(kWidth * s.terms, 0.0f);
       for (int64_t task = begin; task < end; ++task) {
         const int64_t split = task % splits, piece = task / splits;
@@ -262,7 +256,7 @@ Tensor conv2d(const Tensor& x, const Tensor& weight, const std::optional<Tensor>
   return out;
 }
 
-TORCH_LIBRARY_IMPL(qexp, CPU, m) { m.impl("fixed_point_conv2d", &conv2d); }
+STABLE_TORCH_LIBRARY_IMPL(qexp, CPU, m) { m.impl("fixed_point_conv2d", TORCH_BOX(&conv2d)); }
 
 }  // namespace
 }  // namespace qexp

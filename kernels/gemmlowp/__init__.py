@@ -1,22 +1,26 @@
-"""The GEMMLOWP affine quantizer: a range and an offset in, the quantized tensor out."""
+"""The GEMMLOWP affine quantizer: shift, scale, zero point, noise, clip and rounding in one pass over the tensor."""
 
 import torch
 from torch import Tensor
 
 from .. import check
 from ..errors import KernelError
-from ..library import define, differentiable, first_order_only
+from ..fake_quantize import refuse_beyond_int32
+from ..library import constant, define, differentiable, first_order_only
 from . import reference
 
-_GRID = (
-    "Tensor delta, Tensor offset, float n, bool preserve_zero, bool clamped, bool pow2_scale, int? axis, str rounding"
-)
+_GRID = "Tensor scale, Tensor zero_point, Tensor shift, float qmin, float qmax, Tensor? limits, int? axis"
 NOISES = ("none", "uniform")
 
 define(
-    f"gemmlowp(Tensor x, {_GRID}, Tensor? noise) -> Tensor",
+    f"gemmlowp(Tensor x, {_GRID}, str rounding, Tensor? noise) -> Tensor",
     reference.forward,
     lambda x, *_: torch.empty_like(x),
+)
+define(
+    f"gemmlowp_codes(Tensor x, {_GRID}, str rounding, Tensor? noise) -> Tensor",
+    reference.codes,
+    lambda x, *_: torch.empty_like(x, dtype=torch.int32),
 )
 define(
     f"gemmlowp_backward(Tensor grad, Tensor x, {_GRID}) -> Tensor",
@@ -26,63 +30,86 @@ define(
 
 
 def _save(ctx, inputs, output):
-    x, delta, offset, *ctx.options, _ = inputs
-    ctx.save_for_backward(x, delta, offset)
+    x, scale, zero_point, shift, ctx.qmin, ctx.qmax, limits, ctx.axis, _, _ = inputs
+    ctx.save_for_backward(x, scale, zero_point, shift, limits)
 
 
 def _backward(ctx, grad):
-    dx = torch.ops.qexp.gemmlowp_backward(grad, *ctx.saved_tensors, *ctx.options)
+    *tensors, limits = ctx.saved_tensors
+    dx = _run_backward(grad, *tensors, ctx.qmin, ctx.qmax, limits, ctx.axis)
     return dx, None, None, None, None, None, None, None, None, None
 
 
-differentiable("gemmlowp", _save, _backward)
-first_order_only("gemmlowp_backward")
+_run = differentiable("gemmlowp", _save, _backward)
+_run_backward = first_order_only("gemmlowp_backward")
+constant("gemmlowp_codes")
+
+
+def _arguments(x, scale, zero_point, shift, qmin, qmax, axis, noise, rounding, generator) -> tuple:
+    check.tensor("x", x)
+    axis = check.channel_axis(axis, x)
+    scale = check.parameter("scale", scale, x, axis, positive=True)
+    zero_point = check.parameter("zero_point", zero_point, x, axis)
+    shift = check.parameter("shift", shift, x, axis)
+    if noise not in NOISES:
+        raise KernelError(f"noise={noise} is not allowed; use {' or '.join(NOISES)}")
+    if noise == "uniform" and rounding == "stochastic":
+        raise KernelError("noise=uniform and rounding=stochastic add noise twice; choose one")
+    check.rounding(rounding)
+    drawn = check.noise(rounding if noise == "none" else "stochastic", x, generator)
+    return (x, scale, zero_point, shift, *check.limits(qmin, qmax, x, axis), axis, rounding, drawn)
 
 
 def gemmlowp(
     x: Tensor,
-    delta: Tensor,
-    offset: Tensor,
-    levels: int,
+    scale: Tensor,
+    zero_point: Tensor,
+    shift: Tensor,
+    qmin: float | Tensor,
+    qmax: float | Tensor,
     *,
     axis: int | None = None,
-    preserve_zero: bool = True,
-    clamp_zero_point: bool = True,
-    pow2_scale: bool = False,
     noise: str = "none",
     rounding: str = "half_even",
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Returns `x` quantized to `levels + 1` values spread over `[offset, offset + delta]`.
+    """Returns `(round(clip((x - shift) / scale + zero_point, qmin, qmax)) - zero_point) * scale + shift`.
 
-    With `s = delta / levels`: `q = round(clip(x / s + z, 0, levels))`, `z = round(-offset / s)`, result `(q - z) s`;
-    or, zero not preserved, `q = round(clip((x - offset) / s, 0, levels))`, result `q s + offset`. Where `delta <= 0`
-    (a constant channel) `x` passes unchanged. The gradient is 1 where the code before rounding lies in [0, levels].
+    Where zero has a code the shift is 0; where it has none the zero point is 0 and the shift is the lower end of the range. Computed
+    in float32 (float64 for a float64 `x`), returned in the dtype and layout of `x`. The gradient goes to `x` only: 1 where the code
+    before noise and rounding lies within the limits.
 
     Args:
         x: Any shape and layout.
-        delta: Width of the range, one element or one a channel.
-        offset: Lower end of the range, one element or one a channel.
-        levels: `2**bits - 1`.
+        scale: Step between two codes, > 0, one element or one per channel.
+        zero_point: The code of the shift, one element or one per channel.
+        shift: Subtracted first and added last, one element or one per channel.
+        qmin: Lowest code; a tensor where channels differ in bits.
+        qmax: Highest code.
         axis: The channel axis of `x`; None = the whole tensor.
-        preserve_zero: Zero gets a code of its own.
-        clamp_zero_point: Extend the range to contain 0 first, so that `z` is itself a code.
-        pow2_scale: Round `s` up to a power of two.
-        noise: `uniform` adds U(-0.5, 0.5) before the clip.
+        noise: `uniform` adds U(-1/2, 1/2) to the code before the clip.
         rounding: See `round_to`; `stochastic` and `noise="uniform"` exclude each other.
         generator: Where the noise is drawn from.
 
     Source: Banner et al. 2019, arXiv 1810.05723 (code); Jacob et al. 2018, arXiv 1712.05877.
     """
-    check.tensor("x", x)
-    axis = check.channel_axis(axis, x)
-    delta = check.parameter("delta", delta, x, axis)
-    offset = check.parameter("offset", offset, x, axis)
-    n = check.levels("levels", levels)
-    if noise not in NOISES:
-        raise KernelError(f"noise: got {noise!r}, expected one of {', '.join(NOISES)}")
-    if noise == "uniform" and rounding == "stochastic":
-        raise KernelError("noise: 'uniform' and rounding='stochastic' add noise twice, choose one")
-    u = check.noise(rounding, x, generator) if noise == "none" else check.noise("stochastic", x, generator)
-    check.rounding(rounding)
-    return torch.ops.qexp.gemmlowp(x, delta, offset, n, preserve_zero, clamp_zero_point, pow2_scale, axis, rounding, u)
+    return _run(*_arguments(x, scale, zero_point, shift, qmin, qmax, axis, noise, rounding, generator))
+
+
+def gemmlowp_codes(
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    shift: Tensor,
+    qmin: float | Tensor,
+    qmax: float | Tensor,
+    *,
+    axis: int | None = None,
+    noise: str = "none",
+    rounding: str = "half_even",
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Returns the codes of `gemmlowp` as int32; NaN, which has none, gets -2**31. There is no gradient."""
+    refuse_beyond_int32(qmin, qmax)
+    arguments = _arguments(x, scale, zero_point, shift, qmin, qmax, axis, noise, rounding, generator)
+    return torch.ops.qexp.gemmlowp_codes(*arguments)

@@ -15,4 +15,4 @@ def forward(latent: Tensor, state: Tensor, tau: float) -> tuple[Tensor, Tensor]:
         w = wide(latent)
         new = torch.where(w >= tau, 1, torch.where(w <= -tau, -1, state)).to(state.dtype)
     total = latent.abs().sum(dtype=torch.float64)
-    return like(new, state), (total / max(latent.numel(), 1)).to(torch.float32)
+    return like(new, state), (total / torch.full_like(total, max(latent.numel(), 1))).to(torch.float32)

@@ -24,12 +24,12 @@ def _save(ctx, inputs, output):
 
 
 def _backward(ctx, grad):
-    dx, dscale = torch.ops.qexp.level_grid_backward(grad, *ctx.saved_tensors, ctx.axis, ctx.clip_gradient)
+    dx, dscale = _run_backward(grad, *ctx.saved_tensors, ctx.axis, ctx.clip_gradient)
     return dx, None, dscale, None, None
 
 
-differentiable("level_grid", _save, _backward)
-first_order_only("level_grid_backward")
+_run = differentiable("level_grid", _save, _backward)
+_run_backward = first_order_only("level_grid_backward")
 
 
 def level_grid(
@@ -61,4 +61,4 @@ def level_grid(
     looked_at = levels.device.type == "cpu" and not torch.compiler.is_compiling()
     if looked_at and not (levels.isfinite().all() and (levels[1:] >= levels[:-1]).all()):
         raise KernelError("levels: expected finite numbers in ascending order")
-    return torch.ops.qexp.level_grid(x, levels, scale, axis, bool(clip_gradient))
+    return _run(x, levels, scale, axis, bool(clip_gradient))

@@ -1,6 +1,4 @@
 // Quantization to a table of levels on the CPU; see reference.py.
-#include <torch/library.h>
-
 #include <cmath>
 
 #include "../common/backward.h"
@@ -9,15 +7,11 @@
 namespace qexp {
 namespace {
 
-using at::Tensor;
-
 // Sorted levels and, between neighbours, the largest value that still belongs to the lower one.
 template <class C>
 class Levels {
  public:
-  explicit Levels(const Tensor& levels) {
-    const Tensor l = levels.to(c10::CppTypeToScalarType<C>::value).contiguous();
-    values_.assign(l.const_data_ptr<C>(), l.const_data_ptr<C>() + l.numel());
+  explicit Levels(const Tensor& levels) : values_(values_of<C>(levels)) {
     for (size_t i = 0; i + 1 < values_.size(); ++i) {
       const C middle = (values_[i] + values_[i + 1]) * C(0.5);
       const bool lower = std::fabs(values_[i]) < std::fabs(values_[i + 1]);
@@ -55,8 +49,8 @@ void divide(const C* __restrict x, const C* __restrict scale, C* __restrict v, i
     for (int64_t i = 0; i < n; ++i) v[i] = x[i] / scale[0];
 }
 
-Tensor forward(const Tensor& x, const Tensor& levels, const Tensor& scale, std::optional<int64_t> axis, bool) {
-  Tensor out = at::empty_like(x);
+Tensor forward(const Tensor& x, const Tensor& levels, const Tensor& scale, Axis axis, bool) {
+  Tensor out = empty_as(x);
   const Walk walk(out, {&x}, scale.numel() == 1 ? std::nullopt : axis);
   with_type(x, [&](auto tag) {
     using T = decltype(tag);
@@ -64,10 +58,10 @@ Tensor forward(const Tensor& x, const Tensor& levels, const Tensor& scale, std::
     const Levels<C> table(levels);
     Table<C> scales(scale, walk);
     scales.apply([](C s) { return valid(s); });
-    const T* from = x.const_data_ptr<T>();
-    T* to = out.mutable_data_ptr<T>();
+    const T* from = data<T>(x);
+    T* to = writable<T>(out);
     const int64_t step = walk.varies ? 1 : 0;
-    at::parallel_for(0, walk.numel, kGrain, [&](int64_t begin, int64_t end) {
+    torch::stable::parallel_for(0, walk.numel, kGrain, [&](int64_t begin, int64_t end) {
       alignas(64) C in[kBlock], v[kBlock], q[kBlock];
       walk.blocks(begin, end, [&](const Block& b) {
         const C* s = scales.at(b.channel);
@@ -81,8 +75,8 @@ Tensor forward(const Tensor& x, const Tensor& levels, const Tensor& scale, std::
 }
 
 std::tuple<Tensor, Tensor> backward(const Tensor& grad, const Tensor& x, const Tensor& levels, const Tensor& scale,
-                                    std::optional<int64_t> axis, bool clip_gradient) {
-  Tensor dx = at::empty_like(x), dscale;
+                                    Axis axis, bool clip_gradient) {
+  Tensor dx = empty_as(x), dscale = scale;
   const Walk walk(dx, {&x, &grad}, scale.numel() == 1 ? std::nullopt : axis);
   with_type(x, [&](auto tag) {
     using T = decltype(tag);
@@ -108,9 +102,9 @@ std::tuple<Tensor, Tensor> backward(const Tensor& grad, const Tensor& x, const T
   return {dx, dscale};
 }
 
-TORCH_LIBRARY_IMPL(qexp, CPU, m) {
-  m.impl("level_grid", &forward);
-  m.impl("level_grid_backward", &backward);
+STABLE_TORCH_LIBRARY_IMPL(qexp, CPU, m) {
+  m.impl("level_grid", TORCH_BOX(&forward));
+  m.impl("level_grid_backward", TORCH_BOX(&backward));
 }
 
 }  // namespace

@@ -32,14 +32,14 @@ def _save(ctx, inputs, output):
 
 def _backward(ctx, grad):
     x, scale, offset, limits = ctx.saved_tensors
-    dx, dscale, doffset = torch.ops.qexp.lsq_backward(
+    dx, dscale, doffset = _run_backward(
         grad, x, scale, offset, ctx.qmin, ctx.qmax, limits, ctx.axis, ctx.rounding, ctx.grad_scale
     )
     return dx, dscale, None if offset is None else doffset, None, None, None, None, None, None
 
 
-differentiable("lsq", _save, _backward)
-first_order_only("lsq_backward")
+_run = differentiable("lsq", _save, _backward)
+_run_backward = first_order_only("lsq_backward")
 
 
 def lsq(
@@ -80,4 +80,4 @@ def lsq(
     scale = check.parameter("scale", scale, x, axis, positive=True)
     offset = None if offset is None else check.parameter("offset", offset, x, axis)
     grid = check.limits(qmin, qmax, x, axis)
-    return torch.ops.qexp.lsq(x, scale, offset, *grid, axis, rounding, float(grad_scale))
+    return _run(x, scale, offset, *grid, axis, rounding, float(grad_scale))

@@ -1,16 +1,11 @@
 // Learned step size quantization on a CUDA device; see reference.py.
-#include <torch/library.h>
-
 #include "../common/elementwise.cuh"
 
 namespace qexp {
 namespace {
 
-using at::Tensor;
-using OptionalTensor = std::optional<Tensor>;
-
 Uniform grid(const Tensor& scale, const OptionalTensor& offset, double qmin, double qmax, const OptionalTensor& limits,
-             std::optional<int64_t> axis, std::string_view rounding) {
+             Axis axis, std::string_view rounding) {
   return {.scale = scale,
           .low = limit(qmin, limits, 0),
           .high = limit(qmax, limits, 1),
@@ -20,7 +15,7 @@ Uniform grid(const Tensor& scale, const OptionalTensor& offset, double qmin, dou
 }
 
 Tensor forward(const Tensor& x, const Tensor& scale, const OptionalTensor& offset, double qmin, double qmax,
-               const OptionalTensor& limits, std::optional<int64_t> axis, std::string_view rounding, double) {
+               const OptionalTensor& limits, Axis axis, std::string_view rounding, double) {
   return uniform_forward(x, grid(scale, offset, qmin, qmax, limits, axis, rounding));
 }
 
@@ -43,10 +38,10 @@ struct Gradient {
 
 std::tuple<Tensor, Tensor, Tensor> backward(
     const Tensor& grad, const Tensor& given, const Tensor& scale, const OptionalTensor& offset, double qmin,
-    double qmax, const OptionalTensor& limits, std::optional<int64_t> axis, std::string_view rounding,
+    double qmax, const OptionalTensor& limits, Axis axis, std::string_view rounding,
     double grad_scale) {
   const Uniform u = grid(scale, offset, qmin, qmax, limits, axis, rounding);
-  Tensor dx = at::empty_like(given), dscale, doffset = at::empty({0}, scale.options());
+  Tensor dx = empty_as(given), dscale = scale, doffset = empty_of({0}, scale.scalar_type(), scale);
   const Tensor x = laid_out_as(given, dx), g = laid_out_as(grad, dx);
   const Extent extent(dx, u.channel_axis());
   with_type(x, [&](auto tag) {
@@ -56,7 +51,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(
     const Rounding mode = parse_rounding(rounding);
     if (offset) {
       const Gradient<C, true> f{s.view(), low.view(), high.view(), o.view(), mode};
-      const Tensor sums = launch_backward<T, 2>(x, g, dx, extent, f);
+      const Sums sums = launch_backward<T, 2>(x, g, dx, extent, f);
       dscale = device_gradient_like(scale, sums, 0, grad_scale);
       doffset = device_gradient_like(*offset, sums, 1, grad_scale);
     } else {
@@ -67,9 +62,9 @@ std::tuple<Tensor, Tensor, Tensor> backward(
   return {dx, dscale, doffset};
 }
 
-TORCH_LIBRARY_IMPL(qexp, CUDA, m) {
-  m.impl("lsq", &forward);
-  m.impl("lsq_backward", &backward);
+QEXP_LIBRARY_IMPL(m) {
+  m.impl("lsq", TORCH_BOX(&forward));
+  m.impl("lsq_backward", TORCH_BOX(&backward));
 }
 
 }  // namespace

@@ -26,12 +26,12 @@ def _save(ctx, inputs, output):
 
 
 def _backward(ctx, grad):
-    dx, dalpha = torch.ops.qexp.pact_backward(grad, *ctx.saved_tensors, ctx.two_sided, ctx.axis)
+    dx, dalpha = _run_backward(grad, *ctx.saved_tensors, ctx.two_sided, ctx.axis)
     return dx, dalpha, None, None, None, None
 
 
-differentiable("pact", _save, _backward)
-first_order_only("pact_backward")
+_run = differentiable("pact", _save, _backward)
+_run_backward = first_order_only("pact_backward")
 
 
 def _call(x, alpha, levels, two_sided, axis, rounding) -> Tensor:
@@ -41,7 +41,7 @@ def _call(x, alpha, levels, two_sided, axis, rounding) -> Tensor:
     if rounding == "stochastic":
         raise KernelError("rounding: 'stochastic' is not offered here, expected a deterministic mode")
     alpha = check.parameter("alpha", alpha, x, axis, positive=not two_sided)
-    return torch.ops.qexp.pact(x, alpha, check.levels("levels", levels), two_sided, axis, rounding)
+    return _run(x, alpha, check.levels("levels", levels), two_sided, axis, rounding)
 
 
 def pact(x: Tensor, alpha: Tensor, levels: int, *, axis: int | None = None, rounding: str = "half_even") -> Tensor:

@@ -1,10 +1,4 @@
 // Quantization with a learned clip value on the CPU; see reference.py.
-#include <ATen/ops/abs.h>
-#include <ATen/ops/div.h>
-#include <ATen/ops/mul.h>
-#include <ATen/ops/sign.h>
-#include <torch/library.h>
-
 #include "../common/backward.h"
 #include "../common/rounding.h"
 #include "../common/uniform.h"
@@ -12,11 +6,9 @@
 namespace qexp {
 namespace {
 
-using at::Tensor;
-
-Tensor forward(const Tensor& x, const Tensor& alpha, double levels, bool two_sided, std::optional<int64_t> axis,
+Tensor forward(const Tensor& x, const Tensor& alpha, double levels, bool two_sided, Axis axis,
                std::string_view rounding) {
-  return uniform_forward(x, {.scale = at::div(two_sided ? at::abs(alpha) : alpha, levels),
+  return uniform_forward(x, {.scale = Parameter(alpha, two_sided, levels),
                              .low = two_sided ? -levels : 0.0,
                              .high = levels,
                              .axis = axis,
@@ -36,14 +28,25 @@ void block(const C* __restrict x, const C* __restrict g, C* __restrict dx, int64
   }
 }
 
+// The clip value acts by its magnitude, so its gradient has its sign.
+void times_sign(Tensor& gradient, const Tensor& alpha) {
+  const std::vector<double> values = values_of<double>(alpha);
+  with_type(gradient, [&](auto tag) {
+    using T = decltype(tag);
+    T* to = writable<T>(gradient);
+    for (size_t i = 0; i < values.size(); ++i)
+      to[i] = static_cast<T>(static_cast<Compute<T>>(to[i]) * ((values[i] > 0) - (values[i] < 0)));
+  });
+}
+
 std::tuple<Tensor, Tensor> backward(const Tensor& grad, const Tensor& x, const Tensor& alpha, bool two_sided,
-                                    std::optional<int64_t> axis) {
-  Tensor dx = at::empty_like(x), dalpha;
+                                    Axis axis) {
+  Tensor dx = empty_as(x), dalpha = alpha;
   const Walk walk(dx, {&x, &grad}, alpha.numel() == 1 ? std::nullopt : axis);
   with_type(x, [&](auto tag) {
     using T = decltype(tag);
     using C = Compute<T>;
-    Table<C> table(two_sided ? at::abs(alpha) : alpha, walk);
+    Table<C> table(Parameter(alpha, two_sided, 1), walk);
     table.apply([](C a) { return valid(a); });
     const auto kernel = walk.varies ? block<C, true> : block<C, false>;
     const C sign = two_sided ? -1 : 0, none = two_sided ? C(0) : C(NAN);
@@ -52,13 +55,14 @@ std::tuple<Tensor, Tensor> backward(const Tensor& grad, const Tensor& x, const T
     };
     const auto sums = backward_walk<T, 1>(walk, x, grad, dx, run);
     dalpha = gradient_like(alpha, sums.data(), walk.channels, 1.0);
+    if (two_sided) times_sign(dalpha, alpha);
   });
-  return {dx, two_sided ? at::mul(dalpha, at::sign(alpha)) : dalpha};
+  return {dx, dalpha};
 }
 
-TORCH_LIBRARY_IMPL(qexp, CPU, m) {
-  m.impl("pact", &forward);
-  m.impl("pact_backward", &backward);
+STABLE_TORCH_LIBRARY_IMPL(qexp, CPU, m) {
+  m.impl("pact", TORCH_BOX(&forward));
+  m.impl("pact_backward", TORCH_BOX(&backward));
 }
 
 }  // namespace

@@ -1,20 +1,12 @@
 // Quantization with a learned clip value on a CUDA device; see reference.py.
-#include <ATen/ops/abs.h>
-#include <ATen/ops/div.h>
-#include <ATen/ops/mul.h>
-#include <ATen/ops/sign.h>
-#include <torch/library.h>
-
 #include "../common/elementwise.cuh"
 
 namespace qexp {
 namespace {
 
-using at::Tensor;
-
-Tensor forward(const Tensor& x, const Tensor& alpha, double levels, bool two_sided, std::optional<int64_t> axis,
+Tensor forward(const Tensor& x, const Tensor& alpha, double levels, bool two_sided, Axis axis,
                std::string_view rounding) {
-  return uniform_forward(x, {.scale = at::div(two_sided ? at::abs(alpha) : alpha, levels),
+  return uniform_forward(x, {.scale = Parameter(alpha, two_sided, levels),
                              .low = two_sided ? -levels : 0.0,
                              .high = levels,
                              .axis = axis,
@@ -34,23 +26,23 @@ struct Gradient {
 };
 
 std::tuple<Tensor, Tensor> backward(const Tensor& grad, const Tensor& given, const Tensor& alpha, bool two_sided,
-                                    std::optional<int64_t> axis) {
-  Tensor dx = at::empty_like(given), dalpha;
+                                    Axis axis) {
+  Tensor dx = empty_as(given), dalpha = alpha;
   const Tensor x = laid_out_as(given, dx), g = laid_out_as(grad, dx);
   const Extent extent(dx, alpha.numel() == 1 ? std::nullopt : axis);
   with_type(x, [&](auto tag) {
     using T = decltype(tag);
     using C = Compute<T>;
-    const Held<C> a(Parameter(two_sided ? at::abs(alpha) : alpha));
-    const Tensor sums = launch_backward<T, 1>(x, g, dx, extent, Gradient<C>{a.view(), two_sided});
-    dalpha = device_gradient_like(alpha, sums, 0, 1.0);
+    const Held<C> a(Parameter(alpha, two_sided, 1));
+    const Sums sums = launch_backward<T, 1>(x, g, dx, extent, Gradient<C>{a.view(), two_sided});
+    dalpha = device_gradient_like(alpha, sums, 0, 1.0, two_sided);
   });
-  return {dx, two_sided ? at::mul(dalpha, at::sign(alpha)) : dalpha};
+  return {dx, dalpha};
 }
 
-TORCH_LIBRARY_IMPL(qexp, CUDA, m) {
-  m.impl("pact", &forward);
-  m.impl("pact_backward", &backward);
+QEXP_LIBRARY_IMPL(m) {
+  m.impl("pact", TORCH_BOX(&forward));
+  m.impl("pact_backward", TORCH_BOX(&backward));
 }
 
 }  // namespace

@@ -14,7 +14,7 @@ def _forward(x: Tensor, rounding: str, noise: Tensor | None) -> Tensor:
 
 
 define("round_to(Tensor x, str rounding, Tensor? noise) -> Tensor", _forward, lambda x, *_: torch.empty_like(x))
-differentiable("round_to", lambda ctx, inputs, output: None, lambda ctx, grad: (grad, None, None))
+_run = differentiable("round_to", lambda ctx, inputs, output: None, lambda ctx, grad: (grad, None, None))
 
 
 def round_to(x: Tensor, rounding: str = "half_even", generator: torch.Generator | None = None) -> Tensor:
@@ -29,4 +29,4 @@ def round_to(x: Tensor, rounding: str = "half_even", generator: torch.Generator 
         generator: Where `stochastic` draws from.
     """
     check.tensor("x", x)
-    return torch.ops.qexp.round_to(x, rounding, check.noise(rounding, x, generator))
+    return _run(x, rounding, check.noise(rounding, x, generator))

@@ -1,6 +1,4 @@
 // Rounding on the CPU; see reference.py.
-#include <torch/library.h>
-
 #include <cmath>
 
 #include "../common/uniform.h"
@@ -9,11 +7,11 @@ namespace qexp {
 namespace {
 
 // A uniform quantizer of step one that never clips.
-at::Tensor forward(const at::Tensor& x, std::string_view rounding, const std::optional<at::Tensor>& noise) {
+Tensor forward(const Tensor& x, std::string_view rounding, const std::optional<Tensor>& noise) {
   return uniform_forward(x, {.scale = 1.0, .low = -INFINITY, .high = INFINITY, .rounding = rounding, .noise = noise});
 }
 
-TORCH_LIBRARY_IMPL(qexp, CPU, m) { m.impl("round_to", &forward); }
+STABLE_TORCH_LIBRARY_IMPL(qexp, CPU, m) { m.impl("round_to", TORCH_BOX(&forward)); }
 
 }  // namespace
 }  // namespace qexp

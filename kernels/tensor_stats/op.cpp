@@ -1,9 +1,4 @@
 // Statistics in one pass on the CPU; see reference.py.
-#include <ATen/ops/empty.h>
-#include <ATen/ops/empty_like.h>
-#include <ATen/ops/zeros.h>
-#include <torch/library.h>
-
 #include <cmath>
 #include <cstring>
 #include <vector>
@@ -13,9 +8,6 @@
 
 namespace qexp {
 namespace {
-
-using at::Tensor;
-using OptionalTensor = std::optional<Tensor>;
 
 enum Moment {
   kCount, kZeros, kNonfinite, kMinimum, kMaximum, kSum, kSquares, kCubes, kFourths, kAbsolute,
@@ -58,108 +50,77 @@ class Moments {
   std::vector<double> data_;
 };
 
-// Elements of one channel.
-template <class A, class C>
-void add_run(const C* __restrict x, int64_t n, double center, Moments& m, int64_t c) {
-  double sum = 0, squares = 0, cubes = 0, fourths = 0, absolute = 0, positive_sum = 0, positive_squares = 0;
-  double deviation = 0;
-  C low = INFINITY, high = -INFINITY;
-  int32_t zeros = 0, nonfinite = 0, nans = 0, positives = 0;
-  if constexpr (A::kPowers) {
-#pragma omp simd reduction(+ : sum, squares, cubes, fourths, absolute, positive_sum, positive_squares) \
-    reduction(+ : zeros, nonfinite, nans, positives) reduction(min : low) reduction(max : high)
-    for (int64_t i = 0; i < n; ++i) {
-      const C v = x[i], above = v < C(0) ? C(0) : v;  // NaN stays
-      const double wide = v, square = wide * wide, positive = above;
-      sum += wide;
-      squares += square;
-      cubes += square * wide;
-      fourths += square * square;
-      absolute += std::fabs(wide);
-      positive_sum += positive;
-      positive_squares += positive * positive;
-      zeros += v == C(0);
-      positives += v > C(0);
-      nonfinite += !(std::fabs(v) < C(INFINITY));
-      nans += v != v;
-      low = v < low ? v : low;
-      high = v > high ? v : high;
-    }
-    m.at(kZeros, c) += zeros;
-    m.at(kNonfinite, c) += nonfinite;
-    m.at(kSum, c) += sum;
-    m.at(kSquares, c) += squares;
-    m.at(kCubes, c) += cubes;
-    m.at(kFourths, c) += fourths;
-    m.at(kAbsolute, c) += absolute;
-    m.at(kPositives, c) += positives;
-    m.at(kPositiveSum, c) += positive_sum;
-    m.at(kPositiveSquares, c) += positive_squares;
-    m.minimum(c, nans ? NAN : static_cast<double>(low));
-    m.maximum(c, nans ? NAN : static_cast<double>(high));
-  }
-  if constexpr (A::kApart) {
-#pragma omp simd reduction(+ : deviation)
-    for (int64_t i = 0; i < n; ++i) deviation += std::fabs(static_cast<double>(x[i]) - center);
-    m.at(kDeviation, c) += deviation;
-  }
-}
+template <class C>
+struct EightOf {
+  typedef C type __attribute__((vector_size(8 * sizeof(C))));
+};
 
-// Rows of all channels, eight channels at a time with their sums in registers.
-template <class A>
-void add_rows(const float* x, int64_t rows, int64_t channels, const float* center, Moments& m) {
-  using Floats = float __attribute__((vector_size(32)));
-  using Doubles = double __attribute__((vector_size(64)));
-  using Masks = int32_t __attribute__((vector_size(32)));
-  for (int64_t c = 0; c + 8 <= channels; c += 8) {
-    Doubles sum{}, squares{}, cubes{}, fourths{}, absolute{}, positive_sum{}, positive_squares{}, deviation{}, middle;
-    Masks zeros{}, nonfinite{}, nans{}, positives{};
-    Floats low = Floats{} + INFINITY, high = -low;
-    for (int k = 0; k < 8; ++k) middle[k] = center[c + k];
-    for (int64_t r = 0; r < rows; ++r) {
-      Floats v;
-      std::memcpy(&v, x + r * channels + c, sizeof v);
-      const Floats size = v < 0 ? -v : v;
-      const Doubles wide = __builtin_convertvector(v, Doubles);
-      if constexpr (A::kPowers) {
-        const Doubles square = wide * wide, positive = wide < 0 ? Doubles{} : wide;
-        sum += wide;
-        squares += square;
-        cubes += square * wide;
-        fourths += square * square;
-        absolute += __builtin_convertvector(size, Doubles);
-        positive_sum += positive;
-        positive_squares += positive * positive;
-        zeros -= v == 0;  // a comparison that holds is -1
-        positives -= v > 0;
-        nonfinite += size < INFINITY;
-        nans -= v != v;
-        low = v < low ? v : low;
-        high = v > high ? v : high;
-      }
-      if constexpr (A::kApart) {
-        const Doubles apart = wide - middle;
-        deviation += apart < 0 ? -apart : apart;
-      }
+// Eight running sums of each moment, element k of a step going to the k-th: the same bits on every processor.
+template <class A, class C>
+class Eight {
+  using Values = typename EightOf<C>::type;
+  using Doubles = typename EightOf<double>::type;
+  using Masks = decltype(Values{} == Values{});
+
+ public:
+  // The centers of the sums are from[0], from[step], ...
+  Eight(const C* from, int64_t step) {
+    for (int k = 0; k < 8; ++k) middle_[k] = from[k * step];
+  }
+
+  void add(const C* from) {
+    Values v;
+    std::memcpy(&v, from, sizeof v);
+    const Doubles wide = __builtin_convertvector(v, Doubles);
+    if constexpr (A::kPowers) {
+      const Values size = v < 0 ? -v : v;
+      const Doubles square = wide * wide, positive = wide < 0 ? Doubles{} : wide;  // NaN stays
+      sum_ += wide;
+      squares_ += square;
+      cubes_ += square * wide;
+      fourths_ += square * square;
+      absolute_ += __builtin_convertvector(size, Doubles);
+      positive_sum_ += positive;
+      positive_squares_ += positive * positive;
+      zeros_ -= v == 0;  // a comparison that holds is -1
+      positives_ -= v > 0;
+      finite_ -= size < static_cast<C>(INFINITY);
+      nans_ -= v != v;
+      low_ = v < low_ ? v : low_;
+      high_ = v > high_ ? v : high_;
     }
-    for (int k = 0; k < 8; ++k) {
-      if constexpr (A::kApart) m.at(kDeviation, c + k) += deviation[k];
-      if constexpr (!A::kPowers) continue;
-      m.at(kZeros, c + k) += zeros[k];
-      m.at(kNonfinite, c + k) += static_cast<double>(rows + nonfinite[k]);
-      m.at(kSum, c + k) += sum[k];
-      m.at(kSquares, c + k) += squares[k];
-      m.at(kCubes, c + k) += cubes[k];
-      m.at(kFourths, c + k) += fourths[k];
-      m.at(kAbsolute, c + k) += absolute[k];
-      m.at(kPositives, c + k) += positives[k];
-      m.at(kPositiveSum, c + k) += positive_sum[k];
-      m.at(kPositiveSquares, c + k) += positive_squares[k];
-      m.minimum(c + k, nans[k] ? NAN : static_cast<double>(low[k]));
-      m.maximum(c + k, nans[k] ? NAN : static_cast<double>(high[k]));
+    if constexpr (A::kApart) {
+      const Doubles apart = wide - middle_;
+      deviation_ += apart < 0 ? -apart : apart;
     }
   }
-}
+
+  // Adds what `steps` calls have summed: sum k to channel c + k * step.
+  void flush(int64_t steps, Moments& m, int64_t c, int64_t step) const {
+    for (int k = 0; k < 8; ++k, c += step) {
+      if constexpr (A::kApart) m.at(kDeviation, c) += deviation_[k];
+      if constexpr (!A::kPowers) continue;
+      m.at(kZeros, c) += zeros_[k];
+      m.at(kNonfinite, c) += static_cast<double>(steps - finite_[k]);
+      m.at(kSum, c) += sum_[k];
+      m.at(kSquares, c) += squares_[k];
+      m.at(kCubes, c) += cubes_[k];
+      m.at(kFourths, c) += fourths_[k];
+      m.at(kAbsolute, c) += absolute_[k];
+      m.at(kPositives, c) += positives_[k];
+      m.at(kPositiveSum, c) += positive_sum_[k];
+      m.at(kPositiveSquares, c) += positive_squares_[k];
+      m.minimum(c, nans_[k] ? NAN : static_cast<double>(low_[k]));
+      m.maximum(c, nans_[k] ? NAN : static_cast<double>(high_[k]));
+    }
+  }
+
+ private:
+  Doubles sum_{}, squares_{}, cubes_{}, fourths_{}, absolute_{}, positive_sum_{}, positive_squares_{}, deviation_{};
+  Doubles middle_;
+  Masks zeros_{}, positives_{}, finite_{}, nans_{};
+  Values low_ = Values{} + static_cast<C>(INFINITY), high_ = -low_;
+};
 
 // Elements of n consecutive channels from c on.
 template <class A, class C>
@@ -184,20 +145,28 @@ void add_across(const C* __restrict x, int64_t n, const C* __restrict center, Mo
   }
 }
 
-// A block of elements whose channels vary, the first of them `c`.
+// Elements of one channel.
+template <class A, class C>
+void add_run(const C* x, int64_t n, C center, Moments& m, int64_t c) {
+  Eight<A, C> sums(&center, 0);
+  const int64_t steps = n / 8;
+  for (int64_t r = 0; r < steps; ++r) sums.add(x + r * 8);
+  if (steps) sums.flush(steps, m, c, 0);
+  for (int64_t i = steps * 8; i < n; ++i) add_across<A>(x + i, 1, &center, m, c);
+}
+
+// A block of elements whose channels vary, the first of them `c`: whole rows of channels eight channels at a time.
 template <class A, class C>
 void add_varying(const C* x, int64_t n, const C* center, Moments& m, int64_t channels, int64_t c) {
-  int64_t start = 0;
-  if constexpr (std::is_same_v<C, float>) {
-    const int64_t rows = c == 0 ? n / channels : 0, whole = channels / 8 * 8;
-    if (rows > 0) {
-      add_rows<A>(x, rows, channels, center, m);
-      for (int64_t r = 0; r < rows; ++r)
-        add_across<A>(x + r * channels + whole, channels - whole, center + whole, m, whole);
-      start = rows * channels;
-    }
+  const int64_t rows = c == 0 ? n / channels : 0, whole = rows > 0 ? channels / 8 * 8 : 0;
+  for (int64_t first = 0; first < whole; first += 8) {
+    Eight<A, C> sums(center + first, 1);
+    for (int64_t r = 0; r < rows; ++r) sums.add(x + r * channels + first);
+    sums.flush(rows, m, first, 1);
   }
-  for (int64_t i = start; i < n; c = 0) {
+  for (int64_t r = 0; r < rows; ++r)
+    add_across<A>(x + r * channels + whole, channels - whole, center + whole, m, whole);
+  for (int64_t i = rows * channels; i < n; c = 0) {
     const int64_t count = std::min(n - i, channels - c);
     add_across<A>(x + i, count, center + i, m, c);
     i += count;
@@ -266,7 +235,7 @@ void fill(const Tensor& x, const Walk& walk, const OptionalTensor& center, const
           const OptionalTensor& width, int64_t bins, Moments& total, int64_t* histogram) {
   const int64_t channels = walk.channels, chunks = walk.chunks();
   const int64_t room = (int64_t{1} << 22) / std::max<int64_t>(1, channels * bins);
-  const int64_t workers = std::min({chunks, std::max<int64_t>(1, room), int64_t{at::get_num_threads()}});
+  const int64_t workers = std::min({chunks, std::max<int64_t>(1, room), int64_t{torch::stable::get_num_threads()}});
   std::vector<Moments> partial;
   for (int64_t k = 0; k < chunks; ++k) {
     const auto [low, high] = walk.channels_of(walk.chunk_begin(k), walk.chunk_begin(k + 1));
@@ -277,10 +246,10 @@ void fill(const Tensor& x, const Walk& walk, const OptionalTensor& center, const
   with_type(x, [&](auto tag) {
     using T = decltype(tag);
     using C = Compute<T>;
-    const auto table = [&](const OptionalTensor& p, C value) { return p ? Table<C>(*p, walk) : Table<C>(value, walk); };
+    const auto table = [&](const OptionalTensor& p, C value) { return Table<C>(Parameter(p, value), walk); };
     const Table<C> centers = table(center, 0), firsts = table(first, 0), widths = table(width, 1);
-    const T* from = x.const_data_ptr<T>();
-    at::parallel_for(0, workers, 1, [&](int64_t begin, int64_t end) {
+    const T* from = data<T>(x);
+    torch::stable::parallel_for(0, workers, 1, [&](int64_t begin, int64_t end) {
       alignas(64) C in[kBlock];
       alignas(64) int32_t index[kBlock];
       for (int64_t w = begin; w < end; ++w)
@@ -289,7 +258,7 @@ void fill(const Tensor& x, const Walk& walk, const OptionalTensor& center, const
           walk.blocks(walk.chunk_begin(k), walk.chunk_begin(k + 1), [&](const Block& b) {
             const C* v = load<C>(from + b.in[0], walk.stride[0], b.n, in);
             if (!walk.varies) {
-              add_run<A>(v, b.n, static_cast<double>(*centers.at(b.channel)), partial[k], b.channel);
+              add_run<A>(v, b.n, *centers.at(b.channel), partial[k], b.channel);
               if (bins == 0) return;
               find_bins<C, false>(v, index, b.n, firsts.at(b.channel), widths.at(b.channel), bins);
               counts[w].add_run(index, b.n, b.channel);
@@ -313,17 +282,18 @@ void fill(const Tensor& x, const Walk& walk, const OptionalTensor& center, const
   }
 }
 
-std::tuple<Tensor, Tensor> stats(const Tensor& x, std::optional<int64_t> axis, const OptionalTensor& center,
+std::tuple<Tensor, Tensor> stats(const Tensor& x, Axis axis, const OptionalTensor& center,
                                  const OptionalTensor& first, const OptionalTensor& width, int64_t bins, bool powers) {
   const int64_t channels = axis ? x.size(*axis) : 1;
-  Tensor moments = at::empty({kMoments, channels}, x.options().dtype(at::kDouble).memory_format(std::nullopt));
-  Tensor histogram = at::zeros({channels, bins}, x.options().dtype(at::kLong));
+  Tensor moments = empty_of({kMoments, channels}, ScalarType::Double, x);
+  Tensor histogram = torch::stable::new_zeros(x, {channels, bins}, ScalarType::Long);
   Moments total(0, channels);
   if (x.numel() > 0) {
-    const Tensor order = at::empty_like(x, x.options().device(at::kMeta));
+    const Tensor order = call("aten::empty_like", "", x, std::nullopt, std::nullopt,
+                              std::optional(torch::stable::Device(torch::headeronly::DeviceType::Meta, 0)), std::nullopt, std::nullopt);
     const Walk walk(order, {&x}, axis);
     const auto run = [&](auto asked) {
-      fill<decltype(asked)>(x, walk, center, first, width, bins, total, histogram.mutable_data_ptr<int64_t>());
+      fill<decltype(asked)>(x, walk, center, first, width, bins, total, writable<int64_t>(histogram));
     };
     if (!powers) {
       run(Asked<false, true>{});
@@ -335,11 +305,11 @@ std::tuple<Tensor, Tensor> stats(const Tensor& x, std::optional<int64_t> axis, c
     }
     std::fill_n(total.row(kCount), channels, static_cast<double>(x.numel() / channels));
   }
-  std::copy_n(total.row(0), kMoments * channels, moments.mutable_data_ptr<double>());
+  std::copy_n(total.row(0), kMoments * channels, writable<double>(moments));
   return {moments, histogram};
 }
 
-TORCH_LIBRARY_IMPL(qexp, CPU, m) { m.impl("tensor_stats", &stats); }
+STABLE_TORCH_LIBRARY_IMPL(qexp, CPU, m) { m.impl("tensor_stats", TORCH_BOX(&stats)); }
 
 }  // namespace
 }  // namespace qexp

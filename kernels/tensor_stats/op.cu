@@ -1,16 +1,9 @@
 // Statistics in one pass on a CUDA device; see reference.py.
-#include <ATen/ops/amax.h>
-#include <ATen/ops/amin.h>
-#include <ATen/ops/zeros.h>
-#include <torch/library.h>
-
 #include "../common/elementwise.cuh"
 
 namespace qexp {
 namespace {
 
-using at::Tensor;
-using OptionalTensor = std::optional<Tensor>;
 using Count = unsigned long long;
 
 // zeros, non-finite values; sums of values, squares, cubes, fourth powers, magnitudes; positive values, their sum and
@@ -24,22 +17,9 @@ __device__ __forceinline__ C lower(C a, C b) {
   return b < a || b != b ? b : a;  // NaN if either is
 }
 
-// Reduces over the threads of a block with a binary function; thread 0 of each x gets the result.
-template <class F>
-__device__ double reduce_over_y(double value, double* shared, F f) {
-  shared[threadIdx.y * blockDim.x + threadIdx.x] = value;
-  __syncthreads();
-  for (int half = blockDim.y / 2; half > 0; half /= 2) {
-    if (threadIdx.y < half) {
-      double& mine = shared[threadIdx.y * blockDim.x + threadIdx.x];
-      mine = f(mine, shared[(threadIdx.y + half) * blockDim.x + threadIdx.x]);
-    }
-    __syncthreads();
-  }
-  const double result = shared[threadIdx.x];
-  __syncthreads();
-  return result;
-}
+struct Lower {
+  __device__ __forceinline__ double operator()(double a, double b) const { return lower(a, b); }
+};
 
 // A thread keeps one channel. Runs: block x is the channel, and its threads share the run. Columns: threads of a row
 // of the block have neighbouring channels. Partial results are [splits][moment][channels]; counts go to shared memory
@@ -50,8 +30,8 @@ __global__ void __launch_bounds__(kThreads)
                  DeviceParameter<Compute<T>> first, DeviceParameter<Compute<T>> width, int64_t bins, bool powers,
                  bool in_shared, double* __restrict__ partial, Count* __restrict__ histogram) {
   using C = Compute<T>;
-  extern __shared__ unsigned counts[];
-  __shared__ double shared[kThreads];
+  QEXP_DYNAMIC_SHARED(unsigned, counts);
+  QEXP_SHARED(double, shared, kThreads);
   const int thread = threadIdx.y * blockDim.x + threadIdx.x;
   if (in_shared)
     for (int64_t b = thread; b < bins; b += kThreads) counts[b] = 0;
@@ -97,12 +77,10 @@ __global__ void __launch_bounds__(kThreads)
       }
     }
   }
-  const auto add = [](double a, double b) { return a + b; };
-  const auto low_of = [](double a, double b) { return lower(a, b); };
   double results[kSums + 2];
-  for (int s = 0; s < kSums; ++s) results[s] = reduce_over_y(sums[s], shared, add);
-  results[kSums] = reduce_over_y(smallest, shared, low_of);
-  results[kSums + 1] = -reduce_over_y(-largest, shared, low_of);
+  for (int s = 0; s < kSums; ++s) results[s] = reduce_over_y(sums[s], shared, Plus{});
+  results[kSums] = reduce_over_y(smallest, shared, Lower{});
+  results[kSums + 1] = reduce_over_y(-largest, shared, Lower{});
   if (threadIdx.y == 0 && channel < extent.channels)
     for (int s = 0; s < kSums + 2; ++s)
       partial[(static_cast<int64_t>(blockIdx.y) * (kSums + 2) + s) * extent.channels + channel] = results[s];
@@ -111,46 +89,54 @@ __global__ void __launch_bounds__(kThreads)
       if (counts[b]) atomicAdd(histogram + blockIdx.x * bins + b, Count{counts[b]});
 }
 
-std::tuple<Tensor, Tensor> stats(const Tensor& given, std::optional<int64_t> axis, const OptionalTensor& center,
+// Block (channel, moment) brings together the partial results of all splits, in an order that is always the same.
+__global__ void __launch_bounds__(kThreads) finish_stats(const double* __restrict__ partial, int64_t splits,
+                                                         int64_t channels, double count, double* __restrict__ moments) {
+  QEXP_SHARED(double, shared, kThreads);
+  const int moment = blockIdx.y;
+  const bool extreme = moment == 3 || moment == 4;
+  const int place = extreme ? kSums + moment - 3 : moment < 3 ? moment - 1 : moment - 3;
+  double value = extreme ? INFINITY : 0.0;
+  for (int64_t k = threadIdx.y; moment > 0 && k < splits; k += kThreads) {
+    const double part = partial[(k * (kSums + 2) + place) * channels + blockIdx.x];
+    value = extreme ? lower(value, part) : value + part;
+  }
+  value = extreme ? reduce_over_y(value, shared, Lower{}) : reduce_over_y(value, shared, Plus{});
+  if (threadIdx.y == 0) moments[moment * channels + blockIdx.x] = moment == 0 ? count : moment == 4 ? -value : value;
+}
+
+std::tuple<Tensor, Tensor> stats(const Tensor& given, Axis axis, const OptionalTensor& center,
                                  const OptionalTensor& first, const OptionalTensor& width, int64_t bins, bool powers) {
-  const c10::cuda::CUDAGuard guard(given.device());
-  const auto stream = c10::cuda::getCurrentCUDAStream();
-  const Tensor x = given.is_non_overlapping_and_dense() ? given : at::empty_like(given).copy_(given);
+  const Tensor x = is_dense(given) ? given : laid_out_as(given, empty_as(given));
   const int64_t channels = axis ? x.size(*axis) : 1;
-  const auto doubles = x.options().dtype(at::kDouble).memory_format(std::nullopt);
-  Tensor moments = at::zeros({kMoments, channels}, doubles), histogram = at::zeros({channels, bins}, doubles.dtype(at::kLong));
-  moments.select(0, 3).fill_(INFINITY);
-  moments.select(0, 4).fill_(-INFINITY);
-  if (x.numel() == 0) return {moments, histogram};
+  Tensor moments = empty_of({kMoments, channels}, ScalarType::Double, x);
+  Tensor histogram = torch::stable::new_zeros(x, {channels, bins}, ScalarType::Long);
+  if (channels == 0) return {moments, histogram};
   const Extent extent(x, axis);
   const int64_t per_channel = extent.numel / extent.channels;
   const bool columns = extent.channels > 1 && extent.inner == 1;
   unsigned wide = 1;
   while (columns && wide < 32 && wide < extent.channels) wide *= 2;
   const dim3 threads(wide, kThreads / wide);
-  const int64_t across = (extent.channels + wide - 1) / wide;
-  const int64_t splits = std::clamp<int64_t>(kMaxBlocks / across, 1, (per_channel + threads.y - 1) / threads.y);
+  const int64_t across = up(extent.channels, wide);
+  const int64_t splits = extent.numel == 0 ? 0 : std::clamp<int64_t>(kMaxBlocks / across, 1, up(per_channel, threads.y));
   const bool in_shared = wide == 1 && bins > 0 && bins <= kSharedBins;
-  Tensor partial = at::empty({splits, kSums + 2, extent.channels}, doubles);
-  with_type(x, [&](auto tag) {
-    using T = decltype(tag);
-    using C = Compute<T>;
-    const Held<C> middle(Parameter(center, 0.0)), begin(Parameter(first, 0.0)), step(Parameter(width, 1.0));
-    stats_kernel<T><<<dim3(across, splits), threads, in_shared ? bins * sizeof(unsigned) : 0, stream>>>(
-        x.const_data_ptr<T>(), extent, middle.view(), begin.view(), step.view(), bins, powers, in_shared,
-        partial.mutable_data_ptr<double>(), reinterpret_cast<Count*>(histogram.mutable_data_ptr<int64_t>()));
-    C10_CUDA_KERNEL_LAUNCH_CHECK();
-  });
-  const Tensor sums = at::sum(partial.narrow(1, 0, kSums), 0);
-  moments.select(0, 0).fill_(static_cast<double>(per_channel));
-  moments.narrow(0, 1, 2).copy_(sums.narrow(0, 0, 2));
-  moments.select(0, 3).copy_(at::amin(partial.select(1, kSums), 0));
-  moments.select(0, 4).copy_(at::amax(partial.select(1, kSums + 1), 0));
-  moments.narrow(0, 5, kSums - 2).copy_(sums.narrow(0, 2, kSums - 2));
+  Tensor partial = empty_of({splits, kSums + 2, extent.channels}, ScalarType::Double, x);
+  if (splits > 0)
+    with_type(x, [&](auto tag) {
+      using T = decltype(tag);
+      using C = Compute<T>;
+      const Held<C> middle(Parameter(center, 0.0)), begin(Parameter(first, 0.0)), step(Parameter(width, 1.0));
+      launch(stats_kernel<T>, dim3(across, splits), threads, in_shared ? bins * sizeof(unsigned) : 0, x, data<T>(x),
+             extent, middle.view(), begin.view(), step.view(), bins, powers, in_shared, writable<double>(partial),
+             reinterpret_cast<Count*>(writable<int64_t>(histogram)));
+    });
+  launch(finish_stats, dim3(channels, kMoments), dim3(1, kThreads), 0, x, data<double>(partial), splits,
+         extent.channels, static_cast<double>(per_channel), writable<double>(moments));
   return {moments, histogram};
 }
 
-TORCH_LIBRARY_IMPL(qexp, CUDA, m) { m.impl("tensor_stats", &stats); }
+QEXP_LIBRARY_IMPL(m) { m.impl("tensor_stats", TORCH_BOX(&stats)); }
 
 }  // namespace
 }  // namespace qexp

@@ -18,7 +18,11 @@ def forward(
     powers: bool,
 ) -> tuple[Tensor, Tensor]:
     """Returns [14, C] float64 moments and [C, bins] int64 counts; see `tensor_stats`."""
-    rows = x.reshape(1, -1) if axis is None else x.movedim(axis, 0).reshape(x.shape[axis], -1)
+    rows = (
+        x.reshape(1, -1)
+        if axis is None
+        else x.movedim(axis, 0).reshape(x.shape[axis], x.numel() // max(x.shape[axis], 1))
+    )
     rows = wide(rows)
     channels, count = rows.shape
     moments = rows.new_zeros((14, channels), dtype=torch.float64)

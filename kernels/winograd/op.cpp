@@ -1,56 +1,12 @@
 // Integer Winograd convolution on the CPU; see reference.py and matrices.py.
-#include <ATen/Parallel.h>
-#include <ATen/core/Tensor.h>
-#include <ATen/ops/empty.h>
-#include <torch/library.h>
-
 #include <algorithm>
-#include <array>
 #include <vector>
+
+#include "../common/tensor.h"
+#include "matrices.h"
 
 namespace qexp {
 namespace {
-
-using at::Tensor;
-
-constexpr int kMost = 7;  // the largest tile: 5 outputs and 2 neighbours
-
-struct Matrices {
-  int outputs, reach;
-  int64_t divisor;
-  std::array<std::array<int, kMost>, kMost> bt, g, at;
-};
-
-const Matrices& matrices(int64_t outputs) {
-  static const Matrices two{2, 4, 2,
-                            {{{1, 0, -1, 0}, {0, 1, 1, 0}, {0, -1, 1, 0}, {0, -1, 0, 1}}},
-                            {{{2, 0, 0}, {1, 1, 1}, {1, -1, 1}, {0, 0, 2}}},
-                            {{{1, 1, 1, 0}, {0, 1, -1, 1}}}};
-  static const Matrices four{4, 6, 24,
-                             {{{4, 0, -5, 0, 1, 0}, {0, -4, -4, 1, 1, 0}, {0, 4, -4, -1, 1, 0},
-                               {0, -2, -1, 2, 1, 0}, {0, 2, -1, -2, 1, 0}, {0, 4, 0, -5, 0, 1}}},
-                             {{{6, 0, 0}, {-4, -4, -4}, {-4, 4, -4}, {1, 2, 4}, {1, -2, 4}, {0, 0, 24}}},
-                             {{{1, 1, 1, 1, 1, 0}, {0, 1, -1, 2, -2, 0}, {0, 1, 1, 4, 4, 0}, {0, 1, -1, 8, -8, 1}}}};
-  static const Matrices five{5, 7, 120,
-                             {{{12, -4, -15, 5, 3, -1, 0}, {0, 12, 8, -7, -2, 1, 0}, {0, -12, 16, -1, -4, 1, 0},
-                               {0, 6, 1, -7, -1, 1, 0}, {0, -6, 5, 5, -5, 1, 0}, {0, 4, 0, -5, 0, 1, 0},
-                               {0, -12, 4, 15, -5, -3, 1}}},
-                             {{{10, 0, 0}, {10, 10, 10}, {5, -5, 5}, {-5, -10, -20}, {-1, 2, -4}, {1, 3, 9}, {0, 0, 120}}},
-                             {{{1, 1, 1, 1, 1, 1, 0}, {0, 1, -1, 2, -2, 3, 0}, {0, 1, 1, 4, 4, 9, 0},
-                               {0, 1, -1, 8, -8, 27, 0}, {0, 1, 1, 16, 16, 81, 1}}}};
-  TORCH_CHECK_VALUE(outputs == 2 || outputs == 4 || outputs == 5, "outputs: got ", outputs, ", expected 2, 4 or 5");
-  return outputs == 2 ? two : outputs == 4 ? four : five;
-}
-
-// to[r * step] = sum over c of matrix[r][c] from[c * step]
-template <class Matrix>
-void apply(const Matrix& matrix, int rows, int columns, const int64_t* from, int64_t* to, int step) {
-  for (int r = 0; r < rows; ++r) {
-    int64_t sum = 0;
-    for (int c = 0; c < columns; ++c) sum += matrix[r][c] * from[c * step];
-    to[r * step] = sum;
-  }
-}
 
 int64_t saturate(int64_t* values, int64_t n) {
   int64_t saturated = 0;
@@ -68,15 +24,15 @@ std::tuple<Tensor, Tensor> conv2d(const Tensor& x, const Tensor& weight, int64_t
                                   bool clamp) {
   const Matrices& m = matrices(outputs);
   const int reach = m.reach, positions = two_d ? reach * reach : reach, taps = two_d ? 1 : 3;
-  const Tensor input = x.to(at::kLong).contiguous(), filters = weight.to(at::kLong).contiguous();
+  const Tensor input = torch::stable::contiguous(torch::stable::to(x, ScalarType::Long));
+  const Tensor filters = torch::stable::contiguous(torch::stable::to(weight, ScalarType::Long));
   const int64_t images = x.size(0), channels = x.size(1), height = x.size(2), width = x.size(3);
   const int64_t filters_count = weight.size(0), rows = height + 2 * padding - 2, columns = width + 2 * padding - 2;
   const int64_t tiles = (columns + outputs - 1) / outputs, bands = two_d ? (rows + outputs - 1) / outputs : rows;
   const int64_t lines = two_d ? bands : rows + 2;  // rows of transformed inputs
-  const auto options = x.options().dtype(at::kLong).memory_format(std::nullopt);
-  Tensor out = at::empty({images, filters_count, rows, columns}, options), counts = at::empty({2}, options);
-  const int64_t *from = input.const_data_ptr<int64_t>(), *w = filters.const_data_ptr<int64_t>();
-  int64_t *to = out.mutable_data_ptr<int64_t>(), *saturated = counts.mutable_data_ptr<int64_t>();
+  Tensor out = empty_of({images, filters_count, rows, columns}, ScalarType::Long, x), counts = empty_of({2}, ScalarType::Long, x);
+  const int64_t *from = data<int64_t>(input), *w = data<int64_t>(filters);
+  int64_t *to = writable<int64_t>(out), *saturated = writable<int64_t>(counts);
 
   std::vector<int64_t> u(filters_count * channels * taps * positions);
   for (int64_t f = 0; f < filters_count * channels; ++f) {
@@ -93,7 +49,7 @@ std::tuple<Tensor, Tensor> conv2d(const Tensor& x, const Tensor& weight, int64_t
   saturated[0] = clamp ? saturate(u.data(), static_cast<int64_t>(u.size())) : 0;
 
   std::vector<int64_t> v(images * lines * channels * positions * tiles);
-  at::parallel_for(0, images * lines, 1, [&](int64_t begin, int64_t end) {
+  torch::stable::parallel_for(0, images * lines, 1, [&](int64_t begin, int64_t end) {
     for (int64_t at_line = begin; at_line < end; ++at_line)
       for (int64_t c = 0; c < channels; ++c)
         for (int64_t t = 0; t < tiles; ++t) {
@@ -115,7 +71,7 @@ std::tuple<Tensor, Tensor> conv2d(const Tensor& x, const Tensor& weight, int64_t
   });
   saturated[1] = clamp ? saturate(v.data(), static_cast<int64_t>(v.size())) : 0;
 
-  at::parallel_for(0, images * filters_count * bands, 1, [&](int64_t begin, int64_t end) {
+  torch::stable::parallel_for(0, images * filters_count * bands, 1, [&](int64_t begin, int64_t end) {
     std::vector<int64_t> sums(positions * tiles);
     for (int64_t task = begin; task < end; ++task) {
       const int64_t band = task % bands, f = task / bands % filters_count, n = task / bands / filters_count;
@@ -147,7 +103,7 @@ std::tuple<Tensor, Tensor> conv2d(const Tensor& x, const Tensor& weight, int64_t
   return {out, counts};
 }
 
-TORCH_LIBRARY_IMPL(qexp, CPU, m) { m.impl("winograd_conv2d", &conv2d); }
+STABLE_TORCH_LIBRARY_IMPL(qexp, CPU, m) { m.impl("winograd_conv2d", TORCH_BOX(&conv2d)); }
 
 }  // namespace
 }  // namespace qexp

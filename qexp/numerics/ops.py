@@ -5,10 +5,31 @@ divided by the scale, never multiplied by its inverse; gradients are those of *c
 `qexp_kernels`: a PyTorch reference that defines them, and the compiled forms that must agree with it.
 """
 
-from qexp_kernels import dorefa_weight_and_peak, fake_quantize, lsq, mpact, pact, quantize, round_to
+from qexp_kernels import (
+    dorefa_weight_and_peak,
+    fake_quantize,
+    gemmlowp,
+    gemmlowp_codes,
+    lsq,
+    mpact,
+    pact,
+    quantize,
+    round_to,
+)
 from torch import Tensor
 
-__all__ = ["dequantize", "dorefa_weight_and_peak", "fake_quantize", "lsq", "mpact", "pact", "quantize", "round_to"]
+__all__ = [
+    "dequantize",
+    "dorefa_weight_and_peak",
+    "fake_quantize",
+    "gemmlowp",
+    "gemmlowp_codes",
+    "lsq",
+    "mpact",
+    "pact",
+    "quantize",
+    "round_to",
+]
 
 
 def dequantize(codes: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:

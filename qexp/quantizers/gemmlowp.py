@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from qexp.errors import QexpError
 from qexp.numerics.granularity import Granularity
-from qexp.numerics.ops import dequantize, fake_quantize, quantize, round_to
+from qexp.numerics.ops import dequantize, gemmlowp, gemmlowp_codes, round_to
 from qexp.quantizers.base import AffineQuantizer, fit_range
 from qexp.ranges import Context, MinMax, RangeRule
 from qexp.statistics.stats import TensorStats
@@ -152,29 +153,21 @@ class GEMMLOWP(AffineQuantizer):
             return low
         return stats.positive_total / stats.count if self._before_relu else stats.mean
 
-    def _ready_rows(self, x: Tensor) -> tuple[Tensor, int | None]:
-        """Returns what the kernels take: the tensor's rows less the shift, with the noise, and the axis of the scales."""
+    def _call(self, function: Callable[..., Tensor], x: Tensor) -> Tensor:
+        """Returns what `gemmlowp` or `gemmlowp_codes` makes of the tensor, in its shape."""
         self.require_ready()
         if self.dynamic and x.numel():
             with torch.no_grad():
                 self._take_range(TensorStats.of(x, self.granularity))
-        plain = self.gain is None and not self._shifted and self.noise == "none"
-        rows, axis = self.rows(x if plain else x.float())
-        if self._shifted:
-            rows = rows - self.shift
-        if self.noise == "uniform":
-            rows = rows + (torch.rand_like(rows) - 0.5) * self.scale
-        return rows, axis
+        rows, axis = self.rows(x)
+        grid = self.scale, self.zero_point, self.shift, *self.limits
+        return function(rows, *grid, axis=axis, rounding=self.rounding, noise=self.noise).reshape(x.shape)
 
     def forward(self, x: Tensor) -> Tensor:
-        rows, axis = self._ready_rows(x)
-        y = fake_quantize(rows, self.scale, self.zero_point, *self.limits, axis=axis, rounding=self.rounding)
-        return self.corrected((y + self.shift if self._shifted else y).reshape(x.shape)).to(x.dtype)
+        return self.corrected(self._call(gemmlowp, x if self.gain is None else x.float())).to(x.dtype)
 
     def codes(self, x: Tensor) -> Tensor:
-        rows, axis = self._ready_rows(x)
-        codes = quantize(rows, self.scale, self.zero_point, *self.limits, axis=axis, rounding=self.rounding)
-        return codes.reshape(x.shape)
+        return self._call(gemmlowp_codes, x)
 
     def dequantize(self, codes: Tensor) -> Tensor:
         rows, _ = self.rows(codes)

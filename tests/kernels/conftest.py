@@ -60,10 +60,6 @@ CASES = {
     "fake_quantize_stochastic": lambda x, p: kernels.fake_quantize(
         x, p([0.3]).detach(), p([3.0]).detach(), 0, 15, rounding="stochastic", generator=_generator(x)
     ),
-    "relu_quantize": lambda x, p: kernels.relu_quantize(x, p([0.3]).detach(), p([2.0]).detach(), 0, 15),
-    "relu_quantize_channels": lambda x, p: kernels.relu_quantize(
-        x, p(SCALES).detach(), p(ZEROS).detach(), -1, 7, axis=1
-    ),
     "lsq": lambda x, p: kernels.lsq(x, p([0.3]), -4, 3, grad_scale=0.1),
     "lsq_channels": lambda x, p: kernels.lsq(x, p(SCALES), -4, 3, axis=1, grad_scale=0.1),
     "lsq_offset": lambda x, p: kernels.lsq(x, p([0.3]), 0, 7, offset=p([-0.2])),
@@ -75,12 +71,20 @@ CASES = {
     "dorefa": lambda x, p: kernels.dorefa_weight(x, 15),
     "dorefa_symmetric": lambda x, p: kernels.dorefa_weight(x, 7, True),
     "dorefa_rescaled": lambda x, p: kernels.dorefa_weight(x, 15, rescale=True),
-    "gemmlowp": lambda x, p: kernels.gemmlowp(x, p([4.1]).detach(), p([-1.9]).detach(), 15),
+    "gemmlowp": lambda x, p: kernels.gemmlowp(x, p([0.27]).detach(), p([7.0]).detach(), p([0.0]).detach(), 0, 15),
     "gemmlowp_channels": lambda x, p: kernels.gemmlowp(
-        x, p([2.0, 0, 3, 1, 2, 2]).detach(), p([-1.0]).detach(), 7, axis=1, preserve_zero=False, pow2_scale=True
+        x, p(SCALES).detach(), p([0.0]).detach(), p(ZEROS).detach(), 0, 7, axis=1, rounding="half_away"
     ),
     "gemmlowp_noise": lambda x, p: kernels.gemmlowp(
-        x, p([4.1]).detach(), p([0.3]).detach(), 15, clamp_zero_point=False, noise="uniform", generator=_generator(x)
+        x,
+        p([0.27]).detach(),
+        p([1.0]).detach(),
+        p([-0.3]).detach(),
+        0,
+        p([1.0, 3, 7, 15, 0, 255]).detach(),
+        axis=1,
+        noise="uniform",
+        generator=_generator(x),
     ),
     "level_grid": lambda x, p: kernels.level_grid(x, p(LEVELS).detach(), p([1.3])),
     "level_grid_channels": lambda x, p: kernels.level_grid(

@@ -63,16 +63,18 @@ def test_fake_quantize_passes_up_to_the_limits_and_no_half_step_further(implemen
     assert x.grad.tolist() == [0, 1, 1, 1, 0, 0]
 
 
-def test_relu_quantize_is_the_two_steps(implementation, device):
-    x = torch.tensor([-1.0, -0.1, 0, 0.1, 1, 1.5, 1.6], device=device)
-    grid = x.new_tensor(0.25), x.new_tensor(1.0), 0, 7
-    results = []
-    for f in (lambda v: kernels.relu_quantize(v, *grid), lambda v: kernels.fake_quantize(v.relu(), *grid)):
-        leaf = x.clone().requires_grad_()
-        y = f(leaf)
-        y.sum().backward()
-        results.append((y.tolist(), leaf.grad.tolist()))
-    assert results[0] == results[1]
+def test_the_gradient_is_the_same_called_directly_and_as_a_registered_operator(implementation, device):
+    """The functions have a faster way to the gradient than the operators have."""
+    x, s = torch.randn(40, device=device, requires_grad=True), torch.tensor(0.3, device=device, requires_grad=True)
+    calls = (
+        lambda: kernels.lsq(x, s, -4, 3, grad_scale=0.5),
+        lambda: torch.ops.qexp.lsq(x, s, None, -4.0, 3.0, None, None, "half_even", 0.5),
+    )
+    results = [torch.autograd.grad(call().square().sum(), (x, s)) for call in calls]
+    assert torch.equal(results[0][0], results[1][0]) and torch.equal(results[0][1], results[1][1])
+    assert calls[0]().grad_fn is not None
+    with torch.no_grad():
+        assert calls[0]().grad_fn is None and not calls[0]().requires_grad
 
 
 @pytest.mark.parametrize("unsigned", [lambda x: kernels.lsq(x, x.new_tensor(0.3), 0, 7)])

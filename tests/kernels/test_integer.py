@@ -1,4 +1,4 @@
-"""Operators on integers: Winograd convolution and bit packing."""
+"""Operators on integers: Winograd convolution."""
 
 import pytest
 import qexp_kernels as kernels
@@ -54,18 +54,3 @@ def test_saturated_winograd_equals_the_reference(compiled, device):
     kernels.load("reference")
     want = kernels.winograd_conv2d(x, w, outputs=5, two_d=True, padding=1, clamp_int16=True)
     assert torch.equal(got[0], want[0]) and got[1].tolist() == want[1].tolist() and got[1].sum() > 0
-
-
-@pytest.mark.parametrize("bits", range(1, 17))
-@pytest.mark.parametrize("signed", [False, True])
-@pytest.mark.parametrize("count", [0, 1, 7, 8, 9, 1001])
-def test_packing_round_trips(implementation, device, bits, signed, count):
-    low = -(1 << (bits - 1)) if signed else 0
-    codes = torch.randint(low, low + (1 << bits), (count,), generator=torch.Generator().manual_seed(bits)).to(device)
-    packed = kernels.pack_bits(codes, bits)
-    assert packed.dtype == torch.uint8 and packed.numel() == (count * bits + 7) // 8
-    assert torch.equal(kernels.unpack_bits(packed, bits, count, signed).to(codes.dtype), codes)
-
-
-def test_packed_bytes_are_little_endian(implementation, device):
-    assert kernels.pack_bits(torch.tensor([1, 2, 3, 0, 7], device=device), 3).tolist() == [0b11010001, 0b01110000]

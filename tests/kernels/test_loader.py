@@ -35,8 +35,8 @@ def one_small_source(tmp_path: Path, text: str) -> str:
     return f"import pathlib, qexp_kernels.build as b; b.sources = lambda kind: [pathlib.Path({str(source)!r})]; "
 
 
-SMALL = """#include <torch/library.h>
-TORCH_LIBRARY_FRAGMENT(qexp_small, m) { m.def("one() -> int", [] { return int64_t{1}; }); }"""
+SMALL = """#include <torch/csrc/stable/library.h>
+STABLE_TORCH_LIBRARY_FRAGMENT(qexp_small, m) { m.def("one() -> int"); }"""
 
 
 def test_importing_compiles_nothing(tmp_path):
@@ -80,7 +80,7 @@ def test_a_cache_that_cannot_be_written_falls_back_with_the_reason(tmp_path):
 
 def test_a_damaged_library_is_built_again(tmp_path):
     code = one_small_source(tmp_path, SMALL) + (
-        "p = b.cache_folder() / f'cpp-{b.stamp(\"cpp\")}.so'; p.parent.mkdir(parents=True); p.write_text('no library'); "
+        "p = b.cache_folder() / b.library_name('cpp', b.level()); p.parent.mkdir(parents=True); p.write_text('no library'); "
         + REPORT.format(which="cpp")
     )
     out, err = run(code, tmp_path / "cache").communicate(timeout=300)
@@ -96,22 +96,41 @@ def test_two_processes_at_once_build_one_library(tmp_path):
     assert report_small(tmp_path).startswith("cpp | found")
 
 
+def test_a_build_says_in_one_line_how_long_it_takes_and_what_is_found_says_nothing(tmp_path):
+    code = (
+        one_small_source(tmp_path, SMALL)
+        + "import logging; logging.basicConfig(level=20); "
+        + REPORT.format(which="cpp")
+    )
+    for lines in (1, 0):
+        out, err = run(code, tmp_path / "cache").communicate(timeout=300)
+        assert out.startswith("cpp |") and err.count("\n") == err.count("kernels: building them, about") == lines, (
+            out,
+            err,
+        )
+        assert lines == 0 or " s, once" in err
+
+
 def report_small(tmp_path: Path) -> str:
     code = one_small_source(tmp_path, SMALL) + REPORT.format(which="auto")
     return run(code, tmp_path / "cache").communicate(timeout=300)[0]
 
 
-def test_the_stamp_changes_with_the_sources_and_torch(tmp_path, monkeypatch):
-    before = build.stamp("cpp")
-    assert before == build.stamp("cpp")
+def test_the_name_changes_with_sources_headers_and_flags_and_not_with_torch(tmp_path, monkeypatch):
+    before = build.library_name("cpp", "x86-64-v3")
     monkeypatch.setattr(build.torch, "__version__", "0.0.0")
-    assert build.stamp("cpp") != before
+    assert build.library_name("cpp", "x86-64-v3") == before != build.library_name("cpp", "x86-64-v4")
     monkeypatch.undo()
-    source = tmp_path / "op.cpp"
-    source.write_text("int changed;")
+    folder = tmp_path / "small"
+    folder.mkdir()
     monkeypatch.setattr(build, "HERE", tmp_path)
-    monkeypatch.setattr(build, "sources", lambda kind: [source])
-    assert build.stamp("cpp") != before
+    monkeypatch.setattr(build, "architectures", lambda: ["90"])
+    names = []
+    for name in ("op.cpp", "shared.h", "op.cu", "shared.cuh"):
+        (folder / name).write_text("int changed;")
+        names.append((build.library_name("cpp", "x86-64-v3"), build.library_name("cuda", "x86-64-v3")))
+    (one, a), (two, b), (three, c), (four, d) = names
+    assert one != two == three == four and a != b != c != d != a
 
 
 def test_the_cache_follows_the_environment(monkeypatch):

@@ -113,17 +113,38 @@ def test_dorefa(t):
 
 
 def test_gemmlowp(t):
-    close(kernels.gemmlowp(t(*RANGE), t(3), t(-1), 15), -1, -0.4, 0, 0.2, 0.6, 2)
-    close(kernels.gemmlowp(t(*RANGE), t(3), t(-1), 15, pow2_scale=True), -1, -0.5, 0, 0.25, 0.5, 2)
-    close(kernels.gemmlowp(t(2, 2.45, 3), t(1), t(2), 15, clamp_zero_point=False), 2, 2.466667, 3)
-    close(kernels.gemmlowp(t(0.37, 0.9, 1.6), t(1.23), t(0.37), 7, preserve_zero=False), 0.37, 0.8971429, 1.6)
+    zero = t(0)
+    close(kernels.gemmlowp(t(*RANGE), t(0.2), t(5), zero, 0, 15), -1, -0.4, 0, 0.2, 0.6, 2)
+    close(kernels.gemmlowp(t(*RANGE), t(0.25), t(4), zero, 0, 15), -1, -0.5, 0, 0.25, 0.5, 2)
+    close(kernels.gemmlowp(t(2, 2.45, 3), t(1 / 15), t(-30), zero, 0, 15), 2, 2.466667, 3)
+    close(kernels.gemmlowp(t(0.37, 0.9, 1.6), t(1.23 / 7), zero, t(0.37), 0, 7), 0.37, 0.8971429, 1.6)
+    assert kernels.gemmlowp_codes(t(0.37, 0.9, 1.6), t(1.23 / 7), zero, t(0.37), 0, 7).tolist() == [0, 3, 7]
 
 
 def test_gemmlowp_adds_the_zero_point_before_rounding(t):
-    x, delta, offset = t(0.25, 0.75, 1.25, -0.25), t(7.5), t(-1.5)
-    close(kernels.gemmlowp(x, delta, offset, 15) / 0.5 + 3, 4, 4, 6, 2)
-    close(kernels.gemmlowp(x, delta, offset, 15, rounding="half_away") / 0.5 + 3, 4, 5, 6, 3)
+    x, grid = t(0.25, 0.75, 1.25, -0.25), (t(0.5), t(3), t(0), 0, 15)
+    close(kernels.gemmlowp(x, *grid) / 0.5 + 3, 4, 4, 6, 2)
+    close(kernels.gemmlowp(x, *grid, rounding="half_away") / 0.5 + 3, 4, 5, 6, 3)
     assert kernels.quantize(x, t(0.5), t(3), 0, 15).tolist() == [4, 4, 6, 2]
+
+
+def test_gemmlowp_adds_its_noise_to_the_code_and_clips_afterwards(t):
+    x = t(0.0).expand(20_000)
+    grid = t(0.5), t(3), t(0), 0, 3
+    codes = kernels.gemmlowp_codes(x + 0.1, *grid, noise="uniform", generator=torch.Generator(x.device).manual_seed(0))
+    share = [(codes == code).float().mean().item() for code in (2, 3, 4)]
+    assert (
+        share[0] == 0 and share[1] == 1
+    )  # 3.2 is beyond the clip with any noise that would take it to 4, never below 2.7
+    codes = kernels.gemmlowp_codes(x - 0.4, *grid, noise="uniform", generator=torch.Generator(x.device).manual_seed(0))
+    assert abs((codes == 2).float().mean().item() - 0.8) < 0.02 and (codes == 3).float().mean().item() < 0.22
+
+
+def test_codes_at_the_end_of_int32_saturate(t):
+    for function in (kernels.quantize, lambda x, s, z, low, high: kernels.gemmlowp_codes(x, s, z, t(0), low, high)):
+        for low, high in ((-7, 2**31 - 1), (t(-7.0), t(2.0**31))):
+            codes = function(t(3e9, 1e20, -3e9, float("inf"), float("nan"), 5), t(1), t(0), low, high).tolist()
+            assert codes == [2**31 - 1, 2**31 - 1, -7, 2**31 - 1, -(2**31), 5]
 
 
 def test_level_grid_apot(t):

@@ -1,0 +1,46 @@
+"""Finds nvcc: named by `CUDA_HOME`, on the path, where NVIDIA installs it, or beside torch, where pip does."""
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import torch
+
+
+class BuildError(Exception):
+    """A compiled library cannot be had; the message is the reason."""
+
+
+def nvcc_command() -> list[str]:
+    """Returns how nvcc is started; only the compiler itself is needed, since the kernels run on torch's own CUDA runtime.
+
+    Raises:
+        BuildError: There is none, or it is of another major version than the CUDA that torch runs on.
+    """
+    named = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    beside_torch = sorted((Path(torch.__file__).parents[1] / "nvidia").glob("cu[0-9]*/bin/nvcc"))
+    places = [named and Path(named) / "bin" / "nvcc", shutil.which("nvcc"), "/usr/local/cuda/bin/nvcc", *beside_torch]
+    for place in places:
+        if place and Path(place).exists():
+            _same_major(str(place))
+            return [str(place)]
+    raise BuildError(
+        "no CUDA compiler (nvcc) was found; set CUDA_HOME, or pip install 'cuda-toolkit[nvcc,cccl,cudart]'"
+    )
+
+
+def version(nvcc: str) -> str:
+    """Returns nvcc's version, such as 13.0."""
+    said = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout
+    found = re.search(r"release (\d+\.\d+)", said)
+    return found[1] if found else ""
+
+
+def _same_major(nvcc: str) -> None:
+    wanted, found = torch.version.cuda, version(nvcc)
+    if wanted and found and wanted.partition(".")[0] != found.partition(".")[0]:
+        raise BuildError(
+            f"{nvcc} is of CUDA {found}, but torch runs on CUDA {wanted}; set CUDA_HOME to one of {wanted}"
+        )

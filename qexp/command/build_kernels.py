@@ -1,0 +1,32 @@
+"""The kernels of a sweep, built before its first point."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sys
+from typing import Any
+
+import qexp_kernels
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf
+
+
+class BuildKernels(Callback):
+    """Builds the kernels before the first point of a sweep starts, so that no estimate counts once what happens once.
+
+    The one line that the build logs is printed: Hydra sets up logging for points only.
+    """
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        asked = OmegaConf.select(config, "kernels")
+        builder, printed = logging.getLogger(qexp_kernels.build.__name__), logging.StreamHandler(sys.stdout)
+        level = builder.level
+        builder.setLevel(logging.INFO)
+        builder.addHandler(printed)
+        try:
+            with contextlib.suppress(qexp_kernels.KernelError):  # each point names it as its own error
+                qexp_kernels.load("auto" if asked is None else str(asked))
+        finally:
+            builder.removeHandler(printed)
+            builder.setLevel(level)
