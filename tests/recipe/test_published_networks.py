@@ -16,10 +16,10 @@ from qexp.run import pipeline
 METHODS = ("dorefa", "pact", "mpact")
 PUBLISHED = {
     "dorefa": ["quant.weight.rescale=none", "quant.input.unscale=false"],
-    "pact": ["quant.weight.rescale=none", "quant.input.alpha_init=10"],
-    "mpact": ["quant.weight.rescale=none", "quant.input.alpha_init=10"],
+    "pact": ["quant.weight.rescale=none", "quant.input.range=10"],
+    "mpact": ["quant.weight.rescale=none", "quant.input.range=10"],
 }
-SIX = "++quant.rules.six={layers: [bn1, bn2, pool], output: {alpha_init: 6.0}}"
+SIX = "++quant.rules.six={layers: [bn1, bn2, pool], output: {range: 6.0}}"
 
 
 class Reference:
