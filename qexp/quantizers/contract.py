@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qexp.errors import QexpError
+from qexp.errors import RENAMED, QexpError
 from qexp.numerics.granularity import Granularity, PerGroup, PerTensor
 from qexp.ranges import RangeRule
 from qexp.statistics.collectors import Collector
@@ -17,7 +17,6 @@ from qexp.statistics.stats import TensorStats
 
 ROUNDINGS = ("half_even", "half_up", "half_away", "floor", "trunc", "stochastic")
 GRANULARITIES = ("tensor", "channel", "group")
-RENAMED = dict.fromkeys(("init", "alpha_init", "k", "clip"), "range")  # what the first range was called before
 _LOST_BY_ROUNDING = {  # a level an ulp short of its code falls to the next one, and errors reach a whole step
     "floor": frozenset({"half_step", "idempotent"}),
     "trunc": frozenset({"half_step", "idempotent"}),
