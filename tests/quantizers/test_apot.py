@@ -135,7 +135,7 @@ def test_apot_without_normalisation_warns(caplog):
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (lambda: APoTWeight(4, (3, 2), granularity=PerChannel(0)), "one clip for the whole tensor"),
+        (lambda: APoTWeight(4, (3, 2), granularity=PerChannel(0)), "granularity=channel is not allowed; use tensor"),
         (lambda: APoTWeight(4, (3,), range=-1.0), "range=-1.0; allowed are mse or a positive number"),
         (lambda: APoTWeight(4, (3,), rescale="max"), "rescale='max'; allowed are std, none"),
         (lambda: APoTWeight(8, (3,)), "bits=8; allowed are 2..7"),
