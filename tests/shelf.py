@@ -13,15 +13,8 @@ NETWORKS = {"toynet", "resnet20", "mobilenetv2"}  # recipes that name the layers
 METHODS = [p.stem for p in sorted((CONF / "quant").glob("[!_]*.yaml")) if p.stem.split("_")[0] not in NETWORKS]
 
 QUICK = ("quant.passes.reconstruct.batch=4", "quant.passes.reconstruct.iterations=3")
-SHORT = {  # learned rounding cut short
-    "adaround": QUICK,
-    "brecq": (
-        *QUICK,
-        "quant.passes.reconstruct.step_iterations=3",
-        "quant.passes.reconstruct.loss=mse",
-    ),  # its own weights the error by class scores, one an image
-    "qdrop": QUICK,
-}
+MORE = {"brecq": ("quant.passes.reconstruct.step_iterations=3", "quant.passes.reconstruct.loss=mse")}
+"""BRECQ's own loss weights the error by class scores, one per image, which not every task has."""
 
 
 @cache
@@ -35,4 +28,5 @@ def own(method: str, bits: int = 4) -> tuple[str, ...]:
         spec = quant.get(site)
         low, high = get_class(spec["_target_"]).bits_allowed if spec and "_target_" in spec else (bits, bits)
         widths.append(f"{key}={min(max(bits, low), high)}")
-    return (*widths, *SHORT.get(method, ()))
+    quick = QUICK if "reconstruct" in (quant.get("passes") or {}) else ()
+    return (*widths, *quick, *MORE.get(method, ()))
