@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from bokeh.embed import components
 from bokeh.models import Range1d
 from bokeh.plotting import figure
@@ -22,6 +21,7 @@ from omegaconf import OmegaConf
 from qexp.command.root import register
 from qexp.errors import QexpError
 from qexp.numerics.granularity import PerTensor
+from qexp.recipe.head import headline, when
 from qexp.report.style import PALETTE
 from qexp.statistics.stats import TensorStats
 
@@ -32,11 +32,11 @@ WIDTHS = (2, 3, 4)
 def on_files(files: Files, config: Any) -> Files:
     """Adds the pages of all methods, their index, and bokeh's script."""
     register()
-    advice = yaml.safe_load((ROOT / "docs" / "advice.yml").read_text())
     names = sorted(p.stem for p in (ROOT / "conf" / "quant").glob("*.yaml") if not p.stem.startswith("_"))
-    missing = [name for name in names if name not in advice]
+    advice = {name: when(_file(name)) for name in names}
+    missing = [name for name in names if not advice[name]]
     if missing:
-        raise QexpError(f"docs/advice.yml says nothing of {', '.join(missing)}: one line each, when to use it")
+        raise QexpError(f"conf/quant: no `# When:` in the head of {', '.join(missing)}: say when to use it")
     tables = list(_tables())
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         for name in names:
@@ -48,14 +48,13 @@ def on_files(files: Files, config: Any) -> Files:
     return files
 
 
-def headline(name: str) -> str:
-    """Returns the first line of a recipe, which says what it is."""
-    return (ROOT / "conf" / "quant" / f"{name}.yaml").read_text().splitlines()[0].lstrip("# ")
+def _file(name: str) -> Path:
+    return ROOT / "conf" / "quant" / f"{name}.yaml"
 
 
 def index(names: list[str], advice: dict[str, str]) -> str:
     """Returns the page that lists all methods."""
-    rows = [f"| [`{name}`]({name}.md) | {headline(name)} | {advice[name]} |" for name in names]
+    rows = [f"| [`{name}`]({name}.md) | {headline(_file(name))} | {advice[name]} |" for name in names]
     head = "# Methods\n\nEach is a choice of `quant=`; most take any widths (`bits=w4a4`, `layer_wbit=3`).\n\n"
     return head + "| quant | what it is | when |\n|---|---|---|\n" + "\n".join(rows) + "\n"
 
@@ -63,7 +62,7 @@ def index(names: list[str], advice: dict[str, str]) -> str:
 def page(name: str, when: str, tables: list[tuple[str, str, list[str]]]) -> str:
     """Returns a method's page."""
     quant = OmegaConf.to_container(compose("config", overrides=[f"quant={name}"]).quant, resolve=False)
-    parts = [f"# `{name}`", headline(name) + ".", f"**When.** {when}", f"    python run.py quant={name}"]
+    parts = [f"# `{name}`", headline(_file(name)) + ".", f"**When.** {when}", f"    python run.py quant={name}"]
     shown: list[type] = []
     for site in ("weight", "input", "output"):
         spec = quant.get(site) or _from_rules(quant, site)
@@ -88,7 +87,7 @@ def page(name: str, when: str, tables: list[tuple[str, str, list[str]]]) -> str:
         if found:
             rule = "|---" * (head.count("|") - 1) + "|"
             parts.append("\n".join([f"## Measured: {study}", "", head, rule, *found]))
-    parts.append("## The recipe\n\n```yaml\n" + (ROOT / "conf" / "quant" / f"{name}.yaml").read_text() + "```")
+    parts.append("## The recipe\n\n```yaml\n" + _file(name).read_text() + "```")
     return "\n\n".join(parts) + "\n"
 
 

@@ -1,24 +1,32 @@
 """The recipes every task must run, and how each is cut short for a test."""
 
+from functools import cache
 from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+from hydra.utils import get_class
+
+from qexp.command.root import register
 
 CONF = Path(__file__).parents[1] / "conf"
 NETWORKS = {"toynet", "resnet20", "mobilenetv2"}  # recipes that name the layers of one network
 METHODS = [p.stem for p in sorted((CONF / "quant").glob("[!_]*.yaml")) if p.stem.split("_")[0] not in NETWORKS]
 
 QUICK = ("quant.passes.reconstruct.batch=4", "quant.passes.reconstruct.iterations=3")
-OWN = {  # widths that a method is made for, and learned rounding cut short
-    "bwn": ("bits=w1a8",),
-    "bwn_lsq": ("bits=w1a2",),
-    "hysteresis": ("bits=w1a4",),
-    "one_bit": ("bits=w1a2",),
-    **dict.fromkeys(("xnor", "xnor_plus", "irnet", "recu", "adabin", "reactnet"), ("bits=w1a1",)),
-    "adaround": QUICK,
-    "brecq": (
-        *QUICK,
-        "quant.passes.reconstruct.step_iterations=3",
-        "quant.passes.reconstruct.loss=mse",
-    ),  # its own weights the error by class scores, one an image
-    "qdrop": QUICK,
-    "mrecg": QUICK,
-}
+MORE = {"brecq": ("quant.passes.reconstruct.step_iterations=3", "quant.passes.reconstruct.loss=mse")}
+"""BRECQ's own loss weights the error by class scores, one per image, which not every task has."""
+
+
+@cache
+def own(method: str, bits: int = 4) -> tuple[str, ...]:
+    """Returns what a recipe is run with: the widths nearest to `bits` that its quantizers are made for, learned rounding cut short."""
+    register()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        quant = compose("config", overrides=[f"quant={method}"]).quant
+    widths = []
+    for key, site in (("layer_wbit", "weight"), ("layer_abit", "input")):
+        spec = quant.get(site)
+        low, high = get_class(spec["_target_"]).bits_allowed if spec and "_target_" in spec else (bits, bits)
+        widths.append(f"{key}={min(max(bits, low), high)}")
+    quick = QUICK if "reconstruct" in (quant.get("passes") or {}) else ()
+    return (*widths, *quick, *MORE.get(method, ()))
