@@ -33,6 +33,7 @@ from qexp.run.devices import device_name
 from qexp.run.experiment import Experiment
 from qexp.run.naming import asked, reference_name
 from qexp.statistics.stats import TensorStats
+from qexp.system.whole_files import whole
 
 log = logging.getLogger(__name__)
 _HISTOGRAM_BINS = 128
@@ -156,9 +157,11 @@ def write(run: Experiment) -> None:
     record.write("histograms.json", json.dumps(histograms(model, seen)))
     rest = dict(run.score.outcomes)
     if "correct" in rest:
-        np.save(record.folder / "correct.npy", rest.pop("correct"))
+        with whole(record.folder / "correct.npy") as part, part.open("wb") as file:
+            np.save(file, rest.pop("correct"))
     if rest:
-        np.savez_compressed(record.folder / "outcomes.npz", **rest)
+        with whole(record.folder / "outcomes.npz") as part, part.open("wb") as file:
+            np.savez_compressed(file, **rest)
     record.write_bytes(saved_network.FILE, saved_network.serialized(model, plan, run.origin, run.data.example()))
     record.write("depth.json", json.dumps({"layers": depth, "norms": norms}))
     row["diagnosis"] = diagnose(row, table, depth, norms, read_history(record.folder))

@@ -30,8 +30,8 @@ from qexp.run.saved_network import Origin
 from qexp.run.settings import Settings
 from qexp.search.setting import Setting
 from qexp.system import disk
-from qexp.system.locks import remove_leftovers
 from qexp.system.objects import make
+from qexp.system.whole_files import remove_leftovers
 
 log = logging.getLogger(__name__)
 

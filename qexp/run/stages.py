@@ -25,6 +25,7 @@ from qexp.recipe.plan import Entry, Plan, Source, build
 from qexp.run import training
 from qexp.run.experiment import Experiment
 from qexp.run.settings import Schedule
+from qexp.system.whole_files import write_text
 from qexp.tasks.base import Task
 from qexp.tasks.distillation import Distillation
 
@@ -216,9 +217,7 @@ def _read(kept: Path) -> list[dict[str, Any]]:
 
 
 def _write(kept: Path, done: list[dict[str, Any]]) -> None:
-    part = kept / "done.json.part"
-    part.write_text(json.dumps(done))
-    part.replace(kept / "done.json")
+    write_text(kept / "done.json", json.dumps(done))
 
 
 def _outcome(module: Task) -> dict[str, float]:
