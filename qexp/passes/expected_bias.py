@@ -17,6 +17,7 @@ from qexp.passes.base import Moment, Pass
 from qexp.passes.tied import untie
 from qexp.quantizers.base import Quantizer
 from qexp.statistics.stats import TensorStats
+from qexp.system.within import hooked
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +75,6 @@ class ExpectedBias(Pass):
         images = torch.cat(list(moment.images))[: self.images]
         done: dict[str, float] = {}
         analytic = 0
-        handles = []
 
         def before(name: str):
             def hook(layer: Quantized, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -92,14 +92,9 @@ class ExpectedBias(Pass):
 
             return hook
 
-        for name, layer in layers.items():
-            handles.append(layer.register_forward_pre_hook(before(name), with_kwargs=True))
-        try:
-            with evaluating(model):
-                model(images)
-        finally:
-            for handle in handles:
-                handle.remove()
+        watching = hooked(q.register_forward_pre_hook(before(n), with_kwargs=True) for n, q in layers.items())
+        with evaluating(model), watching:
+            model(images)
         largest = max(done, key=done.__getitem__)
         log.info(
             "bias correction: %d biases, the largest shift %.3f of its channel's spread (%s)",

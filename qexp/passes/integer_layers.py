@@ -10,6 +10,7 @@ from torch import nn
 from qexp.layers.quantized import quantized_layers
 from qexp.network.quantizer_before import arriving, leaving
 from qexp.passes.base import Moment, Pass
+from qexp.system.within import evaluating
 
 log = logging.getLogger(__name__)
 _GREATEST = ("accumulator_bits",)  # what is not summed over layers
@@ -29,10 +30,8 @@ class IntegerLayers(Pass):
 
     @torch.no_grad()
     def on_fitted(self, model: nn.Module, moment: Moment) -> None:
-        training = model.training
-        model.eval()
-        model(moment.images[0])
-        model.train(training)
+        with evaluating(model):
+            model(moment.images[0])
         for name, layer in quantized_layers(model):
             for what, number in layer.account().items() if hasattr(layer, "account") else ():
                 held = moment.findings.get(what, 0)

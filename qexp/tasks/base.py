@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 
 from qexp.errors import QexpError
 from qexp.system.whole_files import whole
+from qexp.system.within import evaluating
 
 OptimizerFactory = Callable[[Iterable], Optimizer]
 SchedulerFactory = Callable[[Optimizer, int], Any]
@@ -195,9 +196,5 @@ class Task(LightningModule):
 
 def evaluated(model: nn.Module, images: Tensor) -> Any:
     """Returns what a network returns in evaluation mode; its modules are left in the modes they were in."""
-    modes = [(m, m.training) for m in model.modules()]
-    try:
-        return model.eval()(images)
-    finally:
-        for module, training in modes:
-            module.training = training
+    with evaluating(model):
+        return model(images)

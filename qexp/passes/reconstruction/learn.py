@@ -106,12 +106,8 @@ def mixed(quantized: Tensor, floating: Tensor, prob: float, generator: torch.Gen
 def dropping(quantizers: list[Quantizer], prob: float, generator: torch.Generator) -> Iterator[None]:
     """Inside, each quantizer passes elements on unquantized with probability `1 - prob`; with 1 nothing is changed or drawn."""
     hooked = quantizers if prob < 1 else []
-    handles = [q.register_forward_hook(lambda _, args, y: mixed(y, args[0], prob, generator)) for q in hooked]
-    try:
+    with hooked(q.register_forward_hook(lambda _, args, y: mixed(y, args[0], prob, generator)) for q in hooked):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def learn(
