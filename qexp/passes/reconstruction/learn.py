@@ -105,8 +105,8 @@ def mixed(quantized: Tensor, floating: Tensor, prob: float, generator: torch.Gen
 @contextmanager
 def dropping(quantizers: list[Quantizer], prob: float, generator: torch.Generator) -> Iterator[None]:
     """Inside, each quantizer passes elements on unquantized with probability `1 - prob`; with 1 nothing is changed or drawn."""
-    hooked = quantizers if prob < 1 else []
-    with hooked(q.register_forward_hook(lambda _, args, y: mixed(y, args[0], prob, generator)) for q in hooked):
+    dropped = quantizers if prob < 1 else []
+    with hooked(q.register_forward_hook(lambda _, args, y: mixed(y, args[0], prob, generator)) for q in dropped):
         yield
 
 
