@@ -119,8 +119,8 @@ class IntegerBatchNorm2d(QuantBatchNorm2d):
             return super().forward(x)
         if self.steps is None:
             raise QexpError(
-                "integer batch norm: nobody told it the steps around it; list qexp.passes.integer_bn.IntegerBatchNorms "
-                "under the recipe's passes"
+                "an integer batch norm ran before it was linked to the quantizers around it; attach quantizers with "
+                "qexp.recipe.plan.apply, or link what you swapped by hand with qexp.network.linking.link"
             )
         with torch.no_grad():
             y = self._integer(x)

@@ -16,6 +16,7 @@ from qexp.errors import QexpError
 from qexp.layers.swap import check_all_ran
 from qexp.network.cost import params
 from qexp.network.facts import facts
+from qexp.network.linking import link
 from qexp.passes.base import Moment, Pass
 from qexp.passes.fold_bn import fold_bn
 from qexp.passes.permanent import make_permanent
@@ -296,6 +297,7 @@ def search(run: Experiment) -> None:
     """Runs the search that the settings name on held-out training images; the run goes on with the plan it returns."""
 
     def refit() -> None:
+        link(run.model, run.facts)
         for edit in run.passes:
             edit.on_statistics(run.model, run.context)
         fit(run.model, run.statistics, run.facts.followed_by_relu)

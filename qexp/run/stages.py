@@ -19,6 +19,7 @@ from qexp.errors import QexpError
 from qexp.layers.quantized import attribute
 from qexp.models.weights import save_weights
 from qexp.network.facts import Facts
+from qexp.network.linking import link
 from qexp.passes.base import Pass
 from qexp.quantizers.base import Quantizer
 from qexp.recipe.plan import Entry, Plan, Source, build
@@ -249,4 +250,5 @@ def _take(model: nn.Module, plan: Plan, structure: Facts, stage: Stage) -> list[
         )
         setattr(layer, attribute(entry.site), new)
         fresh.append(new)
+    link(model, structure)
     return fresh

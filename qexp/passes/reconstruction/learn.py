@@ -14,6 +14,7 @@ from qexp.errors import QexpError
 from qexp.passes.reconstruction.rounding import Annealing, SoftRounding, regularizer
 from qexp.passes.reconstruction.store import Samples
 from qexp.quantizers.base import Quantizer
+from qexp.system.within import hooked
 
 CHECK = 50  # iterations between looks at the loss: each look waits for the device
 PATIENCE = 10  # looks without progress after which learning of steps alone ends

@@ -1,0 +1,50 @@
+"""Layers that compute on integers get the quantizers around them: a layer alone does not know what its tensors have passed."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from qexp.layers.integer_bn import IntegerBatchNorm2d, Steps
+from qexp.layers.quantized import float_class, quantized_layers
+from qexp.network.facts import RELUS, Facts
+from qexp.network.quantizer_before import arriving, at_output, leaving
+from qexp.quantizers.base import Quantizer
+
+
+def link(model: nn.Module, facts: Facts) -> None:
+    """Links every layer that asks for it to the quantizers its tensors pass, in place; to be repeated where quantizers are replaced.
+
+    A layer with `link(name, arriving, leaving)` gets the quantizers of its input and of its result; an integer batch norm gets the
+    convolution before it (or the tensor that comes in) and the quantizer after it.
+
+    Raises:
+        QexpError: A layer that cannot compute between these quantizers, by name.
+    """
+    before = {bn: conv for conv, bn in facts.bn_of.items()}
+    for name, layer in quantized_layers(model):
+        if isinstance(layer, IntegerBatchNorm2d):
+            conv = model.get_submodule(before[name]) if name in before else None
+            source = arriving(model, facts, before.get(name, name))
+            layer.take_steps(name, Steps(conv, source, _one_after(model, facts, name)))
+        elif hasattr(layer, "link"):
+            layer.link(name, arriving(model, facts, name), leaving(model, facts, name))
+
+
+def _one_after(model: nn.Module, facts: Facts, name: str) -> Quantizer | None:
+    """Returns the quantizer that all of a batch norm's result passes next, None where there is none, or one with a zero point."""
+    found = at_output(model, name)
+    if found is None:
+        ends = {
+            arriving(model, facts, consumer, operand)
+            for consumer in facts.consumers(name)
+            for operand, names in enumerate(facts.sources[consumer])
+            if name in names and not issubclass(float_class(model.get_submodule(consumer)), RELUS)
+        }
+        found = next(iter(ends)) if len(ends) == 1 else None
+    return found if found is not None and _counts_from_zero(found) else None
+
+
+def _counts_from_zero(quantizer: Quantizer) -> bool:
+    """Whether its values are its codes times one step: a uniform grid, no zero point."""
+    affine = getattr(quantizer, "symmetric", True) is False
+    return "half_step" in quantizer.properties and not affine and quantizer.granularity.axis is None
