@@ -32,9 +32,8 @@ def points(config: DictConfig) -> list[list[str]] | None:
         return None
     params = config.hydra.sweeper.get("params") or {}
     # The command line's come last, so that one value there overrules a preset's sweep.
-    given = OmegaConf.to_container(
-        config.hydra.overrides.task, resolve=False
-    )  # `${...}` in it is the point's to resolve
+    # `${...}` in it is the point's to resolve.
+    given = OmegaConf.to_container(config.hydra.overrides.task, resolve=False)
     asked = [*(f"{key}={value}" for key, value in params.items()), *given]
     return get_class(sweeper).split_arguments(OverridesParser.create().parse_overrides(asked), None)[0]
 

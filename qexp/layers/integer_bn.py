@@ -126,9 +126,8 @@ class IntegerBatchNorm2d(QuantBatchNorm2d):
             y = self._integer(x)
             after = self.output_quantizer(y)
         below_its_grid = self.clamp == "source" and self.output_quantizer is self.steps.leaving
-        return (
-            y if below_its_grid else after
-        )  # codes already; only the source's lowest one is not of the quantizer's grid
+        # Codes already; only the source's lowest one is not of the quantizer's grid.
+        return y if below_its_grid else after
 
     def _integer(self, x: Tensor) -> Tensor:
         """Returns the result, as real numbers."""

@@ -24,10 +24,8 @@ from qexp.models.key_maps import EXAMPLE, parsed
 from qexp.models.matching import listed, match
 from qexp.system.whole_files import whole
 
-ROOM, COPIES = (
-    64 << 20,
-    8,
-)  # bytes a file may unpack to: those, and the network with copies of it (of an optimizer, averages)
+# Bytes a file may unpack to: those, and the network with copies of it (of an optimizer, averages).
+ROOM, COPIES = 64 << 20, 8
 
 
 @dataclass(frozen=True)

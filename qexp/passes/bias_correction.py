@@ -119,9 +119,8 @@ def known_input(name: str, model: nn.Module, moment: Moment) -> Tensor | None:
     """Returns E[x] of each input channel of a layer, from the folded batch norm before it, None where that does not tell."""
     operands = moment.facts.sources.get(name, ())
     chain = operands[0] if operands else ()
-    if chain and isinstance(
-        model.get_submodule(chain[-1]), nn.ReLU | nn.ReLU6
-    ):  # a ReLU6 is not looked through, nor what took its place
+    # A ReLU6 is not looked through, nor what took its place.
+    if chain and isinstance(model.get_submodule(chain[-1]), nn.ReLU | nn.ReLU6):
         inner = moment.facts.sources.get(chain[-1], ())
         chain += inner[0] if inner else ()
     normal = moment.folded.get(chain[-1]) if chain else None

@@ -249,9 +249,8 @@ def load_passes(settings: Settings) -> list[Pass]:
 def attach(run: Experiment) -> None:
     """Attaches the quantizers the recipe asks for, in place, and prints the plan."""
     run.plan = resolve(run.model, run.facts, recipe(run.settings))
-    words = (
-        outcome.plan_line if run.settings.in_sweep else outcome.plan_summary
-    )  # a sweep's plans are in each point's layers.csv
+    # A sweep's plans are in each point's layers.csv.
+    words = outcome.plan_line if run.settings.in_sweep else outcome.plan_summary
     log.info("%s", words(run.plan, run.facts, run.model))
     apply(run.model, run.plan, run.facts)
 
