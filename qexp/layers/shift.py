@@ -156,5 +156,3 @@ def _spread(exponents: Tensor, channels: int) -> Tensor:
 
 
 FAMILY: dict[type[nn.Module], type[Quantized]] = {nn.Conv2d: ShiftConv2d, nn.Linear: ShiftLinear}
-for _float, _layer in FAMILY.items():
-    _layer.float_class = _float

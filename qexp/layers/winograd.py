@@ -152,5 +152,3 @@ def exact(operation, codes: Tensor, weight: Tensor, *args) -> Tensor:
 
 
 FAMILY: dict[type[nn.Module], type[Quantized]] = {nn.Conv2d: WinogradConv2d, nn.Linear: WinogradLinear}
-for _float, _layer in FAMILY.items():
-    _layer.float_class = _float
