@@ -35,6 +35,6 @@ if __name__ == "__main__":
     try:
         sys.exit(main())
     except KeyboardInterrupt:
-        from qexp.report.study import StudyPage
+        from qexp.command.study_page import StudyPage
 
         sys.exit(StudyPage.interrupted())

@@ -14,6 +14,7 @@ from qexp.analysis.tensor_errors import Measures, measure, tensor_errors
 from qexp.layers.quantized import main, quantized_layers, quantizers, weight_of
 from qexp.layers.swap import evaluating, quantizers_off
 from qexp.quantizers.base import Quantizer
+from qexp.system.within import hooked
 
 BUDGET = 256 * 2**20  # bytes of float results held at a time; fewer images are looked at where they would take more
 
@@ -69,13 +70,9 @@ def errors_by_depth(
         bytes_an_image = sum(y.numel() * y.element_size() for ys in kept.values() for y in ys)
         few = images[: max(1, min(len(images), budget // max(bytes_an_image, 1)))]
         kept.clear()
-        handles = [q.register_forward_hook(see(key)) for q, key in sites]
-        try:
-            with quantizers_off(model), _hooked(model, alone):
-                model(few)
-        finally:
-            for handle in handles:
-                handle.remove()
+        watching = hooked(q.register_forward_hook(see(key)) for q, key in sites)
+        with watching, quantizers_off(model), _hooked(model, alone):
+            model(few)
         with _hooked(model, together):
             measured = measure(model, few)
         if len(few) < len(images):
@@ -115,15 +112,12 @@ def norm_drift(model: nn.Module, images: Tensor) -> list[dict[str, Any]]:
         return see
 
     before = [(m, m.momentum, m.num_batches_tracked.clone()) for _, m in norms]
-    handles = [norm.register_forward_pre_hook(hook(name)) for name, norm in norms]
     try:
-        with evaluating(model):
+        with evaluating(model), hooked(norm.register_forward_pre_hook(hook(name)) for name, norm in norms):
             for norm, _, _ in before:
                 norm.training, norm.momentum = True, 0.0
             model(images)
     finally:
-        for handle in handles:
-            handle.remove()
         for norm, momentum, count in before:
             norm.momentum = momentum
             norm.num_batches_tracked.copy_(count)
@@ -153,9 +147,5 @@ def _hooked(model: nn.Module, see: Any) -> Iterator[None]:
     def hook(name: str):
         return lambda layer, args, named, y: see(name, layer, args, main(y), named)
 
-    handles = [layer.register_forward_hook(hook(name), with_kwargs=True) for name, layer in quantized_layers(model)]
-    try:
+    with hooked(layer.register_forward_hook(hook(name), with_kwargs=True) for name, layer in quantized_layers(model)):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()

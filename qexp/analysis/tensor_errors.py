@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from qexp.layers.quantized import quantizers, weight_of
 from qexp.layers.swap import evaluating
 from qexp.quantizers.base import Quantizer
+from qexp.system.within import hooked
 
 Measures = dict[tuple[str, str], dict[str, float]]  # by (layer, site)
 _SORTED_ABOVE = 2**20  # codes that spread wider than so are sorted, not counted into bins
@@ -21,21 +22,17 @@ def measure(model: nn.Module, images: Tensor) -> Measures:
     """
     out: Measures = {}
     by_module: dict[int, list[tuple[str, str]]] = {}
-    handles = []
+    activations = []
     for name, site, quantizer in quantizers(model):
         weight = weight_of(model.get_submodule(name), site)
         if weight is not None:
             out[name, site] = tensor_errors(quantizer, weight)
             continue
         if id(quantizer) not in by_module:
-            handles.append(quantizer.register_forward_hook(_hook(by_module, out)))
+            activations.append(quantizer)
         by_module.setdefault(id(quantizer), []).append((name, site))
-    try:
-        with evaluating(model):
-            model(images)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with evaluating(model), hooked(q.register_forward_hook(_hook(by_module, out)) for q in activations):
+        model(images)
     return out
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import fields, is_dataclass
@@ -26,6 +25,7 @@ from qexp.quantizers.base import Quantizer
 from qexp.results import identity
 from qexp.statistics.collectors import Collector
 from qexp.statistics.stats import TensorStats
+from qexp.system.whole_files import whole
 
 log = logging.getLogger(__name__)
 _VERSION = "4"  # of the file's meaning: a change of what is collected changes every hash
@@ -122,18 +122,12 @@ def save_stats(calibration: Calibration, path: Path) -> None:
             tensors |= {f"{i}/{kind}/{k}": v.contiguous() for k, v in getattr(site, kind).state().items()}
         tensors |= {f"{i}/extra/{k}": v.contiguous() for k, v in site.extra.items()}
     aliases = [[*key, *target] for key, target in calibration.aliases.items()]
-    part = path.with_suffix(f".{os.getpid()}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, part, metadata={"sites": json.dumps(sites), "aliases": json.dumps(aliases)})
-        part.replace(path)
-    except (
-        OSError,
-        SafetensorError,
-    ) as error:  # a full or read-only disk costs the next run a calibration, not this one its result
+        with whole(path) as part:
+            save_file(tensors, part, metadata={"sites": json.dumps(sites), "aliases": json.dumps(aliases)})
+    # A full or read-only disk costs the next run a calibration, not this one its result.
+    except (OSError, SafetensorError) as error:
         log.warning("calibration statistics could not be kept in %s: %s", path, error)
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
 
 
 def load_stats(path: Path) -> Calibration | None:

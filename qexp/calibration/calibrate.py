@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import weakref
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from tqdm import tqdm
 
 from qexp.calibration.cache import content_hash, save_stats
@@ -23,6 +24,7 @@ from qexp.quantizers.base import Quantizer
 from qexp.statistics.collectors import Collector, merged
 from qexp.statistics.stats import NonFinite, TensorStats
 from qexp.system import ranks
+from qexp.system.within import hooked
 
 log = logging.getLogger(__name__)
 CHANNEL_BINS = 2048  # fewer cost a range search at 8 bits more than 1 % in error
@@ -90,15 +92,16 @@ def collect(
 
         return hook
 
-    handles = []
-    for name, module in model.named_modules():
-        if float_class(module) in QUANTIZED:
-            handles.append(module.register_forward_pre_hook(before(name), with_kwargs=True))
-            handles.append(module.register_forward_hook(lambda _, __, y, name=name: see((name, "output"), main(y))))
+    def watching() -> Iterator[RemovableHandle]:
+        for name, module in model.named_modules():
+            if float_class(module) in QUANTIZED:
+                yield module.register_forward_pre_hook(before(name), with_kwargs=True)
+                yield module.register_forward_hook(lambda _, __, y, name=name: see((name, "output"), main(y)))
+
     home = next((t.device for t in model.parameters()), torch.device("cpu"))
     try:
         model.to(device or home)
-        with evaluating(model), nullcontext() if quantized else quantizers_off(model):
+        with hooked(watching()), evaluating(model), nullcontext() if quantized else quantizers_off(model):
             bar = tqdm(batches, desc="calibrate", unit="batch", leave=False, disable=not progress)
             for number, images in enumerate(bar):
                 model(images if device is None else images.to(device))
@@ -107,8 +110,6 @@ def collect(
                     for key in aliases:
                         del stats[key]
     finally:
-        for handle in handles:
-            handle.remove()
         model.to(home)
     calibration = Calibration(stats, aliases)
     calibration.sync(collectors)

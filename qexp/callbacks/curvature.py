@@ -15,6 +15,7 @@ from qexp.errors import QexpError
 from qexp.layers.quantized import attribute, quantizers
 from qexp.layers.swap import evaluating
 from qexp.quantizers.ewgs import EWGSInput, EWGSWeight
+from qexp.system.within import hooked
 
 log = logging.getLogger(__name__)
 
@@ -138,9 +139,5 @@ def _outputs(curved: dict[str, nn.Module]) -> Iterator[dict[str, Tensor]]:
 
         return hook
 
-    handles = [q.register_forward_hook(keep(name)) for name, q in curved.items()]
-    try:
+    with hooked(q.register_forward_hook(keep(name)) for name, q in curved.items()):
         yield seen
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -14,6 +14,7 @@ from qexp.analysis.tensor_errors import measure
 from qexp.callbacks.growing import Growing
 from qexp.callbacks.oscillation import Oscillation
 from qexp.layers.quantized import quantizers
+from qexp.quantizers.ends import ends
 
 MEASURED = ("sqnr", "saturation", "levels_used")
 
@@ -68,12 +69,10 @@ class History(Growing):
                 moving = {(name, "weight"): shares for name, *shares in callback.shares()}
         rows = []
         for name, site, q in quantizers(pl_module.model):
-            scale, zero = (torch.as_tensor(v).detach().float().flatten().cpu() for v in (q.scale, q.zero_point))
-            qmin, qmax = (torch.as_tensor(v).detach().float().flatten().cpu() for v in q.limits)
-            ends = float(((qmin - zero) * scale).min()), float(((qmax - zero) * scale).max())
+            scale = torch.as_tensor(q.scale).detach().float().flatten().cpu()
             seen = measured.get((name, site), {})
             rows.append(
-                [name, site, float(scale.median()), *ends, *(seen.get(k, "") for k in MEASURED), q.levels]
+                [name, site, float(scale.median()), *ends(q), *(seen.get(k, "") for k in MEASURED), q.levels]
                 + (moving.get((name, site)) or ["", ""])
             )
         return rows

@@ -1,62 +1,108 @@
-"""A sweep's configurations, composed once each."""
+"""The points of a sweep: how many there are, and whether each may run, before the first does."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import copy
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, OmegaConf
+from hydra.utils import get_class
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
-HELD = 64  # configurations that wait for their point; a megabyte each
+from qexp.errors import QexpError
+
+SHOWN = 5  # points that are named where several ask for what is not allowed
 
 
-class ComposeOnce(Callback):
-    """Lets the points of a sweep run with the configurations that Hydra composed to check the sweep before its first point.
+def points(config: DictConfig) -> list[list[str]] | None:
+    """Returns the overrides of each point that a sweep asks for, in order; None where a sweeper decides as it goes.
 
-    Hydra composes each again when its turn comes, which takes a tenth of a second. Where points run in other processes they still do.
+    Raises:
+        HydraException: What was asked for is no sweep, as the sweeper itself is about to say.
     """
+    sweeper = str(OmegaConf.select(config, "hydra.sweeper._target_"))
+    if not sweeper.endswith(".BasicSweeper"):
+        return None
+    params = config.hydra.sweeper.get("params") or {}
+    # The command line's come last, so that one value there overrules a preset's sweep.
+    # `${...}` in it is the point's to resolve.
+    given = OmegaConf.to_container(config.hydra.overrides.task, resolve=False)
+    asked = [*(f"{key}={value}" for key, value in params.items()), *given]
+    return get_class(sweeper).split_arguments(OverridesParser.create().parse_overrides(asked), None)[0]
 
-    def __init__(self) -> None:
-        self.checked: Checked | None = None
+
+def points_of(config: DictConfig) -> int | None:
+    """Returns how many points a sweep asks for; None where a sweeper decides as it goes."""
+    every = points(config)
+    return None if every is None else len(every)
+
+
+class CheckPoints(Callback):
+    """Reads the settings of every point of a sweep before the first one runs: `-m seed=0,-1` is refused with no point run.
+
+    What the configuration alone tells is checked: types, bounds, choices, references that lead nowhere. Composing a point takes a
+    tenth of a second. A sweeper that decides as it goes (Optuna's) has no points to check yet.
+    """
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        if not str(OmegaConf.select(config, "hydra.launcher._target_")).endswith("BasicLauncher"):
+        try:
+            every = points(config) or []
+            refused = list(_refused(config, every))
+        except HydraException:  # a mistake in what was asked, which the sweeper is about to name
             return
-        loader = GlobalHydra.instance().config_loader()
-        loader.load_sweep_config = self.checked = Checked(loader.load_sweep_config)
-
-    def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
-        if self.checked is not None:
-            self.checked.started(config)
+        if refused:  # Hydra turns exceptions of callbacks into warnings
+            sys.exit("\n".join(_told(refused, len(every))))
 
 
-class Checked:
-    """Composes a configuration, or hands out the one that was composed of the same overrides before, once.
+def _refused(config: DictConfig, every: Sequence[Sequence[str]]) -> Iterator[tuple[Sequence[str], QexpError]]:
+    """Yields the points whose settings cannot be read, each by the overrides in which points differ, with the error."""
+    from qexp.run.settings import read  # here, so that --help and --cfg answer at once
 
-    The first to be handed out, or to run, ends the check: what is composed from then on is not held.
+    loader = GlobalHydra.instance().config_loader()
+    shared = set(every[0]).intersection(*every) if every else set()
+    for number, overrides in enumerate(every):
+        composed = loader.load_sweep_config(config, list(overrides))
+        with open_dict(composed):
+            composed.hydra.job.id = composed.hydra.job.num = number
+        with _running(composed):
+            try:
+                read(_task(composed), in_sweep=True)
+            except QexpError as error:
+                yield [o for o in overrides if o not in shared], error
 
-    Args:
-        compose: `(master_config, sweep_overrides) -> configuration`.
-        held: How many may wait.
-    """
 
-    def __init__(self, compose: Callable[[DictConfig, list[str]], DictConfig], held: int = HELD) -> None:
-        self.compose, self.held, self.checking = compose, held, True
-        self.waiting: dict[tuple[str, ...], DictConfig] = {}
+def _told(refused: Sequence[tuple[Sequence[str], QexpError]], total: int) -> Iterator[str]:
+    """Yields the lines that name the points that may not run."""
+    count = len(refused)
+    yield f"{count} of {total} points {'asks' if count == 1 else 'ask'} for what is not allowed; none was run"
+    for overrides, error in refused[:SHOWN]:
+        yield f"  {' '.join([*overrides, ''])}-> {error}" if overrides else f"  {error}"
+    if count > SHOWN:
+        yield f"  and {count - SHOWN} more"
 
-    def __call__(self, master_config: DictConfig, sweep_overrides: Sequence[str]) -> DictConfig:
-        asked = tuple(sweep_overrides)
-        if asked in self.waiting:
-            self.checking = False
-            return self.waiting.pop(asked)
-        made = self.compose(master_config, list(sweep_overrides))
-        if self.checking and len(self.waiting) < self.held:
-            self.waiting[asked] = made
-        return made
 
-    def started(self, config: DictConfig) -> None:
-        """A point runs: the check is over, and its configuration is for no other, where a sweeper had nothing checked."""
-        self.checking = False
-        self.waiting = {asked: held for asked, held in self.waiting.items() if held is not config}
+def _task(composed: DictConfig) -> DictConfig:
+    """Returns a configuration as a run gets it: without Hydra's own."""
+    config = copy.deepcopy(composed)
+    with read_write(config), open_dict(config):
+        del config["hydra"]
+    return config
+
+
+@contextmanager
+def _running(composed: DictConfig) -> Iterator[None]:
+    """Inside, `${hydra:...}` reads a point's configuration, as it will when the point runs."""
+    held = HydraConfig.instance()
+    before = held.cfg
+    held.set_config(composed)
+    try:
+        yield
+    finally:
+        held.cfg = before

@@ -151,9 +151,8 @@ class PackWriter:
         self.part, self.journal = path.with_name(path.name + ".part"), path.with_name(path.name + ".journal")
         path.parent.mkdir(parents=True, exist_ok=True)
         self.chunks = list(self._complete())
-        self._file = self.part.open(
-            "r+b" if self.part.exists() else "w+b", buffering=0
-        )  # nothing left to fail on close
+        # Nothing left to fail on close.
+        self._file = self.part.open("r+b" if self.part.exists() else "w+b", buffering=0)
         self._file.truncate(HEADER + sum(c.kept for c in self.chunks) * self.image_bytes)
         self._file.seek(0, os.SEEK_END)
         self._write_journal()

@@ -88,9 +88,8 @@ def packed(
     path = folder / f"{what}-{pack_name(listing, resize)}"
     if not path.exists():
         try:
-            with locked(
-                folder, lambda: log.info("%s: another process is packing in %s", what, folder)
-            ):  # the points of a sweep that run side by side pack once
+            # The points of a sweep that run side by side pack once.
+            with locked(folder, lambda: log.info("%s: another process is packing in %s", what, folder)):
                 if not path.exists():
                     _make(path, listing, resize, what, workers, bad_images)
         except OSError as error:

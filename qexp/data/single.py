@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from qexp.errors import QexpError
 from qexp.system import ranks
+from qexp.system.within import evaluating, hooked
 
 log = logging.getLogger(__name__)
 
@@ -61,15 +62,8 @@ def norm_of_vectors(model: nn.Module, example: Tensor) -> str | None:
         return hook
 
     norms = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    handles = [m.register_forward_pre_hook(see(name)) for name, m in norms]
-    modes = [(m, m.training) for m in model.modules()]
     home = next((t.device for t in model.parameters()), torch.device("cpu"))
-    try:
-        if norms:
-            model.eval()(example.to(home))
-    finally:
-        for handle in handles:
-            handle.remove()
-        for module, training in modes:
-            module.training = training
+    if norms:
+        with evaluating(model), hooked(m.register_forward_pre_hook(see(name)) for name, m in norms):
+            model(example.to(home))
     return found[0] if found else None

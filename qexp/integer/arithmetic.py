@@ -80,10 +80,8 @@ def float32_factor(ratio: NDArray[np.float32]) -> tuple[Ints, Ints]:
     if not (np.isfinite(fraction).all() and (fraction > 0).all()):
         raise QexpError("a factor between two grids is zero, negative or not finite")
     whole, shift = np.ldexp(fraction, 24).astype(np.int64), 24 - exponent.astype(np.int64)
-    lost, left = (
-        np.maximum(shift - BYTE_SHIFT, 0),
-        np.maximum(-shift, 0),
-    )  # lost: of factors that make nothing of 32 bits
+    # Lost: of factors that make nothing of 32 bits.
+    lost, left = np.maximum(shift - BYTE_SHIFT, 0), np.maximum(-shift, 0)
     return (whole >> np.minimum(lost, 62)) << left, np.clip(shift, 0, BYTE_SHIFT)
 
 

@@ -18,9 +18,8 @@ Reals = NDArray[np.float64]
 _PROBES = 33  # codes of a wide grid that are looked at
 _NEAR = 1e-3  # of a step: how near to a decision the probes go
 _MOST = 2**15  # greatest integer weight that a set of levels may ask for
-_LEAST = (
-    2**11
-)  # and the least of the greatest: levels without a common step are rounded to a finer one than that of 12 bits
+# And the least of the greatest: levels without a common step are rounded to a finer one than that of 12 bits.
+_LEAST = 2**11
 _SUM = 2**31  # sums of such levels stay below it, where that costs no more than the above
 
 

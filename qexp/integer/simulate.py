@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from qexp.integer.arithmetic import requantized
 from qexp.integer.lowered import Lowered, Site
 from qexp.layers.quantized import BAKED, Quantized, attribute
+from qexp.system.within import evaluating
 
 Keep = Callable[[str, Tensor], None]
 
@@ -92,10 +93,9 @@ def integer_rounding(model: nn.Module, lowered: Lowered, keep: Keep | None = Non
     """
     held = [(p, p.data) for p in model.parameters()]
     buffers = [(m, n, b) for m in model.modules() for n, b in m._buffers.items() if b is not None]
-    training = {m: m.training for m in model.modules()}
-    with ExitStack() as stack:
+    with evaluating(model), ExitStack() as stack:
         try:
-            model.eval().double()
+            model.double()
             stack.callback(model.register_forward_pre_hook(_in_float64).remove)
             for (name, site), here in lowered.sites.items():
                 stack.callback(_place(model, name, site, here, keep))
@@ -108,8 +108,6 @@ def integer_rounding(model: nn.Module, lowered: Lowered, keep: Keep | None = Non
                 p.data = data
             for module, name, buffer in buffers:
                 module._buffers[name] = buffer
-            for module, mode in training.items():
-                module.training = mode
 
 
 def _in_float64(module: nn.Module, args: tuple) -> tuple:

@@ -119,16 +119,15 @@ class IntegerBatchNorm2d(QuantBatchNorm2d):
             return super().forward(x)
         if self.steps is None:
             raise QexpError(
-                "integer batch norm: nobody told it the steps around it; list qexp.passes.integer_bn.IntegerBatchNorms "
-                "under the recipe's passes"
+                "an integer batch norm ran before it was linked to the quantizers around it; attach quantizers with "
+                "qexp.recipe.plan.apply, or link what you swapped by hand with qexp.network.linking.link"
             )
         with torch.no_grad():
             y = self._integer(x)
             after = self.output_quantizer(y)
         below_its_grid = self.clamp == "source" and self.output_quantizer is self.steps.leaving
-        return (
-            y if below_its_grid else after
-        )  # codes already; only the source's lowest one is not of the quantizer's grid
+        # Codes already; only the source's lowest one is not of the quantizer's grid.
+        return y if below_its_grid else after
 
     def _integer(self, x: Tensor) -> Tensor:
         """Returns the result, as real numbers."""

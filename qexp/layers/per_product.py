@@ -128,5 +128,3 @@ FAMILY: dict[type[nn.Module], type[Quantized]] = {
     nn.ConvTranspose2d: PerProductConvTranspose2d,
     nn.Linear: PerProductLinear,
 }
-for _float, _layer in FAMILY.items():
-    _layer.float_class = _float

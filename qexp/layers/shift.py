@@ -56,8 +56,8 @@ class Shift(Quantized):
 
     `shift[o,i] = e[o,i] + Qout[o] + I - Qin[i]`, `acc = sum s (x_q << shift)`, result `acc * 2^-(Qout + I) + bias`, which the quantizer
     that follows (after a batch norm, if there is one) rounds to `2^-Qout`. The exponents of input channels are absorbed exactly, which
-    is what makes a scale for each channel possible. Qin and Qout are those of the quantizers the tensors pass; the pass `IntegerLayers`
-    finds them. In training the layer computes as the ordinary one.
+    is what makes a scale for each channel possible. Qin and Qout are those of the quantizers the tensors pass, to which
+    `qexp.recipe.plan.apply` links the layer. In training the layer computes as the ordinary one.
 
     Source: the shift engine of TF2-Engine.
     Differs from the source: negative shifts keep their fractional bits; there they are clamped to 0, which turns the weight into +-1.
@@ -89,7 +89,8 @@ class Shift(Quantized):
         arriving, _ = self._ends
         if arriving is None:
             raise QexpError(
-                "a shift layer ran before it knew its exponents; list qexp.passes.integer_layers.IntegerLayers under passes"
+                "a shift layer ran before it was linked to the quantizers around it; attach quantizers with qexp.recipe.plan.apply, or "
+                "link what you swapped by hand with qexp.network.linking.link"
             )
         sign, exponent = powers(weight)
         if exponent.ndim == 2:
@@ -155,5 +156,3 @@ def _spread(exponents: Tensor, channels: int) -> Tensor:
 
 
 FAMILY: dict[type[nn.Module], type[Quantized]] = {nn.Conv2d: ShiftConv2d, nn.Linear: ShiftLinear}
-for _float, _layer in FAMILY.items():
-    _layer.float_class = _float

@@ -27,6 +27,7 @@ from qexp.layers.quantized import (
     weight_of,
 )
 from qexp.quantizers.base import Quantizer
+from qexp.system.within import evaluating, hooked
 
 WRITTEN_AS = "_written_as"  # the shorthand class of a layer, where it is not the float class itself
 
@@ -114,18 +115,6 @@ def bake(layer: Quantized) -> None:
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Inside, the model is in evaluation mode; afterwards each module is in the mode it was in, frozen ones too."""
-    before = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in before:
-            module.training = training
-
-
-@contextmanager
 def quantizers_off(model: nn.Module) -> Iterator[None]:
     """Inside, the model computes as the float model it was made from."""
     layers = [layer for _, layer in quantized_layers(model)]
@@ -145,13 +134,23 @@ def baked_weights(model: nn.Module) -> Iterator[None]:
     layers = [layer for _, layer in quantized_layers(model) if isinstance(layer, WEIGHTED)]
     with torch.no_grad():
         for layer in layers:
-            layer.register_buffer(BAKED, layer.weight_quantizer(layer.weight).detach(), persistent=False)
+            hold_weight(layer, layer.weight_quantizer(layer.weight).detach())
     try:
         yield
     finally:
         for layer in layers:
-            del layer._buffers[BAKED]
-            layer._non_persistent_buffers_set.discard(BAKED)
+            release_weight(layer)
+
+
+def hold_weight(layer: Quantized, weight: Tensor) -> None:
+    """Lets the layer compute with a weight that is quantized already, until `release_weight`; it is in no state and no file."""
+    layer.register_buffer(BAKED, weight, persistent=False)
+
+
+def release_weight(layer: Quantized) -> None:
+    """Lets the layer quantize its own weight again; a layer that holds none is left as it is."""
+    if BAKED in layer._buffers:
+        delattr(layer, BAKED)
 
 
 @torch.no_grad()
@@ -159,13 +158,11 @@ def check_all_ran(model: nn.Module, example: Tensor) -> None:
     """Raises, by name, for quantizers that an example `[N, C, H, W]` does not pass through: their layer is bypassed or dead."""
     ran: set[int] = set()
     everyone = list(quantizers(model))
-    handles = [q.register_forward_pre_hook(lambda module, _: ran.add(id(module))) for _, _, q in everyone]
-    try:
-        with evaluating(model):
-            model(example)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with (
+        hooked(q.register_forward_pre_hook(lambda module, _: ran.add(id(module))) for _, _, q in everyone),
+        evaluating(model),
+    ):
+        model(example)
     silent = [f"{name}.{site}" for name, site, q in everyone if id(q) not in ran]
     if silent:
         raise QexpError(

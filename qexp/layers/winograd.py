@@ -54,10 +54,8 @@ class Winograd(Quantized):
         if self.training or not self.enabled:
             return super().forward(x)
         qx, qw = self.input_quantizer, self.weight_quantizer
-        x, weight = (
-            qx(x),
-            self.quantized_weight(),
-        )  # the quantizers run as in any layer; what is on the grid keeps its codes
+        # The quantizers run as in any layer; what is on the grid keeps its codes.
+        x, weight = qx(x), self.quantized_weight()
         for q in (qx, qw):
             if q.gain is not None or bool((q.zero_point != 0).any()):
                 raise QexpError(
@@ -154,5 +152,3 @@ def exact(operation, codes: Tensor, weight: Tensor, *args) -> Tensor:
 
 
 FAMILY: dict[type[nn.Module], type[Quantized]] = {nn.Conv2d: WinogradConv2d, nn.Linear: WinogradLinear}
-for _float, _layer in FAMILY.items():
-    _layer.float_class = _float

@@ -28,11 +28,8 @@ SPARE = {
     "target",
     "momentum",
 }  # copies beside the trained network
-COUNTED = (
-    "total_ops",
-    "total_params",
-    "n_averaged",
-)  # what tools that count operations or average weights leave behind
+# What tools that count operations or average weights leave behind.
+COUNTED = ("total_ops", "total_params", "n_averaged")
 DEPTH = 3  # mappings within mappings that are looked into, and dots of a prefix
 LOOKS = 2000  # mappings that are looked into
 SHOWN = 4  # names an error lists before it only counts

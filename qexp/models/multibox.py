@@ -107,9 +107,8 @@ class MultiBox(nn.Module):
             return self.priors.new_zeros(len(self.priors), 4), kinds
         overlaps = box_iou(true, corners(self.priors))
         overlap, which = overlaps.max(0)
-        for number, best in enumerate(
-            overlaps.argmax(1).tolist()
-        ):  # of two boxes with one best prior the later takes it
+        # Of two boxes with one best prior the later takes it.
+        for number, best in enumerate(overlaps.argmax(1).tolist()):
             overlap[best], which[best] = 2.0, number
         return true[which], torch.where(overlap >= 0.5, labels[which] + 1, kinds)
 

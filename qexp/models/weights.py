@@ -22,11 +22,10 @@ from qexp.models.checkpoints import read
 from qexp.models.int8_npz import read_int8
 from qexp.models.key_maps import EXAMPLE, parsed
 from qexp.models.matching import listed, match
+from qexp.system.whole_files import whole
 
-ROOM, COPIES = (
-    64 << 20,
-    8,
-)  # bytes a file may unpack to: those, and the network with copies of it (of an optimizer, averages)
+# Bytes a file may unpack to: those, and the network with copies of it (of an optimizer, averages).
+ROOM, COPIES = 64 << 20, 8
 
 
 @dataclass(frozen=True)
@@ -95,17 +94,13 @@ def load_weights(
 def save_weights(model: nn.Module, path: str | Path) -> None:
     """Writes the model's `state_dict` as safetensors; the file is complete or not there at all."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
-        save_file({k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()}, part)
-        part.replace(path)
+        with whole(path) as part:
+            save_file({k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()}, part)
     except (OSError, SafetensorError) as error:
         raise QexpError(
             f"{path}: the weights cannot be written ({error}); make room, or choose another folder"
         ) from error
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _as_mapping(key_map: Mapping[str, str | None] | str | None) -> Mapping[str, str | None]:
@@ -167,26 +162,27 @@ def _from_torchvision(source: str, model: nn.Module, cache: Path) -> Path:
 def _fetch(url: str, path: Path, digest: str) -> Path:
     """`path`, downloaded if it is not there, if its sha256 begins with `digest`."""
     if not path.is_file():
-        part = path.with_name(f"{path.name}.{os.getpid()}.part")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with urllib.request.urlopen(url, timeout=30) as response, part.open("wb") as file:
-                total = int(response.headers.get("Content-Length") or 0)
-                with tqdm(total=total or None, unit="B", unit_scale=True, desc=path.name, leave=False) as bar:
-                    while block := response.read(1 << 20):
-                        file.write(block)
-                        bar.update(len(block))
-            _compare(part, digest, f"{url} (download)")
-            part.replace(path)
+            with whole(path) as part:
+                _download(url, part, path.name)
+                _compare(part, digest, f"{url} (download)")
         except (OSError, http.client.HTTPException) as error:
             raise QexpError(
                 f"{path.name} is not in {path.parent}, and {url} cannot be fetched ({error}). Without network, bring "
                 f"the file and put it there as {path}"
             ) from error
-        finally:
-            part.unlink(missing_ok=True)
     _compare(path, digest, str(path))
     return path
+
+
+def _download(url: str, part: Path, name: str) -> None:
+    """Writes what a URL holds to `part`, under a bar called `name`."""
+    with urllib.request.urlopen(url, timeout=30) as response, part.open("wb") as file:
+        total = int(response.headers.get("Content-Length") or 0)
+        with tqdm(total=total or None, unit="B", unit_scale=True, desc=name, leave=False) as bar:
+            while block := response.read(1 << 20):
+                file.write(block)
+                bar.update(len(block))
 
 
 def _compare(path: Path, digest: str, where: str) -> None:

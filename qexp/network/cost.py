@@ -11,8 +11,7 @@ from torch import nn
 
 from qexp.layers.quantized import WEIGHTED, float_class
 from qexp.network.facts import Facts
-
-FLOAT = 32
+from qexp.numerics.widths import FLOAT
 
 
 @dataclass(frozen=True)
@@ -103,8 +102,8 @@ def cost(
         params: Parameters of the float network.
         others: Multiply-accumulates, in float, of what no layer of a known type computes.
     """
-    w = {name: wbits.get(name, 32) for name in layers}
-    a = {name: abits.get(name, 32) for name in layers}
+    w = {name: wbits.get(name, FLOAT) for name in layers}
+    a = {name: abits.get(name, FLOAT) for name in layers}
     weights, inputs = sum(c.weights for c in layers.values()), sum(c.inputs for c in layers.values())
     outside = sum(others.values())
     weight_bits = sum(c.weights * w[n] for n, c in layers.items())

@@ -11,8 +11,8 @@ from torch import nn
 from qexp.layers.quantized import quantizers, weight_of
 from qexp.network.cost import LayerCost, layer_costs
 from qexp.network.facts import Facts
+from qexp.numerics.widths import FLOAT
 
-FLOAT = 32
 _MULTIPLY_8, _ADD_32, _MULTIPLY_FLOAT, _ADD_FLOAT = 0.2, 0.1, 3.7, 0.9  # pJ
 _READ_BIT = 20 / 64  # pJ
 

@@ -12,7 +12,7 @@ import copy
 import inspect
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils.hooks import RemovableHandle
 
 from qexp.layers.quantized import GRADIENT, QUANTIZED, WEIGHTED, float_class
 from qexp.layers.swap import evaluating, quantizers_off
@@ -27,6 +28,7 @@ from qexp.models.modules import Add, Concat
 from qexp.network.graph import Graph, Ref, Step, mapped, same, tensors
 from qexp.network.two_runs import Refused, merge
 from qexp.network.unreachable_weights import Products
+from qexp.system.within import hooked
 
 # values of tensors that become numbers of Python, which may steer what is called
 _READS = {
@@ -356,9 +358,10 @@ class _Run:
             self.products.through(tensors((args, kwargs)), made)
             self._add("module", frame.name, name, module, args, kwargs, made, frame.versions)
 
-    @contextmanager
-    def _hooks(self) -> Iterator[None]:
-        handles = []
+    def _hooks(self) -> AbstractContextManager[None]:
+        return hooked(self._put_on())
+
+    def _put_on(self) -> Iterator[RemovableHandle]:
         compiled: list[str] = []
         for name, module in self.model.named_modules():
             if isinstance(module, torch.jit.ScriptModule):  # takes no hooks: nobody sees what it computes
@@ -366,13 +369,8 @@ class _Run:
                     self.products.unseen(name, module)
                 compiled.append(name)
                 continue
-            handles.append(module.register_forward_pre_hook(self._before, prepend=True, with_kwargs=True))
-            handles.append(module.register_forward_hook(self._after, with_kwargs=True, always_call=True))
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
+            yield module.register_forward_pre_hook(self._before, prepend=True, with_kwargs=True)
+            yield module.register_forward_hook(self._after, with_kwargs=True, always_call=True)
 
 
 def _sites(module: nn.Module, args: tuple, kwargs: dict, out: Any) -> Shapes:

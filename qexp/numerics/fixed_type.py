@@ -59,19 +59,3 @@ def shifted(total: Tensor, f: int, rounding: str = "trunc") -> Tensor:
         rounding: A name of the house's roundings.
     """
     return round_to(total.double() / 2**f, rounding)
-
-
-def weighted_sum(
-    acc: Tensor, other: Tensor, factors: tuple[Tensor | int, Tensor | int], f: int, bits: int, rounding: str = "trunc"
-) -> Tensor:
-    """Returns the codes of a residual sum: `clip(trunc((factors[0] acc + factors[1] other) / 2^f))` on `bits` signed bits, float64.
-
-    Args:
-        acc, other: Accumulator and shortcut, integers.
-        factors: Their rescalings as `fixed_type` gives them.
-        f: Their fraction bits.
-        bits: Width of the result.
-        rounding: `trunc` as PACT-Quantization, or another.
-    """
-    total = acc.double() * factors[0] + other.double() * factors[1]
-    return shifted(total, f, rounding).clamp(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)

@@ -16,7 +16,7 @@ from qexp.passes.base import Moment, Pass
 log = logging.getLogger(__name__)
 
 
-class ReestimateBN(Pass):
+class BnReestimate(Pass):
     """Moves every batch norm's running mean and variance by what quantization moved them, on the calibration images.
 
     Once the quantizers have their ranges, before any training: `mean + (mean_q - mean_f)`, `var * var_q / var_f`, where q and f are the
@@ -37,7 +37,7 @@ class ReestimateBN(Pass):
     def __init__(self, batch: int = 128, relative: bool = True, after_training: bool = False) -> None:
         if batch < 2:
             raise QexpError(
-                f"ReestimateBN(batch={batch}): a batch of at least 2 images is needed to measure a variance"
+                f"BnReestimate(batch={batch}): a batch of at least 2 images is needed to measure a variance"
             )
         self.batch, self.relative, self.after_training = batch, relative, after_training
 

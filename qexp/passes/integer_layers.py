@@ -1,4 +1,4 @@
-"""Layers that compute on integers are told which quantizers their tensors pass, and asked what happened inside."""
+"""What happened inside layers that compute on integers: overflows, widths of accumulators, constants that saturated."""
 
 from __future__ import annotations
 
@@ -8,31 +8,24 @@ import torch
 from torch import nn
 
 from qexp.layers.quantized import quantized_layers
-from qexp.network.quantizer_before import arriving, leaving
 from qexp.passes.base import Moment, Pass
+from qexp.system.within import evaluating
 
 log = logging.getLogger(__name__)
 _GREATEST = ("accumulator_bits",)  # what is not summed over layers
 
 
 class IntegerLayers(Pass):
-    """Links shift layers to the exponents of their input and output; reports overflows, negative shifts and accumulator widths.
+    """Reports overflows, negative shifts, accumulator widths, and constants of integer batch norms that saturated or vanished.
 
-    A layer takes part if it has `link(name, arriving, leaving)`; it reports if it has `account() -> {name: number}`. Findings are summed
-    over layers (widths: the greatest); the log has a line for each layer that has something to say.
+    The network runs once, on the first calibration batch. A layer reports if it has `account() -> {name: number}`. Findings are summed
+    over layers (widths: the greatest); the log has a line for each layer that reports more than 0.
     """
-
-    def on_statistics(self, model: nn.Module, moment: Moment) -> None:
-        for name, layer in quantized_layers(model):
-            if hasattr(layer, "link"):
-                layer.link(name, arriving(model, moment.facts, name), leaving(model, moment.facts, name))
 
     @torch.no_grad()
     def on_fitted(self, model: nn.Module, moment: Moment) -> None:
-        training = model.training
-        model.eval()
-        model(moment.images[0])
-        model.train(training)
+        with evaluating(model):
+            model(moment.images[0])
         for name, layer in quantized_layers(model):
             for what, number in layer.account().items() if hasattr(layer, "account") else ():
                 held = moment.findings.get(what, 0)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from qexp.layers.quantized import quantizers, weight_of
 from qexp.passes.base import Moment, Pass
 from qexp.quantizers.base import Quantizer
+from qexp.system.within import evaluating, hooked
 
 
 def entropy(codes: Tensor) -> float:
@@ -40,21 +41,16 @@ class Rate(Pass):
     def on_fitted(self, model: nn.Module, moment: Moment) -> None:
         """Measures, in evaluation mode."""
         seen: dict[str, list[tuple[float, int]]] = {"weight": [], "activation": []}
-        handles = []
+        activations = []
         for name, site, q in quantizers(model):
             weight = weight_of(model.get_submodule(name), site)
             if weight is None:
-                handles.append(q.register_forward_hook(partial(self._see, seen["activation"])))
+                activations.append(q)
             elif site == "weight":
                 self._see(seen["weight"], q, (weight,))
-        training = model.training
-        model.eval()
-        try:
+        see = partial(self._see, seen["activation"])
+        with evaluating(model), hooked(q.register_forward_hook(see) for q in activations):
             model(moment.images[0])
-        finally:
-            model.train(training)
-            for handle in handles:
-                handle.remove()
         for kind, found in seen.items():
             if found:
                 moment.findings[f"rate_{kind}"] = round(sum(h * n for h, n in found) / sum(n for _, n in found), 4)

@@ -15,6 +15,7 @@ from qexp.layers.swap import quantizers_off
 from qexp.passes.base import Moment, Pass
 from qexp.passes.shared_exponents import residual_groups
 from qexp.quantizers.caq import CAQShift
+from qexp.system.within import evaluating, hooked
 
 log = logging.getLogger(__name__)
 
@@ -50,12 +51,10 @@ class RefineExponents(Pass):
 
     @torch.no_grad()
     def on_fitted(self, model: nn.Module, moment: Moment) -> None:
-        training = model.training
-        model.eval()
-        layers = _layers(model, moment)
-        if layers:
-            self._refine(model, layers, moment)
-        model.train(training)
+        with evaluating(model):
+            layers = _layers(model, moment)
+            if layers:
+                self._refine(model, layers, moment)
 
     def _refine(self, model: nn.Module, layers: list[list[CAQShift]], moment: Moment) -> None:
         with quantizers_off(model):
@@ -160,12 +159,8 @@ def _errors(
         held = sums.get(id(q), [torch.zeros_like(exact), torch.zeros_like(exact)])
         sums[id(q)] = [held[0] + error, held[1] + exact]
 
-    handles = [q.register_forward_hook(see) for group in layers for q in group]
-    try:
+    with hooked(q.register_forward_hook(see) for group in layers for q in group):
         scores = _scores(model, images)
-    finally:
-        for handle in handles:
-            handle.remove()
 
     def percent(q: CAQShift) -> float:
         error, exact = sums[id(q)]

@@ -73,9 +73,8 @@ def grid_errors(density: Density, scale: Tensor, zero_point: Tensor, grid: Unifo
     """Returns the summed squared errors `[N, G]` of quantizing everything seen to `(codes - zero_point) * scale`, both `[N, G]` float64."""
     qmin, qmax = _limits(grid)
     codes = torch.arange(float(qmin.min()), float(qmax.max()) + 1, dtype=torch.float64)[None]
-    codes = torch.maximum(
-        torch.minimum(codes, qmax[:, None]), qmin[:, None]
-    )  # narrower channels repeat their end levels
+    # Narrower channels repeat their end levels.
+    codes = torch.maximum(torch.minimum(codes, qmax[:, None]), qmin[:, None])
     at_once = max(1, _AT_ONCE // (scale.shape[1] * codes.shape[1]))
     return torch.cat(
         [

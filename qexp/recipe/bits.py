@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from qexp.errors import QexpError
+from qexp.numerics.widths import FLOAT
 from qexp.recipe.patterns import match
 
-FLOAT = 32
 MOST = 16  # bits of a quantizer; biases, which are added to sums, may have more
 Group = str | Sequence[str]
 

@@ -16,6 +16,7 @@ from qexp.errors import QexpError
 from qexp.layers.quantized import Quantized, channel_axis, quantized_layers, transposed_blocks
 from qexp.layers.swap import swap
 from qexp.network.facts import Facts
+from qexp.network.linking import link
 from qexp.numerics.granularity import PerBlock, PerChannel, granularity
 from qexp.quantizers.base import Quantizer
 from qexp.system.objects import HINTS, find, make
@@ -108,8 +109,11 @@ class Plan:
 def apply(model: nn.Module, plan: Plan, facts: Facts) -> None:
     """Attaches the plan's quantizers to the model, in place; sites with the same `share` name get one quantizer.
 
+    Layers that compute on integers are linked to the quantizers around them.
+
     Raises:
-        QexpError: A quantizer that refuses its bits, granularity or site, named by layer and site.
+        QexpError: A quantizer that refuses its bits, granularity or site, or a layer that cannot compute between the quantizers
+            around it, named by layer and site.
     """
     shared: dict[str, Quantizer] = {}
     made: dict[str, partial] = {}
@@ -135,6 +139,7 @@ def apply(model: nn.Module, plan: Plan, facts: Facts) -> None:
         for site in layer.sites:
             if isinstance(layer.site(site), Quantizer):
                 layer.site(site).attach(layer, _sources(model, facts, name))
+    link(model, facts)
 
 
 def _sources(model: nn.Module, facts: Facts, name: str) -> tuple[tuple[nn.Module, str], ...]:

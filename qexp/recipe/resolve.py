@@ -235,9 +235,8 @@ def _apply_rule(name, rule, table, layers, model, recipe, places, widths, weight
     elif rule.get("layers") is None:
         raise QexpError(f"{where}: says neither `layers` nor `types`, so it names no layer")
     edits = {key: value for key, value in rule.items() if key in SITES or key.startswith("input.")}
-    mixed = any(
-        layer in weighted for layer in hits
-    )  # then a width for "*" puts no quantizers on batch norms and activations
+    # Then a width for "*" puts no quantizers on batch norms and activations.
+    mixed = any(layer in weighted for layer in hits)
     touched = []
     for layer in hits:
         for key, edit in edits.items():
@@ -318,9 +317,8 @@ def _name_widths(table: dict, wbits: Bits, abits: Bits, facts: Facts, weighted: 
             width, key = abits.named[layer]
         elif site == "output" and entry.spec is not None:
             fed = [c for c in facts.consumers(layer) if c in abits.named]
-            fed = [
-                c for c in fed if c in weighted
-            ] or fed  # what computes with the tensor decides, else what passes it on
+            # What computes with the tensor decides, else what passes it on.
+            fed = [c for c in fed if c in weighted] or fed
             width, key = min(abits.named[c] for c in fed) if fed else (None, "")
         else:
             continue

@@ -21,7 +21,8 @@ from qexp.report.cell_figures import cell_figures
 from qexp.report.overview_figures import overview_figures
 from qexp.report.point_figures import point_figures
 from qexp.report.search_figures import search_figures
-from qexp.results.table_csv import collect, write_text
+from qexp.results.table_csv import collect
+from qexp.system.whole_files import write_text
 
 SCRIPTS = (
     "format",

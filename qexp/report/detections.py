@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from qexp.errors import QexpError
-from qexp.results.table_csv import write_text
+from qexp.system.whole_files import write_text
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1b2027; --muted: #6b7482; --card: #fff; --bg: #f5f6f8; --line: #e4e7ec; }

@@ -169,10 +169,8 @@ class _Handler(BaseHTTPRequestHandler):
 
 def serve(studies: Sequence[Path], page: Path, address: str, port: int) -> None:
     """Shows the page until Ctrl-C or a signal to end, and says where."""
-    for number in (
-        signal.SIGINT,
-        signal.SIGTERM,
-    ):  # also where a shell that starts it in the background has Ctrl-C ignored
+    # Also where a shell that starts it in the background has Ctrl-C ignored.
+    for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
     with Server(studies, page, address, port) as server:
         names = ", ".join(str(study) for study in studies)

@@ -19,7 +19,7 @@ from bokeh.resources import INLINE
 from PIL import Image
 
 from qexp.report.style import card_figure
-from qexp.results.table_csv import write_text
+from qexp.system.whole_files import write_text
 
 SHOWN = 20  # pairs the table holds
 _FLOAT, _QUANT = "#6b7280", "#0072B2"

@@ -45,9 +45,8 @@ EVERY_RUN = {
     *("setuptools", "typing_extensions", "packaging", "antlr4", "qexp_kernels"),
 }
 DOTTED = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
-_read: dict[
-    str, tuple[object, str, tuple[str, ...]]
-] = {}  # module and path -> what was loaded, hash of its code, what it imports
+# Module and path -> what was loaded, hash of its code, what it imports.
+_read: dict[str, tuple[object, str, tuple[str, ...]]] = {}
 
 
 def named(node: Any) -> Iterator[str]:
@@ -185,9 +184,8 @@ def _source(name: str, path: Path) -> tuple[str, tuple[str, ...]]:
     """
     loaded = getattr(sys.modules.get(name), "__spec__", None) or sys.modules.get(name)
     before = _read.get(f"{name} {path}")
-    if (
-        before is not None and loaded is not None and (before[0] is None or before[0] is loaded)
-    ):  # specs are equal too easily
+    # Specs are equal too easily.
+    if before is not None and loaded is not None and (before[0] is None or before[0] is loaded):
         found = (loaded, *before[1:])
     else:
         found = (loaded, *_parsed(name, path))

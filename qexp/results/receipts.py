@@ -11,6 +11,7 @@ from typing import Any
 
 from qexp.results import wording
 from qexp.results.remaining import Remaining
+from qexp.system.whole_files import write_text
 
 
 @dataclass(frozen=True)
@@ -35,10 +36,7 @@ class Receipt:
 
 def leave(folder: Path, job: int, receipt: Receipt) -> None:
     """Puts the receipt of a job into the folder, whole or not at all."""
-    folder.mkdir(parents=True, exist_ok=True)
-    part = folder / f".{job}.part"
-    part.write_text(json.dumps(asdict(receipt)), encoding="utf-8")
-    part.replace(folder / f"{job}.json")
+    write_text(folder / f"{job}.json", json.dumps(asdict(receipt)))
 
 
 def found(folder: Path) -> dict[str, Receipt | None]:

@@ -1,13 +1,9 @@
-"""How far a sweep is: one line a finished point, with the time that is left."""
+"""How far a sweep is: one line per finished point, with the time that is left."""
 
 from __future__ import annotations
 
-import math
 import time
 from collections import deque
-
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import DictConfig, OmegaConf
 
 from qexp.results import wording
 
@@ -36,17 +32,3 @@ class Remaining:
             left = (self.total - self.done) * sum(self.recent) / len(self.recent)
             text += f", about {wording.seconds(left)} left"
         return f"{text}: {result}" if result else text
-
-
-def points_of(config: DictConfig) -> int | None:
-    """Returns how many points the sweep asks for: the product of its lists; None where a sweeper decides as it goes."""
-    if not str(OmegaConf.select(config, "hydra.sweeper._target_")).endswith("BasicSweeper"):
-        return None
-    params = config.hydra.sweeper.get("params") or {}
-    asked = [*(f"{key}={value}" for key, value in params.items()), *config.hydra.overrides.task]
-    # the command line's come last, so that one value there overrules a preset's sweep
-    choices = {
-        parsed.get_key_element(): len(list(parsed.sweep_string_iterator())) if parsed.is_sweep_override() else 1
-        for parsed in OverridesParser.create().parse_overrides(asked)
-    }
-    return math.prod(choices.values())

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -22,6 +22,7 @@ from typing import Any
 
 from qexp.errors import QexpError
 from qexp.system.locks import locked
+from qexp.system.whole_files import write_bytes, write_text
 
 log = logging.getLogger(__name__)
 
@@ -96,23 +97,11 @@ class Record:
 
     def write(self, name: str, text: str) -> None:
         """Writes a file whole or not at all."""
-        part = self.folder / f".{name}.{os.getpid()}.part"
-        try:
-            part.write_text(text)
-            part.replace(self.folder / name)
-        finally:
-            with suppress(OSError):
-                part.unlink(missing_ok=True)
+        write_text(self.folder / name, text)
 
     def write_bytes(self, name: str, content: bytes) -> None:
         """Writes a binary file whole or not at all."""
-        part = self.folder / f".{name}.{os.getpid()}.part"
-        try:
-            part.write_bytes(content)
-            part.replace(self.folder / name)
-        finally:
-            with suppress(OSError):
-                part.unlink(missing_ok=True)
+        write_bytes(self.folder / name, content)
 
     def metrics(self, metrics: dict[str, Any]) -> None:
         """Writes `metrics.json`: the last file of a point, whose presence says that it is finished."""

@@ -2,8 +2,6 @@
 
 import json
 import logging
-import os
-import secrets
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +9,7 @@ import pandas as pd
 
 from qexp.errors import QexpError
 from qexp.results.confidence import seed_columns
+from qexp.system.whole_files import write_text
 
 log = logging.getLogger(__name__)
 
@@ -135,17 +134,3 @@ def write_results(study_dir: str | Path) -> Path:
 def _cell(value: Any) -> Any:
     """Returns lists and mappings as JSON text, everything else as it is."""
     return json.dumps(value) if isinstance(value, (list, dict)) else value
-
-
-def write_text(path: Path, text: str) -> Path:
-    """Returns `path` after its content was replaced atomically: a reader sees the old or the new file, never half.
-
-    Two writers at once each have their own temporary file; the last one wins.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8", errors="replace")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path

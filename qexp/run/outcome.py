@@ -23,6 +23,9 @@ from qexp.layers.quantized import WEIGHTED, float_class, quantizers, weight_of
 from qexp.network.cost import cost, layer_costs, quantized_macs
 from qexp.network.facts import Facts
 from qexp.network.hardware_cost import hardware
+from qexp.numerics.widths import FLOAT
+from qexp.quantizers.base import Quantizer
+from qexp.quantizers.ends import ends
 from qexp.recipe import Plan
 from qexp.recipe.plan import Source
 from qexp.results import wording
@@ -33,6 +36,7 @@ from qexp.run.devices import device_name
 from qexp.run.experiment import Experiment
 from qexp.run.naming import asked, reference_name
 from qexp.statistics.stats import TensorStats
+from qexp.system.whole_files import whole
 
 log = logging.getLogger(__name__)
 _HISTOGRAM_BINS = 128
@@ -156,9 +160,11 @@ def write(run: Experiment) -> None:
     record.write("histograms.json", json.dumps(histograms(model, seen)))
     rest = dict(run.score.outcomes)
     if "correct" in rest:
-        np.save(record.folder / "correct.npy", rest.pop("correct"))
+        with whole(record.folder / "correct.npy") as part, part.open("wb") as file:
+            np.save(file, rest.pop("correct"))
     if rest:
-        np.savez_compressed(record.folder / "outcomes.npz", **rest)
+        with whole(record.folder / "outcomes.npz") as part, part.open("wb") as file:
+            np.savez_compressed(file, **rest)
     record.write_bytes(saved_network.FILE, saved_network.serialized(model, plan, run.origin, run.data.example()))
     record.write("depth.json", json.dumps({"layers": depth, "norms": norms}))
     row["diagnosis"] = diagnose(row, table, depth, norms, read_history(record.folder))
@@ -188,9 +194,9 @@ def layer_table(
         if key in fitted:
             q = fitted[key]
             scale, zero = torch.as_tensor(q.scale).detach().flatten(), torch.as_tensor(q.zero_point).detach().flatten()
-            qmin, qmax = (torch.as_tensor(v).detach().float().flatten() for v in q.limits)
+            low, high = ends(q)
             row |= q.describe() | {"scale": _brief(scale), "zero_point": _brief(zero)}
-            row |= {"low": float(((qmin - zero) * scale).min()), "high": float(((qmax - zero) * scale).max())}
+            row |= {"low": low, "high": high}
             row |= measured.get(key, {}) | own.get(key, {}) | channel_measures(model, *key, q, seen)
         if base["layer"] in costs:
             c = costs[base["layer"]]
@@ -199,7 +205,7 @@ def layer_table(
                 "macs": c.macs if base["site"] == "weight" else "",
             }
             if base["site"] == "weight":
-                row["bops"] = c.macs * base["bits"] * plan.bits("input").get(base["layer"], 32)
+                row["bops"] = c.macs * base["bits"] * plan.bits("input").get(base["layer"], FLOAT)
         rows.append(row)
     columns = [
         "layer",
@@ -258,26 +264,20 @@ def histograms(model: nn.Module, seen: Calibration) -> list[dict[str, Any]]:
         if stats is None or stats.histogram is None:
             continue
         seen_values = stats.remember("histogram of the page", partial(_folded, stats))
-        scale, zero = torch.as_tensor(q.scale).detach().flatten(), torch.as_tensor(q.zero_point).detach().flatten()
-        qmin, qmax = (
-            float(torch.as_tensor(v).float().max() if i else torch.as_tensor(v).float().min())
-            for i, v in enumerate(q.limits)
-        )
-        levels = None
-        if scale.numel() == 1 and qmax - qmin + 1 <= _MAX_LEVELS:
-            codes = torch.arange(qmin, qmax + 1, device=scale.device)
-            levels = [round(level, 6) for level in ((codes - zero[0]) * scale[0]).tolist()]
-        out.append(
-            {
-                "layer": name,
-                "site": site,
-                **seen_values,
-                "low": float(((qmin - zero) * scale).min()),
-                "high": float(((qmax - zero) * scale).max()),
-                "levels": levels,
-            }
-        )
+        low, high = ends(q)
+        out.append({"layer": name, "site": site, **seen_values, "low": low, "high": high, "levels": _levels(q)})
     return out
+
+
+def _levels(q: Quantizer) -> list[float] | None:
+    """Returns the levels of a quantizer with one scale, where a page can draw them all."""
+    scale, zero = (torch.as_tensor(v).detach().flatten() for v in (q.scale, q.zero_point))
+    least, most = (torch.as_tensor(v).float() for v in q.limits)
+    least, most = float(least.min()), float(most.max())
+    if scale.numel() != 1 or most - least + 1 > _MAX_LEVELS:
+        return None
+    codes = torch.arange(least, most + 1, device=scale.device)
+    return [round(level, 6) for level in ((codes - zero[0]) * scale[0]).tolist()]
 
 
 def _folded(stats: TensorStats) -> dict[str, Any]:

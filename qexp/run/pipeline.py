@@ -16,6 +16,7 @@ from qexp.errors import QexpError
 from qexp.layers.swap import check_all_ran
 from qexp.network.cost import params
 from qexp.network.facts import facts
+from qexp.network.linking import link
 from qexp.passes.base import Moment, Pass
 from qexp.passes.fold_bn import fold_bn
 from qexp.passes.permanent import make_permanent
@@ -30,8 +31,8 @@ from qexp.run.saved_network import Origin
 from qexp.run.settings import Settings
 from qexp.search.setting import Setting
 from qexp.system import disk
-from qexp.system.locks import remove_leftovers
 from qexp.system.objects import make
+from qexp.system.whole_files import remove_leftovers
 
 log = logging.getLogger(__name__)
 
@@ -248,9 +249,8 @@ def load_passes(settings: Settings) -> list[Pass]:
 def attach(run: Experiment) -> None:
     """Attaches the quantizers the recipe asks for, in place, and prints the plan."""
     run.plan = resolve(run.model, run.facts, recipe(run.settings))
-    words = (
-        outcome.plan_line if run.settings.in_sweep else outcome.plan_summary
-    )  # a sweep's plans are in each point's layers.csv
+    # A sweep's plans are in each point's layers.csv.
+    words = outcome.plan_line if run.settings.in_sweep else outcome.plan_summary
     log.info("%s", words(run.plan, run.facts, run.model))
     apply(run.model, run.plan, run.facts)
 
@@ -296,6 +296,7 @@ def search(run: Experiment) -> None:
     """Runs the search that the settings name on held-out training images; the run goes on with the plan it returns."""
 
     def refit() -> None:
+        link(run.model, run.facts)
         for edit in run.passes:
             edit.on_statistics(run.model, run.context)
         fit(run.model, run.statistics, run.facts.followed_by_relu)

@@ -25,7 +25,6 @@ from qexp.errors import QexpError
 from qexp.layers.quantized import float_class
 from qexp.models.weights import load_weights
 from qexp.network.facts import facts
-from qexp.network.quantizer_before import arriving, leaving
 from qexp.passes.fold_bn import fold_bn
 from qexp.passes.permanent import make_permanent
 from qexp.recipe.plan import Entry, Plan, Source, apply
@@ -123,11 +122,7 @@ def load(folder: str | Path) -> nn.Module:
         _fold(model, settings, about, example)
     _put_replaced(model, about["replaced"], tensors)
     plan = Plan(tuple(Entry(*row[:4], Source(row[4]), row[5]) for row in about["plan"]))
-    found = facts(model, example)
-    apply(model, plan, found)
-    for name, layer in model.named_modules():
-        if hasattr(layer, "link"):
-            layer.link(name, arriving(model, found, name), leaving(model, found, name))
+    apply(model, plan, facts(model, example))
     _fill(model, tensors, about, folder)
     return model.eval()
 

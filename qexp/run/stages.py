@@ -19,12 +19,14 @@ from qexp.errors import QexpError
 from qexp.layers.quantized import attribute
 from qexp.models.weights import save_weights
 from qexp.network.facts import Facts
+from qexp.network.linking import link
 from qexp.passes.base import Pass
 from qexp.quantizers.base import Quantizer
 from qexp.recipe.plan import Entry, Plan, Source, build
 from qexp.run import training
 from qexp.run.experiment import Experiment
 from qexp.run.settings import Schedule
+from qexp.system.whole_files import write_text
 from qexp.tasks.base import Task
 from qexp.tasks.distillation import Distillation
 
@@ -216,9 +218,7 @@ def _read(kept: Path) -> list[dict[str, Any]]:
 
 
 def _write(kept: Path, done: list[dict[str, Any]]) -> None:
-    part = kept / "done.json.part"
-    part.write_text(json.dumps(done))
-    part.replace(kept / "done.json")
+    write_text(kept / "done.json", json.dumps(done))
 
 
 def _outcome(module: Task) -> dict[str, float]:
@@ -250,4 +250,5 @@ def _take(model: nn.Module, plan: Plan, structure: Facts, stage: Stage) -> list[
         )
         setattr(layer, attribute(entry.site), new)
         fresh.append(new)
+    link(model, structure)
     return fresh

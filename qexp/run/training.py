@@ -45,10 +45,8 @@ from qexp.tasks.distillation import Distillation
 from qexp.tasks.sharpness import SharpnessAware
 
 log = logging.getLogger(__name__)
-for _name in (
-    "pytorch_lightning",
-    "pytorch_lightning.utilities.rank_zero",
-):  # which devices there are, and advertisements
+# Which devices there are, and advertisements.
+for _name in ("pytorch_lightning", "pytorch_lightning.utilities.rank_zero"):
     logging.getLogger(_name).setLevel(logging.WARNING)
 # Lightning advises more workers for any loader; ours hands out ready-made tensors
 warnings.filterwarnings("ignore", message=".*does not have many workers.*")

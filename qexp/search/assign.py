@@ -10,6 +10,7 @@ from scipy.optimize import LinearConstraint, milp
 
 from qexp.errors import QexpError
 from qexp.network.cost import LayerCost
+from qexp.numerics.widths import FLOAT
 from qexp.search.budget import Option, least, share
 from qexp.search.shelf import Key
 
@@ -89,6 +90,6 @@ def monotone(table: pd.DataFrame) -> dict[tuple[str, str, int], float]:
 
 
 def _options(layer: str, worth: Mapping[tuple[str, str, int], float], fixed: Mapping[Key, int]) -> Sequence[Option]:
-    wbits = [b for (n, s, b) in worth if n == layer and s == "weight"] or [fixed.get((layer, "weight"), 32)]
-    abits = [b for (n, s, b) in worth if n == layer and s == "input"] or [fixed.get((layer, "input"), 32)]
+    wbits = [b for (n, s, b) in worth if n == layer and s == "weight"] or [fixed.get((layer, "weight"), FLOAT)]
+    abits = [b for (n, s, b) in worth if n == layer and s == "input"] or [fixed.get((layer, "input"), FLOAT)]
     return [Option(layer, w, a) for w in wbits for a in abits]

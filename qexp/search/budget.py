@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from qexp.errors import QexpError, near
 from qexp.network.cost import LayerCost
+from qexp.numerics.widths import FLOAT
 
 KINDS = ("weight_bytes", "bops", "mean_wbit", "mean_abit")
 
@@ -34,7 +35,7 @@ def share(kind: str, option: Option, layers: Mapping[str, LayerCost]) -> float:
 
 def spent(kind: str, wbits: Mapping[str, int], abits: Mapping[str, int], layers: Mapping[str, LayerCost]) -> float:
     """Returns a cost of the whole network at these widths (32 where a layer is not named)."""
-    return sum(share(kind, Option(n, wbits.get(n, 32), abits.get(n, 32)), layers) for n in layers)
+    return sum(share(kind, Option(n, wbits.get(n, FLOAT), abits.get(n, FLOAT)), layers) for n in layers)
 
 
 def limits(

@@ -24,6 +24,7 @@ from qexp.search.budget import spent
 from qexp.search.sensitivity import Score
 from qexp.search.setting import Setting
 from qexp.search.shelf import Key, Shelf
+from qexp.system.whole_files import write_text
 
 log = logging.getLogger(__name__)
 COSTS = ("weight_bytes", "bops")
@@ -155,9 +156,8 @@ class Pareto(Allocate):
         front = trials[trials.front].sort_values(list(COSTS)).drop_duplicates([self.goal, *COSTS])
         for i, row in enumerate(front.to_dict("records")):
             folder = setting.folder / "front" / f"{i:02d}"
-            folder.mkdir(parents=True, exist_ok=True)
             plan = shelf.plan_of({key: int(row[_name(key)]) for key in self.keys(shelf)}, f"search.{self.name}")
-            plan.frame().to_csv(folder / "layers.csv", index=False)
+            write_text(folder / "layers.csv", plan.frame().to_csv(index=False))
         setting.findings |= {"search": self.name, "search_trials": len(trials), "search_front": len(front)}
         log.info(
             "pareto: %d plans of %d are on the front; their tables: %s",

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from qexp.network.facts import Facts
+from qexp.system.within import hooked
 
 
 class Replay:
@@ -35,7 +36,6 @@ class Replay:
     def first(self, images: Tensor) -> Tensor:
         """Returns the model's result for `[N, C, H, W]`, and keeps every layer's."""
         self._kept, self._calls = {}, {}
-        handles = []
 
         def keep(name: str):
             def hook(_, __, output):
@@ -44,14 +44,9 @@ class Replay:
 
             return hook
 
-        for name in self.order:
-            handles.append(self.model.get_submodule(name).register_forward_hook(keep(name)))
-        try:
-            with _nothing_in_place(self.model):
-                return self.model(images)
-        finally:
-            for handle in handles:
-                handle.remove()
+        watching = hooked(self.model.get_submodule(name).register_forward_hook(keep(name)) for name in self.order)
+        with watching, _nothing_in_place(self.model):
+            return self.model(images)
 
     @torch.no_grad()
     def again(self, images: Tensor, changed: str) -> Tensor:

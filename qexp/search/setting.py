@@ -21,6 +21,7 @@ from qexp.recipe.plan import Plan
 from qexp.results import identity
 from qexp.search.sensitivity import sensitivity
 from qexp.search.shelf import Key, Shelf
+from qexp.system.whole_files import whole
 
 log = logging.getLogger(__name__)
 
@@ -77,9 +78,8 @@ class Setting:
     def write(self, name: str, table: pd.DataFrame) -> Path:
         """Writes a table into the run folder, whole or not at all."""
         path = self.folder / name
-        part = path.with_suffix(".part")
-        table.to_csv(part, index=False)
-        part.replace(path)
+        with whole(path) as part:
+            table.to_csv(part, index=False)
         return path
 
 
@@ -98,8 +98,6 @@ def measured(setting: Setting, shelf: Shelf, keys: Sequence[Key], images: int, m
         log.info("sensitivity: measured earlier, %s", path)
         return pd.read_csv(path)
     table = sensitivity(shelf, setting.facts, batches, keys, memory_mb, setting.progress)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(f".{id(table)}.part")
-    table.to_csv(part, index=False)
-    part.replace(path)
+    with whole(path) as part:
+        table.to_csv(part, index=False)
     return table

@@ -10,13 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from qexp.errors import QexpError
-from qexp.layers.quantized import BAKED, GRADIENT, QUANTIZED, WEIGHTED, Quantized, attribute, quantized_layers
+from qexp.layers.quantized import GRADIENT, QUANTIZED, WEIGHTED, Quantized, attribute, quantized_layers
+from qexp.layers.swap import hold_weight, release_weight
 from qexp.network.facts import Facts
+from qexp.numerics.widths import FLOAT
 from qexp.quantizers.base import Quantizer
 from qexp.recipe.plan import Entry, Plan, Source, build
 
 Key = tuple[str, str]  # a layer, and one of its sites
-FLOAT = 32
 
 
 class Shelf:
@@ -130,16 +131,14 @@ class Shelf:
             if kept is None:
                 with torch.no_grad():
                     kept = self._weights[*key, bits] = quantizer(layer.weight).detach()
-            layer.register_buffer(BAKED, kept, persistent=False)
+            hold_weight(layer, kept)
 
     def _set(self, key: Key, module: nn.Module) -> None:
         setattr(self.model.get_submodule(key[0]), attribute(key[1]), module)
 
     def _unbake(self) -> None:
         for _, layer in quantized_layers(self.model):
-            if BAKED in layer._buffers:
-                del layer._buffers[BAKED]
-                layer._non_persistent_buffers_set.discard(BAKED)
+            release_weight(layer)
 
     def close(self) -> None:
         """Drops the weights held for evaluation; the network computes from its own again."""

@@ -7,10 +7,13 @@ that asks for the same. What was collected reaches `fit` as `stats.extra[name]`.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import reduce
 from typing import Protocol
 
 import torch
 from torch import Tensor
+
+from qexp.system import ranks
 
 
 class DifferentShapes(Exception):
@@ -69,11 +72,4 @@ def merged(collector: Collector, held: Tensor | None, new: Tensor) -> Tensor:
 
 def synced(collector: Collector, held: Tensor) -> Tensor:
     """Returns the summary of what all ranks of a distributed run have seen; without one, `held`."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return held
-    gathered: list[Tensor] = [held] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(gathered, held)
-    total = gathered[0]
-    for other in gathered[1:]:
-        total = collector.merge(total, other)
-    return total
+    return reduce(collector.merge, ranks.gathered(held))

@@ -15,6 +15,7 @@ from qexp.errors import QexpError
 from qexp.numerics.granularity import Granularity, PerGroup, PerTensor
 from qexp.statistics.density import Density, binned, sampled
 from qexp.statistics.histogram import Histogram
+from qexp.system import ranks
 
 _SUMS = (
     "count",
@@ -273,11 +274,9 @@ class TensorStats:
 
     def sync(self) -> None:
         """Merges the summaries of all ranks of a distributed run, in rank order; without one, does nothing."""
-        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        if ranks.world() == 1:
             return
-        gathered: list[dict[str, Tensor]] = [{} for _ in range(torch.distributed.get_world_size())]
-        torch.distributed.all_gather_object(gathered, self.state())
         merged = TensorStats(self.granularity, self.bins)
-        for state in gathered:
+        for state in ranks.gathered(self.state()):
             merged.merge(TensorStats.from_state(state, self.granularity))
         self.__dict__.update(merged.__dict__)

@@ -1,15 +1,11 @@
-"""A lock a folder, held between processes: released by the system when its holder ends, however it ends."""
+"""A lock per folder, held between processes: released by the system when its holder ends, however it ends."""
 
 from __future__ import annotations
 
 import fcntl
 import logging
-import os
-import re
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from functools import cache
+from contextlib import contextmanager
 from pathlib import Path
 
 from qexp.errors import QexpError
@@ -42,35 +38,7 @@ def locked(folder: Path, waiting: Callable[[], None] | None = None) -> Iterator[
             if waiting is not None:
                 waiting()
             fcntl.flock(file, fcntl.LOCK_EX)
-        except (
-            OSError
-        ) as error:  # some network file systems have no locks: two sweeps may then do work twice, never wrongly
+        # Some network file systems have no locks: two sweeps may then do work twice, never wrongly.
+        except OSError as error:
             log.warning("%s: this file system has no locks (%s)", folder, error)
         yield
-
-
-@cache  # once a process
-def remove_leftovers(folder: Path, age: float = 60.0) -> None:
-    """Removes what killed processes were writing anywhere below a folder: `NAME.PID.part` files of processes that are gone.
-
-    Args:
-        folder: A cache; it may be missing.
-        age: Seconds without a change, after which not even a process on another machine that shares the folder is still writing.
-    """
-    for part in folder.rglob("*.part"):
-        number = re.search(r"\.(\d+)\.part$", part.name)
-        with suppress(OSError):
-            is_old = time.time() - part.stat().st_mtime > age
-            if is_old and not (number and _lives(int(number[1]))):
-                part.unlink()
-
-
-def _lives(process: int) -> bool:
-    """Whether a process of this machine runs under this number."""
-    try:
-        os.kill(process, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except OSError:  # someone else's
-        return True
-    return True

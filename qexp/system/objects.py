@@ -66,9 +66,8 @@ def _located(name: str, where: str) -> Callable[..., Any]:
         try:
             found: Any = import_module(module_name)
         except ModuleNotFoundError as error:
-            if error.name and not f"{module_name}.".startswith(
-                f"{error.name}."
-            ):  # the module exists, what it imports does not
+            # The module exists, what it imports does not.
+            if error.name and not f"{module_name}.".startswith(f"{error.name}."):
                 raise QexpError(
                     f"{_place(where)}{TARGET}={name}: {module_name} cannot be imported ({error})"
                 ) from error

@@ -68,9 +68,8 @@ def interleaved(rows: torch.Tensor) -> torch.Tensor:
     parts = gathered(rows)
     out = torch.cat(parts, 1)
     places = [torch.arange(r, out.shape[1], len(parts)) for r in range(len(parts))]
-    if [len(p) for p in places] == [
-        part.shape[1] for part in parts
-    ]:  # else only some batches were looked at, in any order
+    # Else only some batches were looked at, in any order.
+    if [len(p) for p in places] == [part.shape[1] for part in parts]:
         out = out[:, torch.argsort(torch.cat(places))]
     return out
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import time
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,6 +17,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from qexp.errors import QexpError
+from qexp.system.whole_files import whole
+from qexp.system.within import evaluating
 
 OptimizerFactory = Callable[[Iterable], Optimizer]
 SchedulerFactory = Callable[[Optimizer, int], Any]
@@ -52,17 +52,13 @@ class Score:
 
     def save(self, path: Path) -> None:
         """Writes the score whole or not at all; where it cannot, the next run evaluates again, and the log says so."""
-        part = path.with_suffix(f".{os.getpid()}.part.npz")
         plain = {k: v for k, v in vars(self).items() if k != "outcomes"}
         arrays = {f"outcome.{name}": array for name, array in self.outcomes.items()}
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            np.savez_compressed(part, score=np.array(json.dumps(plain)), **arrays)
-            part.replace(path)
+            with whole(path) as part, part.open("wb") as file:
+                np.savez_compressed(file, score=np.array(json.dumps(plain)), **arrays)
         except OSError as error:
             log.warning("the score could not be kept in %s: %s", path, error)
-            with suppress(OSError):
-                part.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, path: Path) -> Score:
@@ -200,9 +196,5 @@ class Task(LightningModule):
 
 def evaluated(model: nn.Module, images: Tensor) -> Any:
     """Returns what a network returns in evaluation mode; its modules are left in the modes they were in."""
-    modes = [(m, m.training) for m in model.modules()]
-    try:
-        return model.eval()(images)
-    finally:
-        for module, training in modes:
-            module.training = training
+    with evaluating(model):
+        return model(images)

@@ -14,7 +14,7 @@ from torchvision.ops import nms as suppress
 
 from qexp.models.detector import Detector
 from qexp.report.detections import write_detections
-from qexp.results.table_csv import write_text
+from qexp.system.whole_files import write_text
 from qexp.tasks.base import Score, Task
 from qexp.tasks.detection_samples import samples
 from qexp.tasks.mean_ap import Matches, class_ap, interval, match, mean_ap

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qexp.errors import QexpError, near
+from qexp.system.within import evaluating, hooked
 
 
 class Distillation:
@@ -73,10 +74,8 @@ class Distillation:
                 f"distill: the teacher ({type(self.teacher).__name__}) tells {classes} classes apart, the data set has {num_classes}; "
                 "choose a teacher trained on the same classes"
             )
-        before = student.training
-        with torch.no_grad(), self._watching(student.eval()) as ours:
+        with torch.no_grad(), evaluating(student), self._watching(student) as ours:
             student(example)
-        student.train(before)
         for name in self.layers:
             if ours[name].shape != theirs[name].shape:
                 raise QexpError(
@@ -106,12 +105,8 @@ class Distillation:
 
             return hook
 
-        handles = [network.get_submodule(name).register_forward_hook(keep(name)) for name in self.layers]
-        try:
+        with hooked(network.get_submodule(name).register_forward_hook(keep(name)) for name in self.layers):
             yield seen
-        finally:
-            for handle in handles:
-                handle.remove()
 
 
 def soft_divergence(logits: Tensor, target: Tensor, temperature: float) -> Tensor:

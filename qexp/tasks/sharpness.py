@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from qexp.errors import QexpError
 from qexp.system import ranks
+from qexp.system.within import hooked
 
 VARIANTS = ("qsam", "asam")
 
@@ -88,23 +89,15 @@ def _watched(places: Sequence[nn.Module]) -> Iterator[dict[int, Tensor]]:
     def keep(module: nn.Module, _: object, y: Tensor) -> Tensor:
         return seen.setdefault(id(module), y)  # a layer called again computes with the same tensor
 
-    handles = [place.register_forward_hook(keep) for place in places]
-    try:
+    with hooked(place.register_forward_hook(keep) for place in places):
         yield seen
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextmanager
 def _moved(places: Sequence[nn.Module], moves: Sequence[Tensor]) -> Iterator[None]:
     """Inside, each module returns what it does, plus its move."""
-    handles = [p.register_forward_hook(lambda _, __, y, eps=eps: y + eps) for p, eps in zip(places, moves)]
-    try:
+    with hooked(p.register_forward_hook(lambda _, __, y, eps=eps: y + eps) for p, eps in zip(places, moves)):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextmanager

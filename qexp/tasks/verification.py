@@ -16,6 +16,7 @@ from qexp.data.pair_lists import Pair
 from qexp.errors import QexpError
 from qexp.report.verification import SHOWN, write_verification
 from qexp.results.confidence import wilson
+from qexp.system.whole_files import write_text
 from qexp.tasks.base import Score, Task
 
 _FAR = (0.1, 0.01, 0.001)  # false accept rates whose true accept rate is reported
@@ -150,7 +151,7 @@ class Verification(Task):
             table["correct_float"] = reference.outcomes["correct"]
             table["shift"] = table.cosine - table.cosine_float
             table = table.sort_values("shift", key=np.abs, ascending=False)
-        table.to_csv(folder / "pairs.csv", index=False, float_format="%.6f")
+        write_text(folder / "pairs.csv", table.to_csv(index=False, float_format="%.6f"))
         write_verification(folder, self._thumbnails(table.head(SHOWN), data) if self.show_images else {})
 
     @staticmethod

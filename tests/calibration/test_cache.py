@@ -11,9 +11,10 @@ import pytest
 import torch
 from torch import nn
 
-from qexp.calibration.cache import content_hash, load_stats, save_stats
+from qexp.calibration.cache import behaviour, content_hash, load_stats, save_stats
 from qexp.calibration.calibrate import calibrate, collect
 from qexp.layers import swap, unswap
+from qexp.models.cifar_resnet import CifarResNet
 from qexp.quantizers.lsq import LSQ
 from qexp.quantizers.uniform import Uniform
 from qexp.ranges import ACIQ, KL, MSE, MinMax, Percentile
@@ -214,3 +215,10 @@ def test_the_method_does_not_enter_the_hash(model):
             unswap(model.get_submodule(name))
     assert content_hash(model.train(), BATCHES, False) == plain
     assert Path(plain).name == plain
+
+
+def test_float_scores_tell_networks_with_the_same_weights_apart() -> None:
+    one = CifarResNet(depth=20, shortcut="A", num_classes=10, post_add_relu=True)
+    other = CifarResNet(depth=20, shortcut="A", num_classes=10, post_add_relu=False)
+    other.load_state_dict(copy.deepcopy(one.state_dict()))
+    assert [behaviour(m) for m in one.modules()] != [behaviour(m) for m in other.modules()]

@@ -14,9 +14,7 @@ from qexp.integer.lowering import lower
 from qexp.integer.verify import verify
 from qexp.models.digits_cnn import DigitsCNN
 from qexp.network.facts import facts
-from qexp.passes.base import Moment
 from qexp.passes.fold_bn import fold_bn
-from qexp.passes.integer_layers import IntegerLayers
 from qexp.recipe import apply, resolve
 from qexp.run import pipeline
 from qexp.run.settings import read
@@ -54,14 +52,7 @@ def test_recipes_become_integers_or_say_why_not(name, compose, digit_images):
         structure = facts(model, images[:1])
     plan = resolve(model, structure, pipeline.recipe(cfg))
     apply(model, plan, structure)
-    moment = Moment(structure, [images], {})
-    quick = [p for p in pipeline.load_passes(cfg) if isinstance(p, IntegerLayers)]
-
-    def before_fit(seen):
-        for edit in quick:
-            edit.on_statistics(model, moment)
-
-    calibrate(model, [images], progress=False, before_fit=before_fit)
+    calibrate(model, [images], progress=False)
     try:
         lowered = lower(model, images[:1])
     except QexpError as error:

@@ -12,10 +12,11 @@ from qexp.calibration.calibrate import calibrate
 from qexp.errors import QexpError
 from qexp.layers import check_all_ran, quantizers_off
 from qexp.layers.integer_bn import IntegerBatchNorm2d, bn_constants
+from qexp.layers.swap import swap
 from qexp.network.facts import facts
 from qexp.numerics.fixed_type import shifted
 from qexp.passes.base import Moment
-from qexp.passes.integer_bn import IntegerBatchNorms
+from qexp.passes.integer_layers import IntegerLayers
 from qexp.recipe import Recipe, apply, resolve
 
 MPACT = {
@@ -43,22 +44,16 @@ def test_vector(intbit, bit, constants, results):
         assert int(shifted(acc * k + t, bit - intbit, rounding)) == y
 
 
-def quantized(model: nn.Module, x: torch.Tensor, calibrated: bool = True, **options) -> nn.Module:
+def quantized(model: nn.Module, x: torch.Tensor, **options) -> nn.Module:
     """Returns the network with mPACT and, where options are given, integer batch norms, in evaluation mode."""
     rules = {"bn": {"types": ["BatchNorm2d"], "compute": {"_target_": TARGET, **options}}} if options else {}
     structure = facts(model, x)
     sites = {"input": MPACT, "weight": WEIGHT}
     apply(model, resolve(model, structure, Recipe(sites=sites, rules=rules, wbit=8, abit=8)), structure)
-    edit, moment = IntegerBatchNorms(), Moment(structure, [x], {})
-
-    def link(_) -> None:
-        if calibrated:
-            edit.on_statistics(model, moment)
-
-    calibrate(model, [x], followed_by_relu=structure.followed_by_relu, progress=False, before_fit=link)
-    if calibrated:
-        edit.on_fitted(model, moment)
-        model.findings = moment.findings
+    calibrate(model, [x], followed_by_relu=structure.followed_by_relu, progress=False)
+    moment = Moment(structure, [x], {})
+    IntegerLayers().on_fitted(model, moment)
+    model.findings = moment.findings
     return model.eval()
 
 
@@ -134,9 +129,7 @@ def test_its_own_output_quantizer_sees_it_and_bends_to_the_clamp(residual, image
     rules = {"bn": {"layers": "bn3", "compute": compute, "output": {**MPACT, "range": 0.1}}}
     recipe = Recipe(sites={"input": MPACT, "weight": WEIGHT}, rules=rules, wbit=8, abit=8)
     apply(residual, resolve(residual, structure, recipe), structure)
-    moment = Moment(structure, [images], {})
-    link = lambda _: IntegerBatchNorms().on_statistics(residual, moment)  # noqa: E731 - one line, one use
-    calibrate(residual, [images], progress=False, before_fit=link)
+    calibrate(residual, [images], progress=False)
     check_all_ran(residual.eval(), images)
     q, seen = residual.bn3.output_quantizer, []
     assert residual.bn3.steps.leaving is q
@@ -157,18 +150,18 @@ def test_training_and_the_float_network_use_the_ordinary_batch_norm(residual, im
 
 
 def test_without_units_it_refuses_by_name(residual, images):
-    model = quantized(copy.deepcopy(residual), images, calibrated=False, bit=32)
-    with pytest.raises(QexpError, match=r"IntegerBatchNorms under the recipe's passes"):
-        model(images)
+    alone = nn.BatchNorm2d(3).eval()
+    swap(alone, {}, {"_target_": TARGET})
+    with pytest.raises(QexpError, match="before it was linked to the quantizers around it"):
+        alone(images)
     structure = facts(residual, images)
     rules = {
         "bn": {"types": ["BatchNorm2d"], "compute": {"_target_": TARGET}},
         "stem": {"layers": "stem", "weight": None},
     }
     recipe = Recipe(sites={"input": MPACT, "weight": WEIGHT}, rules=rules, wbit=8, abit=8)
-    apply(residual, resolve(residual, structure, recipe), structure)
     with pytest.raises(QexpError, match=r"bn1: the weights before it are float"):
-        IntegerBatchNorms().on_statistics(residual, Moment(structure, [images], {}))
+        apply(residual, resolve(residual, structure, recipe), structure)
 
 
 @pytest.mark.parametrize(

@@ -128,7 +128,7 @@ def test_what_cannot_be_shifted_is_refused():
         layer.link("conv1", Uniform(8), None)
     layer = point([0.5])
     swap(layer, {}, {"_target_": FAMILY})
-    with pytest.raises(QexpError, match="IntegerLayers under passes"):
+    with pytest.raises(QexpError, match="before it was linked to the quantizers around it"):
         layer.eval()(pixel(1.0))
 
 

@@ -29,6 +29,7 @@ from qexp.quantizers.lsq import LSQ
 from qexp.quantizers.pact import PACT
 from qexp.quantizers.uniform import Uniform
 from qexp.ranges import Fixed
+from qexp.statistics.stats import TensorStats
 from tests.networks import Bypassed, Mixed, Residual, Tied
 
 X = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -324,3 +325,14 @@ def test_a_subclass_with_code_of_its_own_is_no_shorthand(layer):
 def test_a_parametrized_layer_is_no_shorthand():
     layer = nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 4, 3))
     assert float_class(layer) not in QUANTIZED
+
+
+def test_baked_weights_follow_the_layer_to_its_device() -> None:
+    layer = torch.nn.Linear(4, 3)
+    quantizer = Uniform(4, (3, 4))
+    quantizer.fit(TensorStats.of(layer.weight.detach()))
+    swap(layer, {"weight": quantizer})
+    with baked_weights(layer):
+        assert layer.to("meta").quantized_weight().device.type == "meta"
+        assert "baked_weight" not in layer.state_dict()
+    assert "baked_weight" not in dict(layer.named_buffers())

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from qexp.errors import QexpError
-from qexp.numerics.fixed_type import fixed_type, shifted, weighted_sum
+from qexp.numerics.fixed_type import fixed_type, shifted
 
 
 @pytest.mark.parametrize(
@@ -49,8 +49,8 @@ def test_shift_goes_toward_zero():
 
 
 def test_residual_vector():
-    factors = fixed_type(0.0042, 32, 16), fixed_type(0.63, 32, 16)
-    assert [int(f) for f in factors] == [275, 41288]
-    assert int(weighted_sum(torch.tensor(8190), torch.tensor(-37), factors, 16, 8)) == 11
-    assert int(weighted_sum(torch.tensor(10**6), torch.tensor(0), factors, 16, 8)) == 127
-    assert int(weighted_sum(torch.tensor(-(10**6)), torch.tensor(0), factors, 16, 8)) == -128
+    """A residual sum of PACT-Quantization: both operands rescaled, added, shifted toward zero, clipped to 8 bits."""
+    ours, theirs = fixed_type(0.0042, 32, 16), fixed_type(0.63, 32, 16)
+    assert (int(ours), int(theirs)) == (275, 41288)
+    totals = torch.tensor([8190, 10**6, -(10**6)]) * ours + torch.tensor([-37, 0, 0]) * theirs
+    assert shifted(totals, 16).clamp(-128, 127).tolist() == [11, 127, -128]

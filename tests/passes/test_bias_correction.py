@@ -1,176 +1,171 @@
-"""Corrected means and spreads: the vectors, what a network's weights become, and the analysis of activations."""
+"""Expected-input bias correction: the vectors, what a layer's mean result becomes, where E[x] comes from."""
+
+from __future__ import annotations
 
 import copy
-import pickle
 
+import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
 
 from qexp.calibration.calibrate import calibrate
 from qexp.errors import QexpError
-from qexp.layers.swap import bake, swap
-from qexp.network.facts import Facts, facts
-from qexp.numerics import PerChannel
+from qexp.network.facts import facts
 from qexp.passes.base import Moment
-from qexp.passes.bias_correction import FORMS, ActivationBiasCorrection, BiasCorrection, restore_mean
-from qexp.quantizers.dorefa import DoReFaWeight
-from qexp.quantizers.gemmlowp import GEMMLOWP
-from qexp.ranges import Clip
-from qexp.statistics.stats import TensorStats
+from qexp.passes.bias_correction import BiasCorrection, known_input, relu_mean
+from qexp.passes.fold_bn import fold_bn
+from qexp.recipe import Recipe, apply, resolve
 
-W = torch.tensor([[0.9, -0.31, 0.12, 0.47, -1, 0.05]])
-EXPECTED = {
-    "mean": (0.882778, -0.257222, 0.122778, 0.502778, -1.017222, -0.003889),
-    "var": (0.885842, -0.253045, 0.126584, 0.506213, -1.012302, 0.000041),  # var_mean's, off by the shift of the mean
-    "paper": (0.881916, -0.256971, 0.122658, 0.502287, -1.016229, -0.003885),
-    "var_mean": (0.881953, -0.256934, 0.122695, 0.502324, -1.016191, -0.003848),
-}
+UNIFORM = {"_target_": "qexp.quantizers.uniform.Uniform", "granularity": "tensor"}
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_the_vectors(form):
-    """V2.2-a, V2.2-b."""
-    q = GEMMLOWP(4, (1, 6), granularity=PerChannel(0))
-    q.fit(TensorStats.of(W, PerChannel(0)))
-    assert q.scale.item() == pytest.approx(0.1266667, abs=1e-7) and q.zero_point.item() == 8
-    assert q.codes(W).tolist() == [[15, 6, 9, 12, 0, 8]]
-    gain, offset = FORMS[form](W.double(), q(W).double())
-    found = gain[:, None] * q(W).double() + offset[:, None]
-    assert found[0].tolist() == pytest.approx(EXPECTED[form], abs=1e-6)
+@pytest.mark.parametrize(("beta", "gamma", "expected"), [(0.5, 1.2, 0.7696963), (0.0, 1.0, 0.3989423)])
+def test_the_vectors(beta, gamma, expected):
+    """V2.4-a."""
+    assert relu_mean(torch.tensor(beta), torch.tensor(gamma)).item() == pytest.approx(expected, abs=1e-6)
 
 
-def test_means_and_xi_of_the_vector():
-    q = GEMMLOWP(4, (1, 6), granularity=PerChannel(0))
-    q.fit(TensorStats.of(W, PerChannel(0)))
-    assert W.mean().item() == pytest.approx(0.0383333, abs=1e-6) and q(W).mean().item() == pytest.approx(
-        0.0422222, abs=1e-6
-    )
-    xi, shift = FORMS["paper"](W.double(), q(W).double())
-    assert xi.item() == pytest.approx(0.9990235, abs=1e-6) and (shift / xi).item() == pytest.approx(
-        -0.0038889, abs=1e-6
-    )
+def test_the_mean_of_a_relu_against_samples_and_at_its_ends():
+    rng = np.random.default_rng(0)
+    for mean, std in ((-1.0, 0.5), (0.3, 2.0), (5.0, 1.0)):
+        samples = np.maximum(rng.normal(mean, std, 10**6), 0).mean()
+        assert relu_mean(torch.tensor(mean), torch.tensor(std)).item() == pytest.approx(samples, abs=5e-3)
+    assert relu_mean(torch.tensor([-2.0, 3.0]), torch.zeros(2)).tolist() == [0, 3], "a constant"
 
 
-def network(bits: int = 4) -> tuple[torch.nn.Sequential, Facts, Moment]:
-    torch.manual_seed(0)
-    net = torch.nn.Sequential(
-        torch.nn.Conv2d(3, 8, 3),
-        torch.nn.ReLU(),
-        torch.nn.ConvTranspose2d(8, 4, 2),
-        torch.nn.Flatten(),
-        torch.nn.Linear(196, 5),
-    ).eval()
+class Two(nn.Module):
+    """conv, BN, ReLU, conv, without padding, then a classifier that sees the pool."""
+
+    def __init__(self, bias: bool = True, act: type[nn.Module] = nn.ReLU, kernel: int = 3) -> None:
+        super().__init__()
+        self.conv1, self.bn, self.relu = nn.Conv2d(3, 8, kernel), nn.BatchNorm2d(8), act()
+        self.conv2, self.pool, self.fc = nn.Conv2d(8, 6, kernel, bias=bias), nn.AdaptiveAvgPool2d(1), nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.pool(self.conv2(self.relu(self.bn(self.conv1(x))))).flatten(1))
+
+
+class Branched(nn.Module):
+    """conv, BN whose result goes on through a ReLU, and past it."""
+
+    def __init__(self, rectify) -> None:
+        super().__init__()
+        self.conv1, self.bn, self.relu, self.conv2 = (
+            nn.Conv2d(3, 2, 1),
+            nn.BatchNorm2d(2),
+            nn.ReLU(),
+            nn.Conv2d(2, 2, 1),
+        )
+        self.rectify = rectify
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.bn(self.conv1(x))
+        return self.conv2(self.rectify(self, y)) + y
+
+
+@pytest.mark.parametrize(
+    "rectify",
+    [lambda m, y: m.relu(y), lambda m, y: torch.relu(y), lambda m, y: y.relu()],
+    ids=["module", "function", "method"],
+)
+def test_a_relu_counts_where_the_result_goes_past_it_too(rectify):
+    model, x = Branched(rectify).eval(), torch.randn(2, 3, 4, 4)
     with torch.no_grad():
-        net[0].weight[1] = 0.3
-        net[4].weight[2] = 0
-    structure = facts(net, torch.zeros(1, 3, 8, 8))
-    for layer, axis in ((net[2], 1), (net[4], 0)):
-        swap(layer, {"weight": GEMMLOWP(bits, tuple(layer.weight.shape), granularity=PerChannel(axis))})
-    swap(
-        net[0],
-        {
-            "weight": GEMMLOWP(bits, (8, 3, 3, 3), granularity=PerChannel(0)),
-            "output": GEMMLOWP(2, (1, 8, 6, 6), granularity=PerChannel(1), range=Clip("none")),
-        },
-    )
-    images = [torch.randn(8, 3, 8, 8)]
-    moment = Moment(structure, images, {})
-    calibrate(net, images, followed_by_relu=structure.followed_by_relu, progress=False)
-    return net, structure, moment
+        model.bn.weight.copy_(torch.tensor([1.2, 1.0]))
+        model.bn.bias.copy_(torch.tensor([0.5, 0.0]))
+    folded = fold_bn(model, facts(model, x))
+    moment = Moment(facts(model, x), [x], {}, folded=folded)
+    assert known_input("conv2", model, moment).tolist() == pytest.approx([0.7696963, 0.3989423], abs=1e-6)
 
 
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("bits", [1, 2, 4])
-def test_every_output_channel_has_its_mean_back(form, bits):
-    net, _, moment = network(bits)
-    codes = net[0].weight_quantizer.codes(net[0].weight)
-    before = [layer.quantized_weight().detach().double() for layer in (net[0], net[2], net[4])]
-    BiasCorrection(form).on_fitted(net, moment)
-    assert moment.findings["corrected_weights"] == 3
-    for layer, axis, uncorrected in zip((net[0], net[2], net[4]), (0, 1, 0), before):
-        w, q = (t.detach().double().movedim(axis, 0).flatten(1) for t in (layer.weight, layer.quantized_weight()))
-        assert torch.isfinite(q).all()
-        wanted = uncorrected.movedim(axis, 0).flatten(1).mean(1) if form == "var" else w.mean(1)
-        if form == "paper":
-            wanted = wanted * layer.weight_quantizer.gain.double().flatten()
-        torch.testing.assert_close(q.mean(1), wanted, atol=1e-6, rtol=1e-5)
-        if form != "mean":
-            flat = q.std(1) == 0
-            torch.testing.assert_close(q.std(1)[~flat], w.std(1)[~flat], atol=1e-6, rtol=1e-4)
-    assert torch.equal(net[0].weight_quantizer.codes(net[0].weight), codes), "codes stay"
-    torch.testing.assert_close(net[0].quantized_weight()[1], net[0].weight[1], atol=1e-6, rtol=0)
+def test_a_relu_by_name_is_one():
+    class Method(Branched):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.conv2(self.bn(self.conv1(x)).relu_())
+
+    assert "bn" in facts(Method(None), torch.randn(2, 3, 4, 4)).followed_by_relu
 
 
-def test_the_layer_computes_gain_and_offset_as_an_epilogue_would():
-    net, _, moment = network()
-    conv, x = net[0], torch.randn(2, 3, 8, 8)
-    plain = torch.nn.functional.conv2d(x, conv.quantized_weight())
-    BiasCorrection("var_mean").on_fitted(net, moment)
-    q = conv.weight_quantizer
-    sums = torch.nn.functional.conv2d(x, torch.ones(1, 3, 3, 3))
-    expected = plain * q.gain.reshape(1, -1, 1, 1) + sums * q.offset.reshape(1, -1, 1, 1)
-    torch.testing.assert_close(torch.nn.functional.conv2d(x, conv.quantized_weight()), expected, atol=1e-5, rtol=1e-5)
+def quantized(bits: int = 3, recipe: dict | None = None, **options) -> tuple[Two, Moment]:
+    torch.manual_seed(0)
+    model = Two(**options)
+    x = torch.randn(64, 3, 10, 10) + 0.5
+    model.train()
+    for _ in range(60):
+        model(x)  # a batch norm that knows its input
+    nn.init.uniform_(model.bn.weight, 0.5, 1.5)
+    nn.init.uniform_(model.bn.bias, -0.5, 0.5)
+    model.eval()
+    folded = fold_bn(model, facts(model, x[:1]))
+    structure = facts(model, x[:1])
+    plan = resolve(model, structure, Recipe(sites=recipe or {"input": UNIFORM, "weight": UNIFORM}, wbit=bits, abit=8))
+    apply(model, plan, structure)
+    moment = Moment(structure, [x[:32], x[32:]], {}, folded=folded)
+    moment.calibration = calibrate(model, moment.images, progress=False)
+    return model, moment
 
 
-def test_it_survives_saving_and_baking():
-    net, _, moment = network()
-    BiasCorrection().on_fitted(net, moment)
-    fresh, _, _ = network()
-    fresh.load_state_dict(net.state_dict())
-    x = torch.randn(2, 3, 8, 8)
-    assert torch.equal(fresh(x), net(x))
-    weight = net[4].quantized_weight()
-    bake(net[4])
-    assert torch.equal(net[4].weight, weight)
-
-
-def test_twice_and_none_are_refused():
-    net, structure, moment = network()
-    BiasCorrection().on_fitted(net, moment)
-    with pytest.raises(QexpError, match="corrected twice"):
-        BiasCorrection().on_fitted(net, moment)
-    plain = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3))
-    with pytest.raises(QexpError, match="no quantized weight"):
-        BiasCorrection().on_fitted(plain, Moment(structure, [], {}))
-    with pytest.raises(QexpError, match="form="):
-        BiasCorrection("median")
-
-
-def test_a_method_that_cannot_carry_it_says_so():
-    layer = torch.nn.Conv2d(3, 8, 3)
-    net = torch.nn.Sequential(layer)
-    structure = facts(net, torch.zeros(1, 3, 8, 8))
-    swap(layer, {"weight": DoReFaWeight(4, (8, 3, 3, 3))})
-    with pytest.raises(QexpError, match="DoReFaWeight cannot carry a correction"):
-        BiasCorrection().on_fitted(net, Moment(structure, [], {}))
-
-
-def test_activation_vector():
-    """V2.3-a: 2-bit half range, s = 0.3."""
-    x = torch.tensor([-0.5, 0.2, 0.9, 1.4, -0.1, 0.35]).reshape(6, 1)
-    quantized = torch.tensor([0, 0.3, 0.9, 0.9, 0, 0.3]).reshape(6, 1)
-    found = restore_mean(x, quantized).flatten().tolist()
-    assert found == pytest.approx([0, 0.4125, 1.0125, 1.0125, 0, 0.4125], abs=1e-6)
-
-
-def test_activations_are_restored_in_every_batch_and_flagged():
-    net, _, moment = network()
-    ActivationBiasCorrection().on_fitted(net, moment)
-    assert moment.findings["hardware"].startswith("not_mappable")
-    x = torch.randn(4, 3, 8, 8)
-    for twin in (copy.deepcopy(net[0]), pickle.loads(pickle.dumps(net[0]))):
-        assert torch.equal(twin(x), net[0](x))
+def results(model: nn.Module, images: list[Tensor]) -> dict[str, Tensor]:
+    """Returns the mean result of each channel of each convolution."""
     seen = {}
-    net[0].output_quantizer.register_forward_hook(lambda q, args, y: seen.update(x=args[0], y=y))
-    net(torch.randn(4, 3, 8, 8))
-    positive = (seen["y"] > 0).float().mean((0, 2, 3)) > 0.2
-    torch.testing.assert_close(
-        seen["y"].mean((0, 2, 3))[positive], seen["x"].relu().mean((0, 2, 3))[positive], atol=0.1, rtol=0.1
+    layers = {n: m for n, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
+    handles = [
+        m.register_forward_hook(lambda _, __, y, n=n: seen.update({n: y.transpose(0, 1).flatten(1).mean(1)}))
+        for n, m in layers.items()
+    ]
+    with torch.no_grad():
+        model(torch.cat(images))
+    for handle in handles:
+        handle.remove()
+    return seen
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_each_layer_gives_on_average_what_float_weights_would_give_on_the_same_input(bias):
+    model, moment = quantized(bias=bias, kernel=1)  # larger kernels see less of the border than of the middle
+    before = copy.deepcopy(model)
+    BiasCorrection(images=64).on_fitted(model, moment)
+    corrected = results(model, moment.images)
+    for name in ("conv1", "conv2", "fc"):  # each in the network that is corrected up to it
+        hybrid = copy.deepcopy(model)
+        layer = hybrid.get_submodule(name)
+        layer.weight_quantizer, layer.bias = nn.Identity(), copy.deepcopy(before.get_submodule(name).bias)
+        torch.testing.assert_close(results(hybrid, moment.images)[name], corrected[name], rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(results(before, moment.images)["conv2"], corrected["conv2"], atol=1e-3)
+    assert moment.findings["corrected_biases"] == 3 and model.conv2.bias is not None
+    assert torch.equal(
+        model.conv1.weight_quantizer.codes(model.conv1.weight), before.conv1.weight_quantizer.codes(before.conv1.weight)
     )
 
 
-def test_no_output_before_a_relu_is_an_error():
-    net, structure, _ = network()
-    bake(net[0])
-    with pytest.raises(QexpError, match="no quantized output"):
-        ActivationBiasCorrection().on_fitted(net, Moment(structure, [], {}))
+@pytest.mark.parametrize("act", [nn.ReLU, nn.ReLU6, nn.Identity])
+def test_analytic_inputs_are_those_of_the_batch_norm(act):
+    model, moment = quantized(act=act)
+    twin, seen = copy.deepcopy(model), copy.deepcopy(moment)
+    BiasCorrection("analytic", images=64).on_fitted(model, moment)
+    BiasCorrection("empirical", images=64).on_fitted(twin, seen)
+    assert moment.findings["analytic_inputs"] == 1, "one layer follows a batch norm; the others are measured"
+    shift = (twin.conv2.bias - quantized(act=act)[0].conv2.bias).abs().max().item()
+    assert (model.conv2.bias - twin.conv2.bias).abs().max().item() < 0.35 * shift, "near what is measured"
+    assert not torch.equal(model.conv2.bias, twin.conv2.bias)
+    assert torch.equal(model.conv1.bias, twin.conv1.bias)
+
+
+def test_a_quantized_bias_is_fitted_anew():
+    bias = UNIFORM | {"bits": 8, "signed": True}
+    model, moment = quantized(recipe={"input": UNIFORM, "weight": UNIFORM, "bias": bias})
+    model.conv2.bias_quantizer.scale.fill_(1e-3)
+    BiasCorrection().on_fitted(model, moment)
+    q, b = model.conv2.bias_quantizer, model.conv2.bias
+    assert q.scale.item() == pytest.approx(b.abs().max().item() / 127, rel=1e-5)
+
+
+def test_what_cannot_be_corrected_is_refused():
+    with pytest.raises(QexpError, match="allowed are empirical, analytic"):
+        BiasCorrection("guess")
+    with pytest.raises(QexpError, match="at least 1 calibration image"):
+        BiasCorrection(images=0)
+    model, moment = quantized(recipe={"input": UNIFORM})
+    with pytest.raises(QexpError, match="no layer has quantized weights"):
+        BiasCorrection().on_fitted(model, moment)

@@ -11,7 +11,7 @@ from qexp.errors import QexpError
 from qexp.layers.swap import quantizers_off
 from qexp.network.facts import facts
 from qexp.passes.base import Moment
-from qexp.passes.bn_reestimate import ReestimateBN
+from qexp.passes.bn_reestimate import BnReestimate
 from qexp.recipe import Recipe, apply, resolve
 
 UNIFORM = {"_target_": "qexp.quantizers.uniform.Uniform", "granularity": "tensor"}
@@ -54,7 +54,7 @@ def test_statistics_move_by_what_quantization_moved_them():
     with quantizers_off(model):
         mean_f, var_f = met(model, moment, 1)
     mean_q, var_q = met(model, moment, 1)
-    ReestimateBN(batch=48).on_fitted(model, moment)
+    BnReestimate(batch=48).on_fitted(model, moment)
     torch.testing.assert_close(model[1].running_mean, mean + mean_q - mean_f, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(model[1].running_var, var * var_q / var_f, rtol=1e-4, atol=1e-4)
 
@@ -64,7 +64,7 @@ def test_without_quantization_nothing_moves():
     nn.init.uniform_(model[1].running_mean, -3, 3)
     mean, var = model[1].running_mean.clone(), model[1].running_var.clone()
     with quantizers_off(model):
-        ReestimateBN().on_fitted(model, moment)
+        BnReestimate().on_fitted(model, moment)
     torch.testing.assert_close(model[1].running_mean, mean, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(model[1].running_var, var, rtol=1e-5, atol=1e-5)
 
@@ -73,7 +73,7 @@ def test_statistics_can_be_those_of_the_quantized_network():
     model, moment = network()
     weights = {k: v.clone() for k, v in model.state_dict().items() if "running" not in k and "tracked" not in k}
     modes = [m.training for m in model.modules()]
-    ReestimateBN(batch=48, relative=False).on_fitted(model, moment)
+    BnReestimate(batch=48, relative=False).on_fitted(model, moment)
     assert [m.training for m in model.modules()] == modes
     mean, var = met(model, moment, 1)
     torch.testing.assert_close(model[1].running_mean, mean, rtol=1e-4, atol=1e-5)
@@ -86,14 +86,14 @@ def test_statistics_can_be_those_of_the_quantized_network():
 
 def test_batches_are_averaged_alike_and_a_second_time_changes_nothing():
     model, moment = network()
-    edit = ReestimateBN(batch=16, relative=False, after_training=True)
+    edit = BnReestimate(batch=16, relative=False, after_training=True)
     edit.on_fitted(model, moment)
     first = model[1].running_mean.clone()
     assert int(model[1].num_batches_tracked) == 3
     edit.on_trained(model, moment)
     assert torch.equal(model[1].running_mean, first)
     model[1].running_mean.zero_()
-    ReestimateBN(batch=16).on_trained(model, moment)
+    BnReestimate(batch=16).on_trained(model, moment)
     assert not model[1].running_mean.any(), "a training's own statistics stay, unless asked"
 
 
@@ -101,13 +101,13 @@ def test_what_has_no_batch_norm_is_refused():
     model = nn.Sequential(nn.Conv2d(3, 4, 1))
     moment = Moment(facts(model, torch.ones(1, 3, 4, 4)), [torch.ones(2, 3, 4, 4)], {})
     with pytest.raises(QexpError, match="run with bn=keep"):
-        ReestimateBN().on_fitted(model, moment)
+        BnReestimate().on_fitted(model, moment)
     with pytest.raises(QexpError, match="at least 2 images"):
-        ReestimateBN(batch=1)
+        BnReestimate(batch=1)
     model, moment = network()
     moment.images = [torch.ones(1, 3, 10, 10)]
     with pytest.raises(QexpError, match="at least 2 calibration images"):
-        ReestimateBN().on_fitted(model, moment)
+        BnReestimate().on_fitted(model, moment)
 
 
 def test_a_run_says_which_passes_ran(run):

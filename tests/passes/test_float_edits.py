@@ -13,8 +13,8 @@ from torch.nn.utils import parametrizations, prune
 from qexp.errors import QexpError
 from qexp.network.facts import facts
 from qexp.passes.base import Moment, Pass
+from qexp.passes.bias_correction import BiasCorrection
 from qexp.passes.equalize import Equalize, find_pairs
-from qexp.passes.expected_bias import ExpectedBias
 from qexp.passes.fold_bn import fold_bn
 from qexp.passes.permanent import computes_weights, make_permanent
 from qexp.passes.unchanged import edit_floats, unchanged
@@ -126,7 +126,7 @@ def test_bias_correction_of_a_shared_bias_corrects_each_layer_for_itself():
         from qexp.calibration.calibrate import calibrate
 
         moment = Moment(structure, [X], {}, calibration=calibrate(m, [X], progress=False))
-        ExpectedBias().on_fitted(m, moment)
+        BiasCorrection().on_fitted(m, moment)
     with torch.no_grad():
         torch.testing.assert_close(model(X), apart(X))
 
@@ -200,7 +200,7 @@ def test_bias_correction_of_linear_layers_over_other_dimensions(how, mode):
         apply(model, resolve(model, structure, Recipe(sites={"weight": u}, wbit=3, abit=32)), structure)
         moment = Moment(structure, [X], {}, calibration=calibrate(model, [X], progress=False))
         before = (model(X) - wanted).mean(0).norm()
-        ExpectedBias(mode).on_fitted(model, moment)
+        BiasCorrection(mode).on_fitted(model, moment)
         assert (model(X) - wanted).mean(0).norm() < 0.5 * before
 
 

@@ -9,8 +9,8 @@ from qexp.layers.swap import swap
 from qexp.network.facts import facts
 from qexp.numerics import PerChannel
 from qexp.passes.base import Moment
-from qexp.passes.bias_correction import BiasCorrection
 from qexp.passes.kmeans_clip import KMeansClip
+from qexp.passes.weight_correction import WeightCorrection
 from qexp.quantizers.kmeans import KMeans, centres
 from qexp.statistics.stats import TensorStats
 
@@ -93,7 +93,7 @@ def test_means_of_channels_can_be_restored():
     q = KMeans(2, (8, 3, 3, 3))
     swap(layer, {"weight": q})
     q.fit(TensorStats.of(layer.weight))
-    BiasCorrection("mean").on_fitted(net, Moment(structure, [], {}))
+    WeightCorrection("mean").on_fitted(net, Moment(structure, [], {}))
     torch.testing.assert_close(layer.quantized_weight().mean((1, 2, 3)), layer.weight.mean((1, 2, 3)))
     assert torch.equal(q.dequantize(q.codes(layer.weight)), q(layer.weight))
 

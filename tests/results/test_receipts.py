@@ -1,13 +1,10 @@
 """What points that ran elsewhere leave behind, and the lines the process that started them prints of it."""
 
-import json
-import pickle
 import time
 from pathlib import Path
 
 import pytest
 
-from qexp.report.study import StudyPage
 from qexp.results.receipts import Receipt, Watch, found, leave
 from qexp.results.remaining import Remaining
 
@@ -45,12 +42,3 @@ def test_each_point_gets_one_line_as_it_ends(tmp_path: Path, capsys: pytest.Capt
     assert [line.split(",")[0] for line in said] == ["point 2 of 3", "point 3 of 3"], (
         "those of the last moment too, once"
     )
-
-
-def test_other_processes_count_no_points(tmp_path: Path) -> None:
-    page = StudyPage()
-    page.remaining, page.watch = Remaining(4), Watch(tmp_path, Remaining(4))
-    copy = pickle.loads(pickle.dumps(page))
-    assert copy.remaining is None and copy.watch is None and page.watch is not None
-    page.watch.close()
-    assert json.dumps(copy.studies) == "[]"

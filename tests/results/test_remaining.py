@@ -3,26 +3,8 @@
 import re
 
 import pytest
-from omegaconf import OmegaConf
 
-from qexp.results.remaining import Remaining, points_of
-
-
-def sweep(*task: str, target: str = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper", **params: str):
-    return OmegaConf.create(
-        {"hydra": {"sweeper": {"_target_": target, "params": params}, "overrides": {"task": list(task)}}}
-    )
-
-
-def test_the_points_of_a_sweep_are_counted() -> None:
-    assert points_of(sweep("quant=minmax,mse", "bits=w8a8,w4a4,w2a2", "seed=range(0,4)", "model=resnet20")) == 24
-    assert points_of(sweep("quant=mse", "passes=[equalize,bias_correction]")) == 1, (
-        "a list of one choice is none of choices"
-    )
-    assert points_of(sweep("quant=mse,aciq", quant="minmax,mse,lsq", seed="0,1")) == 4, (
-        "the command line wins over the preset"
-    )
-    assert points_of(sweep("quant=mse,aciq", target="hydra_plugins.other.OptunaSweeper")) is None
+from qexp.results.remaining import Remaining
 
 
 def test_the_time_left_follows_the_latest_points(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,8 @@ from qexp.errors import QexpError
 from qexp.report.__main__ import main
 from qexp.results import table_csv
 from qexp.results.run_folder_read import read_correct
-from qexp.results.table_csv import COLUMNS, collect, write_results, write_text
+from qexp.results.table_csv import COLUMNS, collect, write_results
+from qexp.system.whole_files import write_text
 
 
 def test_one_row_a_point_with_stable_columns_first(study: Path) -> None:

@@ -107,7 +107,7 @@ def test_every_option_of_the_quantizer_is_reached_from_the_shell(options, run):
 
 
 def test_the_activation_analysis_flags_itself(run):
-    hook = "{_target_: qexp.passes.bias_correction.ActivationBiasCorrection}"
+    hook = "{_target_: qexp.passes.activation_correction.ActivationCorrection}"
     metrics = run("quant=aciq_full", "bits=w4a4", f"quant.passes.activation_correction={hook}")
     assert metrics["status"] == "ok" and metrics["hardware"].startswith("not_mappable")
 

@@ -16,7 +16,7 @@ from qexp.results.table_csv import collect
 from qexp.run import export_finished, float_network, pipeline, training
 from qexp.run.naming import weights_name
 from qexp.run.settings import read
-from qexp.system.locks import remove_leftovers
+from qexp.system.whole_files import remove_leftovers
 
 ROOT = Path(__file__).parents[2]
 

@@ -49,6 +49,8 @@ def evaluated(run, monkeypatch, tmp_path):
         ("quant=lsq", "bits=w3a3", "schedule=qat", "schedule.epochs=1", "trainer.limit_train_batches=3"),
         ("quant=one_bit", "bits=w1a2", "schedule=qat_scratch", "schedule.epochs=1", "trainer.limit_train_batches=3"),
         ("quant=caq_shift", "bits=w8a8"),
+        ("quant=mpact_integer_bn", "bits=w8a8", "bn=keep", "schedule=ptq"),
+        ("quant=inq_shift", "bits=w4a8", "quant.passes.integer=null"),
         ("quant=kmeans", "bits=w4a8"),
         ("quant=adaround", "bits=w3a8", "quant.passes.reconstruct.iterations=5", "quant.passes.reconstruct.batch=4"),
     ],

@@ -70,9 +70,8 @@ def sums(op: Conv, x: Ints, register: Any) -> Ints:
     seen = np.lib.stride_tricks.sliding_window_view(x, reach, axis=3)[:, :, :, ::tile]  # [N, C, H, tiles, n]
     u = held(_kernels(op, how))
     if how["two_d"]:
-        seen = np.lib.stride_tricks.sliding_window_view(seen, reach, axis=2)[
-            :, :, ::tile
-        ]  # [N, C, down, tiles, n, n of rows]
+        # [N, C, down, tiles, n, n of rows].
+        seen = np.lib.stride_tricks.sliding_window_view(seen, reach, axis=2)[:, :, ::tile]
         v = held(np.einsum("ia,jb,nchwba->nchwij", bt, bt, seen))
         total = np.einsum("nchwij,ocij->nohwij", v, u)
         y = np.einsum("pi,qj,nohwij->nohpwq", at, at, total)

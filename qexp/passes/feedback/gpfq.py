@@ -29,9 +29,8 @@ def gpfq(w: Tensor, cross: Tensor, gram: Tensor, quantize: Quantize, by_size: bo
     )
     places = order.tolist()
     out = torch.zeros_like(w)
-    behind = torch.zeros(
-        w.shape[0], len(gram), dtype=w.dtype, device=w.device
-    )  # what each column has to make up for so far
+    # What each column has to make up for so far.
+    behind = torch.zeros(w.shape[0], len(gram), dtype=w.dtype, device=w.device)
     for t in places:
         behind += w[:, t, None] * cross[:, t]
         if sizes[t] > 0:

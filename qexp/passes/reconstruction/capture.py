@@ -15,6 +15,7 @@ from qexp.network.facts import Facts
 from qexp.passes.reconstruction.store import Samples, Store
 from qexp.passes.reconstruction.units import Unit
 from qexp.quantizers.base import Quantizer
+from qexp.system.within import hooked
 
 
 class _Seen(Exception):
@@ -43,7 +44,8 @@ def inputs(model: nn.Module, unit: Unit, images: Sequence[Tensor], store: Store)
     def see(_, args: tuple[Tensor, ...]) -> None:
         raise _Seen(args[0])
 
-    return _collect(model, images, store, model.get_submodule(unit.modules[0]).register_forward_pre_hook(see))
+    with hooked([model.get_submodule(unit.modules[0]).register_forward_pre_hook(see)]):
+        return _collect(model, images, store)
 
 
 @torch.no_grad()
@@ -53,24 +55,22 @@ def targets(model: nn.Module, unit: Unit, images: Sequence[Tensor], store: Store
     def see(_, __, y: Tensor) -> None:
         raise _Seen(y if unit.activation is None else unit.activation(y))
 
-    with quantizers_off(model):
-        return _collect(model, images, store, model.get_submodule(unit.name).register_forward_hook(see))
+    with quantizers_off(model), hooked([model.get_submodule(unit.name).register_forward_hook(see)]):
+        return _collect(model, images, store)
 
 
-def _collect(model: nn.Module, images: Sequence[Tensor], store: Store, handle) -> Samples:
+def _collect(model: nn.Module, images: Sequence[Tensor], store: Store) -> Samples:
+    """Returns what a hook on the model has seen of all images."""
     device = next(model.parameters()).device
     found: Samples | None = None
-    try:
-        with baked_weights(model):
-            for batch in images:
-                try:
-                    model(batch.to(device))
-                except _Seen as seen:
-                    x = seen.args[0]
-                    found = store.room(sum(map(len, images)), x) if found is None else found
-                    found.add(x)
-    finally:
-        handle.remove()
+    with baked_weights(model):
+        for batch in images:
+            try:
+                model(batch.to(device))
+            except _Seen as seen:
+                x = seen.args[0]
+                found = store.room(sum(map(len, images)), x) if found is None else found
+                found.add(x)
     return found
 
 
@@ -115,14 +115,11 @@ def importance(model: nn.Module, facts: Facts, unit: Unit, images: Sequence[Tens
         if not isinstance(wanted, Tensor) or wanted.ndim != 2:
             raise QexpError("loss=fisher_diag needs a network that returns class scores [N, K]; use loss=mse")
         cut.clear()
-        handle = model.get_submodule(unit.name).register_forward_hook(see)
-        try:
-            with torch.enable_grad(), _float_after(model, facts, last):
-                scores = model(batch)
-                differ = scores.detach().softmax(1) - wanted.softmax(1)  # the divergence's gradient to the scores
-                (gradient,) = torch.autograd.grad(scores, cut[0], differ)
-        finally:
-            handle.remove()
+        watching = hooked([model.get_submodule(unit.name).register_forward_hook(see)])
+        with watching, torch.enable_grad(), _float_after(model, facts, last):
+            scores = model(batch)
+            differ = scores.detach().softmax(1) - wanted.softmax(1)  # the divergence's gradient to the scores
+            (gradient,) = torch.autograd.grad(scores, cut[0], differ)
         found = store.room(sum(map(len, images)), gradient) if found is None else found
         squares = gradient.square()
         mean = squares.flatten(1).mean(1).reshape(-1, *[1] * (squares.ndim - 1))

@@ -14,6 +14,7 @@ from qexp.errors import QexpError
 from qexp.passes.reconstruction.rounding import Annealing, SoftRounding, regularizer
 from qexp.passes.reconstruction.store import Samples
 from qexp.quantizers.base import Quantizer
+from qexp.system.within import hooked
 
 CHECK = 50  # iterations between looks at the loss: each look waits for the device
 PATIENCE = 10  # looks without progress after which learning of steps alone ends
@@ -105,13 +106,9 @@ def mixed(quantized: Tensor, floating: Tensor, prob: float, generator: torch.Gen
 @contextmanager
 def dropping(quantizers: list[Quantizer], prob: float, generator: torch.Generator) -> Iterator[None]:
     """Inside, each quantizer passes elements on unquantized with probability `1 - prob`; with 1 nothing is changed or drawn."""
-    hooked = quantizers if prob < 1 else []
-    handles = [q.register_forward_hook(lambda _, args, y: mixed(y, args[0], prob, generator)) for q in hooked]
-    try:
+    dropped = quantizers if prob < 1 else []
+    with hooked(q.register_forward_hook(lambda _, args, y: mixed(y, args[0], prob, generator)) for q in dropped):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def learn(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import pickle
 import time
 from collections.abc import Iterator, Sequence
@@ -29,6 +28,7 @@ from qexp.passes.reconstruction.rounding import SoftRounding
 from qexp.passes.reconstruction.store import Store
 from qexp.passes.reconstruction.units import Unit, find_units
 from qexp.quantizers.base import Quantizer
+from qexp.system.whole_files import whole
 
 log = logging.getLogger(__name__)
 FOLDER = Path("checkpoints") / "reconstruction"
@@ -237,10 +237,8 @@ class _Walk:
     def _keep(self, unit: Unit, path: Path | None, report: dict[str, float]) -> None:
         if path is None:
             return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(f".{os.getpid()}.part")
-        torch.save({"content": self.content, "state": _state(self.model, unit), "report": report}, part)
-        part.replace(path)
+        with whole(path) as part:
+            torch.save({"content": self.content, "state": _state(self.model, unit), "report": report}, part)
 
 
 def _state(model: nn.Module, unit: Unit) -> dict[str, dict[str, Any]]:

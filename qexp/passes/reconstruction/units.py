@@ -15,6 +15,7 @@ from qexp.layers.quantized import float_class
 from qexp.models.modules import Add, Concat
 from qexp.network.facts import Facts
 from qexp.quantizers.learned_rounding import LearnedRounding
+from qexp.system.within import hooked
 
 log = logging.getLogger(__name__)
 
@@ -172,13 +173,9 @@ def watch(model: nn.Module, names: set[str], example: Tensor) -> dict[str, _Call
 
         return hook
 
-    handles = [model.get_submodule(n).register_forward_pre_hook(enters(n), with_kwargs=True) for n in names]
-    handles += [model.get_submodule(n).register_forward_hook(leaves(n)) for n in names]
-    try:
+    entering = hooked(model.get_submodule(n).register_forward_pre_hook(enters(n), with_kwargs=True) for n in names)
+    with entering, hooked(model.get_submodule(n).register_forward_hook(leaves(n)) for n in names):
         model(example)
-    finally:
-        for handle in handles:
-            handle.remove()
     return calls
 
 
@@ -204,14 +201,11 @@ def _why_not(model: nn.Module, name: str, inside: Sequence[str], calls: dict[str
 def _alone(module: nn.Module, x: Tensor, layers: dict[str, nn.Module]) -> Tensor | str:
     """Returns what a module makes of a tensor by itself, or why that is not the whole of it."""
     ran: set[str] = set()
-    handles = [m.register_forward_hook(lambda *_, name=name: ran.add(name)) for name, m in layers.items()]
     try:
-        y = module(x)
+        with hooked(m.register_forward_hook(lambda *_, name=name: ran.add(name)) for name, m in layers.items()):
+            y = module(x)
     except Exception as error:  # whatever a foreign module raises when it lacks what the network had set up
         return f"alone it raises {type(error).__name__}: {error}"
-    finally:
-        for handle in handles:
-            handle.remove()
     outside = sorted(set(layers) - ran)
     return f"its layer {outside[0]} is called from elsewhere" if outside else y
 

@@ -53,9 +53,8 @@ class Settings:
     runs_dir: Path = Path("runs")
     force: bool = False  # run again a point that is finished
     in_sweep: bool = False  # one of several points: it prints less
-    resolved: Mapping[str, Any] = field(
-        default_factory=dict
-    )  # the whole configuration as plain values, for names and the record
+    # The whole configuration as plain values, for names and the record.
+    resolved: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, cfg: Mapping[str, Any]) -> Settings:

@@ -1,4 +1,4 @@
-"""Integer batch norms are told the steps of the tensors around them, and asked how wide their accumulators grew."""
+"""Layers that compute on integers get the quantizers around them: a layer alone does not know what its tensors have passed."""
 
 from __future__ import annotations
 
@@ -7,26 +7,27 @@ from torch import nn
 from qexp.layers.integer_bn import IntegerBatchNorm2d, Steps
 from qexp.layers.quantized import float_class, quantized_layers
 from qexp.network.facts import RELUS, Facts
-from qexp.network.quantizer_before import arriving, at_output
-from qexp.passes.base import Moment
-from qexp.passes.integer_layers import IntegerLayers
+from qexp.network.quantizer_before import arriving, at_output, leaving
 from qexp.quantizers.base import Quantizer
 
 
-class IntegerBatchNorms(IntegerLayers):
-    """Links each integer batch norm to the convolution before it (or the tensor that comes in) and to the quantizer after it.
+def link(model: nn.Module, facts: Facts) -> None:
+    """Links every layer that asks for it to the quantizers its tensors pass, in place; to be repeated where quantizers are replaced.
 
-    Reports what `IntegerLayers` reports: `accumulator_bits`, `bn_constants_saturated`, `bn_factors_vanished`.
+    A layer with `link(name, arriving, leaving)` gets the quantizers of its input and of its result; an integer batch norm gets the
+    convolution before it (or the tensor that comes in) and the quantizer after it.
+
+    Raises:
+        QexpError: A layer that cannot compute between these quantizers, by name.
     """
-
-    def on_statistics(self, model: nn.Module, moment: Moment) -> None:
-        facts = moment.facts
-        before = {bn: conv for conv, bn in facts.bn_of.items()}
-        for name, layer in quantized_layers(model):
-            if isinstance(layer, IntegerBatchNorm2d):
-                conv = model.get_submodule(before[name]) if name in before else None
-                source = arriving(model, facts, before.get(name, name))
-                layer.take_steps(name, Steps(conv, source, _one_after(model, facts, name)))
+    before = {bn: conv for conv, bn in facts.bn_of.items()}
+    for name, layer in quantized_layers(model):
+        if isinstance(layer, IntegerBatchNorm2d):
+            conv = model.get_submodule(before[name]) if name in before else None
+            source = arriving(model, facts, before.get(name, name))
+            layer.take_steps(name, Steps(conv, source, _one_after(model, facts, name)))
+        elif hasattr(layer, "link"):
+            layer.link(name, arriving(model, facts, name), leaving(model, facts, name))
 
 
 def _one_after(model: nn.Module, facts: Facts, name: str) -> Quantizer | None:

@@ -1,0 +1,50 @@
+"""Activation correction: the mean of each channel of a quantized output is restored in every batch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from qexp.errors import QexpError
+from qexp.layers.quantized import quantizers
+from qexp.passes.base import Moment, Pass
+from qexp.quantizers.base import Quantizer
+
+
+def restore_mean(x: Tensor, quantized: Tensor) -> Tensor:
+    """Returns `quantized` plus, where it is positive, what the mean of its channel lacks of `relu(x)`; both `[N, C, ...]`.
+
+    `d_c = (sum relu(x) - sum x_q) / (#{x > 0} + 1e-8)`, over the batch.
+
+    Source: the activation bias correction of cnn-quantization.
+    """
+    over = [d for d in range(x.ndim) if d != 1]
+    lack = (x.relu() - quantized).sum(over, keepdim=True) / ((x > 0).sum(over, keepdim=True) + 1e-8)
+    return torch.where(quantized > 0, quantized + lack, quantized)
+
+
+class _Restore:
+    """A hook on a quantizer; a class of its own so that the model can be copied and saved."""
+
+    def __call__(self, quantizer: Quantizer, args: tuple[Tensor, ...], y: Tensor) -> Tensor:
+        return restore_mean(args[0], y)
+
+
+class ActivationCorrection(Pass):
+    """Restores the mean of every quantized output that a ReLU follows, in each batch: an analysis, not a method for hardware.
+
+    It needs the float result at inference, so the record says `not_mappable`; the codes know nothing of it.
+
+    Source: the option of cnn-quantization.
+    """
+
+    def on_fitted(self, model: nn.Module, moment: Moment) -> None:
+        """Hooks the outputs; raises where there is none."""
+        found = [q for name, site, q in quantizers(model) if site == "output" and name in moment.facts.followed_by_relu]
+        if not found:
+            raise QexpError(
+                "activation_correction: no quantized output is followed by a ReLU (quant=aciq_full has some)"
+            )
+        for q in found:
+            q.register_forward_hook(_Restore())
+        moment.findings |= {"corrected_outputs": len(found), "hardware": "not_mappable: activation_correction"}

@@ -1,0 +1,43 @@
+"""What the process that starts a sweep holds, what goes along into other processes, and the pages it ends with."""
+
+import json
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from qexp.command.study_page import StudyPage
+from qexp.results.receipts import Watch
+from qexp.results.remaining import Remaining
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_other_processes_count_no_points(tmp_path: Path) -> None:
+    page = StudyPage()
+    page.remaining, page.watch = Remaining(4), Watch(tmp_path, Remaining(4))
+    copy = pickle.loads(pickle.dumps(page))
+    assert copy.remaining is None and copy.watch is None and page.watch is not None
+    page.watch.close()
+    assert json.dumps(copy.studies) == "[]"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("schedule", ["ptq", "qat", "qat_scratch", "float"])
+def test_debug_fast_runs_with_every_schedule(schedule: str, tmp_path: Path) -> None:
+    command = [sys.executable, "run.py", "debug=fast", f"schedule={schedule}", f"runs_dir={tmp_path}"]
+    done = subprocess.run([*command, "trainer.enable_progress_bar=false"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert (tmp_path / "debug" / "dashboard.html").exists()
+
+
+@pytest.mark.slow
+def test_a_sweep_over_studies_ends_with_a_page_each(tmp_path: Path) -> None:
+    command = [sys.executable, "run.py", "-m", "debug=fast", "study=one,two", f"runs_dir={tmp_path}"]
+    done = subprocess.run([*command, "trainer.enable_progress_bar=false"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert sorted(p.name for p in tmp_path.iterdir() if p.name[0] != ".") == ["one", "two"]
+    for study in ("one", "two"):
+        assert (tmp_path / study / "dashboard.html").exists() and (tmp_path / study / "results.csv").exists()
