@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from bokeh.embed import components
 from bokeh.models import Range1d
 from bokeh.plotting import figure
@@ -19,8 +18,8 @@ from hydra.utils import get_class, instantiate
 from mkdocs.structure.files import File, Files
 from omegaconf import OmegaConf
 
+from qexp.command.listing import offered
 from qexp.command.root import register
-from qexp.errors import QexpError
 from qexp.numerics.granularity import PerTensor
 from qexp.report.style import PALETTE
 from qexp.statistics.stats import TensorStats
@@ -32,17 +31,13 @@ WIDTHS = (2, 3, 4)
 def on_files(files: Files, config: Any) -> Files:
     """Adds the pages of all methods, their index, and bokeh's script."""
     register()
-    advice = yaml.safe_load((ROOT / "docs" / "advice.yml").read_text())
-    names = sorted(p.stem for p in (ROOT / "conf" / "quant").glob("*.yaml") if not p.stem.startswith("_"))
-    missing = [name for name in names if name not in advice]
-    if missing:
-        raise QexpError(f"docs/advice.yml says nothing of {', '.join(missing)}: one line each, when to use it")
+    names = offered([ROOT / "conf"], "quant")
     tables = list(_tables())
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         for name in names:
-            text = page(name, advice[name], tables)
+            text = page(name, tables)
             files.append(File.generated(config, f"methods/{name}.md", content=text))
-    files.append(File.generated(config, "methods/index.md", content=index(names, advice)))
+    files.append(File.generated(config, "methods/index.md", content=index(names)))
     script = resources("bokeh") / "server" / "static" / "js" / "bokeh.min.js"
     files.append(File.generated(config, "assets/bokeh.min.js", content=script.read_text(encoding="utf-8")))
     return files
@@ -50,20 +45,38 @@ def on_files(files: Files, config: Any) -> Files:
 
 def headline(name: str) -> str:
     """Returns the first line of a recipe, which says what it is."""
-    return (ROOT / "conf" / "quant" / f"{name}.yaml").read_text().splitlines()[0].lstrip("# ")
+    return recipe(name).splitlines()[0].lstrip("# ")
 
 
-def index(names: list[str], advice: dict[str, str]) -> str:
+def when(name: str) -> str:
+    """Returns the sentence of a recipe's head that begins with `When:` and says when to use it; empty where there is none.
+
+    Its further lines begin with three spaces.
+    """
+    found = re.search(r"^# When: (.*(?:\n#   .*)*)", recipe(name), re.M)
+    return re.sub(r"\n# +", " ", found[1]) if found else ""
+
+
+def recipe(name: str) -> str:
+    """Returns the text of a recipe's file."""
+    return (ROOT / "conf" / "quant" / f"{name}.yaml").read_text()
+
+
+def index(names: list[str]) -> str:
     """Returns the page that lists all methods."""
-    rows = [f"| [`{name}`]({name}.md) | {headline(name)} | {advice[name]} |" for name in names]
-    head = "# Methods\n\nEach is a choice of `quant=`; most take any widths (`bits=w4a4`, `layer_wbit=3`).\n\n"
+    rows = [f"| [`{name}`]({name}.md) | {headline(name)} | {when(name)} |" for name in names]
+    head = (
+        "# Methods\n\nEach is a choice of `quant=`; most take any widths (`bits=w4a4`, `bits=w2a3`, `layer_wbit=3`). Those in `placed/NETWORK/` "
+        "name the layers of one network, `ladder/` holds the steps of published pipelines, `sources/` what the source projects have.\n\n"
+    )
     return head + "| quant | what it is | when |\n|---|---|---|\n" + "\n".join(rows) + "\n"
 
 
-def page(name: str, when: str, tables: list[tuple[str, str, list[str]]]) -> str:
+def page(name: str, tables: list[tuple[str, str, list[str]]]) -> str:
     """Returns a method's page."""
     quant = OmegaConf.to_container(compose("config", overrides=[f"quant={name}"]).quant, resolve=False)
-    parts = [f"# `{name}`", headline(name) + ".", f"**When.** {when}", f"    python run.py quant={name}"]
+    parts = [f"# `{name}`", headline(name) + ".", *([f"**When.** {when(name)}"] if when(name) else [])]
+    parts.append(f"    python run.py quant={name}")
     shown: list[type] = []
     for site in ("weight", "input", "output"):
         spec = quant.get(site) or _from_rules(quant, site)
@@ -79,7 +92,7 @@ def page(name: str, when: str, tables: list[tuple[str, str, list[str]]]) -> str:
             shown.append(kind)
         else:
             parts.append(f"As above: {kind.__name__}.")
-    measured = rf"\|([^|]*\|)?\s*`?{re.escape(name)}`?( [+(][^|]*)?\s*\|"  # methods stand in a table's first column, or after a network's
+    measured = rf"\|([^|]*\|)?\s*`?{re.escape(quant['name'])}`?( [+(][^|]*)?\s*\|"  # methods stand in a table's first column, or after a network's
     rows = [
         (study, head, [row for row in body if re.match(measured, row) and "not run: " not in row])
         for study, head, body in tables
@@ -88,7 +101,7 @@ def page(name: str, when: str, tables: list[tuple[str, str, list[str]]]) -> str:
         if found:
             rule = "|---" * (head.count("|") - 1) + "|"
             parts.append("\n".join([f"## Measured: {study}", "", head, rule, *found]))
-    parts.append("## The recipe\n\n```yaml\n" + (ROOT / "conf" / "quant" / f"{name}.yaml").read_text() + "```")
+    parts.append("## The recipe\n\n```yaml\n" + recipe(name) + "```")
     return "\n\n".join(parts) + "\n"
 
 

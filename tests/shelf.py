@@ -1,10 +1,10 @@
 """The recipes every task must run, and how each is cut short for a test."""
 
-from pathlib import Path
+from qexp.command.folders import CONF
+from qexp.command.listing import offered
 
-CONF = Path(__file__).parents[1] / "conf"
-NETWORKS = {"toynet", "resnet20", "mobilenetv2"}  # recipes that name the layers of one network
-METHODS = [p.stem for p in sorted((CONF / "quant").glob("[!_]*.yaml")) if p.stem.split("_")[0] not in NETWORKS]
+ALL = offered([CONF], "quant")
+METHODS = [name for name in ALL if not name.startswith("placed/")]  # those name the layers of one network
 
 QUICK = ("quant.passes.reconstruct.batch=4", "quant.passes.reconstruct.iterations=3")
 OWN = {  # widths that a method is made for, and learned rounding cut short

@@ -122,10 +122,12 @@ def test_passes_are_chosen_by_name_in_the_order_written(compose):
     assert list(compose("passes=equalize").passes) == ["equalize"]
     config = compose("passes=[bias_correction,equalize]", "passes.equalize.relu6=clip")
     assert list(config.passes) == ["bias_correction", "equalize"] and config.passes.equalize.relu6 == "clip"
-    both = passes_of(compose("quant=aciq_bias", "passes=[equalize,weight_correction]", "passes.correction.form=paper"))
+    both = passes_of(
+        compose("quant=ladder/aciq/bias", "passes=[equalize,weight_correction]", "passes.correction.form=paper")
+    )
     assert list(both) == ["correction", "equalize"], "the recipe's first; a name in both keeps its place"
     assert both["correction"]["form"] == "paper"
-    off = compose("quant=aciq_bias", "quant.passes.correction=null", "passes=equalize")
+    off = compose("quant=ladder/aciq/bias", "quant.passes.correction=null", "passes=equalize")
     assert list(passes_of(off)) == ["equalize"]
 
 

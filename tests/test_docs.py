@@ -12,6 +12,8 @@ from hydra import initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from qexp.command.choices import check_choices
+from qexp.command.folders import CONF
+from qexp.command.listing import offered
 from qexp.command.root import register
 from qexp.numerics.grid import UniformGrid
 from qexp.ranges import Context
@@ -57,15 +59,17 @@ def test_every_command_composes(page, command):
 
 
 def test_every_method_says_when_to_use_it():
-    advice = yaml.safe_load((ROOT / "docs" / "advice.yml").read_text())
-    names = {p.stem for p in (ROOT / "conf" / "quant").glob("*.yaml") if not p.stem.startswith("_")}
-    assert set(advice) == names
+    for name in offered([CONF], "quant"):
+        lines = (CONF / "quant" / f"{name}.yaml").read_text().splitlines()
+        head = [line for i, line in enumerate(lines) if all(before.startswith("#") for before in lines[: i + 1])]
+        assert any(line.startswith("# When: ") for line in head[1:]), f"{name} says not when to use it"
 
 
 def test_advice_that_names_a_study_finds_the_method_measured_there():
     """Brackets at the end hold studies, or a source where nothing was measured."""
-    advice = yaml.safe_load((ROOT / "docs" / "advice.yml").read_text())
-    named = [(method, re.search(r"\(([^()]+)\)\.$", text)) for method, text in advice.items()]
+    texts = {name: (CONF / "quant" / f"{name}.yaml").read_text() for name in offered([CONF], "quant")}
+    advice = {yaml.safe_load(text)["name"]: re.search(r"# When: .*(?:\n#   .*)*", text)[0] for text in texts.values()}
+    named = [(method, re.search(r"\(([^()]+)\)\.$", text.replace("\n#  ", ""))) for method, text in advice.items()]
     found = [
         (method, study)
         for method, match in named

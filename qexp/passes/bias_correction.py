@@ -143,7 +143,7 @@ class ActivationBiasCorrection(Pass):
         found = [q for name, site, q in quantizers(model) if site == "output" and name in moment.facts.followed_by_relu]
         if not found:
             raise QexpError(
-                "activation bias correction found no quantized output that a ReLU follows (quant=aciq_full has some)"
+                "activation bias correction found no quantized output that a ReLU follows (quant=ladder/aciq/full has some)"
             )
         for q in found:
             q.register_forward_hook(_Restore())

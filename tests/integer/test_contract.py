@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import pytest
 import torch
 
 from qexp.calibration.calibrate import calibrate
+from qexp.command.folders import CONF
+from qexp.command.listing import offered
 from qexp.errors import QexpError
 from qexp.integer.lowering import lower
 from qexp.integer.verify import verify
@@ -21,8 +22,8 @@ from qexp.recipe import apply, resolve
 from qexp.run import pipeline
 from qexp.run.settings import read
 
-RECIPES = sorted(p.stem for p in (Path(__file__).parents[2] / "conf" / "quant").glob("[!_]*.yaml"))
-OTHER_NETWORKS = ("toynet_", "mobilenetv2_")  # rules that name layers this network lacks
+RECIPES = offered([CONF], "quant")
+OTHER_NETWORKS = ("placed/toynet", "placed/mobilenetv2")  # rules that name layers this network lacks
 BITS = {
     "bwn": "layer_wbit=1",
     "bwn_lsq": "bits=w1a2",
@@ -37,7 +38,10 @@ SHELF = [
     pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in RECIPES if not n.startswith(OTHER_NETWORKS)
 ]
 REASONS = (  # and who may give it
-    ("aciq_|caq_simple|kmeans|midtread", "channels have scales of their own|channels have widths of their own"),
+    (
+        "aciq/|cnn_quantization|caq_simple|kmeans|midtread",
+        "channels have scales of their own|channels have widths of their own",
+    ),
     ("exponential|playground|tanh|log|apot", "not evenly spaced|zero is no code"),
     ("lsq_plus", "zero is no code of LSQPlus"),
     ("xnor", "scales its sums by real numbers|zero is no code|not evenly spaced"),

@@ -14,7 +14,7 @@ from qexp.command.root import register
 from qexp.network.facts import facts
 
 CONF = Path(__file__).parents[2] / "conf"
-ALL_MODELS = sorted(p.stem for p in (CONF / "model").glob("*.yaml"))
+ALL_MODELS = sorted(p.stem for p in (CONF / "model").glob("[!_]*.yaml"))
 DATASETS = sorted(p.stem for p in (CONF / "dataset").glob("*.yaml"))
 IMAGENET = {"num_classes": 1000}
 

@@ -151,7 +151,7 @@ def test_mobilenetv2(compose, method):
 
 
 def test_a_width_of_a_mapping_reaches_the_sum_of_its_own_block(compose):
-    cfg = compose("model=resnet20b", "quant=resnet20_pact", "layer_abit={layer1.*: 4, layer2.*: 5, layer3.*: 6}")
+    cfg = compose("model=resnet20b", "quant=placed/resnet20/pact", "layer_abit={layer1.*: 4, layer2.*: 5, layer3.*: 6}")
     net = instantiate(cfg.model.net).eval()
     plan = resolve(net, facts(net, torch.zeros(1, 3, 32, 32)), pipeline.recipe(cfg))
     bits = {e.layer: e.bits for e in plan if e.site == "output" and e.spec}
