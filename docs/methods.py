@@ -66,8 +66,8 @@ def index(names: list[str]) -> str:
     """Returns the page that lists all methods."""
     rows = [f"| [`{name}`]({name}.md) | {headline(name)} | {when(name)} |" for name in names]
     head = (
-        "# Methods\n\nEach is a choice of `quant=`; most take any widths (`bits=w4a4`, `bits=w2a3`, `layer_wbit=3`). Those in `placed/NETWORK/` "
-        "name the layers of one network, `ladder/` holds the steps of published pipelines, `sources/` what the source projects have.\n\n"
+        "# Methods\n\nEach is a choice of `quant=`; most take any widths (`bits=w4a4`, `bits=w2a3`, `layer_wbit=3`). Those in "
+        "`placed/NETWORK/` name the layers of one network, `ladder/` holds the steps of published pipelines, `sources/` what the source projects have.\n\n"
     )
     return head + "| quant | what it is | when |\n|---|---|---|\n" + "\n".join(rows) + "\n"
 
@@ -92,7 +92,8 @@ def page(name: str, tables: list[tuple[str, str, list[str]]]) -> str:
             shown.append(kind)
         else:
             parts.append(f"As above: {kind.__name__}.")
-    measured = rf"\|([^|]*\|)?\s*`?{re.escape(quant['name'])}`?( [+(][^|]*)?\s*\|"  # methods stand in a table's first column, or after a network's
+    called = re.escape(quant["name"])
+    measured = rf"\|([^|]*\|)?\s*`?{called}`?( [+(][^|]*)?\s*\|"  # methods stand in a table's first column, or after a network's
     rows = [
         (study, head, [row for row in body if re.match(measured, row) and "not run: " not in row])
         for study, head, body in tables
