@@ -21,16 +21,10 @@ from qexp.passes.integer_layers import IntegerLayers
 from qexp.recipe import apply, resolve
 from qexp.run import pipeline
 from qexp.run.settings import read
+from tests.shelf import own
 
 RECIPES = offered([CONF], "quant")
 OTHER_NETWORKS = ("placed/toynet", "placed/mobilenetv2")  # rules that name layers this network lacks
-BITS = {
-    "bwn": "layer_wbit=1",
-    "bwn_lsq": "bits=w1a2",
-    "hysteresis": "layer_wbit=1",
-    "one_bit": "bits=w1a2",
-    "xnor": "bits=w1a1",
-}
 NARROW = {"apot": "bits=w4a4", "exponential": "bits=w4a4", "inq": "bits=w4a8", "inq_shift": "bits=w4a8"}
 KEEPS_NORMS = {"mpact_integer_bn", "inq_shift"}
 QUICK = ("minmax", "fixed_point", "caq_winograd", "mpact_integer_bn", "fixed_point_per_op")  # the rest is marked slow
@@ -50,8 +44,8 @@ REASONS = (  # and who may give it
 
 @pytest.mark.parametrize("name", SHELF)
 def test_recipes_become_integers_or_say_why_not(name, compose, digit_images):
-    bits = BITS.get(name) or NARROW.get(name) or "bits=w8a8"
-    cfg = read(compose(f"quant={name}", "schedule=ptq", "deploy=integer", bits))
+    bits = (NARROW[name],) if name in NARROW else own(name, 8)
+    cfg = read(compose(f"quant={name}", "schedule=ptq", "deploy=integer", *bits))
     torch.manual_seed(0)
     model, images = DigitsCNN(width=4).eval(), digit_images[:32]
     for module in model.modules():

@@ -11,7 +11,7 @@ from PIL import Image
 from qexp.run import pipeline
 from qexp.run.settings import read
 from tests.darknet import write_cfg
-from tests.shelf import METHODS, OWN
+from tests.shelf import METHODS, own
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +99,6 @@ def test_training_lowers_the_loss_and_keeps_the_best_by_its_own_measure(detect, 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_of_the_shelf_runs_on_a_detector(detect, method):
-    metrics = detect(f"quant={method}", "bits=w4a4", "study=shelf", "dataset.lr.qat=1e-5", *OWN.get(method, ()))
+    metrics = detect(f"quant={method}", "study=shelf", "dataset.lr.qat=1e-5", *own(method))
     assert metrics["status"] == "ok", metrics["error"]
     assert np.isfinite(metrics["value"]) and np.isfinite(metrics["map_area"])

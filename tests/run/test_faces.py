@@ -11,7 +11,7 @@ import pytest
 from qexp.run import pipeline
 from qexp.run.settings import read
 from tests.people import PEOPLE, write_people
-from tests.shelf import METHODS, OWN
+from tests.shelf import METHODS, own
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ def test_a_face_network_learns_with_quantizers(verify, quant, folder):
 @pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_of_the_shelf_runs_on_faces(verify, method):
-    metrics = verify(f"quant={method}", "bits=w4a4", "study=shelf", *OWN.get(method, ()))
+    metrics = verify(f"quant={method}", "study=shelf", *own(method))
     assert metrics["status"] == "ok", metrics["error"]
     assert np.isfinite(metrics["value"]) and np.isfinite(metrics["tar_far_0.1"])
 

@@ -33,7 +33,7 @@ from qexp.tasks.detection import Detection
 from qexp.tasks.verification import Verification
 from tests.darknet import write_cfg
 from tests.networks import Residual
-from tests.shelf import ALL, METHODS, OWN
+from tests.shelf import ALL, METHODS, own
 
 FOR_ONE_NETWORK = [name for name in ALL if name not in METHODS]
 BATCH = 4
@@ -66,9 +66,7 @@ TASKS = (classification, detection, verification)
 @pytest.fixture(scope="module")
 def configuration(compose: Callable[..., DictConfig]) -> Callable[[str], Settings]:
     """Call with the name of a recipe; returns a configuration with it at 4 bits, or at its own widths, composed once for all tasks."""
-    return cache(
-        lambda name: read(compose(f"quant={name}", "bits=w4a4", *OWN.get(name, ()), "trainer=cpu", "kernels=reference"))
-    )
+    return cache(lambda name: read(compose(f"quant={name}", *own(name), "trainer=cpu", "kernels=reference")))
 
 
 def quantized(settings: Settings, model: nn.Module, images: Tensor) -> Plan:
