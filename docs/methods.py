@@ -67,7 +67,8 @@ def index(names: list[str]) -> str:
     rows = [f"| [`{name}`]({name}.md) | {headline(name)} | {when(name)} |" for name in names]
     head = (
         "# Methods\n\nEach is a choice of `quant=`; most take any widths (`bits=w4a4`, `bits=w2a3`, `layer_wbit=3`). Those in "
-        "`placed/NETWORK/` name the layers of one network, `ladder/` holds the steps of published pipelines, `sources/` those of projects.\n\n"
+        "`placed/NETWORK/` name the layers of one network; `ladder/` holds the steps of published pipelines, "
+        "`sources/` what single projects have.\n\n"
     )
     return head + "| quant | what it is | when |\n|---|---|---|\n" + "\n".join(rows) + "\n"
 
