@@ -21,6 +21,7 @@ from omegaconf import OmegaConf
 from qexp.command.listing import offered
 from qexp.command.root import register
 from qexp.numerics.granularity import PerTensor
+from qexp.recipe.head import headline, when
 from qexp.report.style import PALETTE
 from qexp.statistics.stats import TensorStats
 
@@ -43,28 +44,13 @@ def on_files(files: Files, config: Any) -> Files:
     return files
 
 
-def headline(name: str) -> str:
-    """Returns the first line of a recipe, which says what it is."""
-    return recipe(name).splitlines()[0].lstrip("# ")
-
-
-def when(name: str) -> str:
-    """Returns the sentence of a recipe's head that begins with `When:` and says when to use it; empty where there is none.
-
-    Its further lines begin with three spaces.
-    """
-    found = re.search(r"^# When: (.*(?:\n#   .*)*)", recipe(name), re.M)
-    return re.sub(r"\n# +", " ", found[1]) if found else ""
-
-
-def recipe(name: str) -> str:
-    """Returns the text of a recipe's file."""
-    return (ROOT / "conf" / "quant" / f"{name}.yaml").read_text()
+def _file(name: str) -> Path:
+    return ROOT / "conf" / "quant" / f"{name}.yaml"
 
 
 def index(names: list[str]) -> str:
     """Returns the page that lists all methods."""
-    rows = [f"| [`{name}`]({name}.md) | {headline(name)} | {when(name)} |" for name in names]
+    rows = [f"| [`{name}`]({name}.md) | {headline(_file(name))} | {when(_file(name))} |" for name in names]
     head = (
         "# Methods\n\nEach is a choice of `quant=`; most take any widths (`bits=w4a4`, `bits=w2a3`, `layer_wbit=3`). Those in "
         "`placed/NETWORK/` name the layers of one network; `ladder/` holds the steps of published pipelines, "
@@ -76,7 +62,11 @@ def index(names: list[str]) -> str:
 def page(name: str, tables: list[tuple[str, str, list[str]]]) -> str:
     """Returns a method's page."""
     quant = OmegaConf.to_container(compose("config", overrides=[f"quant={name}"]).quant, resolve=False)
-    parts = [f"# `{name}`", headline(name) + ".", *([f"**When.** {when(name)}"] if when(name) else [])]
+    parts = [
+        f"# `{name}`",
+        headline(_file(name)) + ".",
+        *([f"**When.** {when(_file(name))}"] if when(_file(name)) else []),
+    ]
     parts.append(f"    python run.py quant={name}")
     shown: list[type] = []
     for site in ("weight", "input", "output"):
@@ -103,7 +93,7 @@ def page(name: str, tables: list[tuple[str, str, list[str]]]) -> str:
         if found:
             rule = "|---" * (head.count("|") - 1) + "|"
             parts.append("\n".join([f"## Measured: {study}", "", head, rule, *found]))
-    parts.append("## The recipe\n\n```yaml\n" + recipe(name) + "```")
+    parts.append("## The recipe\n\n```yaml\n" + _file(name).read_text() + "```")
     return "\n\n".join(parts) + "\n"
 
 

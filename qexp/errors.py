@@ -2,6 +2,8 @@
 
 from difflib import get_close_matches
 
+RENAMED = dict.fromkeys(("init", "alpha_init", "k", "clip"), "range")  # of quantizers: what picks the first range
+
 
 class QexpError(Exception):
     """A mistake in what was asked for (not a bug): shown without a traceback on the command line."""

@@ -85,6 +85,8 @@ def test_every_choice_composes_its_keys_are_known_and_its_targets_bind(compose, 
         if not callable(target):
             continue  # a family of layers
         made_by_plan = inspect.isclass(target) and issubclass(target, Quantizer)
+        if made_by_plan:
+            target.require_arguments(given)
         signature = inspect.signature(target)
         signature.bind_partial(*node.get("_args_", []), **given)
         if not node.get("_partial_") and not made_by_plan and where not in (".trainer",):

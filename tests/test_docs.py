@@ -17,6 +17,7 @@ from qexp.command.listing import offered
 from qexp.command.root import register
 from qexp.numerics.grid import UniformGrid
 from qexp.ranges import Context
+from qexp.recipe.head import when
 from qexp.statistics.stats import TensorStats
 
 ROOT = Path(__file__).parents[1]
@@ -59,17 +60,15 @@ def test_every_command_composes(page, command):
 
 
 def test_every_method_says_when_to_use_it():
-    for name in offered([CONF], "quant"):
-        lines = (CONF / "quant" / f"{name}.yaml").read_text().splitlines()
-        head = [line for i, line in enumerate(lines) if all(before.startswith("#") for before in lines[: i + 1])]
-        assert any(line.startswith("# When: ") for line in head[1:]), f"{name} says not when to use it"
+    silent = [name for name in offered([CONF], "quant") if not when(CONF / "quant" / f"{name}.yaml")]
+    assert not silent, "a line `# When: ...` in the head of each"
 
 
 def test_advice_that_names_a_study_finds_the_method_measured_there():
     """Brackets at the end hold studies, or a source where nothing was measured."""
-    texts = {name: (CONF / "quant" / f"{name}.yaml").read_text() for name in offered([CONF], "quant")}
-    advice = {yaml.safe_load(text)["name"]: re.search(r"# When: .*(?:\n#   .*)*", text)[0] for text in texts.values()}
-    named = [(method, re.search(r"\(([^()]+)\)\.$", text.replace("\n#  ", ""))) for method, text in advice.items()]
+    files = [CONF / "quant" / f"{name}.yaml" for name in offered([CONF], "quant")]
+    advice = {yaml.safe_load(file.read_text())["name"]: when(file) for file in files}
+    named = [(method, re.search(r"\(([^()]+)\)\.$", text)) for method, text in advice.items()]
     found = [
         (method, study)
         for method, match in named

@@ -186,9 +186,7 @@ def _collect_share(
 def wanted(model: nn.Module) -> tuple[bool, list[Collector]]:
     """Returns what the model's quantizers ask of a collection: whether channel histograms, and which collectors."""
     channelwise = any(
-        weight_of(model.get_submodule(name), site) is None
-        and q.granularity.axis is not None
-        and getattr(q, "needs_histogram", getattr(getattr(q, "range", None), "needs_histogram", True))
+        weight_of(model.get_submodule(name), site) is None and q.granularity.axis is not None and q.needs_histogram
         for name, site, q in quantizers(model)
     )
     return channelwise, sorted({c for _, _, q in quantizers(model) for c in q.collectors}, key=lambda c: c.name)

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from qexp.errors import QexpError, near
+from qexp.errors import RENAMED, QexpError, near
 
 ELSEWHERE = {  # of Lightning's Trainer: the length of a training is the schedule's
     "trainer.max_epochs": "schedule.epochs",
@@ -56,6 +56,8 @@ def check_key(key: str, folders: Sequence[Path]) -> None:
             prefix = "".join(f"{name}." for name in above[:depth])
             if key in ELSEWHERE:
                 raise QexpError(f"there is no key {key!r}; how long a training is, {ELSEWHERE[key]} says")
+            if above[0] == "quant" and part in RENAMED:
+                raise QexpError(f"there is no key {key!r}; {part} is called {RENAMED[part]} now")
             raise QexpError(
                 f"there is no key {prefix + part!r}{near(part, sorted(children[depth]), prefix=prefix)}; see run.py --cfg job; "
                 f"an option that no file names is added with a plus, +{key}=..."

@@ -60,9 +60,9 @@ def activation_grid(quantizer: Quantizer, where: str) -> Grid:
     affine = "give this tensor an even grid with a rule (_target_: qexp.quantizers.uniform.Uniform)"
     kind = type(quantizer).__name__
     quantizer.require_ready()
-    if quantizer.gain is not None or getattr(quantizer, "dynamic", False):
+    if quantizer.gain is not None or quantizer.dynamic:
         raise cannot(where, f"{kind} takes its range from each batch, or corrects its values", "use ranges: static")
-    if quantizer.rounding not in ROUNDINGS or getattr(quantizer, "noise", "none") not in ("none", None):
+    if quantizer.rounding not in ROUNDINGS or quantizer.noise != "none":
         raise cannot(where, f"{kind} adds noise or rounds stochastically", "use rounding: half_even and noise: none")
     if quantizer.granularity.axis not in (None, 1):
         raise cannot(where, f"{kind} has groups of scales ({quantizer.granularity})", "use granularity: tensor")

@@ -35,6 +35,11 @@ class Granularity:
         return fn(self.rows(x), dim=1).reshape(self.scale_shape(tuple(x.shape)))
 
     @property
+    def kind(self) -> str:
+        """The word that methods declare it by: `tensor`, `channel` or `group`."""
+        return str(self).partition(":")[0]
+
+    @property
     def axis(self) -> int | None:
         """The dimension that has a scale of its own for each index, None where there is none."""
         return None
@@ -118,6 +123,10 @@ class PerBlock(PerGroup):
 
     def rows(self, x: Tensor) -> Tensor:
         return x.reshape(self.blocks, -1)
+
+    @property
+    def kind(self) -> str:
+        return "channel"
 
     def __str__(self) -> str:
         return f"blocks:{self.blocks}"

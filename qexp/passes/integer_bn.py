@@ -45,5 +45,4 @@ def _one_after(model: nn.Module, facts: Facts, name: str) -> Quantizer | None:
 
 def _counts_from_zero(quantizer: Quantizer) -> bool:
     """Whether its values are its codes times one step: a uniform grid, no zero point."""
-    affine = getattr(quantizer, "symmetric", True) is False
-    return "half_step" in quantizer.properties and not affine and quantizer.granularity.axis is None
+    return "half_step" in quantizer.properties and quantizer.symmetric and quantizer.granularity.axis is None

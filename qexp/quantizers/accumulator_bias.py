@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qexp.numerics.granularity import Granularity
 from qexp.quantizers.base import Quantizer
 from qexp.statistics.stats import TensorStats
 
@@ -44,11 +43,9 @@ class AccumulatorBias(Quantizer):
         self,
         bits: int = 31,
         shape: tuple[int, ...] = (1,),
-        *,
-        granularity: Granularity | None = None,
-        rounding: str = "half_even",
+        **common: Any,
     ) -> None:
-        super().__init__(bits, shape, granularity=granularity, rounding=rounding)
+        super().__init__(bits, shape, **common)
         self._layer: tuple[nn.Module, ...] = ()  # in a tuple: a layer is no part of its own quantizer
         self._sources: tuple[tuple[nn.Module, str], ...] = ()
         self._even: bool | None = None  # whether weights are multiples of one step; found out at first use

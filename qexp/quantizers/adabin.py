@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from qexp.errors import QexpError
-from qexp.numerics.granularity import Granularity
 from qexp.quantizers.base import Quantizer
 from qexp.quantizers.surrogate import BinaryWeight, Progress, check_slope, sharpness, slope
 from qexp.statistics.stats import TensorStats
@@ -39,21 +38,6 @@ class AdaBinWeight(BinaryWeight):
     """
 
     centred = True
-
-    def __init__(
-        self,
-        bits: int = 1,
-        shape: tuple[int, ...] = (1,),
-        *,
-        granularity: Granularity | None = None,
-        rounding: str = "half_even",
-        gradient: Literal["ste", "approx", "ede", "identity"] = "ede",
-        tmin: float = 0.1,
-        tmax: float = 10.0,
-    ) -> None:
-        super().__init__(
-            bits, shape, granularity=granularity, rounding=rounding, gradient=gradient, tmin=tmin, tmax=tmax
-        )
 
     def parts(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         beta = rows.mean(1, keepdim=True)
@@ -105,12 +89,12 @@ class AdaBinInput(Progress, Quantizer):
         gradient: `ste`, `approx`, `ede` or `identity` (see `surrogate.slope`).
         tmin, tmax: Sharpness of `ede` at the first step and after the last.
         centre: `paper`, or `code` for `alpha (sign(u) + beta)`, which is what the authors' code computes.
-        init: `paper` starts at alpha 1, beta 0; `fit` at the mean and the mean distance from it, which a tensor of one sign needs.
+        range: `paper` starts at alpha 1, beta 0; `fit` at the mean and the mean distance from it, which a tensor of one sign needs.
 
     Source: Tu et al. 2022, "AdaBin" (arXiv 2208.08084), equations 10-13.
-    Differs from the paper: alpha is kept positive; `init=fit` is the default.
+    Differs from the paper: alpha is kept positive; `range=fit` is the default.
 
-    >>> q = AdaBinInput(1, (5,), init="paper")
+    >>> q = AdaBinInput(1, (5,), range="paper")
     >>> x = torch.tensor([-1.2, -0.3, 0.1, 0.6, 1.4])
     >>> q.fit(TensorStats.of(x))
     >>> q(x).tolist()
@@ -120,31 +104,27 @@ class AdaBinInput(Progress, Quantizer):
     properties = frozenset({"idempotent", "monotone", "needs_calibration"})
     sites = frozenset({"input", "output"})
     bits_allowed = (1, 1)
+    granularities = ("tensor",)
 
     def __init__(
         self,
         bits: int = 1,
         shape: tuple[int, ...] = (1,),
         *,
-        granularity: Granularity | None = None,
-        rounding: str = "half_even",
         gradient: Literal["ste", "approx", "ede", "identity"] = "approx",
         tmin: float = 0.1,
         tmax: float = 10.0,
         centre: Literal["paper", "code"] = "paper",
-        init: Literal["paper", "fit"] = "fit",
+        range: Literal["paper", "fit"] = "fit",
+        **common: Any,
     ) -> None:
-        super().__init__(bits, shape, granularity=granularity, rounding=rounding)
+        super().__init__(bits, shape, **common)
         check_slope("AdaBinInput", gradient, tmin, tmax)
-        for name, got, allowed in (("centre", centre, ("paper", "code")), ("init", init, ("paper", "fit"))):
+        for name, got, allowed in (("centre", centre, ("paper", "code")), ("range", range, ("paper", "fit"))):
             if got not in allowed:
                 raise QexpError(f"AdaBinInput: {name}={got!r} is not allowed; use {', '.join(allowed)}")
-        if str(self.granularity) != "tensor":
-            raise QexpError(
-                f"AdaBinInput: granularity={self.granularity} is not allowed; use tensor (one pair of levels)"
-            )
         self.gradient, self.tmin, self.tmax = gradient, float(tmin), float(tmax)
-        self.centre, self.init = centre, init
+        self.centre, self.range = centre, range
         if centre == "code":  # the levels lie around alpha beta, the threshold at beta
             self.properties = self.properties - {"idempotent"}
         self.alpha, self.beta = nn.Parameter(torch.ones(1)), nn.Parameter(torch.zeros(1))
@@ -152,7 +132,7 @@ class AdaBinInput(Progress, Quantizer):
 
     @torch.no_grad()
     def fit(self, stats: TensorStats, followed_by_relu: bool = False) -> None:
-        if self.init == "fit":
+        if self.range == "fit":
             self.beta.copy_(stats.mean.reshape(1))
             self.alpha.copy_((stats.deviation / stats.count).reshape(1).clamp_min(_LEAST_ALPHA))
         self.mark_ready()

@@ -12,7 +12,7 @@ from qexp_kernels import level_grid
 from torch import Tensor, nn
 
 from qexp.errors import QexpError
-from qexp.numerics.granularity import Granularity
+from qexp.numerics.grid import UniformGrid
 from qexp.quantizers.base import AffineQuantizer, usual_magnitude
 from qexp.statistics.stats import TensorStats
 
@@ -51,31 +51,29 @@ class _APoT(AffineQuantizer):
     """What APoT's weights and activations share: the levels, their codes (signed indices) and the learned clip."""
 
     properties = frozenset({"idempotent", "monotone", "needs_calibration"})
+    granularities = ("tensor",)
+    roundings = ("half_even",)
+    normalize = False
 
     def __init__(
         self,
         bits: int,
         shape: tuple[int, ...],
+        *,
         signed: bool | Literal["auto"],
-        granularity: Granularity | None,
-        rounding: str,
-        alpha_init: Literal["mse"] | float,
+        range: Literal["mse"] | float,
         additive: bool,
+        **common: Any,
     ) -> None:
-        self.additive = additive
-        super().__init__(bits, shape, signed=signed, narrow=True, granularity=granularity, rounding=rounding)
-        if str(self.granularity) != "tensor" or rounding != "half_even":
-            raise QexpError(
-                f"{type(self).__name__}: granularity={self.granularity}, rounding={rounding}; it has one clip for the whole tensor and "
-                "takes the nearest level (granularity: tensor, rounding: half_even)"
-            )
-        number = isinstance(alpha_init, float | int) and not isinstance(alpha_init, bool)
-        if alpha_init != "mse" and not (number and alpha_init > 0):
-            raise QexpError(f"{type(self).__name__}: alpha_init={alpha_init!r}; allowed are mse or a positive number")
-        self.alpha_init = alpha_init
+        super().__init__(bits, shape, signed=signed, narrow=True, **common)
+        number = isinstance(range, float | int) and not isinstance(range, bool)
+        if range != "mse" and not (number and range > 0):
+            raise QexpError(f"{type(self).__name__}: range={range!r}; allowed are mse or a positive number")
+        self.range, self.additive = range, additive
+        self._make_levels()
         self.alpha = nn.Parameter(torch.ones(()))
 
-    def set_grid(self, grid) -> None:
+    def set_grid(self, grid: UniformGrid) -> None:
         super().set_grid(grid)
         self._make_levels()
 
@@ -87,18 +85,14 @@ class _APoT(AffineQuantizer):
 
     def start(self, stats: TensorStats, mean: Tensor | float = 0.0, spread: Tensor | float = 1.0) -> None:
         """Sets the first clip, for values `(x - mean) / spread`: the number asked for, or the one of least squared error."""
-        alpha = self.alpha_init
+        alpha = self.range
         if alpha == "mse":
             peak = float((torch.maximum((stats.min - mean).abs(), (stats.max - mean).abs()) / spread).max())
             levels = self.unit_levels.double().cpu()[None]
             tried = [peak * i / _CANDIDATES for i in range(_CANDIDATES, 0, -1)]
             alpha = min(tried, key=lambda a: float(stats.density.squared_error(mean + spread * a * levels).sum()))
             if not peak:  # zeros throughout: three deviations of what there will be; weights count in their own
-                alpha = (
-                    3.0
-                    if getattr(self, "normalize", False)
-                    else 3 * math.sqrt(math.pi / 2) * usual_magnitude(self.shape)
-                )
+                alpha = 3.0 if self.normalize else 3 * math.sqrt(math.pi / 2) * usual_magnitude(self.shape)
         with torch.no_grad():
             self.alpha.fill_(max(float(alpha), _LEAST_ALPHA))
         self.mark_ready()
@@ -124,7 +118,7 @@ class _APoT(AffineQuantizer):
 
     def describe(self) -> dict[str, Any]:
         kind = "sums of powers of two" if self.additive else "powers of two"
-        return super().describe() | {"range": f"{kind}, learned from {self.alpha_init}"}
+        return super().describe() | {"range": f"{kind}, learned from {self.range}"}
 
     def _load_from_state_dict(self, *args: Any) -> None:
         super()._load_from_state_dict(*args)
@@ -142,7 +136,7 @@ class APoTWeight(_APoT):
     Args:
         bits: 2..7, sign included.
         shape, granularity, rounding: See `Quantizer`; one alpha a tensor, nearest level.
-        alpha_init: The first clip in standard deviations: a number (3 in the paper), or `mse`, the one of least squared error.
+        range: The first clip in standard deviations: a number (3 in the paper), or `mse`, the one of least squared error.
         additive: False quantizes to plain powers of two.
         normalize: False leaves out mean and spread, which belong to the method: at few bits training then fails from a clip of 3.
         rescale: `std` multiplies by the spread that normalisation took away; `none` leaves it to the batch norm, as published.
@@ -151,7 +145,7 @@ class APoTWeight(_APoT):
     Differs from the paper: `rescale: std` is the same network under a batch norm in training and keeps its running statistics, layers
     without one and the decay of the weights meaningful; the first clip of the shipped recipe is the one of least error.
 
-    >>> q = APoTWeight(4, (4,), alpha_init=1.5, normalize=False)
+    >>> q = APoTWeight(4, (4,), range=1.5, normalize=False)
     >>> q.fit(TensorStats.of(torch.tensor([-2.0, 1.4])))
     >>> [round(v, 4) for v in q(torch.tensor([-2, -0.33, 0.52, 1.1])).tolist()]
     [-1.5, -0.3, 0.45, 1.2]
@@ -166,14 +160,13 @@ class APoTWeight(_APoT):
         bits: int,
         shape: tuple[int, ...] = (1,),
         *,
-        granularity: Granularity | None = None,
-        rounding: str = "half_even",
-        alpha_init: Literal["mse"] | float = 3.0,
+        range: Literal["mse"] | float = 3.0,
         additive: bool = True,
         normalize: bool = True,
         rescale: Literal["std", "none"] = "std",
+        **common: Any,
     ) -> None:
-        super().__init__(bits, shape, True, granularity, rounding, alpha_init, additive)
+        super().__init__(bits, shape, signed=True, range=range, additive=additive, **common)
         if rescale not in ("std", "none"):
             raise QexpError(f"APoTWeight: rescale={rescale!r}; allowed are std, none")
         self.normalize, self.rescale = normalize, rescale
@@ -232,13 +225,13 @@ class APoTInput(_APoT):
     Args:
         bits: 1..6.
         shape, granularity, rounding, signed: See `AffineQuantizer`; one alpha a tensor, nearest level.
-        alpha_init: The first clip: a number (8 for CIFAR, 6 for ImageNet in the paper), or `mse`, the one of least squared error.
+        range: The first clip: a number (8 for CIFAR, 6 for ImageNet in the paper), or `mse`, the one of least squared error.
         additive: False quantizes to plain powers of two.
 
     Source: Li, Dong, Wang 2020 (arXiv 1909.13144), equations 4-7.
-    Differs from the paper: the signed form, for tensors that no ReLU precedes; `alpha_init: mse`.
+    Differs from the paper: the signed form, for tensors that no ReLU precedes; `range: mse`.
 
-    >>> q = APoTInput(2, (3,), signed=False, alpha_init=1.0)
+    >>> q = APoTInput(2, (3,), signed=False, range=1.0)
     >>> q.fit(TensorStats.of(torch.tensor([0.0, 2.0])))
     >>> q(torch.tensor([0.3, 0.7, 2.0])).tolist()
     [0.25, 0.5, 1.0]
@@ -253,12 +246,11 @@ class APoTInput(_APoT):
         shape: tuple[int, ...] = (1,),
         *,
         signed: bool | Literal["auto"] = "auto",
-        granularity: Granularity | None = None,
-        rounding: str = "half_even",
-        alpha_init: Literal["mse"] | float = 8.0,
+        range: Literal["mse"] | float = 8.0,
         additive: bool = True,
+        **common: Any,
     ) -> None:
-        super().__init__(bits, shape, signed, granularity, rounding, alpha_init, additive)
+        super().__init__(bits, shape, signed=signed, range=range, additive=additive, **common)
 
     def fit(self, stats: TensorStats, followed_by_relu: bool = False) -> None:
         self.choose_sign(stats)

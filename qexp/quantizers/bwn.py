@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from qexp.errors import QexpError
-from qexp.numerics.granularity import Granularity
 from qexp.quantizers.base import Quantizer
 
 FORMS = ("ste", "clipped", "paper", "exact")
@@ -84,13 +83,12 @@ class BWN(Quantizer):
         bits: int = 1,
         shape: tuple[int, ...] = (1,),
         *,
-        granularity: Granularity | None = None,
-        rounding: str = "half_even",
         scaled: bool = True,
         gradient: Literal["ste", "clipped", "paper", "exact"] = "ste",
         clip_latent: bool = False,
+        **common: Any,
     ) -> None:
-        super().__init__(bits, shape, granularity=granularity, rounding=rounding)
+        super().__init__(bits, shape, **common)
         if gradient not in FORMS:
             raise QexpError(f"BWN: gradient={gradient!r}; allowed are {', '.join(FORMS)}")
         if not scaled and gradient == "exact":

@@ -9,9 +9,7 @@ import torch
 from torch import Tensor
 
 from qexp.errors import QexpError
-from qexp.numerics.granularity import Granularity
-from qexp.numerics.ops import dequantize, fake_quantize, quantize
-from qexp.quantizers.base import Quantizer
+from qexp.quantizers.base import GridQuantizer
 from qexp.statistics.collectors import MaxMap
 from qexp.statistics.stats import TensorStats
 
@@ -58,7 +56,7 @@ def limit_exponents(exponents: Tensor, rule: str) -> Tensor:
     return exponents
 
 
-class CAQShift(Quantizer):
+class CAQShift(GridQuantizer):
     """`codes = clip(round(a * 2^Q_c), -2^(bits-1), 2^(bits-1) - 1)` with an integer exponent for each channel, `a^ = codes * 2^-Q_c`.
 
     Levels: 2^bits; with `activation_mean` fewer, as the clip asks. Ties: half to even. Gradient: 1 where the clip lets through (limits
@@ -99,14 +97,13 @@ class CAQShift(Quantizer):
         bits: int,
         shape: tuple[int, ...] = (1,),
         *,
-        granularity: Granularity | None = None,
-        rounding: str = "half_even",
         exponent_formula: str = "floor127",
         exponent_mean: str = "cap",
         before_relu: str = "positive",
         zero_channels: str = "skip",
+        **common: Any,
     ) -> None:
-        super().__init__(bits, shape, granularity=granularity, rounding=rounding)
+        super().__init__(bits, shape, **common)
         for option, value, allowed in (
             ("exponent_formula", exponent_formula, FORMULAS),
             ("exponent_mean", exponent_mean, MEANS),
@@ -120,10 +117,8 @@ class CAQShift(Quantizer):
         self._counted: Tensor | None = None
         if exponent_mean == "activation_mean":
             self.collectors = (MaxMap(),)
-        scale_shape = self.granularity.scale_shape(self.shape)
-        self.register_buffer("scale", torch.ones(scale_shape))
-        self.register_buffer("zero_point", torch.zeros(scale_shape))
-        clip = torch.full(scale_shape, 2.0 ** (bits - 1) - 1) if exponent_mean == "activation_mean" else None
+        self.hold_scale()
+        clip = torch.full_like(self.scale, 2.0 ** (bits - 1) - 1) if exponent_mean == "activation_mean" else None
         self.register_buffer("clip_value", clip)
 
     def fit(self, stats: TensorStats, followed_by_relu: bool = False) -> None:
@@ -138,7 +133,7 @@ class CAQShift(Quantizer):
         exponents[self._counted] = limit_exponents(exponents[self._counted], self.exponent_mean)
         self.set_exponents(exponents)
         if self.clip_value is not None:
-            self.clip_value.copy_(magnitude.reshape(self.scale.shape))
+            self.put(clip_value=magnitude)
         self.mark_ready()
 
     def _mean_maxima(self, stats: TensorStats) -> Tensor:
@@ -158,8 +153,7 @@ class CAQShift(Quantizer):
 
     def set_exponents(self, exponents: Tensor) -> None:
         """Takes other exponents `[G]`, integers, from now on; a clip keeps its real value."""
-        scale = torch.exp2(-exponents.double().clamp(-_FAR, _FAR)).float()
-        self.scale.copy_(scale.reshape(self.scale.shape))
+        self.put(scale=torch.exp2(-exponents.double().clamp(-_FAR, _FAR)).float())
 
     @property
     def limits(self) -> tuple[Any, Any]:
@@ -169,24 +163,11 @@ class CAQShift(Quantizer):
         clip = torch.round(self.clip_value / self.scale)
         return (-clip).clamp_min(low), clip.clamp_max(high)
 
-    def forward(self, x: Tensor) -> Tensor:
-        self.require_ready()
-        axis = self.granularity.axis
-        return fake_quantize(x, self.scale, self.zero_point, *self.limits, axis=axis, rounding=self.rounding)
-
-    def codes(self, x: Tensor) -> Tensor:
-        self.require_ready()
-        axis = self.granularity.axis
-        return quantize(x, self.scale, self.zero_point, *self.limits, axis=axis, rounding=self.rounding)
-
-    def dequantize(self, codes: Tensor) -> Tensor:
-        return dequantize(codes, self.scale, self.zero_point)
-
     def describe(self) -> dict[str, Any]:
         return super().describe() | {"signed": True, "range": f"{self.exponent_formula} {self.exponent_mean}"}
 
 
-class CAQSimple(Quantizer):
+class CAQSimple(GridQuantizer):
     """`codes = clip(round(a * S_c), -2^(bits-1), 2^(bits-1) - 1)` with `S_c = (2^(bits-1) - 1) / max|a_c|`, `a^ = codes / S_c`.
 
     Levels: 2^bits. Ties: half to even. Gradient: 1 where the clip lets through (limits included), else 0. An all-zero channel gets S = 1.
@@ -216,15 +197,12 @@ class CAQSimple(Quantizer):
         bits: int,
         shape: tuple[int, ...] = (1,),
         *,
-        granularity: Granularity | None = None,
-        rounding: str = "half_even",
         integer_scale: bool = False,
+        **common: Any,
     ) -> None:
-        super().__init__(bits, shape, granularity=granularity, rounding=rounding)
+        super().__init__(bits, shape, **common)
         self.integer_scale = integer_scale
-        scale_shape = self.granularity.scale_shape(self.shape)
-        self.register_buffer("scale", torch.ones(scale_shape))
-        self.register_buffer("zero_point", torch.zeros(scale_shape))
+        self.hold_scale()
 
     def fit(self, stats: TensorStats, followed_by_relu: bool = False) -> None:
         greatest, top = torch.maximum(stats.min.abs(), stats.max.abs()), float(self.limits[1])
@@ -235,7 +213,7 @@ class CAQSimple(Quantizer):
             scale = 1 / factor.clamp_min(1)
         else:
             scale = torch.where(greatest > 0, greatest / top, 1.0).clamp_min(torch.finfo(torch.float32).tiny)
-        self.scale.copy_(scale.reshape(self.scale.shape))
+        self.put(scale=scale)
         self.mark_ready()
 
     @property
@@ -247,10 +225,6 @@ class CAQSimple(Quantizer):
     @property
     def limits(self) -> tuple[int, int]:
         return -(2 ** (self.bits - 1)), 2 ** (self.bits - 1) - 1
-
-    forward = CAQShift.forward
-    codes = CAQShift.codes
-    dequantize = CAQShift.dequantize
 
     def describe(self) -> dict[str, Any]:
         return super().describe() | {"signed": True, "range": "integer factor" if self.integer_scale else "minmax"}

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from qexp.errors import QexpError
-from qexp.numerics.granularity import Granularity
-from qexp.numerics.ops import dorefa_weight_and_peak, fake_quantize, quantize, round_to
+from qexp.numerics.ops import dorefa_weight_and_peak, round_to
 from qexp.quantizers.base import AffineQuantizer, Quantizer, fit_range
 from qexp.ranges import Context, RangeRule
 from qexp.statistics.stats import TensorStats
@@ -39,24 +38,23 @@ class DoReFaWeight(Quantizer):
 
     properties = frozenset({"monotone"})
     sites = frozenset({"weight"})
+    granularities = ("tensor",)
+    roundings = ("half_even",)
 
     def __init__(
         self,
         bits: int,
         shape: tuple[int, ...] = (1,),
         *,
-        granularity: Granularity | None = None,
-        rounding: str = "half_even",
         variant: Literal["original", "symmetric"] = "original",
         rescale: Literal["none", "max"] = "none",
+        **common: Any,
     ) -> None:
-        super().__init__(bits, shape, granularity=granularity, rounding=rounding)
+        super().__init__(bits, shape, **common)
         if variant not in ("original", "symmetric") or rescale not in ("none", "max"):
             raise QexpError(
                 f"DoReFaWeight(variant={variant!r}, rescale={rescale!r}): allowed are original|symmetric and none|max"
             )
-        if str(self.granularity) != "tensor" or rounding != "half_even":
-            raise QexpError("DoReFaWeight: one maximum for the whole tensor, rounding half_even (granularity: tensor)")
         self.variant, self.rescale = variant, rescale
         self.register_buffer("magnitude", torch.ones(()))  # what one unit of the normalised weight is worth
 
@@ -129,20 +127,21 @@ class DoReFaInput(AffineQuantizer):
 
     Args:
         bits, shape, granularity, rounding: See `AffineQuantizer`; one k a tensor.
-        k: The scale; 1 in the paper, 0.1 in PACT-Quantization; or a range rule, then k = 1 / (upper end of its range).
+        range: The scale k; 1 in the paper, 0.1 in PACT-Quantization; or a range rule, then k = 1 / (upper end of its range).
         unscale: Divide by k afterwards, so that the tensor keeps its magnitude.
         signed: False as published; True or `auto` (where negatives were seen) clips to [-1, 1] with `2^(bits-1) - 1` steps a side.
 
     Source: Zhou et al. 2016 (arXiv 1606.06160), equation 11.
     Differs from the paper: `unscale`, and the two-sided form for tensors that no ReLU precedes, which the paper does not treat.
 
-    >>> q = DoReFaInput(4, (3,), k=1.0, unscale=False)
+    >>> q = DoReFaInput(4, (3,), range=1.0, unscale=False)
     >>> q.fit(TensorStats.of(torch.tensor([0.0, 1.7])))
     >>> [round(v, 4) for v in q(torch.tensor([0.4, 0.65, 1.7])).tolist()]
     [0.4, 0.6667, 1.0]
     """
 
     sites = frozenset({"input", "output"})
+    granularities = ("tensor",)
 
     def __init__(
         self,
@@ -150,27 +149,22 @@ class DoReFaInput(AffineQuantizer):
         shape: tuple[int, ...] = (1,),
         *,
         signed: bool | Literal["auto"] = "auto",
-        granularity: Granularity | None = None,
-        rounding: str = "half_even",
-        k: float | RangeRule = 1.0,
+        range: float | RangeRule = 1.0,
         unscale: bool = True,
+        **common: Any,
     ) -> None:
-        super().__init__(bits, shape, signed=signed, narrow=True, granularity=granularity, rounding=rounding)
-        if isinstance(k, float | int) and not k > 0:
-            raise QexpError(f"DoReFaInput: k={k}; allowed is a positive number or a range rule")
-        if str(self.granularity) != "tensor":
-            raise QexpError(
-                f"DoReFaInput: granularity={self.granularity}; it has one k for the whole tensor (granularity: tensor)"
-            )
-        self.rule, self.unscale = k, unscale
+        super().__init__(bits, shape, signed=signed, narrow=True, **common)
+        number = isinstance(range, float | int)
+        if number and not range > 0:
+            raise QexpError(f"DoReFaInput: range={range} is not allowed; use a positive number or a range rule")
+        self.range, self.unscale = range, unscale
         self.properties = self.properties if unscale else self.properties - {"idempotent", "half_step"}
-        self.register_buffer("k", torch.tensor(float(k) if isinstance(k, float | int) else 1.0))
+        self.register_buffer("k", torch.tensor(float(range) if number else 1.0))
 
     def fit(self, stats: TensorStats, followed_by_relu: bool = False) -> None:
-        if self.signed == "auto":
-            self.take_sign(bool((stats.min < 0).any()) and not followed_by_relu)
-        if not isinstance(self.rule, float | int):
-            _, high = fit_range(self, self.rule, stats, Context(True, followed_by_relu, self._parameters_of))
+        self.follow_sign(stats, followed_by_relu)
+        if not isinstance(self.range, float | int):
+            _, high = fit_range(self, self.range, stats, Context(True, followed_by_relu, self._parameters_of))
             self.k.fill_(1.0 / max(float(high.max()), 1e-6))
         self.mark_ready()
 
@@ -191,22 +185,9 @@ class DoReFaInput(AffineQuantizer):
     def _step(self) -> Tensor:
         return torch.ones_like(self.k) / self.limits[1]
 
-    def forward(self, x: Tensor) -> Tensor:
+    def prepared(self, x: Tensor) -> tuple[Tensor, int | None]:
         self.require_ready()
-        zero = torch.zeros_like(self.k)
-        scaled = x if self.unscale else x.float() * self.k
-        return fake_quantize(scaled, self.scale, zero, *self.limits, rounding=self.rounding).to(x.dtype)
-
-    def codes(self, x: Tensor) -> Tensor:
-        self.require_ready()
-        zero = torch.zeros_like(self.k)
-        return quantize(
-            x if self.unscale else x.float() * self.k, self.scale, zero, *self.limits, rounding=self.rounding
-        )
-
-    def dequantize(self, codes: Tensor) -> Tensor:
-        return codes.float() * self.scale
+        return (x if self.unscale else x.float() * self.k), None
 
     def describe(self) -> dict[str, Any]:
-        rule = self.rule if isinstance(self.rule, float | int) else type(self.rule).__name__.lower()
-        return super().describe() | {"range": f"k from {rule}"}
+        return super().describe() | {"range": f"k from {self.range_name()}"}

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from qexp.errors import QexpError
-from qexp.numerics.granularity import Granularity
 from qexp.numerics.ops import round_to
 from qexp.quantizers.base import Quantizer
 
@@ -38,24 +37,20 @@ class DoReFaGradient(Quantizer):
 
     properties = frozenset()
     sites = frozenset({"grad_output"})
+    granularities = ("tensor",)
 
     def __init__(
         self,
         bits: int,
         shape: tuple[int, ...] = (1,),
         *,
-        granularity: Granularity | None = None,
-        rounding: str = "half_even",
         noise: Literal["uniform", "none"] = "uniform",
         seed: int = 0,
+        **common: Any,
     ) -> None:
-        super().__init__(bits, shape, granularity=granularity, rounding=rounding)
+        super().__init__(bits, shape, **common)
         if noise not in ("uniform", "none"):
             raise QexpError(f"DoReFaGradient: noise={noise!r}; allowed are uniform, none")
-        if str(self.granularity) != "tensor":
-            raise QexpError(
-                f"DoReFaGradient: granularity={self.granularity}; each sample has its own range (granularity: tensor)"
-            )
         self.noise, self.seed = noise, int(seed)
         self.register_buffer("draws", torch.zeros((), dtype=torch.int64))
         self._draws = 0  # the same, without asking the device in every backward pass

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from qexp.errors import QexpError
-from qexp.numerics.granularity import Granularity
 from qexp.quantizers.base import Quantizer
 from qexp.statistics.stats import TensorStats
 
@@ -39,22 +38,19 @@ class _EWGS(Quantizer):
 
     properties = frozenset({"monotone", "needs_calibration"})
     bits_allowed = (1, 8)
+    granularities = ("tensor",)
+    roundings = ("half_even",)
 
     def __init__(
         self,
         bits: int,
         shape: tuple[int, ...] = (1,),
         *,
-        granularity: Granularity | None = None,
-        rounding: str = "half_even",
         delta: float | Literal["hessian"] = 1e-3,
+        **common: Any,
     ) -> None:
-        super().__init__(bits, shape, granularity=granularity, rounding=rounding)
+        super().__init__(bits, shape, **common)
         kind = type(self).__name__
-        if rounding != "half_even":
-            raise QexpError(f"{kind}: rounding={rounding!r} is not allowed; its gradient is defined for half_even")
-        if str(self.granularity) != "tensor":
-            raise QexpError(f"{kind}: granularity={self.granularity} is not allowed; use tensor (one pair of limits)")
         if delta != "hessian" and (isinstance(delta, bool) or not (isinstance(delta, int | float) and delta >= 0)):
             raise QexpError(f"{kind}: delta={delta!r} is not allowed; use hessian, or a number of at least 0 (0.001)")
         self.steps = 2**bits - 1
@@ -144,16 +140,8 @@ class EWGSWeight(_EWGS):
 
     sites = frozenset({"weight"})
 
-    def __init__(
-        self,
-        bits: int,
-        shape: tuple[int, ...] = (1,),
-        *,
-        granularity: Granularity | None = None,
-        rounding: str = "half_even",
-        delta: float | Literal["hessian"] = 1e-3,
-    ) -> None:
-        super().__init__(bits, shape, granularity=granularity, rounding=rounding, delta=delta)
+    def __init__(self, bits: int, shape: tuple[int, ...] = (1,), **common: Any) -> None:
+        super().__init__(bits, shape, **common)
         self.c = nn.Parameter(torch.ones(1))
 
     @torch.no_grad()
@@ -199,17 +187,8 @@ class EWGSInput(_EWGS):
 
     sites = frozenset({"input", "output"})
 
-    def __init__(
-        self,
-        bits: int,
-        shape: tuple[int, ...] = (1,),
-        *,
-        granularity: Granularity | None = None,
-        rounding: str = "half_even",
-        delta: float | Literal["hessian"] = 1e-3,
-        unscale: bool = True,
-    ) -> None:
-        super().__init__(bits, shape, granularity=granularity, rounding=rounding, delta=delta)
+    def __init__(self, bits: int, shape: tuple[int, ...] = (1,), *, unscale: bool = True, **common: Any) -> None:
+        super().__init__(bits, shape, **common)
         self.unscale = unscale
 
     def fit(self, stats: TensorStats, followed_by_relu: bool = False) -> None:

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from qexp.errors import QexpError
-from qexp.numerics.granularity import Granularity
 from qexp.quantizers.base import AffineQuantizer, fit_range
 from qexp.ranges import Context, MinMax, RangeRule
 from qexp.statistics.stats import TensorStats
@@ -42,13 +41,13 @@ class Exponential(AffineQuantizer):
     Args:
         bits, shape, granularity, rounding: See `AffineQuantizer`; one T a tensor, half to even.
         signed: False is one-sided, True two-sided, `auto` two-sided where negatives were seen.
-        clip: T: a number, or a range rule whose upper end it is.
+        range: T: a number, or a range rule whose upper end it is.
         form: `house`, or `source`: no lower bound on e, and the sign dropped; its levels have no end towards zero.
 
     Source: Quantized_ResNet.
     Differs from the source: a lower bound on e, so that the levels are 2^bits; zero for x <= 0; two-sided tensors.
 
-    >>> q = Exponential(2, (3,), signed=False, clip=2.0)
+    >>> q = Exponential(2, (3,), signed=False, range=2.0)
     >>> q.fit(TensorStats.of(torch.tensor([0.0, 2.0])))
     >>> q(torch.tensor([-0.5, 0.05, 0.3, 0.7, 1.1, 1.9, 6])).tolist()
     [0.0, 0.0, 0.0, 0.5, 1.0, 2.0, 2.0]
@@ -57,6 +56,8 @@ class Exponential(AffineQuantizer):
     properties = frozenset({"idempotent", "monotone", "needs_calibration"})
     sites = frozenset({"input", "output"})
     bits_allowed = (1, 6)
+    granularities = ("tensor",)
+    roundings = ("half_even",)
 
     def __init__(
         self,
@@ -64,30 +65,28 @@ class Exponential(AffineQuantizer):
         shape: tuple[int, ...] = (1,),
         *,
         signed: bool | Literal["auto"] = "auto",
-        granularity: Granularity | None = None,
-        rounding: str = "half_even",
-        clip: float | RangeRule | None = None,
+        range: float | RangeRule | None = None,
         form: Literal["house", "source"] = "house",
+        **common: Any,
     ) -> None:
-        super().__init__(bits, shape, signed=signed, narrow=True, granularity=granularity, rounding=rounding)
+        super().__init__(bits, shape, signed=signed, narrow=True, **common)
         if form not in ("house", "source"):
             raise QexpError(f"Exponential: form={form!r}; allowed are house, source")
-        if str(self.granularity) != "tensor" or rounding != "half_even":
-            raise QexpError("Exponential: one clip for the whole tensor, rounding half_even (granularity: tensor)")
-        if isinstance(clip, float | int) and not clip > 0:
-            raise QexpError(f"Exponential: clip={clip}; allowed is a positive number or a range rule")
+        number = isinstance(range, float | int)
+        if number and not range > 0:
+            raise QexpError(f"Exponential: range={range} is not allowed; use a positive number or a range rule")
         if form == "source":
             self.properties = frozenset({"needs_calibration"})
-        self.form, self.rule = form, MinMax() if clip is None else clip
-        self.register_buffer("clip", torch.tensor(float(clip) if isinstance(clip, float | int) else 1.0))
+        self.form, self.range = form, MinMax() if range is None else range
+        self.register_buffer("clip", torch.tensor(float(range) if number else 1.0))
 
     def fit(self, stats: TensorStats, followed_by_relu: bool = False) -> None:
         if self.form == "source":
             self.take_sign(False)
-        elif self.signed == "auto":
-            self.take_sign(bool((stats.min < 0).any()) and not followed_by_relu)
-        if not isinstance(self.rule, float | int):
-            _, high = fit_range(self, self.rule, stats, Context(True, followed_by_relu, self._parameters_of))
+        else:
+            self.follow_sign(stats, followed_by_relu)
+        if not isinstance(self.range, float | int):
+            _, high = fit_range(self, self.range, stats, Context(True, followed_by_relu, self._parameters_of))
             self.clip.fill_(max(float(high.max()), _LEAST_CLIP))
         self.mark_ready()
 
@@ -129,5 +128,4 @@ class Exponential(AffineQuantizer):
         return torch.sign(codes) * self.clip * torch.exp2(codes.abs() - n)
 
     def describe(self) -> dict[str, Any]:
-        rule = self.rule if isinstance(self.rule, float | int) else type(self.rule).__name__.lower()
-        return super().describe() | {"range": f"clip from {rule}, {self.form}"}
+        return super().describe() | {"range": f"clip from {self.range_name()}, {self.form}"}

@@ -9,15 +9,13 @@ import torch
 from torch import Tensor
 
 from qexp.errors import QexpError
-from qexp.numerics.granularity import Granularity
 from qexp.numerics.grid import UniformGrid
-from qexp.numerics.ops import dequantize, fake_quantize, quantize
-from qexp.quantizers.base import Quantizer
+from qexp.quantizers.base import GridQuantizer
 from qexp.ranges import Context, PowerOfTwo, RangeRule
 from qexp.statistics.stats import TensorStats
 
 
-class FixedPoint(Quantizer):
+class FixedPoint(GridQuantizer):
     """`x^ = clip(round(x * 2^f), -2^(bits-1), 2^(bits-1) - 1) * 2^-f` with `f = bits - 1 - sf` bits after the point.
 
     `sf` are the bits before the point, without the sign, that the range rule asks for; f may be negative, or above `bits`.
@@ -43,15 +41,13 @@ class FixedPoint(Quantizer):
         bits: int,
         shape: tuple[int, ...] = (1,),
         *,
-        granularity: Granularity | None = None,
-        rounding: str = "half_even",
         range: RangeRule | None = None,
+        **common: Any,
     ) -> None:
-        super().__init__(bits, shape, granularity=granularity, rounding=rounding)
+        super().__init__(bits, shape, **common)
         self.range = range or PowerOfTwo()
-        scale_shape = self.granularity.scale_shape(self.shape)
-        self.register_buffer("scale", torch.ones(scale_shape))
-        self.register_buffer("zero_point", torch.full(scale_shape, 0.5 if bits == 1 else 0.0))
+        self.hold_scale(zero_point=0.5 if bits == 1 else 0.0)
+        self.symmetric = bits > 1
         self._fraction_bits = 0
 
     def fit(self, stats: TensorStats, followed_by_relu: bool = False) -> None:
@@ -62,7 +58,7 @@ class FixedPoint(Quantizer):
                 f"{self.name}: the range rule {type(self.range).__name__} does not end at a power of two, which fixed point needs; "
                 "use PowerOfTwo"
             )
-        self.scale.copy_((high / 2.0 ** (self.bits - 1)).clamp_min(2.0**-126).reshape(self.scale.shape))
+        self.put(scale=(high / 2.0 ** (self.bits - 1)).clamp_min(2.0**-126))
         if self.bits == 1:
             self.scale.mul_(2)  # codes 0 and 1 stand for -2^sf and 2^sf
         self._read_scale()
@@ -86,25 +82,12 @@ class FixedPoint(Quantizer):
     def limits(self) -> tuple[int, int]:
         return (0, 1) if self.bits == 1 else (-(2 ** (self.bits - 1)), 2 ** (self.bits - 1) - 1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        self.require_ready()
-        rows, axis = self.rows(x)
-        if self.bits == 1:
-            return _Sign.apply(rows, self._reach(rows, axis)).reshape(x.shape)
-        y = fake_quantize(rows, self.scale, self.zero_point, *self.limits, axis=axis, rounding=self.rounding)
-        return y.reshape(x.shape)
+    def rounded(self, rows: Tensor, axis: int | None) -> Tensor:
+        return super().rounded(rows, axis) if self.bits > 1 else _Sign.apply(rows, self._reach(rows, axis))
 
     def codes(self, x: Tensor) -> Tensor:
         self.require_ready()
-        if self.bits == 1:
-            return (x >= 0).int()
-        rows, axis = self.rows(x)
-        codes = quantize(rows, self.scale, self.zero_point, *self.limits, axis=axis, rounding=self.rounding)
-        return codes.reshape(x.shape)
-
-    def dequantize(self, codes: Tensor) -> Tensor:
-        rows, _ = self.rows(codes)
-        return dequantize(rows, self.scale, self.zero_point).reshape(codes.shape)
+        return super().codes(x) if self.bits > 1 else (x >= 0).int()
 
     def _reach(self, x: Tensor, axis: int | None) -> Tensor:
         """Returns `2^sf` of one bit, in a shape that broadcasts against `x`."""
@@ -113,7 +96,7 @@ class FixedPoint(Quantizer):
         return (self.scale / 2).reshape([-1 if d == axis % x.ndim else 1 for d in range(x.ndim)])
 
     def describe(self) -> dict[str, Any]:
-        return super().describe() | {"signed": True, "range": type(self.range).__name__.lower()}
+        return super().describe() | {"signed": True}
 
     def _load_from_state_dict(self, *args: Any) -> None:
         super()._load_from_state_dict(*args)

@@ -7,7 +7,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from qexp.numerics.granularity import Granularity
 from qexp.numerics.ops import round_to
 from qexp.quantizers.base import AffineQuantizer
 from qexp.statistics.stats import TensorStats
@@ -55,29 +54,19 @@ class FixedStep(AffineQuantizer):
         bits: int,
         shape: tuple[int, ...] = (1,),
         *,
-        granularity: Granularity | None = None,
-        rounding: str = "half_even",
         signed: bool | Literal["auto"] = "auto",
+        **common: Any,
     ) -> None:
-        super().__init__(bits, shape, signed=signed, granularity=granularity, rounding=rounding)
+        super().__init__(bits, shape, signed=signed, **common)
         self.register_buffer("scale", torch.ones(1), persistent=False)
         self.register_buffer("zero_point", torch.zeros(1), persistent=False)
 
     def fit(self, stats: TensorStats, followed_by_relu: bool = False) -> None:
-        if self.signed == "auto":
-            self.take_sign(bool((stats.min < 0).any()) and not followed_by_relu)
+        self.follow_sign(stats, followed_by_relu)
         self.mark_ready()
 
-    def forward(self, x: Tensor) -> Tensor:
-        self.require_ready()
-        return _Steps.apply(x, *map(float, self.limits), self.rounding)
-
-    def codes(self, x: Tensor) -> Tensor:
-        self.require_ready()
-        return round_to(x.detach().float(), self.rounding).clamp(*map(float, self.limits))
-
-    def dequantize(self, codes: Tensor) -> Tensor:
-        return codes.float()
+    def rounded(self, rows: Tensor, axis: int | None) -> Tensor:
+        return _Steps.apply(rows, *map(float, self.limits), self.rounding)
 
     def describe(self) -> dict[str, Any]:
         return super().describe() | {"range": "step 1"}

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from qexp.errors import QexpError
-from qexp.numerics.granularity import Granularity
-from qexp.numerics.ops import dequantize, fake_quantize, quantize, round_to
+from qexp.numerics.ops import round_to
 from qexp.quantizers.base import AffineQuantizer, fit_range
 from qexp.ranges import Context, MinMax, RangeRule
 from qexp.statistics.stats import TensorStats
@@ -59,14 +58,13 @@ class GEMMLOWP(AffineQuantizer):
     """
 
     correctable = True
+    symmetric = False
 
     def __init__(
         self,
         bits: int,
         shape: tuple[int, ...] = (1,),
         *,
-        granularity: Granularity | None = None,
-        rounding: str = "half_even",
         range: RangeRule | None = None,
         zero_point: Literal["clamped", "unclamped"] = "clamped",
         preserve_zero: Literal["inside"] | bool = True,
@@ -74,14 +72,15 @@ class GEMMLOWP(AffineQuantizer):
         noise: Literal["none", "uniform"] = "none",
         ranges: Literal["static", "dynamic"] = "static",
         zero_bit: Literal["mean", "offset"] = "mean",
+        **common: Any,
     ) -> None:
-        super().__init__(bits, shape, signed=False, granularity=granularity, rounding=rounding)
+        super().__init__(bits, shape, signed=False, **common)
         given = {"zero_point": zero_point, "preserve_zero": preserve_zero, "noise": noise, "ranges": ranges}
         for name, value in (given | {"zero_bit": zero_bit}).items():
             if value not in _CHOICES[name]:
                 allowed = ", ".join(str(v).lower() for v in _CHOICES[name])
                 raise QexpError(f"GEMMLOWP({name}={value!r}): allowed are {allowed}")
-        if noise == "uniform" and rounding == "stochastic":
+        if noise == "uniform" and self.rounding == "stochastic":
             raise QexpError("GEMMLOWP: noise=uniform and rounding=stochastic add noise twice; choose one")
         self.range, self.clamped, self.preserve_zero = range or MinMax(), zero_point == "clamped", preserve_zero
         self.pow2_scale, self.noise, self.dynamic, self.zero_bit = pow2_scale, noise, ranges == "dynamic", zero_bit
@@ -89,10 +88,8 @@ class GEMMLOWP(AffineQuantizer):
             self.properties = self.properties - {"idempotent", "monotone", "half_step"}
         if self.dynamic:
             self.properties = self.properties - {"idempotent"}
-        scale_shape = self.granularity.scale_shape(self.shape)
-        self.register_buffer("scale", torch.ones(scale_shape))
-        self.register_buffer("zero_point", torch.zeros(scale_shape))
-        self.register_buffer("shift", torch.zeros(scale_shape))
+        self.hold_scale()
+        self.register_buffer("shift", torch.zeros_like(self.scale))
         self.register_buffer("before_relu", torch.tensor(False))
         self._shifted = self._before_relu = False
 
@@ -114,8 +111,7 @@ class GEMMLOWP(AffineQuantizer):
         shift = torch.where(empty, value, torch.where(constant | outside, low, torch.zeros_like(low))).float()
         scale = torch.where(constant | empty, torch.ones_like(scale), scale)
         zero_point = torch.where(constant | empty | outside, torch.zeros_like(zero_point), zero_point)
-        for name, found in (("scale", scale), ("zero_point", zero_point), ("shift", shift)):
-            getattr(self, name).copy_(found.reshape(self.scale.shape))
+        self.put(scale=scale, zero_point=zero_point, shift=shift)
         self._shifted = bool((shift != 0).any())
         constant = constant & ~empty
         return (int(constant.sum()), len(low)) if bool(constant.any()) else None
@@ -152,8 +148,8 @@ class GEMMLOWP(AffineQuantizer):
             return low
         return stats.positive_total / stats.count if self._before_relu else stats.mean
 
-    def _ready_rows(self, x: Tensor) -> tuple[Tensor, int | None]:
-        """Returns what the kernels take: the tensor's rows less the shift, with the noise, and the axis of the scales."""
+    def prepared(self, x: Tensor) -> tuple[Tensor, int | None]:
+        """Returns the tensor's rows less the shift, with the noise, and the axis of the scales."""
         self.require_ready()
         if self.dynamic and x.numel():
             with torch.no_grad():
@@ -166,23 +162,16 @@ class GEMMLOWP(AffineQuantizer):
             rows = rows + (torch.rand_like(rows) - 0.5) * self.scale
         return rows, axis
 
-    def forward(self, x: Tensor) -> Tensor:
-        rows, axis = self._ready_rows(x)
-        y = fake_quantize(rows, self.scale, self.zero_point, *self.limits, axis=axis, rounding=self.rounding)
-        return self.corrected((y + self.shift if self._shifted else y).reshape(x.shape)).to(x.dtype)
+    def rounded(self, rows: Tensor, axis: int | None) -> Tensor:
+        y = super().rounded(rows, axis)
+        return y + self.shift if self._shifted else y
 
-    def codes(self, x: Tensor) -> Tensor:
-        rows, axis = self._ready_rows(x)
-        codes = quantize(rows, self.scale, self.zero_point, *self.limits, axis=axis, rounding=self.rounding)
-        return codes.reshape(x.shape)
-
-    def dequantize(self, codes: Tensor) -> Tensor:
-        rows, _ = self.rows(codes)
-        values = dequantize(rows, self.scale, self.zero_point)
-        return self.corrected((values + self.shift if self._shifted else values).reshape(codes.shape))
+    def level(self, rows: Tensor) -> Tensor:
+        values = super().level(rows)
+        return values + self.shift if self._shifted else values
 
     def describe(self) -> dict[str, Any]:
-        kind = getattr(self.range, "kind", type(self.range).__name__.lower())
+        kind = getattr(self.range, "kind", self.range_name())
         return super().describe() | {"range": f"{kind}, dynamic" if self.dynamic else kind}
 
     def _load_from_state_dict(self, *args: Any) -> None:

@@ -9,7 +9,6 @@ from qexp_kernels import hysteresis
 from torch import Tensor
 
 from qexp.errors import QexpError
-from qexp.numerics.granularity import Granularity
 from qexp.quantizers.base import Quantizer
 from qexp.quantizers.bwn import scaled_signs
 
@@ -51,21 +50,21 @@ class Hysteresis(Quantizer):
     properties = frozenset()
     sites = frozenset({"weight"})
     bits_allowed = (1, 1)
+    granularities = ("tensor",)
 
     def __init__(
         self,
         bits: int = 1,
         shape: tuple[int, ...] = (1,),
         *,
-        granularity: Granularity | None = None,
-        rounding: str = "half_even",
         rule: Literal["figure", "legacy"] = "figure",
         tau: float = 0.1,
         tau_mode: Literal["absolute", "omega", "std"] = "absolute",
         omega_gradient: bool = False,
         weight_decay: float | None = 0.0,
+        **common: Any,
     ) -> None:
-        super().__init__(bits, shape, granularity=granularity, rounding=rounding)
+        super().__init__(bits, shape, **common)
         for name, got, allowed in (
             ("rule", rule, ("figure", "legacy")),
             ("tau_mode", tau_mode, ("absolute", "omega", "std")),
@@ -74,10 +73,6 @@ class Hysteresis(Quantizer):
                 raise QexpError(f"Hysteresis: {name}={got!r}; allowed are {', '.join(allowed)}")
         if isinstance(tau, bool) or not (isinstance(tau, int | float) and 0 <= tau < float("inf")):
             raise QexpError(f"Hysteresis: tau={tau!r}; allowed is a number of at least 0")
-        if str(self.granularity) != "tensor":
-            raise QexpError(
-                f"Hysteresis: granularity={self.granularity}; omega belongs to the layer (granularity: tensor)"
-            )
         self.rule, self.tau, self.tau_mode = rule, float(tau), tau_mode
         self.omega_gradient, self.latent_decay = omega_gradient, weight_decay
         self.register_buffer("state", torch.ones(self.shape))

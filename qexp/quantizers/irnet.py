@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from qexp.errors import QexpError
-from qexp.numerics.granularity import Granularity
 from qexp.quantizers.surrogate import BinaryWeight
 
 _LEAST = 1e-12  # standard deviation of a filter without spread
@@ -42,17 +41,11 @@ class IRNet(BinaryWeight):
         bits: int = 1,
         shape: tuple[int, ...] = (1,),
         *,
-        granularity: Granularity | None = None,
-        rounding: str = "half_even",
-        gradient: Literal["ste", "approx", "ede", "identity"] = "ede",
-        tmin: float = 0.1,
-        tmax: float = 10.0,
         balance: Literal["centre_std", "centre", "none"] = "centre_std",
         scale_by: Literal["pow2", "mean", "none"] = "pow2",
+        **common: Any,
     ) -> None:
-        super().__init__(
-            bits, shape, granularity=granularity, rounding=rounding, gradient=gradient, tmin=tmin, tmax=tmax
-        )
+        super().__init__(bits, shape, **common)
         for name, got, allowed in (
             ("balance", balance, ("centre_std", "centre", "none")),
             ("scale_by", scale_by, ("pow2", "mean", "none")),

@@ -11,7 +11,6 @@ from sklearn.cluster import KMeans as Lloyd
 from torch import Tensor
 
 from qexp.errors import QexpError
-from qexp.numerics.granularity import Granularity
 from qexp.quantizers.base import Quantizer
 from qexp.statistics.stats import TensorStats
 
@@ -57,23 +56,19 @@ class KMeans(Quantizer):
     sites = frozenset({"weight"})
     bits_allowed = (1, 8)
     correctable = True
+    granularities = ("tensor",)
+    roundings = ("half_even",)
 
     def __init__(
         self,
         bits: int,
         shape: tuple[int, ...] = (1,),
         *,
-        granularity: Granularity | None = None,
-        rounding: str = "half_even",
         seed: int = 0,
         n_init: int = 10,
+        **common: Any,
     ) -> None:
-        super().__init__(bits, shape, granularity=granularity, rounding=rounding)
-        if str(self.granularity) != "tensor" or rounding != "half_even":
-            raise QexpError(
-                f"KMeans: granularity={self.granularity}, rounding={rounding}; it has one codebook for the whole tensor and takes the "
-                "nearest centre (granularity: tensor, rounding: half_even)"
-            )
+        super().__init__(bits, shape, **common)
         if n_init < 1:
             raise QexpError(f"KMeans: n_init={n_init}; allowed is at least 1 start")
         self.seed, self.n_init = seed, n_init

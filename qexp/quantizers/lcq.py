@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from qexp.errors import QexpError
-from qexp.numerics.granularity import Granularity
 from qexp.quantizers.base import AffineQuantizer, fit_range
 from qexp.ranges import MSE, Context, RangeRule
 from qexp.statistics.stats import TensorStats
@@ -72,7 +71,7 @@ class LCQ(AffineQuantizer):
 
     Args:
         bits, shape, granularity, rounding, signed: See `AffineQuantizer`; one curve per tensor.
-        init: Range rule of the first alpha; None is `MSE`.
+        range: Range rule of the first alpha; None is `MSE`.
         pieces: K.
         normalize: For weights: `(w - mean) / std` is quantized and multiplied by std; the mean is not put back.
         table_bits: Bits of the levels themselves, so that integers can hold them; None leaves them real.
@@ -90,6 +89,8 @@ class LCQ(AffineQuantizer):
     properties = frozenset({"monotone", "needs_calibration"})
     sites = frozenset({"input", "weight", "output"})
     bits_allowed = (1, 8)
+    granularities = ("tensor",)
+    roundings = ("half_even",)
 
     def __init__(
         self,
@@ -97,29 +98,24 @@ class LCQ(AffineQuantizer):
         shape: tuple[int, ...] = (1,),
         *,
         signed: bool | Literal["auto"] = "auto",
-        granularity: Granularity | None = None,
-        rounding: str = "half_even",
-        init: RangeRule | None = None,
+        range: RangeRule | None = None,
         pieces: int = 16,
         normalize: bool = False,
         table_bits: int | None = None,
+        **common: Any,
     ) -> None:
-        super().__init__(bits, shape, signed=signed, narrow=True, granularity=granularity, rounding=rounding)
-        if rounding != "half_even":
-            raise QexpError(f"LCQ: rounding={rounding!r} is not allowed; its gradient is defined for half_even")
-        if str(self.granularity) != "tensor":
-            raise QexpError(f"LCQ: granularity={self.granularity} is not allowed; use tensor (one curve per tensor)")
+        super().__init__(bits, shape, signed=signed, narrow=True, **common)
         if isinstance(pieces, bool) or not (isinstance(pieces, int) and pieces >= 1):
             raise QexpError(f"LCQ: pieces={pieces!r} is not allowed; use a whole number from 1 on, such as 16")
         if table_bits is not None and not (isinstance(table_bits, int) and bits <= table_bits <= 16):
             raise QexpError(f"LCQ: table_bits={table_bits!r} is not allowed; use {bits}..16, or null")
-        self.init, self.pieces, self.normalize, self.table_bits = init or MSE(), pieces, normalize, table_bits
+        self.range, self.pieces, self.normalize, self.table_bits = range or MSE(), pieces, normalize, table_bits
         self.alpha, self.theta = nn.Parameter(torch.ones(1)), nn.Parameter(torch.zeros(pieces))
         self.register_buffer("deviation", torch.ones(1), persistent=False)  # of the weight as last seen
 
     def fit(self, stats: TensorStats, followed_by_relu: bool = False) -> None:
         self.choose_sign(stats)
-        low, high = fit_range(self, self.init, stats, Context(True, followed_by_relu, self._parameters_of))
+        low, high = fit_range(self, self.range, stats, Context(True, followed_by_relu, self._parameters_of))
         if self.normalize:
             low, high = low.clamp_min(stats.min) - stats.mean, high.clamp_max(stats.max) - stats.mean
             self.deviation.copy_(_deviation(stats).clamp_min(_LEAST_STD))

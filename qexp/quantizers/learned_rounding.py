@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from qexp.errors import QexpError
+from qexp.quantizers.contract import ROUNDINGS
 from qexp.quantizers.uniform import Uniform
 from qexp.statistics.stats import TensorStats
 
@@ -41,11 +42,10 @@ class LearnedRounding(Uniform):
 
     properties = frozenset({"needs_calibration"})
     sites = frozenset({"weight"})
+    roundings = tuple(rounding for rounding in ROUNDINGS if rounding != "stochastic")  # which has no nearest code
 
     def __init__(self, bits: int, shape: tuple[int, ...] = (1,), **options: Any) -> None:
         super().__init__(bits, shape, **options)
-        if self.rounding == "stochastic":
-            raise QexpError("LearnedRounding: rounding='stochastic' has no nearest code to start from; use half_even")
         self.register_buffer("shift", None)
 
     def fit(self, stats: TensorStats, followed_by_relu: bool = False) -> None:

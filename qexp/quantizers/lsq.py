@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from qexp.errors import QexpError
-from qexp.numerics.granularity import Granularity
-from qexp.numerics.ops import dequantize, lsq, quantize
+from qexp.numerics.ops import lsq
 from qexp.quantizers.base import AffineQuantizer, fit_range, usual_magnitude
 from qexp.ranges import Context, RangeRule
 from qexp.statistics.stats import TensorStats
@@ -28,7 +27,7 @@ class LSQ(AffineQuantizer):
 
     Args:
         bits, shape, granularity, rounding, signed, narrow: See `AffineQuantizer`.
-        init: `paper`, or a range rule whose range gives the first step.
+        range: `paper`, or a range rule whose range gives the first step.
         scale_numel: What N counts for activations: `features` of one sample (paper) or the `batch` tensor.
 
     Source: Esser et al. 2019 (arXiv 1902.08153), equations 1-3 and section 2.2.
@@ -37,11 +36,13 @@ class LSQ(AffineQuantizer):
     limit pulls with the whole limit, 127 at 8 bits, and where a scale serves few values (27 of a channel of a first layer) one
     optimizer step was three times the step size, which became negative.
 
-    >>> q = LSQ(3, (6,), signed=True, init="paper")
+    >>> q = LSQ(3, (6,), signed=True, range="paper")
     >>> q.fit(TensorStats.of(torch.tensor([-1.2, -0.4, 0.1, 0.35, 0.9, 2.0])))
     >>> round(q.scale.item(), 6)
     0.952628
     """
+
+    roundings = ("half_even",)
 
     def __init__(
         self,
@@ -50,17 +51,14 @@ class LSQ(AffineQuantizer):
         *,
         signed: bool | Literal["auto"] = "auto",
         narrow: bool = False,
-        granularity: Granularity | None = None,
-        rounding: str = "half_even",
-        init: Literal["paper"] | RangeRule = "paper",
+        range: Literal["paper"] | RangeRule = "paper",
         scale_numel: Literal["features", "batch"] = "features",
+        **common: Any,
     ) -> None:
-        super().__init__(bits, shape, signed=signed, narrow=narrow, granularity=granularity, rounding=rounding)
-        if rounding != "half_even":
-            raise QexpError(f"LSQ: rounding={rounding!r}; its learned step is defined for half_even alone")
+        super().__init__(bits, shape, signed=signed, narrow=narrow, **common)
         if scale_numel not in ("features", "batch"):
             raise QexpError(f"LSQ: scale_numel={scale_numel!r}; allowed are features, batch")
-        self.init, self.scale_numel = init, scale_numel
+        self.range, self.scale_numel = range, scale_numel
         self.scale = nn.Parameter(torch.ones(self.granularity.scale_shape(self.shape)))
         self.register_buffer("numel", torch.ones(()))
         self._numel = 1.0
@@ -68,16 +66,15 @@ class LSQ(AffineQuantizer):
 
     def fit(self, stats: TensorStats, followed_by_relu: bool = False) -> None:
         self.choose_sign(stats)
-        if self.init == "paper":
+        if self.range == "paper":
             scale = self.first_scale(stats)
         else:
-            low, high = fit_range(self, self.init, stats, Context(True, followed_by_relu, self._parameters_of))
+            low, high = fit_range(self, self.range, stats, Context(True, followed_by_relu, self._parameters_of))
             scale, _ = self._parameters_of(low, high)
         alive = scale > 0  # an all-zero channel starts like the others, an all-zero tensor like a fresh one of its kind
         start = scale[alive].median() if bool(alive.any()) else self.step_of_zeros()
         scale = torch.where(alive, scale, start)
-        with torch.no_grad():
-            self.scale.copy_(scale.reshape(self.scale.shape).clamp_min(torch.finfo(torch.float32).tiny))
+        self.put(scale=scale.clamp_min(torch.finfo(torch.float32).tiny))
         self.count_elements(stats)
         self.mark_ready()
 
@@ -122,22 +119,8 @@ class LSQ(AffineQuantizer):
         """The factor on the gradients of what is learned of this tensor."""
         return self.grad_scale / math.sqrt(len(x)) if self.scale_numel == "batch" else self.grad_scale
 
-    def forward(self, x: Tensor) -> Tensor:
-        self.require_ready()
-        rows, axis = self.rows(x)
-        return lsq(rows, self.scale, *self.limits, axis=axis, grad_scale=self.step_gradient(x)).reshape(x.shape)
-
-    def codes(self, x: Tensor) -> Tensor:
-        self.require_ready()
-        rows, axis = self.rows(x)
-        zero = torch.zeros_like(self.scale)
-        return quantize(rows, self.scale.detach(), zero, *self.limits, axis=axis, rounding=self.rounding).reshape(
-            x.shape
-        )
-
-    def dequantize(self, codes: Tensor) -> Tensor:
-        rows, _ = self.rows(codes)
-        return dequantize(rows, self.scale, torch.zeros_like(self.scale)).reshape(codes.shape)
+    def rounded(self, rows: Tensor, axis: int | None) -> Tensor:
+        return lsq(rows, self.scale, *self.edges, axis=axis, grad_scale=self.step_gradient(rows))
 
     def on_training_start(self, latent: Tensor | None, total_steps: int) -> None:
         self._before = self.scale.detach().clone()
@@ -154,8 +137,7 @@ class LSQ(AffineQuantizer):
         return self.scale.detach() - _LEAST_SCALE
 
     def describe(self) -> dict[str, Any]:
-        rule = "paper" if self.init == "paper" else type(self.init).__name__.lower()
-        return super().describe() | {"range": f"learned from {rule}"}
+        return super().describe() | {"range": f"learned from {self.range_name()}"}
 
     def _load_from_state_dict(self, *args: Any) -> None:
         super()._load_from_state_dict(*args)

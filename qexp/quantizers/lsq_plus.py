@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from qexp.errors import QexpError
-from qexp.numerics.granularity import Granularity
 from qexp.numerics.ops import lsq, quantize
 from qexp.quantizers.base import fit_range
 from qexp.quantizers.lsq import LSQ
@@ -29,14 +28,14 @@ class LSQPlus(LSQ):
     Args:
         bits, shape, granularity, rounding, signed, narrow, scale_numel: See `LSQ`; `signed` and `narrow` count without an offset alone.
         offset: Learn beta, with unsigned codes; False for weights.
-        init: `paper` (with an offset the range of least squared error, else `max(|mean - 3 std|, |mean + 3 std|) / 2^(bits-1)`), or a
+        range: `paper` (with an offset the range of least squared error, else `max(|mean - 3 std|, |mean + 3 std|) / 2^(bits-1)`), or a
             range rule whose range gives the first step and offset.
 
     Source: Bhalgat et al. 2020 (arXiv 2004.09576), equations 3-9 and section 3.2.
     Differs from the paper: the first range comes from the calibration statistics, not from the first training batches.
 
     >>> from qexp.ranges import Fixed
-    >>> q = LSQPlus(2, (5,), init=Fixed(-0.2, 0.7))
+    >>> q = LSQPlus(2, (5,), range=Fixed(-0.2, 0.7))
     >>> q.fit(TensorStats.of(torch.tensor([-0.2, 0.7])))
     >>> q.codes(torch.tensor([-0.5, 0.05, 0.8, 0.3, 2.2])).tolist()
     [0, 1, 3, 2, 3]
@@ -49,38 +48,34 @@ class LSQPlus(LSQ):
         *,
         signed: bool | Literal["auto"] = "auto",
         narrow: bool = False,
-        granularity: Granularity | None = None,
-        rounding: str = "half_even",
         offset: bool = True,
-        init: Literal["paper"] | RangeRule = "paper",
+        range: Literal["paper"] | RangeRule = "paper",
         scale_numel: Literal["features", "batch"] = "features",
+        **common: Any,
     ) -> None:
-        if init != "paper" and not callable(init):
-            raise QexpError(f"LSQPlus: init={init!r}; allowed are paper or a range rule")
+        if range != "paper" and not callable(range):
+            raise QexpError(f"LSQPlus: range={range!r}; allowed are paper or a range rule")
         super().__init__(
             bits,
             shape,
             signed=False if offset else signed,
             narrow=narrow and not offset,
-            granularity=granularity,
-            rounding=rounding,
-            init=init,
+            range=range,
             scale_numel=scale_numel,
+            **common,
         )
         self.beta = nn.Parameter(torch.zeros_like(self.scale)) if offset else None
-        self.symmetric = not offset  # what reads zero points asks this
+        self.symmetric = not offset
         if offset:
             self.properties = self.properties - {"half_step"}
 
     def fit(self, stats: TensorStats, followed_by_relu: bool = False) -> None:
         if self.beta is None:
             return super().fit(stats, followed_by_relu)
-        rule = MSE() if self.init == "paper" else self.init
+        rule = MSE() if self.range == "paper" else self.range
         low, high = fit_range(self, rule, stats, Context(False, followed_by_relu, self._affine))
         scale, _ = self._affine(low, high)
-        with torch.no_grad():
-            self.scale.copy_(scale.reshape(self.scale.shape))
-            self.beta.copy_(low.reshape(self.scale.shape))
+        self.put(scale=scale, beta=low)
         self.count_elements(stats)
         self.mark_ready()
 
@@ -102,29 +97,22 @@ class LSQPlus(LSQ):
         """Where zero lies among the codes; not an integer where there is an offset."""
         return super().zero_point if self.beta is None else -self.beta.detach() / self.scale.detach()
 
-    def forward(self, x: Tensor) -> Tensor:
+    def rounded(self, rows: Tensor, axis: int | None) -> Tensor:
         if self.beta is None:
-            return super().forward(x)
-        self.require_ready()
-        rows, axis = self.rows(x)
-        step = self.step_gradient(x)
-        return lsq(rows, self.scale, *self.limits, axis=axis, grad_scale=step, offset=self.beta).reshape(x.shape)
+            return super().rounded(rows, axis)
+        step = self.step_gradient(rows)
+        return lsq(rows, self.scale, *self.edges, axis=axis, grad_scale=step, offset=self.beta)
 
     def codes(self, x: Tensor) -> Tensor:
         if self.beta is None:
             return super().codes(x)
-        self.require_ready()
-        rows, axis = self.rows(x.detach().float())
+        rows, axis = self.prepared(x.detach().float())
         scale = self.scale.detach()
-        return quantize(rows - self.beta.detach(), scale, torch.zeros_like(scale), *self.limits, axis=axis).reshape(
-            x.shape
-        )
+        codes = quantize(rows - self.beta.detach(), scale, torch.zeros_like(scale), *self.edges, axis=axis)
+        return codes.reshape(x.shape)
 
-    def dequantize(self, codes: Tensor) -> Tensor:
-        if self.beta is None:
-            return super().dequantize(codes)
-        rows, _ = self.rows(codes)
-        return (rows.float() * self.scale + self.beta).reshape(codes.shape)
+    def level(self, rows: Tensor) -> Tensor:
+        return super().level(rows) if self.beta is None else rows.float() * self.scale + self.beta
 
     def must_stay_positive(self) -> Tensor:
         if self.beta is None:

@@ -10,9 +10,8 @@ from torch import Tensor
 
 from qexp.errors import QexpError
 from qexp.numerics.bins import bins
-from qexp.numerics.granularity import Granularity
-from qexp.numerics.ops import dequantize, fake_quantize, quantize, round_to
-from qexp.quantizers.base import Quantizer
+from qexp.numerics.ops import round_to
+from qexp.quantizers.base import GridQuantizer
 from qexp.statistics.stats import TensorStats
 
 _EXACT_CODES = 2.0**23  # greater ones float32 cannot tell apart
@@ -27,7 +26,7 @@ def clip_over_b(omega: Tensor) -> Tensor:
     return torch.from_numpy(lambertw(3 * omega.double().numpy() ** 2).real)
 
 
-class MidTread(Quantizer):
+class MidTread(GridQuantizer):
     """`codes = clip(round(x / delta), lo, hi)`, `x^ = codes * delta`, each channel with omega bins of width delta in its range.
 
     omega is the channel's share of `C * 2^target` bins, rounded to even on ties. The range is `2 k b` around the mean, or, where a ReLU
@@ -64,14 +63,13 @@ class MidTread(Quantizer):
         bits: int,
         shape: tuple[int, ...] = (1,),
         *,
-        granularity: Granularity | None = None,
-        rounding: str = "half_even",
         target: float | None = None,
         clip: bool = True,
         prior: Literal["gauss", "laplace"] = "gauss",
         bounds: Literal["integer", "legacy"] = "integer",
+        **common: Any,
     ) -> None:
-        super().__init__(bits, shape, granularity=granularity, rounding=rounding)
+        super().__init__(bits, shape, **common)
         if prior not in ("gauss", "laplace") or bounds not in ("integer", "legacy"):
             raise QexpError(
                 f"MidTread(prior={prior!r}, bounds={bounds!r}): allowed are gauss|laplace and integer|legacy"
@@ -136,30 +134,22 @@ class MidTread(Quantizer):
     def zero_point(self) -> Tensor:
         return torch.zeros_like(self.scale)
 
-    def forward(self, x: Tensor) -> Tensor:
-        self.require_ready()
-        rows, axis = self.rows(x)
+    def rounded(self, rows: Tensor, axis: int | None) -> Tensor:
         if not self.legacy:
-            y = fake_quantize(rows, self.scale, self.zero_point, *self.limits, axis=axis, rounding=self.rounding)
-            return y.reshape(x.shape)
+            return super().rounded(rows, axis)
         v = rows.detach().float() / self.scale
         inside = (v >= self.qmin) & (v <= self.qmax)
-        y = self.dequantize(self.codes(x)) + ((rows - rows.detach()) * inside).reshape(x.shape)
-        return y.to(x.dtype)
+        return self.level(self._clipped(v)) + (rows - rows.detach()) * inside
 
     def codes(self, x: Tensor) -> Tensor:
-        self.require_ready()
-        rows, axis = self.rows(x.detach())
-        if self.legacy:
-            rounded = round_to(rows.float() / self.scale, self.rounding)
-            return torch.maximum(torch.minimum(rounded, self.qmax), self.qmin).reshape(x.shape)
-        return quantize(rows, self.scale, self.zero_point, *self.limits, axis=axis, rounding=self.rounding).reshape(
-            x.shape
-        )
+        if not self.legacy:
+            return super().codes(x)
+        rows, _ = self.prepared(x.detach().float())
+        return self._clipped(rows / self.scale).reshape(x.shape)
 
-    def dequantize(self, codes: Tensor) -> Tensor:
-        rows, _ = self.rows(codes)
-        return dequantize(rows, self.scale, self.zero_point).reshape(codes.shape)
+    def _clipped(self, v: Tensor) -> Tensor:
+        """Returns codes that are rounded first and clipped then, to limits that are no integers."""
+        return torch.maximum(torch.minimum(round_to(v, self.rounding), self.qmax), self.qmin)
 
     def describe(self) -> dict[str, Any]:
         return super().describe() | {"range": "bins" if self.clip else "bins, unclipped"}

@@ -7,9 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from qexp.errors import QexpError
-from qexp.numerics.granularity import Granularity
-from qexp.numerics.ops import mpact, pact, quantize
+from qexp.numerics.ops import mpact, pact
 from qexp.quantizers.base import AffineQuantizer, fit_range
 from qexp.ranges import Context, RangeRule
 from qexp.statistics.stats import TensorStats
@@ -27,19 +25,21 @@ class PACT(AffineQuantizer):
     Args:
         bits, shape, granularity, rounding: See `AffineQuantizer`; one alpha a tensor.
         signed: False is PACT, True mPACT, `auto` mPACT where calibration saw negatives that no ReLU removes right after.
-        alpha_init: A number, or a range rule whose upper end is the first alpha.
+        range: A number, or a range rule whose upper end is the first alpha.
         learned: Whether alpha learns; else it keeps its first value.
 
     Source: Choi et al. 2018 (arXiv 1805.06085), equations 1-3; mPACT as PACT-Quantization defines it.
     Differs from the paper: `auto`; alpha's decay is one number of its own parameter group, not counted twice.
 
-    >>> q = PACT(4, (8,), signed=False, alpha_init=6.0)
+    >>> q = PACT(4, (8,), signed=False, range=6.0)
     >>> q.fit(TensorStats.of(torch.tensor([0.0, 9.0])))
     >>> q(torch.tensor([-12, -3.2, -0.2, 0.4, 0.65, 1.7, 5.1, 9])).tolist()  # doctest: +ELLIPSIS
     [0.0, 0.0, 0.0, 0.4..., 0.8..., 1.6..., 5.2..., 6.0]
     """
 
     sites = frozenset({"input", "output"})
+    granularities = ("tensor",)
+    roundings = ("half_even",)
 
     def __init__(
         self,
@@ -47,33 +47,27 @@ class PACT(AffineQuantizer):
         shape: tuple[int, ...] = (1,),
         *,
         signed: bool | Literal["auto"] = "auto",
-        granularity: Granularity | None = None,
-        rounding: str = "half_even",
-        alpha_init: float | RangeRule = 10.0,
+        range: float | RangeRule = 10.0,
         learned: bool = True,
+        **common: Any,
     ) -> None:
-        super().__init__(bits, shape, signed=signed, narrow=True, granularity=granularity, rounding=rounding)
-        if self.granularity.groups(self.shape) != 1 and str(self.granularity) != "tensor":
-            raise QexpError(
-                f"PACT: granularity={self.granularity}; PACT has one alpha for the whole tensor (granularity: tensor)"
-            )
-        if rounding != "half_even":
-            raise QexpError(f"PACT: rounding={rounding!r}; its gradients are defined for half_even alone")
-        self.alpha_init = alpha_init
-        self.alpha = nn.Parameter(
-            torch.tensor(10.0 if not isinstance(alpha_init, float | int) else float(alpha_init)), requires_grad=learned
-        )
+        super().__init__(bits, shape, signed=signed, narrow=True, **common)
+        self.range = range
+        first = float(range) if isinstance(range, float | int) else 10.0
+        self.alpha = nn.Parameter(torch.tensor(first), requires_grad=learned)
 
     def fit(self, stats: TensorStats, followed_by_relu: bool = False) -> None:
-        if self.signed == "auto":
-            self.take_sign(bool((stats.min < 0).any()) and not followed_by_relu)
-        alpha = self.alpha_init
-        if not isinstance(alpha, float | int):
-            _, high = fit_range(self, alpha, stats, Context(True, followed_by_relu, self._parameters_of))
-            alpha = float(high.max())
+        self.follow_sign(stats, followed_by_relu)
         with torch.no_grad():
-            self.alpha.fill_(max(float(alpha), _LEAST_ALPHA))
+            self.alpha.fill_(max(self.first_alpha(stats, followed_by_relu), _LEAST_ALPHA))
         self.mark_ready()
+
+    def first_alpha(self, stats: TensorStats, followed_by_relu: bool) -> float:
+        """Returns the clip that training starts from."""
+        if isinstance(self.range, float | int):
+            return float(self.range)
+        _, high = fit_range(self, self.range, stats, Context(True, followed_by_relu, self._parameters_of))
+        return float(high.max())
 
     def _parameters_of(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
         scale = high / self.limits[1]
@@ -88,17 +82,9 @@ class PACT(AffineQuantizer):
     def zero_point(self) -> Tensor:
         return torch.zeros_like(self.alpha.detach())
 
-    def forward(self, x: Tensor) -> Tensor:
-        self.require_ready()
+    def rounded(self, rows: Tensor, axis: int | None) -> Tensor:
         qmin, qmax = self.limits
-        return mpact(x, self.alpha, qmax) if qmin < 0 else pact(x, self.alpha, qmax)
-
-    def codes(self, x: Tensor) -> Tensor:
-        self.require_ready()
-        return quantize(x.detach(), self.scale, self.zero_point, *self.limits)
-
-    def dequantize(self, codes: Tensor) -> Tensor:
-        return codes.float() * self.scale
+        return mpact(rows, self.alpha, qmax) if qmin < 0 else pact(rows, self.alpha, qmax)
 
     def on_optimizer_step(self, latent: Tensor) -> None:
         self.alpha.data.clamp_min_(_LEAST_ALPHA)
@@ -107,5 +93,5 @@ class PACT(AffineQuantizer):
         return self.alpha.detach() if self.alpha.requires_grad else None
 
     def describe(self) -> dict[str, Any]:
-        start = self.alpha_init if isinstance(self.alpha_init, float | int) else type(self.alpha_init).__name__.lower()
-        return super().describe() | {"range": f"{'learned' if self.alpha.requires_grad else 'fixed'} from {start}"}
+        kind = "learned" if self.alpha.requires_grad else "fixed"
+        return super().describe() | {"range": f"{kind} from {self.range_name()}"}

@@ -7,7 +7,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from qexp.numerics.granularity import Granularity
 from qexp.quantizers.pact import PACT
 from qexp.ranges import RangeRule
 from qexp.statistics.stats import TensorStats
@@ -48,7 +47,7 @@ class PACTInStep(PACT):
 
     Args:
         bits, shape, granularity, rounding, signed, learned: See `PACT`.
-        alpha_init: The first T: `levels` is n; or a number, or a range rule.
+        range: The first T: `levels` is n; or a number, or a range rule.
 
     Source: Quantized_ResNet, after Choi et al. 2018 (arXiv 1805.06085).
     Differs from the source: T is a saved parameter, shared between processes, moved by the optimizer instead of in the backward pass;
@@ -65,42 +64,19 @@ class PACTInStep(PACT):
         bits: int,
         shape: tuple[int, ...] = (1,),
         *,
-        signed: bool | Literal["auto"] = "auto",
-        granularity: Granularity | None = None,
-        rounding: str = "half_even",
-        alpha_init: float | RangeRule | Literal["levels"] = "levels",
-        learned: bool = True,
+        range: float | RangeRule | Literal["levels"] = "levels",
+        **common: Any,
     ) -> None:
-        start = float(2**bits - 1) if alpha_init == "levels" and isinstance(bits, int) else alpha_init
-        super().__init__(
-            bits,
-            shape,
-            signed=signed,
-            granularity=granularity,
-            rounding=rounding,
-            alpha_init=start,
-            learned=learned,
-        )
-        self.alpha_init = alpha_init
+        super().__init__(bits, shape, range=range, **common)
+        if range == "levels":
+            self.alpha.data.fill_(float(2**bits - 1))
 
-    def fit(self, stats: TensorStats, followed_by_relu: bool = False) -> None:
-        if self.alpha_init != "levels":
-            super().fit(stats, followed_by_relu)
-            return
-        if self.signed == "auto":
-            self.take_sign(bool((stats.min < 0).any()) and not followed_by_relu)
-        with torch.no_grad():
-            self.alpha.fill_(float(self.limits[1]))
-        self.mark_ready()
+    def first_alpha(self, stats: TensorStats, followed_by_relu: bool) -> float:
+        return float(self.limits[1]) if self.range == "levels" else super().first_alpha(stats, followed_by_relu)
 
-    def forward(self, x: Tensor) -> Tensor:
-        self.require_ready()
-        return _ClippedSteps.apply(x, self.alpha, *map(float, self.limits))
+    def rounded(self, rows: Tensor, axis: int | None) -> Tensor:
+        return _ClippedSteps.apply(rows, self.alpha, *map(float, self.limits))
 
     def codes(self, x: Tensor) -> Tensor:
         self.require_ready()
         return _steps(x.detach(), self.alpha.detach(), *map(float, self.limits)).float()
-
-    def describe(self) -> dict[str, Any]:
-        row = super().describe()
-        return row | {"range": row["range"].replace("from str", "from the number of steps")}

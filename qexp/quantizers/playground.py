@@ -10,41 +10,36 @@ import torch
 from torch import Tensor
 
 from qexp.errors import QexpError
-from qexp.numerics.granularity import Granularity
 from qexp.numerics.grid import UniformGrid
 from qexp.numerics.ops import round_to
-from qexp.quantizers.base import Quantizer
+from qexp.quantizers.base import ROUNDINGS, Quantizer
 from qexp.ranges import Context, MinMax, RangeRule
 from qexp.ranges.power_of_two import integer_bits
 from qexp.statistics.collectors import LeastMagnitude
 from qexp.statistics.stats import TensorStats
 
+_ROUNDINGS = ("half_up", *(rounding for rounding in ROUNDINGS if rounding != "half_up"))  # the first is the default
 _FLOOR = 1e-20  # what is smaller has no logarithm here
 
 
 class _Playground(Quantizer):
     """What the three share: one scale for the whole tensor."""
 
-    needs_histogram = False
+    granularities = ("tensor",)
+    roundings = _ROUNDINGS
 
     def __init__(
         self,
         bits: int,
         shape: tuple[int, ...] = (1,),
-        *,
-        granularity: Granularity | None = None,
-        rounding: str = "half_up",
+        **common: Any,
     ) -> None:
-        super().__init__(bits, shape, granularity=granularity, rounding=rounding)
-        if str(self.granularity) != "tensor":
-            raise QexpError(
-                f"{type(self).__name__}: granularity={self.granularity}; it has one range for the whole tensor (granularity: tensor)"
-            )
+        super().__init__(bits, shape, **common)
         self.register_buffer("scale", torch.ones(1))
         self.register_buffer("zero_point", torch.zeros(1))
 
     def describe(self) -> dict[str, Any]:
-        return super().describe() | {"signed": True, "range": "minmax"}
+        return super().describe() | {"signed": True}
 
 
 class MinMaxLevels(_Playground):
@@ -75,11 +70,10 @@ class MinMaxLevels(_Playground):
         bits: int,
         shape: tuple[int, ...] = (1,),
         *,
-        granularity: Granularity | None = None,
-        rounding: str = "half_up",
         range: RangeRule | None = None,
+        **common: Any,
     ) -> None:
-        super().__init__(bits, shape, granularity=granularity, rounding=rounding)
+        super().__init__(bits, shape, **common)
         self.range = range or MinMax()
         self.register_buffer("low", torch.zeros(1))
 
@@ -113,9 +107,6 @@ class MinMaxLevels(_Playground):
     def dequantize(self, codes: Tensor) -> Tensor:
         return codes.float() * self.scale + self.low
 
-    def describe(self) -> dict[str, Any]:
-        return super().describe() | {"range": type(self.range).__name__.lower()}
-
 
 class LogLevels(_Playground):
     """`x^ = sign(x) exp(v)` with v the nearest of even levels in `ln|x|`; zero is a level of its own.
@@ -145,6 +136,8 @@ class LogLevels(_Playground):
 
     properties = frozenset({"idempotent", "monotone", "needs_calibration"})
     bits_allowed = (2, 16)
+    roundings = ("half_up",)  # limits between levels
+    needs_histogram = False
     collectors = (LeastMagnitude(),)
 
     def __init__(
@@ -152,13 +145,11 @@ class LogLevels(_Playground):
         bits: int,
         shape: tuple[int, ...] = (1,),
         *,
-        granularity: Granularity | None = None,
-        rounding: str = "half_up",
         spacing: str = "minmax",
         zero: str = "own",
+        **common: Any,
     ) -> None:
-        super().__init__(bits, shape, granularity=granularity, rounding=rounding)
-        _half_up_alone(self)
+        super().__init__(bits, shape, **common)
         if spacing not in ("minmax", "fixed_point"):
             raise QexpError(f"LogLevels: spacing={spacing!r}; allowed are minmax, fixed_point")
         if zero not in ("own", "source"):
@@ -211,12 +202,8 @@ class LogLevels(_Playground):
         inside = (x.abs() >= self.magnitudes[0]) & (x.abs() <= self.magnitudes[-1])
         return torch.where(inside, value / x, 0.0)
 
-
-def _half_up_alone(quantizer: Quantizer) -> None:
-    if quantizer.rounding != "half_up":
-        raise QexpError(
-            f"{type(quantizer).__name__}: rounding={quantizer.rounding!r}; its limits between levels are those of half_up"
-        )
+    def describe(self) -> dict[str, Any]:
+        return super().describe() | {"range": self.spacing}
 
 
 def _least(stats: TensorStats) -> float:
@@ -247,17 +234,16 @@ class TanhLevels(_Playground):
 
     properties = frozenset({"monotone"})
     bits_allowed = (2, 16)
+    roundings = ("half_up",)  # limits between levels
+    needs_histogram = False
 
     def __init__(
         self,
         bits: int,
         shape: tuple[int, ...] = (1,),
-        *,
-        granularity: Granularity | None = None,
-        rounding: str = "half_up",
+        **common: Any,
     ) -> None:
-        super().__init__(bits, shape, granularity=granularity, rounding=rounding)
-        _half_up_alone(self)
+        super().__init__(bits, shape, **common)
         n = self.limits[1]
         self.scale.fill_(2 * math.atanh(1 - 1 / n) / n)  # the mean distance of levels
         self.zero_point.fill_(n / 2)

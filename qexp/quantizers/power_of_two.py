@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from qexp.errors import QexpError
-from qexp.numerics.granularity import Granularity
 from qexp.quantizers.base import Quantizer
 from qexp.statistics.stats import TensorStats
 
@@ -60,19 +59,19 @@ class INQ(Quantizer):
     properties = frozenset({"idempotent", "monotone", "needs_calibration"})
     sites = frozenset({"weight", "bias"})
     bits_allowed = (2, 7)
+    roundings = ("half_even",)
 
     def __init__(
         self,
         bits: int,
         shape: tuple[int, ...] = (1,),
         *,
-        granularity: Granularity | None = None,
-        rounding: str = "half_even",
         exponents: str | int = "source",
         underflow: str = "source",
         fractions: Sequence[float] = SOURCE_FRACTIONS,
+        **common: Any,
     ) -> None:
-        super().__init__(bits, shape, granularity=granularity, rounding=rounding)
+        super().__init__(bits, shape, **common)
         named = {"source": 2 ** (bits - 1) - 1, "paper": 2 ** (bits - 2)}
         self.count = named.get(exponents, exponents)
         if isinstance(self.count, bool) or not isinstance(self.count, int) or not 1 <= self.count <= named["source"]:
@@ -81,8 +80,6 @@ class INQ(Quantizer):
             )
         if underflow not in ("source", "paper"):
             raise QexpError(f"INQ: underflow={underflow!r}; allowed are source, paper")
-        if rounding != "half_even":
-            raise QexpError(f"INQ: rounding={rounding!r}; its midpoints are part of the method (half_even)")
         self.fractions = tuple(float(f) for f in fractions)
         if list(self.fractions) != sorted(self.fractions) or not self.fractions[0] > 0 or self.fractions[-1] != 1:
             raise QexpError(f"INQ: fractions={list(fractions)}; ascending shares above 0 that end at 1 are needed")

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from qexp.errors import QexpError
-from qexp.numerics.granularity import Granularity
 from qexp.quantizers.surrogate import BinaryWeight
 from qexp.statistics.stats import TensorStats
 
@@ -57,11 +56,10 @@ class ReCU(BinaryWeight):
         bits: int = 1,
         shape: tuple[int, ...] = (1,),
         *,
-        granularity: Granularity | None = None,
-        rounding: str = "half_even",
         tau: Literal["schedule"] | float = "schedule",
+        **common: Any,
     ) -> None:
-        super().__init__(bits, shape, granularity=granularity, rounding=rounding, gradient="identity")
+        super().__init__(bits, shape, **common, gradient="identity")
         if tau != "schedule" and not (isinstance(tau, float) and 0.5 < tau < 1):
             raise QexpError(f"ReCU: tau={tau!r} is not allowed; use schedule, or a number above 0.5 and below 1")
         self.tau = tau

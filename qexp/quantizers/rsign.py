@@ -7,8 +7,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from qexp.errors import QexpError
-from qexp.numerics.granularity import Granularity
 from qexp.quantizers.base import Quantizer
 from qexp.quantizers.surrogate import Progress, check_slope, sharpness, sign
 from qexp.statistics.stats import TensorStats
@@ -39,22 +37,20 @@ class RSign(Progress, Quantizer):
     properties = frozenset({"monotone", "needs_calibration"})
     sites = frozenset({"input", "output"})
     bits_allowed = (1, 1)
+    granularities = ("channel", "tensor")
 
     def __init__(
         self,
         bits: int = 1,
         shape: tuple[int, ...] = (1,),
         *,
-        granularity: Granularity | None = None,
-        rounding: str = "half_even",
         gradient: Literal["ste", "approx", "ede", "identity"] = "approx",
         tmin: float = 0.1,
         tmax: float = 10.0,
+        **common: Any,
     ) -> None:
-        super().__init__(bits, shape, granularity=granularity, rounding=rounding)
+        super().__init__(bits, shape, **common)
         check_slope("RSign", gradient, tmin, tmax)
-        if str(self.granularity) not in ("tensor", "channel"):
-            raise QexpError(f"RSign: granularity={self.granularity} is not allowed; use channel, tensor")
         self.gradient, self.tmin, self.tmax = gradient, float(tmin), float(tmax)
         self.theta = nn.Parameter(torch.zeros(self.granularity.scale_shape(self.shape)))
         self.count_steps(gradient == "ede")

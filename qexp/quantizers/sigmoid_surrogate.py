@@ -8,9 +8,7 @@ import torch
 from torch import Tensor
 
 from qexp.errors import QexpError
-from qexp.numerics.granularity import Granularity
 from qexp.quantizers.pact_in_step import PACTInStep
-from qexp.ranges import RangeRule
 
 
 def bump(x: Tensor, clip: Tensor, steps: float, sharpness: Tensor, form: str) -> Tensor:
@@ -52,7 +50,7 @@ class SigmoidSurrogate(PACTInStep):
     of the training. Saved: besides T and the limits the step, the number of steps, and a, so that a resumed training goes on with them.
 
     Args:
-        bits, shape, granularity, rounding, signed, alpha_init, learned: See `PACTInStep`.
+        bits, shape, granularity, rounding, signed, range, learned: See `PACTInStep`.
         form: `normalized` averages to 1 over a step; `legacy` shrinks all gradients as a grows, and is right only for T = n.
         start_sharpness, end_sharpness: a at the first step and after the last, > 0.
 
@@ -70,24 +68,13 @@ class SigmoidSurrogate(PACTInStep):
         bits: int,
         shape: tuple[int, ...] = (1,),
         *,
-        signed: bool | Literal["auto"] = "auto",
-        granularity: Granularity | None = None,
-        rounding: str = "half_even",
-        alpha_init: float | RangeRule | Literal["levels"] = "levels",
         learned: bool = False,
         form: Literal["normalized", "legacy"] = "normalized",
         start_sharpness: float = 100.0,
         end_sharpness: float = 100.0,
+        **common: Any,
     ) -> None:
-        super().__init__(
-            bits,
-            shape,
-            signed=signed,
-            granularity=granularity,
-            rounding=rounding,
-            alpha_init=alpha_init,
-            learned=learned,
-        )
+        super().__init__(bits, shape, learned=learned, **common)
         if form not in ("normalized", "legacy"):
             raise QexpError(f"SigmoidSurrogate: form={form!r}; allowed are normalized, legacy")
         if not (start_sharpness > 0 and end_sharpness > 0):
@@ -99,10 +86,9 @@ class SigmoidSurrogate(PACTInStep):
         self.register_buffer("total_steps", torch.ones((), dtype=torch.int64))
         self.register_buffer("sharpness", torch.tensor(self.start_sharpness))
 
-    def forward(self, x: Tensor) -> Tensor:
-        self.require_ready()
+    def rounded(self, rows: Tensor, axis: int | None) -> Tensor:
         steps = float(self.limits[1])
-        return super().forward(_Bump.apply(x, self.alpha.detach(), steps, self.sharpness, self.form))
+        return super().rounded(_Bump.apply(rows, self.alpha.detach(), steps, self.sharpness, self.form), axis)
 
     def on_training_start(self, latent: Tensor | None, total_steps: int) -> None:
         self.total_steps.fill_(max(total_steps, 1))

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from qexp.errors import QexpError
-from qexp.numerics.granularity import Granularity
 from qexp.quantizers.base import Quantizer
 from qexp.quantizers.surrogate import Progress, check_slope, sharpness, sign
 from qexp.statistics.stats import TensorStats
@@ -58,15 +57,14 @@ class Sign(Progress, Quantizer):
         bits: int = 1,
         shape: tuple[int, ...] = (1,),
         *,
-        granularity: Granularity | None = None,
-        rounding: str = "half_even",
         signed: bool | Literal["auto"] = "auto",
         gradient: Literal["ste", "approx", "ede", "identity"] = "ste",
         tmin: float = 0.1,
         tmax: float = 10.0,
         normalize: Literal["none", "train", "always"] = "none",
+        **common: Any,
     ) -> None:
-        super().__init__(bits, shape, granularity=granularity, rounding=rounding)
+        super().__init__(bits, shape, **common)
         if signed not in (True, False, "auto"):
             raise QexpError(f"Sign: signed={signed!r}; allowed are true, false, auto")
         check_slope("Sign", gradient, tmin, tmax)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from qexp.errors import QexpError
-from qexp.numerics.granularity import Granularity, PerChannel
+from qexp.numerics.granularity import PerChannel
 from qexp.quantizers.base import Quantizer
 
 SLOPES = ("ste", "approx", "ede", "identity")
@@ -130,16 +130,15 @@ class BinaryWeight(Progress, Quantizer):
 
     def __init__(
         self,
-        bits: int,
-        shape: tuple[int, ...],
+        bits: int = 1,
+        shape: tuple[int, ...] = (1,),
         *,
-        granularity: Granularity | None,
-        rounding: str,
-        gradient: str,
+        gradient: Literal["ste", "approx", "ede", "identity"] = "ede",
         tmin: float = 0.1,
         tmax: float = 10.0,
+        **common: Any,
     ) -> None:
-        super().__init__(bits, shape, granularity=granularity, rounding=rounding)
+        super().__init__(bits, shape, **common)
         check_slope(type(self).__name__, gradient, tmin, tmax)
         self.gradient, self.tmin, self.tmax = gradient, float(tmin), float(tmax)
         scale_shape = self.granularity.scale_shape(self.shape)

@@ -9,9 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from qexp.errors import QexpError
-from qexp.numerics.granularity import Granularity
-from qexp.numerics.ops import dequantize, lsq, quantize
+from qexp.numerics.ops import lsq
 from qexp.quantizers.base import AffineQuantizer, fit_range, usual_magnitude
 from qexp.ranges import MSE, Context, RangeRule
 from qexp.statistics.stats import TensorStats
@@ -30,7 +28,7 @@ class TQT(AffineQuantizer):
 
     Args:
         bits, shape, granularity, rounding, signed: See `AffineQuantizer`; half_even alone.
-        init: Range rule whose greater end is the first threshold.
+        range: Range rule whose greater end is the first threshold.
         normed: Divide the gradient of log2 t by the root of its running mean square and pass it through tanh, so that a step's length
             depends neither on the width nor on the size of the tensor. With plain SGD the published raw gradient does.
 
@@ -39,11 +37,13 @@ class TQT(AffineQuantizer):
     since a rule that sees only powers of two tells no more; Adam is replaced by the normed gradient.
 
     >>> from qexp.ranges import MinMax
-    >>> q = TQT(3, (4,), signed=True, init=MinMax())
+    >>> q = TQT(3, (4,), signed=True, range=MinMax())
     >>> q.fit(TensorStats.of(torch.tensor([-0.7, 0.2, 0.4, 0.65])))
     >>> q.scale.item(), q.codes(torch.tensor([-0.7, 0.2, 0.4, 0.65])).tolist()
     (0.25, [-3, 1, 2, 3])
     """
+
+    roundings = ("half_even",)
 
     def __init__(
         self,
@@ -51,26 +51,22 @@ class TQT(AffineQuantizer):
         shape: tuple[int, ...] = (1,),
         *,
         signed: bool | Literal["auto"] = "auto",
-        granularity: Granularity | None = None,
-        rounding: str = "half_even",
-        init: RangeRule | None = None,
+        range: RangeRule | None = None,
         normed: bool = True,
+        **common: Any,
     ) -> None:
-        super().__init__(bits, shape, signed=signed, granularity=granularity, rounding=rounding)
-        if rounding != "half_even":
-            raise QexpError(f"TQT: rounding={rounding!r}; its learned threshold is defined for half_even alone")
-        self.init, self.normed = init or MSE(), normed
+        super().__init__(bits, shape, signed=signed, **common)
+        self.range, self.normed = range or MSE(), normed
         self.log2_t = nn.Parameter(torch.zeros(self.granularity.scale_shape(self.shape)))
         self.register_buffer("square", torch.zeros_like(self.log2_t))
         self.register_buffer("seen", torch.zeros(()))
 
     def fit(self, stats: TensorStats, followed_by_relu: bool = False) -> None:
         self.choose_sign(stats)
-        low, high = fit_range(self, self.init, stats, Context(True, followed_by_relu, self._parameters_of))
+        low, high = fit_range(self, self.range, stats, Context(True, followed_by_relu, self._parameters_of))
         reach = torch.maximum(-low, high)
-        alive = (
-            reach > 0
-        )  # a range of zeros starts at three standard deviations of a fresh tensor of its kind, or like the others
+        # a range of zeros starts at three standard deviations of a fresh tensor of its kind, or like the others
+        alive = reach > 0
         fresh = torch.tensor(3 * math.sqrt(math.pi / 2) * usual_magnitude(self.shape), dtype=reach.dtype)
         exponent = _exponent(torch.where(alive, reach, reach[alive].median() if bool(alive.any()) else fresh))
         with torch.no_grad():
@@ -100,27 +96,16 @@ class TQT(AffineQuantizer):
     def zero_point(self) -> Tensor:
         return torch.zeros_like(self.log2_t.detach())
 
-    def _edges(self) -> tuple[float, float]:
+    @property
+    def edges(self) -> tuple[float, float]:
         """Limits with which *clip, then round* is *round, then clip*: the last numbers that still round into the grid."""
         qmin, qmax = (np.float32(q) for q in self.limits)
         half, infinity = np.float32(0.5), np.float32(np.inf)
         return float(np.nextafter(qmin - half, infinity)), float(np.nextafter(qmax + half, -infinity))
 
-    def forward(self, x: Tensor) -> Tensor:
-        self.require_ready()
-        rows, axis = self.rows(x)
+    def rounded(self, rows: Tensor, axis: int | None) -> Tensor:
         memory = (self.square, self.seen) if self.normed and self.training else None
-        scale = _Step.apply(self.log2_t, self._fraction_bits, memory)
-        return lsq(rows, scale, *self._edges(), axis=axis).reshape(x.shape)
-
-    def codes(self, x: Tensor) -> Tensor:
-        self.require_ready()
-        rows, axis = self.rows(x)
-        return quantize(rows, self.scale, self.zero_point, *self._edges(), axis=axis).reshape(x.shape)
-
-    def dequantize(self, codes: Tensor) -> Tensor:
-        rows, _ = self.rows(codes)
-        return dequantize(rows, self.scale, self.zero_point).reshape(codes.shape)
+        return lsq(rows, _Step.apply(self.log2_t, self._fraction_bits, memory), *self.edges, axis=axis)
 
     def on_optimizer_step(self, latent: Tensor | None) -> None:
         self.log2_t.data.clamp_(-_REACH, _REACH)  # NaN stays NaN
@@ -129,7 +114,7 @@ class TQT(AffineQuantizer):
         return _REACH - self.log2_t.detach().abs()
 
     def describe(self) -> dict[str, Any]:
-        return super().describe() | {"range": f"learned power of two from {type(self.init).__name__.lower()}"}
+        return super().describe() | {"range": f"learned power of two from {self.range_name()}"}
 
 
 def _exponent(threshold: Tensor) -> Tensor:

@@ -7,8 +7,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from qexp.numerics.granularity import Granularity
-from qexp.numerics.ops import dequantize, fake_quantize, quantize
 from qexp.quantizers.base import AffineQuantizer, fit_range
 from qexp.ranges import Context, MinMax, RangeRule
 from qexp.statistics.stats import TensorStats
@@ -47,23 +45,13 @@ class Uniform(AffineQuantizer):
         signed: bool | Literal["auto"] = "auto",
         narrow: bool = False,
         symmetric: bool = True,
-        granularity: Granularity | None = None,
-        rounding: str = "half_even",
         range: RangeRule | None = None,
         pow2_scale: bool = False,
+        **common: Any,
     ) -> None:
-        super().__init__(
-            bits,
-            shape,
-            signed=signed if symmetric else False,
-            narrow=narrow,
-            granularity=granularity,
-            rounding=rounding,
-        )
+        super().__init__(bits, shape, signed=signed if symmetric else False, narrow=narrow, **common)
         self.symmetric, self.range, self.pow2_scale = symmetric, range or MinMax(), pow2_scale
-        scale_shape = self.granularity.scale_shape(self.shape)
-        self.register_buffer("scale", torch.ones(scale_shape))
-        self.register_buffer("zero_point", torch.zeros(scale_shape))
+        self.hold_scale()
 
     def fit(self, stats: TensorStats, followed_by_relu: bool = False) -> None:
         if self.symmetric:
@@ -71,8 +59,7 @@ class Uniform(AffineQuantizer):
         context = Context(self.symmetric, followed_by_relu, self.parameters_of)
         low, high = fit_range(self, self.range, stats, context)
         scale, zero_point = self.parameters_of(low, high)
-        self.scale.copy_(scale.reshape(self.scale.shape))
-        self.zero_point.copy_(zero_point.reshape(self.scale.shape))
+        self.put(scale=scale, zero_point=zero_point)
         self.mark_ready()
 
     def range_key(self) -> bool:
@@ -95,23 +82,3 @@ class Uniform(AffineQuantizer):
             return scale, torch.zeros_like(scale)
         zero_point = torch.round(qmin - low / scale.double())
         return scale, torch.maximum(torch.minimum(zero_point, qmax), qmin).float()
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.require_ready()
-        rows, axis = self.rows(x if self.gain is None else x.float())
-        y = fake_quantize(rows, self.scale, self.zero_point, *self.limits, axis=axis, rounding=self.rounding)
-        return self.corrected(y.reshape(x.shape)).to(x.dtype)
-
-    def codes(self, x: Tensor) -> Tensor:
-        self.require_ready()
-        rows, axis = self.rows(x)
-        return quantize(rows, self.scale, self.zero_point, *self.limits, axis=axis, rounding=self.rounding).reshape(
-            x.shape
-        )
-
-    def dequantize(self, codes: Tensor) -> Tensor:
-        rows, _ = self.rows(codes)
-        return self.corrected(dequantize(rows, self.scale, self.zero_point).reshape(codes.shape))
-
-    def describe(self) -> dict[str, Any]:
-        return super().describe() | {"range": type(self.range).__name__.lower()}

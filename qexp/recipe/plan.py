@@ -18,7 +18,7 @@ from qexp.layers.swap import swap
 from qexp.network.facts import Facts
 from qexp.numerics.granularity import PerBlock, PerChannel, granularity
 from qexp.quantizers.base import Quantizer
-from qexp.system.objects import make
+from qexp.system.objects import HINTS, find, make
 
 
 class Source(Enum):
@@ -87,7 +87,7 @@ class Plan:
         for e in self.entries:
             spec = e.spec or {}
             target = str(spec.get("_target_", "float")).rsplit(".", 1)[-1]
-            rule = spec.get("range") or spec.get("init") or spec.get("alpha_init") or spec.get("k") or ""
+            rule = spec.get("range") or ""
             rule = str(rule["_target_"]).rsplit(".", 1)[-1] if isinstance(rule, dict) else rule
             rows.append(
                 {
@@ -196,5 +196,8 @@ def _maker(spec: dict[str, Any], made: dict[str, partial]) -> partial:
     """Returns what makes a specification's quantizers: the class with its arguments, nested ones (range rules) anew each time."""
     key = repr(sorted(spec.items()))
     if key not in made:
+        kind = find(spec)
+        if isinstance(kind, type) and issubclass(kind, Quantizer):
+            kind.require_arguments(name for name in spec if name not in HINTS)
         made[key] = make(spec, as_partial=True)
     return copy.deepcopy(made[key])

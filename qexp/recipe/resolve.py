@@ -48,7 +48,7 @@ class Recipe:
             `missing: true` it edits only tensors that carry no quantizer so far; with `follow: true` a tensor that another layer reads
             too, through a quantizer of its own, has that one. With `own_width: true` results it edits have the width
             that lists and mappings give to their own layer, not the one they give to the layer that takes them. Changes that hold
-            `like: SITE` start from the default of that site: `output: {like: input, alpha_init: 6.0}`.
+            `like: SITE` start from the default of that site: `output: {like: input, range: 6.0}`.
         wbit, abit: Widths of weights and of inputs: a number, a list per group, or `{pattern: bits}`.
         groups: The model's groups, which lists address.
         first, last: Names of the first and last layer; None takes what the graph says.

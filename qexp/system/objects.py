@@ -11,7 +11,7 @@ from typing import Any
 from qexp.errors import QexpError
 
 TARGET, PARTIAL = "_target_", "_partial_"
-_HINTS = (TARGET, PARTIAL, "_convert_", "_recursive_")  # keys of a specification that are no arguments
+HINTS = (TARGET, PARTIAL, "_convert_", "_recursive_")  # keys of a specification that are no arguments
 
 
 def make(spec: Mapping[str, Any], *, where: str = "", as_partial: bool = False, **more: Any) -> Any:
@@ -31,7 +31,7 @@ def make(spec: Mapping[str, Any], *, where: str = "", as_partial: bool = False, 
     Fraction(1, 4)
     """
     target = find(spec, where)
-    arguments = {key: _made(value, f"{where}.{key}") for key, value in spec.items() if key not in _HINTS}
+    arguments = {key: _made(value, f"{where}.{key}") for key, value in spec.items() if key not in HINTS}
     arguments |= more
     if as_partial or spec.get(PARTIAL):
         return partial(target, **arguments)

@@ -54,7 +54,7 @@ def test_a_second_method_runs_no_forward_pass(model, tmp_path):
         for bits in (8, 4):
             put(model, Uniform, bits, symmetric=False, range=rule)
             calibrate(model, BATCHES, cache_dir=tmp_path, progress=False)
-    put(model, LSQ, 4, init=MSE())
+    put(model, LSQ, 4, range=MSE())
     calibrate(model, BATCHES, cache_dir=tmp_path, progress=False)
     assert forwards.count == len(BATCHES)
     assert len(list(tmp_path.glob("*.safetensors"))) == 1

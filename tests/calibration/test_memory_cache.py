@@ -69,14 +69,14 @@ def test_what_is_shared_is_what_one_finds_alone(tmp_path, rule, options):
 
 
 def test_a_learned_scale_does_not_change_what_the_next_point_starts_from(tmp_path, searches):
-    first = network(LSQ, init=MSE())
+    first = network(LSQ, range=MSE())
     calibrate(first, BATCHES, cache_dir=tmp_path, progress=False)
     calibrate(first, BATCHES, cache_dir=tmp_path, progress=False)
     start = [q.scale.detach().clone() for _, _, q in quantizers(first)]
     with torch.no_grad():
         for _, _, q in quantizers(first):
             q.scale.mul_(2)
-    second = network(LSQ, init=MSE())
+    second = network(LSQ, range=MSE())
     searches.clear()
     calibrate(second, BATCHES, cache_dir=tmp_path, progress=False)
     assert not searches

@@ -21,7 +21,7 @@ from qexp.recipe import Recipe, apply, resolve
 MPACT = {
     "_target_": "qexp.quantizers.pact.PACT",
     "signed": True,
-    "alpha_init": {"_target_": "qexp.ranges.MinMax"},
+    "range": {"_target_": "qexp.ranges.MinMax"},
 }
 WEIGHT = {"_target_": "qexp.quantizers.dorefa.DoReFaWeight", "variant": "symmetric", "rescale": "max"}
 TARGET = "qexp.layers.integer_bn.INTEGER_BN"
@@ -131,7 +131,7 @@ def test_clamp_source_has_one_code_more_than_the_training(residual, images):
 def test_its_own_output_quantizer_sees_it_and_bends_to_the_clamp(residual, images, clamp, least):
     structure = facts(residual, images)
     compute = {"_target_": TARGET, "intbit": 16, "clamp": clamp}
-    rules = {"bn": {"layers": "bn3", "compute": compute, "output": {**MPACT, "alpha_init": 0.1}}}
+    rules = {"bn": {"layers": "bn3", "compute": compute, "output": {**MPACT, "range": 0.1}}}
     recipe = Recipe(sites={"input": MPACT, "weight": WEIGHT}, rules=rules, wbit=8, abit=8)
     apply(residual, resolve(residual, structure, recipe), structure)
     moment = Moment(structure, [images], {})

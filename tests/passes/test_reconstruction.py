@@ -72,7 +72,7 @@ def made(digit_images):
                 wbits, tuple(layer.weight.shape), signed=True, granularity=PerChannel(0), range=MSE()
             )
             weight.name = name
-            step = LSQ(abits, (1, *structure.shapes[name]["input"][1:]), init=MSE())
+            step = LSQ(abits, (1, *structure.shapes[name]["input"][1:]), range=MSE())
             swap(layer, {"weight": weight, "input": step})
         calibrate(net, images, progress=False)
         return net, Moment(structure, images, {}, folder=folder, progress=False)

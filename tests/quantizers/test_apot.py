@@ -54,7 +54,7 @@ def nearest(v: np.ndarray, levels: np.ndarray) -> np.ndarray:
 def test_apot_weight_vector():
     """V8.3-b; 1.05 / 1.5 is a tie which float64 sees an ulp above, so a value beyond it stands for it."""
     w = np.array([-2, -0.9, -0.33, 0, 0.1, 0.52, 1.0501, 1.4])
-    q = fitted(APoTWeight(4, (8,), alpha_init=1.5, normalize=False), *w)
+    q = fitted(APoTWeight(4, (8,), range=1.5, normalize=False), *w)
     for value, level, term in zip(
         w, [-1.5, -0.9, -0.3, 0, 0.15, 0.45, 1.2, 1.5], [-1, 0, 0.02, 0, 1 / 30, -7 / 150, 0.09993, 1 / 15]
     ):
@@ -70,7 +70,7 @@ def test_apot_weight_vector():
 @pytest.mark.parametrize("bits", [2, 3, 4, 5])
 def test_apot_weight_gradients_through_the_normalisation(bits, rescale):
     w = np.random.default_rng(bits).standard_normal((6, 5, 3, 3)) * 0.07 + 0.02
-    q = APoTWeight(bits, w.shape, alpha_init=1.3, rescale=rescale)
+    q = APoTWeight(bits, w.shape, range=1.3, rescale=rescale)
     q.fit(TensorStats.of(torch.tensor(w, dtype=torch.float32)))
     y, dw = backward(q, w)
     w = w.astype(np.float32).astype(np.float64)
@@ -96,7 +96,7 @@ def test_apot_input_gradients(bits, signed):
     rng = np.random.default_rng(bits)
     x = np.concatenate([[-9, -1.5, -1.4999, -0.2, 0, 0.2, 1.4999, 1.5, 1.5001, 9], rng.uniform(-2, 2, 50)])
     x = x.astype(np.float32).astype(np.float64)
-    q = APoTInput(bits, x.shape, signed=signed, alpha_init=alpha)
+    q = APoTInput(bits, x.shape, signed=signed, range=alpha)
     q.fit(TensorStats.of(torch.tensor(np.abs(x) if not signed else x, dtype=torch.float32)))
     y, dx = backward(q, x)
     positive = np.array(magnitudes(bits - 1 if signed else bits))
@@ -112,7 +112,7 @@ def test_apot_input_gradients(bits, signed):
 
 def test_apot_starts_at_the_clip_of_least_error():
     w = torch.randn(16, 8, 3, 3, generator=torch.Generator().manual_seed(1)) * 0.1 + 0.03
-    q = APoTWeight(4, tuple(w.shape), alpha_init="mse")
+    q = APoTWeight(4, tuple(w.shape), range="mse")
     q.fit(TensorStats.of(w))
     chosen = q.alpha.item()
 
@@ -135,8 +135,8 @@ def test_apot_without_normalisation_warns(caplog):
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (lambda: APoTWeight(4, (3, 2), granularity=PerChannel(0)), "one clip for the whole tensor"),
-        (lambda: APoTWeight(4, (3,), alpha_init=-1.0), "alpha_init=-1.0; allowed are mse or a positive number"),
+        (lambda: APoTWeight(4, (3, 2), granularity=PerChannel(0)), "granularity=channel is not allowed; use tensor"),
+        (lambda: APoTWeight(4, (3,), range=-1.0), "range=-1.0; allowed are mse or a positive number"),
         (lambda: APoTWeight(4, (3,), rescale="max"), "rescale='max'; allowed are std, none"),
         (lambda: APoTWeight(8, (3,)), "bits=8; allowed are 2..7"),
         (lambda: APoTInput(7, (3,)), "bits=7; allowed are 1..6"),

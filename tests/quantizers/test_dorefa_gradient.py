@@ -108,5 +108,5 @@ def test_what_makes_no_sense_is_refused():
         swap(nn.ReLU(), {"grad_output": DoReFaGradient(4, (1, 2))})
     with pytest.raises(QexpError, match="noise='gauss'"):
         DoReFaGradient(4, (1, 2), noise="gauss")
-    with pytest.raises(QexpError, match="own range"):
+    with pytest.raises(QexpError, match="granularity=channel is not allowed; use tensor"):
         DoReFaGradient(4, (1, 2), granularity=PerChannel(1))

@@ -34,7 +34,7 @@ def fitted(quantizer, x: np.ndarray):
 def test_pact(signed):
     alpha = 1.5
     x = np.array([-9, -1.5, -1.4999, -0.2, 0, 0.2, 0.7, 1.4999, 1.5, 1.5001, 9])
-    q = fitted(PACT(4, (11,), signed=signed, alpha_init=alpha), x)
+    q = fitted(PACT(4, (11,), signed=signed, range=alpha), x)
     dx = backward(q, x)
     low = -alpha if signed else 0.0
     np.testing.assert_allclose(dx, UPSTREAM * ((x >= low) & (x <= alpha)), rtol=1e-6)
@@ -43,7 +43,7 @@ def test_pact(signed):
 
 
 def test_pact_with_a_fixed_clip_learns_nothing():
-    q = fitted(PACT(4, (11,), signed=False, alpha_init=1.5, learned=False), np.ones(11))
+    q = fitted(PACT(4, (11,), signed=False, range=1.5, learned=False), np.ones(11))
     backward(q, np.linspace(-1, 3, 11))
     assert not q.alpha.requires_grad and q.alpha.grad is None
 
@@ -86,7 +86,7 @@ def test_uniform_lets_the_limits_through():
 @pytest.mark.parametrize(("k", "unscale"), [(1.0, True), (0.5, True), (0.5, False)])
 def test_dorefa_inputs(k, unscale):
     x = np.array([-3, -0.1, 0, 0.2, 0.5, 0.9, 1.0, 1.9, 2.0, 2.1, 7])
-    q = DoReFaInput(2, (11,), signed=False, k=k, unscale=unscale)
+    q = DoReFaInput(2, (11,), signed=False, range=k, unscale=unscale)
     dx = backward(fitted(q, np.abs(x)), x)
     inside = (k * x >= 0) & (k * x <= 1)
     np.testing.assert_allclose(dx, UPSTREAM * inside * (1 if unscale else k), rtol=1e-6)
@@ -117,7 +117,7 @@ def test_dorefa_weights_through_tanh_and_the_maximum(variant, rescale):
 
 
 def test_scales_and_clips_stay_positive_after_a_step():
-    pact = fitted(PACT(4, (4,), signed=False, alpha_init=1.0), np.ones(4))
+    pact = fitted(PACT(4, (4,), signed=False, range=1.0), np.ones(4))
     lsq = fitted(LSQ(4, (4,), signed=True), np.ones(4))
     with torch.no_grad():
         pact.alpha.fill_(-3.0)

@@ -77,7 +77,7 @@ def test_gradient_is_one_between_the_outermost_centres():
 
 
 def test_other_granularities_and_sites_are_refused():
-    with pytest.raises(QexpError, match="one codebook"):
+    with pytest.raises(QexpError, match="granularity=channel is not allowed; use tensor"):
         KMeans(4, (8, 3), granularity=PerChannel(0))
     with pytest.raises(QexpError, match="n_init"):
         KMeans(4, n_init=0)

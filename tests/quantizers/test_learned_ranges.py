@@ -27,7 +27,7 @@ seeds = st.integers(0, 2**16)
 
 def test_lsq_plus_vector():
     """V8.2-a."""
-    q = fitted(LSQPlus(2, (5,), init=Fixed(-0.2, 0.7)), -0.2, 0.7)
+    q = fitted(LSQPlus(2, (5,), range=Fixed(-0.2, 0.7)), -0.2, 0.7)
     assert q.scale.item() == pytest.approx(0.3) and q.beta.item() == pytest.approx(-0.2)
     g = q.grad_scale
     values = [-0.5, 0.05, 0.8, 0.3, 2.2]
@@ -47,7 +47,7 @@ def test_lsq_plus_gradients(bits, s, beta):
     top = 2**bits - 1
     v = np.array([-4, -0.01, 0, 0.01, 0.3, 0.5, 1.5, 1.7, top - 0.3, top, top + 0.01, top + 9])
     x = v * s + beta
-    q = fitted(LSQPlus(bits, x.shape, init=Fixed(-1, 1)), *x)
+    q = fitted(LSQPlus(bits, x.shape, range=Fixed(-1, 1)), *x)
     put(q.scale, s), put(q.beta, beta)
     y, dx = backward(q, x)
     g, x = upstream(x.size), x.astype(np.float32).astype(np.float64)  # the numbers the quantizer saw
@@ -131,7 +131,7 @@ def test_tqt_normed_gradients_have_length_one_at_most_whatever_the_tensor():
 
 def test_an_optimizer_step_at_most_halves_an_lsq_step():
     """A value on the limit of 8 bits pulls with 127: of few values that is several times the step itself."""
-    q = LSQ(8, (3,), signed=True, narrow=True, init=MinMax())
+    q = LSQ(8, (3,), signed=True, narrow=True, range=MinMax())
     q.fit(TensorStats.of(torch.tensor([-0.5, 0.25, 1.27])))
     q.on_training_start(None, 10)
     for moved, left in ((0.012, 0.012), (-0.03, 0.006), (0.5, 0.5), (0.0, 0.25)):
@@ -154,7 +154,7 @@ def test_an_optimizer_step_at_most_halves_an_lsq_step():
 @given(seed=seeds, bits=st.integers(2, 8), step=st.floats(-3, 3))
 def test_tqt_steps_stay_powers_of_two(seed, bits, step):
     x = np.random.default_rng(seed).standard_normal(20)
-    q = fitted(TQT(bits, (20,), signed=True, init=MinMax()), *x)
+    q = fitted(TQT(bits, (20,), signed=True, range=MinMax()), *x)
     with torch.no_grad():
         q.log2_t += step
     q.on_optimizer_step(None)
@@ -164,7 +164,7 @@ def test_tqt_steps_stay_powers_of_two(seed, bits, step):
 
 def test_tqt_range_covers_what_the_rule_asks_for():
     for peak, expected in ((0.9, 1.0), (1.0, 1.0), (1.01, 2.0)):
-        q = fitted(TQT(8, (2,), signed=True, init=MinMax()), -peak, peak / 2)
+        q = fitted(TQT(8, (2,), signed=True, range=MinMax()), -peak, peak / 2)
         assert q.scale.item() * 128 == expected
 
 
@@ -174,7 +174,7 @@ def test_tqt_range_covers_what_the_rule_asks_for():
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (lambda: LSQPlus(4, (3,), init="wrong"), "init='wrong'; allowed are"),
+        (lambda: LSQPlus(4, (3,), range="wrong"), "range='wrong'; allowed are"),
         (lambda: LSQPlus(4, (3,), rounding="floor"), "half_even"),
         (lambda: TQT(4, (3,), rounding="half_up"), "half_even"),
     ],
@@ -185,7 +185,7 @@ def test_bad_options_are_refused(make, says):
 
 
 def test_an_offset_that_is_no_number_counts_as_diverged():
-    q = LSQPlus(2, (2,), init=Fixed(-0.2, 0.7))
+    q = LSQPlus(2, (2,), range=Fixed(-0.2, 0.7))
     q.fit(TensorStats.of(torch.tensor([-0.2, 0.7])))
     assert bool((q.must_stay_positive() > 0).all())
     q.beta.data.fill_(float("inf"))

@@ -279,7 +279,7 @@ def test_one_sided_sign_takes_its_slope_about_one_half():
         lambda: ReCU(1, (4,), tau="auto"),
         lambda: AdaBinInput(1, (1, 4, 2, 2), granularity=PerChannel(1)),
         lambda: AdaBinInput(1, (4,), centre="mean"),
-        lambda: AdaBinInput(1, (4,), init="zero"),
+        lambda: AdaBinInput(1, (4,), range="zero"),
         lambda: RSign(1, (4,), gradient="none"),
         lambda: Sign(1, (4,), gradient="tanh"),
         lambda: Sign(1, (4,), normalize="sometimes"),

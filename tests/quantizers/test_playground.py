@@ -122,7 +122,7 @@ def test_what_has_no_meaning_is_refused():
             kind(1)
         with pytest.raises(QexpError, match="half_up"):
             kind(4, rounding="half_even")
-    with pytest.raises(QexpError, match="granularity: tensor"):
+    with pytest.raises(QexpError, match="granularity=channel is not allowed; use tensor"):
         MinMaxLevels(4, (3, 2), granularity=PerChannel(0))
     for options in ({"spacing": "even"}, {"zero": "none"}):
         with pytest.raises(QexpError, match="allowed are"):

@@ -71,8 +71,8 @@ def test_pact_in_step_on_a_signed_tensor():
 
 def test_pact_in_step_starts():
     assert float(ready(PACTInStep(4, (1,), signed=False)).alpha.detach()) == 15
-    assert float(ready(PACTInStep(4, (1,), signed=False, alpha_init=2.5)).alpha.detach()) == 2.5
-    assert float(ready(PACTInStep(4, (1,), signed=False, alpha_init=MinMax()), (0.0, 7.0)).alpha.detach()) == 7
+    assert float(ready(PACTInStep(4, (1,), signed=False, range=2.5)).alpha.detach()) == 2.5
+    assert float(ready(PACTInStep(4, (1,), signed=False, range=MinMax()), (0.0, 7.0)).alpha.detach()) == 7
     q = ready(PACTInStep(4, (1,), signed=False))
     with torch.no_grad():
         q.alpha.fill_(-3.0)
@@ -123,9 +123,9 @@ def test_sharpness_follows_the_training_and_its_resumption():
 
 
 def test_exponential_vectors():
-    house = ready(Exponential(2, (7,), signed=False, clip=2.0))
+    house = ready(Exponential(2, (7,), signed=False, range=2.0))
     assert house(torch.tensor([-0.5, 0.05, 0.3, 0.7, 1.1, 1.9, 6])).tolist() == [0, 0, 0, 0.5, 1, 2, 2]
-    source = ready(Exponential(2, (6,), clip=3.0, form="source"))
+    source = ready(Exponential(2, (6,), range=3.0, form="source"))
     x = torch.tensor([0.1, 0.3, 0.5, 1, 2, 5])
     assert source.codes(x).tolist() == [-2, 0, 0, 1, 2, 3]
     assert source(x).tolist() == pytest.approx([0.09375, 0.375, 0.375, 0.75, 1.5, 3])
@@ -135,7 +135,7 @@ def test_exponential_vectors():
 @pytest.mark.parametrize("bits", range(1, 7))
 def test_exponential_levels(bits):
     n = 2**bits - 1
-    q = ready(Exponential(bits, (1,), signed=False, clip=3.0))
+    q = ready(Exponential(bits, (1,), signed=False, range=3.0))
     levels = q(torch.logspace(-70, 3, 4000, base=2)).unique()
     assert len(levels) == q.levels == 2**bits
     assert levels.tolist() == [0.0] + [3.0 * 2.0 ** (e - n) for e in range(1, n + 1)]
@@ -146,7 +146,7 @@ def test_exponential_levels(bits):
 
 
 def test_exponential_gradient_is_strict():
-    _, dx = grads(ready(Exponential(2, (5,), signed=False, clip=2.0)), [-0.1, 0.0, 0.1, 2.0, 2.1], [1.0] * 5)
+    _, dx = grads(ready(Exponential(2, (5,), signed=False, range=2.0)), [-0.1, 0.0, 0.1, 2.0, 2.1], [1.0] * 5)
     assert dx.tolist() == [0, 0, 1, 0, 0]
 
 
@@ -154,7 +154,7 @@ def test_exponential_gradient_is_strict():
     "make",
     [
         lambda: Exponential(7, (1,)),
-        lambda: Exponential(4, (1,), clip=0.0),
+        lambda: Exponential(4, (1,), range=0.0),
         lambda: Exponential(4, (1,), form="paper"),
         lambda: Exponential(4, (1,), rounding="half_up"),
         lambda: SigmoidSurrogate(4, (1,), form="paper"),
@@ -164,5 +164,5 @@ def test_exponential_gradient_is_strict():
     ],
 )
 def test_what_makes_no_sense_is_refused_by_name(make):
-    with pytest.raises(QexpError, match=r"allowed|rounding half_even"):
+    with pytest.raises(QexpError, match="allowed"):
         make()

@@ -37,10 +37,10 @@ def test_each_rounding_keeps_what_it_promises(rounding, symmetric):
 
 
 def test_an_unknown_rounding_is_refused():
-    with pytest.raises(QexpError, match="rounding='up'; allowed are half_even, half_up"):
+    with pytest.raises(QexpError, match="rounding=up is not allowed; use half_even, half_up"):
         Uniform(4, rounding="up")
     for method in (PACT, LSQ):
-        with pytest.raises(QexpError, match="half_even alone"):
+        with pytest.raises(QexpError, match="rounding=floor is not allowed; use half_even"):
             method(4, rounding="floor")
 
 
@@ -122,7 +122,7 @@ def test_auto_follows_the_data_and_is_saved():
 
 
 def test_unscaled_dorefa_takes_its_codes_in_float32():
-    q = fitted(DoReFaInput(8, X.shape, signed=False, k=0.1, unscale=False), X.abs())
+    q = fitted(DoReFaInput(8, X.shape, signed=False, range=0.1, unscale=False), X.abs())
     low = (X.abs() * 3).bfloat16()
     assert torch.equal(q.codes(low), q.codes(low.float()))
     assert q(low).dtype == torch.bfloat16 and torch.equal(q(low), q.dequantize(q.codes(low)).bfloat16())

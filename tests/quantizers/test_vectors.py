@@ -93,16 +93,16 @@ def dorefa_input(**options) -> DoReFaInput:
 
 def test_dorefa_inputs():
     """V7.3-a; and k = 0.1, divided out again or not."""
-    near(dorefa_input(k=1.0, unscale=False)(X), [0, 0, 0, 0.4, 0.666667, 1, 1, 1])
-    near(dorefa_input(k=1.0, unscale=True)(X), [0, 0, 0, 0.4, 0.666667, 1, 1, 1])
+    near(dorefa_input(range=1.0, unscale=False)(X), [0, 0, 0, 0.4, 0.666667, 1, 1, 1])
+    near(dorefa_input(range=1.0, unscale=True)(X), [0, 0, 0, 0.4, 0.666667, 1, 1, 1])
     x = X[:-1]  # the last, 9, is a tie at k = 0.1
-    scaled = dorefa_input(k=0.1, unscale=False)(x)
+    scaled = dorefa_input(range=0.1, unscale=False)(x)
     near(scaled, [0, 0, 0, 1 / 15, 1 / 15, 3 / 15, 8 / 15])
-    near(dorefa_input(k=0.1, unscale=True)(x), (scaled * 10).tolist())
+    near(dorefa_input(range=0.1, unscale=True)(x), (scaled * 10).tolist())
 
 
 def pact(signed: bool, x: torch.Tensor) -> PACT:
-    q = PACT(4, tuple(x.shape), signed=signed, alpha_init=6.0)
+    q = PACT(4, tuple(x.shape), signed=signed, range=6.0)
     q.fit(TensorStats.of(x))
     return q
 

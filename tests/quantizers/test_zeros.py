@@ -46,9 +46,9 @@ def test_a_channel_of_zeros_starts_like_the_others(name):
     assert scale.min() * 4.1 > scale.max() and scale.max() < 0.05
 
 
-@pytest.mark.parametrize("alpha_init", ["mse", 3.0])
-def test_apot_counts_in_deviations(alpha_init):
-    q = APoTWeight(4, SHAPE, alpha_init=alpha_init)
+@pytest.mark.parametrize("first", ["mse", 3.0])
+def test_apot_counts_in_deviations(first):
+    q = APoTWeight(4, SHAPE, range=first)
     q.fit(TensorStats.of(torch.zeros(SHAPE)))
     assert 1 < float(q.alpha.detach()) < 6
     torch.manual_seed(0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-PUBLISHED = ("quant=apot", "bits=w3a3", "schedule=qat", "quant.weight.alpha_init=3.0")
+PUBLISHED = ("quant=apot", "bits=w3a3", "schedule=qat", "quant.weight.range=3.0")
 
 
 def test_without_normalisation_a_digits_network_loses_much(run):

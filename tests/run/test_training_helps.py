@@ -295,7 +295,7 @@ def test_quantizer_parameters_have_a_rate_momentum_and_decay_of_their_own(run, t
 def test_a_start_from_searched_ranges_is_closer_than_the_papers(run, tmp_path):
     """At 2 bits, `2 E|x| / sqrt(QP)` starts some dB behind the range of least squared error, in every weight."""
     start = {}
-    for name, init in (("mse", ()), ("paper", ("quant.weight.init=paper", "quant.input.init=paper"))):
+    for name, init in (("mse", ()), ("paper", ("quant.weight.range=paper", "quant.input.range=paper"))):
         metrics = run(*QAT[:3], "trainer.limit_train_batches=1", "schedule.epochs=1", f"study={name}", *init)
         history = pd.read_csv(point(tmp_path, metrics) / "history.csv")
         inside = history[(history.step == 0) & ~history.layer.isin(["conv1", "fc"])]
