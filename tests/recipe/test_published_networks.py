@@ -116,7 +116,7 @@ def test_resnet20(compose, method):
         compose,
         resnet20,
         method,
-        *("model=resnet20b", "model.net.post_add_relu=false", f"quant=resnet20_{method}"),
+        *("model=resnet20b", "model.net.post_add_relu=false", f"quant=placed/resnet20/{method}"),
         "layer_abit=[8,7,6,5,4,3,4,5,6]",
         "layer_wbit=[6,5,4,3,4,5,6,7,8]",
     )
@@ -130,7 +130,7 @@ def test_toynet(compose, method):
         compose,
         toynet,
         method,
-        *("model=toynet", f"quant=toynet_{method}", *six),
+        *("model=toynet", f"quant=placed/toynet/{method}", *six),
         "layer_abit=[32,8,7,6,5,4,5,6,7,8,7,6,8]",
         "layer_wbit=[32,8,7,6,5,4,5,6,7,8,7,16,16]",
     )
@@ -143,7 +143,7 @@ def test_mobilenetv2(compose, method):
         compose,
         mobilenetv2,
         method,
-        *("model=mobilenetv2", f"quant=mobilenetv2_{method}", "quant.rules.pool.output.unscale=false"),
+        *("model=mobilenetv2", f"quant=placed/mobilenetv2/{method}", "quant.rules.pool.output.unscale=false"),
         "layer_abit=[32,8,7,6,5,8,7,6,5,8,7,6,5,8,7,6,5,8,7,8]",
         "layer_wbit=[8,...]".replace("...", ",".join(["8"] * 19)),
     )
