@@ -100,7 +100,7 @@ def test_the_branch_quantizer_is_a_switch(planned):
 @pytest.mark.parametrize("method", ["dorefa", "pact", "mpact"])
 @pytest.mark.parametrize(("model", "first"), [("mobilenetv2", "blocks.0.conv1"), ("resnet20", "layer1.0.conv1")])
 def test_uniform_lists(planned, model, first, method):
-    *_, bits = planned(f"model={model}", f"quant={model}_{method}", f"bits={model}_uniform6")
+    *_, bits = planned(f"model={model}", f"quant=placed/{model}/{method}", f"bits=placed/{model}/uniform6")
     assert bits[first, "weight"] == 6 and ("conv1", "input") not in bits
     assert bits.get(("relu1", "output"), 32) == (6 if model == "mobilenetv2" else 32), "a ResNet's stem stays in float"
 
