@@ -1,4 +1,4 @@
-"""The recipes every task must run, at widths that their quantizers take, and how some are cut short for a test."""
+"""The recipes every task must run, and how each is cut short for a test."""
 
 from functools import cache
 
@@ -13,30 +13,20 @@ ALL = offered([CONF], "quant")
 METHODS = [name for name in ALL if not name.startswith("placed/")]  # those name the layers of one network
 
 QUICK = ("quant.passes.reconstruct.batch=4", "quant.passes.reconstruct.iterations=3")
-SHORT = {  # learned rounding
-    "adaround": QUICK,
-    "brecq": (
-        *QUICK,
-        "quant.passes.reconstruct.step_iterations=3",
-        "quant.passes.reconstruct.loss=mse",
-    ),  # its own weights the error by class scores, one an image
-    "mrecg": QUICK,
-    "qdrop": QUICK,
-}
+MORE = {"brecq": ("quant.passes.reconstruct.step_iterations=3", "quant.passes.reconstruct.loss=mse")}
+"""BRECQ's own loss weights the error by class scores, one per image, which not every task has."""
 
 
 @cache
-def own(name: str, bits: int = 4) -> tuple[str, ...]:
-    """Returns the overrides of a recipe: widths nearest to `bits` that its quantizers take (a binary one has one bit), and shorter passes.
-
-    A new file of `conf/quant` needs no line here.
-    """
+def own(method: str, bits: int = 4) -> tuple[str, ...]:
+    """Returns what a recipe is run with: the widths nearest to `bits` that its quantizers are made for, learned rounding cut short."""
     register()
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        quant = compose("config", [f"quant={name}"]).quant
-    words = []
+        quant = compose("config", overrides=[f"quant={method}"]).quant
+    widths = []
     for key, site in (("layer_wbit", "weight"), ("layer_abit", "input")):
-        target = (quant.get(site) or {}).get("_target_")
-        low, high = get_class(target).bits_allowed if target else (bits, bits)
-        words.append(f"{key}={min(max(bits, low), high)}")
-    return (*words, *SHORT.get(name, ()))
+        spec = quant.get(site)
+        low, high = get_class(spec["_target_"]).bits_allowed if spec and "_target_" in spec else (bits, bits)
+        widths.append(f"{key}={min(max(bits, low), high)}")
+    quick = QUICK if "reconstruct" in (quant.get("passes") or {}) else ()
+    return (*widths, *quick, *MORE.get(method, ()))

@@ -12,6 +12,7 @@ from qexp.calibration.calibrate import calibrate
 from qexp.network.facts import facts
 from qexp.recipe import apply, resolve
 from qexp.run import pipeline
+from qexp.run.settings import read
 
 METHODS = ("dorefa", "pact", "mpact")
 PUBLISHED = {
@@ -105,7 +106,7 @@ def both(compose, reference, method: str, *overrides: str) -> tuple[Tensor, Tens
     structure = facts(net, x)
     with torch.no_grad():
         wanted = reference(net, x, Reference(method), list(cfg.layer_abit), list(cfg.layer_wbit))
-        apply(net, resolve(net, structure, pipeline.recipe(cfg)), structure)
+        apply(net, resolve(net, structure, pipeline.recipe(read(cfg))), structure)
         calibrate(net, [x], followed_by_relu=structure.followed_by_relu, progress=False)
         return wanted, net(x)
 
@@ -153,6 +154,6 @@ def test_mobilenetv2(compose, method):
 def test_a_width_of_a_mapping_reaches_the_sum_of_its_own_block(compose):
     cfg = compose("model=resnet20b", "quant=placed/resnet20/pact", "layer_abit={layer1.*: 4, layer2.*: 5, layer3.*: 6}")
     net = instantiate(cfg.model.net).eval()
-    plan = resolve(net, facts(net, torch.zeros(1, 3, 32, 32)), pipeline.recipe(cfg))
+    plan = resolve(net, facts(net, torch.zeros(1, 3, 32, 32)), pipeline.recipe(read(cfg)))
     bits = {e.layer: e.bits for e in plan if e.site == "output" and e.spec}
     assert [bits[f"layer{i}.2.add"] for i in (1, 2, 3)] == [4, 5, 6] and bits["layer2.0.shortcut.1"] == 5
