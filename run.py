@@ -9,6 +9,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from qexp.command.choices import check_choices, check_runs_dir, key_maps_quoted, rules_added
+from qexp.command.chosen import named, tell
 from qexp.command.root import register
 from qexp.errors import QexpError
 
@@ -22,7 +23,10 @@ def main(cfg: DictConfig) -> dict:
     from qexp.system.allocator import settle
 
     settle()
-    return run(read(cfg, in_sweep=HydraConfig.get().mode == RunMode.MULTIRUN))
+    hydra_config = HydraConfig.get()
+    tell(hydra_config)
+    cfg = named(cfg, hydra_config.runtime.choices)
+    return run(read(cfg, in_sweep=hydra_config.mode == RunMode.MULTIRUN))
 
 
 if __name__ == "__main__":

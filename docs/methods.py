@@ -18,8 +18,8 @@ from hydra.utils import get_class, instantiate
 from mkdocs.structure.files import File, Files
 from omegaconf import OmegaConf
 
+from qexp.command.listing import offered
 from qexp.command.root import register
-from qexp.errors import QexpError
 from qexp.numerics.granularity import PerTensor
 from qexp.recipe.head import headline, when
 from qexp.report.style import PALETTE
@@ -32,17 +32,13 @@ WIDTHS = (2, 3, 4)
 def on_files(files: Files, config: Any) -> Files:
     """Adds the pages of all methods, their index, and bokeh's script."""
     register()
-    names = sorted(p.stem for p in (ROOT / "conf" / "quant").glob("*.yaml") if not p.stem.startswith("_"))
-    advice = {name: when(_file(name)) for name in names}
-    missing = [name for name in names if not advice[name]]
-    if missing:
-        raise QexpError(f"conf/quant: no `# When:` in the head of {', '.join(missing)}: say when to use it")
+    names = offered([ROOT / "conf"], "quant")
     tables = list(_tables())
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         for name in names:
-            text = page(name, advice[name], tables)
+            text = page(name, tables)
             files.append(File.generated(config, f"methods/{name}.md", content=text))
-    files.append(File.generated(config, "methods/index.md", content=index(names, advice)))
+    files.append(File.generated(config, "methods/index.md", content=index(names)))
     script = resources("bokeh") / "server" / "static" / "js" / "bokeh.min.js"
     files.append(File.generated(config, "assets/bokeh.min.js", content=script.read_text(encoding="utf-8")))
     return files
@@ -52,17 +48,26 @@ def _file(name: str) -> Path:
     return ROOT / "conf" / "quant" / f"{name}.yaml"
 
 
-def index(names: list[str], advice: dict[str, str]) -> str:
+def index(names: list[str]) -> str:
     """Returns the page that lists all methods."""
-    rows = [f"| [`{name}`]({name}.md) | {headline(_file(name))} | {advice[name]} |" for name in names]
-    head = "# Methods\n\nEach is a choice of `quant=`; most take any widths (`bits=w4a4`, `layer_wbit=3`).\n\n"
+    rows = [f"| [`{name}`]({name}.md) | {headline(_file(name))} | {when(_file(name))} |" for name in names]
+    head = (
+        "# Methods\n\nEach is a choice of `quant=`; most take any widths (`bits=w4a4`, `bits=w2a3`, `layer_wbit=3`). Those in "
+        "`placed/NETWORK/` name the layers of one network; `ladder/` holds the steps of published pipelines, "
+        "`sources/` what single projects have.\n\n"
+    )
     return head + "| quant | what it is | when |\n|---|---|---|\n" + "\n".join(rows) + "\n"
 
 
-def page(name: str, when: str, tables: list[tuple[str, str, list[str]]]) -> str:
+def page(name: str, tables: list[tuple[str, str, list[str]]]) -> str:
     """Returns a method's page."""
     quant = OmegaConf.to_container(compose("config", overrides=[f"quant={name}"]).quant, resolve=False)
-    parts = [f"# `{name}`", headline(_file(name)) + ".", f"**When.** {when}", f"    python run.py quant={name}"]
+    parts = [
+        f"# `{name}`",
+        headline(_file(name)) + ".",
+        *([f"**When.** {when(_file(name))}"] if when(_file(name)) else []),
+    ]
+    parts.append(f"    python run.py quant={name}")
     shown: list[type] = []
     for site in ("weight", "input", "output"):
         spec = quant.get(site) or _from_rules(quant, site)
@@ -78,7 +83,8 @@ def page(name: str, when: str, tables: list[tuple[str, str, list[str]]]) -> str:
             shown.append(kind)
         else:
             parts.append(f"As above: {kind.__name__}.")
-    measured = rf"\|([^|]*\|)?\s*`?{re.escape(name)}`?( [+(][^|]*)?\s*\|"  # methods stand in a table's first column, or after a network's
+    called = re.escape(quant["name"])
+    measured = rf"\|([^|]*\|)?\s*`?{called}`?( [+(][^|]*)?\s*\|"  # methods stand in a table's first column, or after a network's
     rows = [
         (study, head, [row for row in body if re.match(measured, row) and "not run: " not in row])
         for study, head, body in tables

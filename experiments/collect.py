@@ -62,19 +62,19 @@ def price(row: pd.Series) -> str:
 
 
 def width(wbit: object, abit: object) -> str:
-    """Returns what a pair of widths is called: `W4A8`, or for lists the file of `conf/bits` that sets them.
+    """Returns what a pair of widths is called: `W4A8`, or for lists network and name of the file in `conf/bits/placed` that sets them.
 
     >>> width(4, 8), width("[4, ...]", "[4, ...]")
     ('W4A8', 'resnet20_uniform4')
     """
     if "[" in f"{wbit}{abit}":
-        for path in sorted(BITS.glob("*.yaml")):
+        for path in sorted((BITS / "placed").glob("*/*.yaml")):
             listed = OmegaConf.to_container(OmegaConf.load(path))
             if [json.dumps(listed[key]).replace('"', "") for key in ("layer_wbit", "layer_abit")] == [
                 str(wbit),
                 str(abit),
             ]:
-                return path.stem
+                return f"{path.parent.name}_{path.stem}"
     return f"W{wbit}A{abit}"
 
 

@@ -1,16 +1,16 @@
 """The recipes every task must run, and how each is cut short for a test."""
 
 from functools import cache
-from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 from hydra.utils import get_class
 
+from qexp.command.folders import CONF
+from qexp.command.listing import offered
 from qexp.command.root import register
 
-CONF = Path(__file__).parents[1] / "conf"
-NETWORKS = {"toynet", "resnet20", "mobilenetv2"}  # recipes that name the layers of one network
-METHODS = [p.stem for p in sorted((CONF / "quant").glob("[!_]*.yaml")) if p.stem.split("_")[0] not in NETWORKS]
+ALL = offered([CONF], "quant")
+METHODS = [name for name in ALL if not name.startswith("placed/")]  # those name the layers of one network
 
 QUICK = ("quant.passes.reconstruct.batch=4", "quant.passes.reconstruct.iterations=3")
 MORE = {"brecq": ("quant.passes.reconstruct.step_iterations=3", "quant.passes.reconstruct.loss=mse")}

@@ -6,11 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from qexp.command.choices import check_choices
+from qexp.command.folders import CONF
+from qexp.command.listing import offered
 from qexp.command.root import register
 from qexp.numerics.grid import UniformGrid
 from qexp.ranges import Context
@@ -56,20 +59,16 @@ def test_every_command_composes(page, command):
         hydra_compose("config", overrides=overrides)
 
 
-def advice() -> dict[str, str]:
-    """Returns what the head of each recipe says of when to use it."""
-    files = (ROOT / "conf" / "quant").glob("*.yaml")
-    return {file.stem: when(file) for file in files if not file.stem.startswith("_")}
-
-
 def test_every_method_says_when_to_use_it():
-    silent = [name for name, text in advice().items() if not text]
+    silent = [name for name in offered([CONF], "quant") if not when(CONF / "quant" / f"{name}.yaml")]
     assert not silent, "a line `# When: ...` in the head of each"
 
 
 def test_advice_that_names_a_study_finds_the_method_measured_there():
     """Brackets at the end hold studies, or a source where nothing was measured."""
-    named = [(method, re.search(r"\(([^()]+)\)\.$", text)) for method, text in advice().items()]
+    files = [CONF / "quant" / f"{name}.yaml" for name in offered([CONF], "quant")]
+    advice = {yaml.safe_load(file.read_text())["name"]: when(file) for file in files}
+    named = [(method, re.search(r"\(([^()]+)\)\.$", text)) for method, text in advice.items()]
     found = [
         (method, study)
         for method, match in named

@@ -14,7 +14,10 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Override
 from hydra.errors import HydraException
 
+from qexp.command.folders import config_folders
 from qexp.command.keys import check_key
+from qexp.command.listing import grouped, is_offered, nearest, offered
+from qexp.command.renamed import answer
 from qexp.command.root import Root
 from qexp.errors import QexpError, near
 from qexp.models.key_maps import parsed
@@ -33,7 +36,7 @@ def check_choices(arguments: Sequence[str], conf: Path) -> None:
     Raises:
         QexpError: A choice that no file has, a key that the root or no file has, or a mapping of widths with quoted patterns.
     """
-    folders = [folder for folder in (conf, *map(Path, _config_dirs(arguments))) if folder.is_dir()]
+    folders = config_folders(arguments, conf)
     own_root = any(word.startswith(("--config-name", "-cn")) for word in arguments)
     for word in arguments:
         if re.match(r"\+*layer_[wa]bit=\{\s*[\"']", word):
@@ -49,19 +52,8 @@ def check_choices(arguments: Sequence[str], conf: Path) -> None:
         group = override.key_or_group
         if re.split("[/.]", group)[0] == "hydra" or override.is_delete():
             continue
-        choices = sorted({file.stem for folder in folders for file in (folder / group).glob("*.yaml")})
-        if choices:
-            if override.value() is None and group not in OPTIONAL and not _adds(override):
-                raise QexpError(f"{override.input_line} is not allowed; choose a file: {', '.join(_public(choices))}")
-            for choice in _chosen(override.value()):
-                if choice.startswith("_") or not any(
-                    (folder / group / f"{choice}.yaml").is_file() for folder in folders
-                ):
-                    open_ones = _public(choices)
-                    raise QexpError(
-                        f"{override.input_line}: {group} has no choice {choice!r}{near(choice, open_ones)}; "
-                        f"allowed are {', '.join(open_ones)}"
-                    )
+        if offered(folders, group):
+            _check_choice(override, folders)
         elif not {".", "/"} & set(group) and not _adds(override) and not own_root:
             known = sorted(
                 {f.name for f in fields(Root)} | {g.name for f in folders for g in f.iterdir() if g.is_dir()}
@@ -77,6 +69,27 @@ def check_choices(arguments: Sequence[str], conf: Path) -> None:
                 raise QexpError(f"{override.input_line}: {error}") from None
 
 
+def _check_choice(override: Override, folders: Sequence[Path]) -> None:
+    """Raises for a choice that no file of its group has, and says which there are, or what a former name is called now."""
+    group, line = override.key_or_group, override.input_line
+    if override.value() is None and group not in OPTIONAL and not _adds(override):
+        raise QexpError(f"{line} is not allowed; choose a file:\n{grouped(group, offered(folders, group))}")
+    chosen = list(_chosen(override.value()))
+    wrong = next((name for name in chosen if not is_offered(name, folders, group)), None)
+    if wrong is not None:
+        if instead := answer(group, chosen):
+            raise QexpError(f"{line}: {group} has no choice {wrong!r} any more; {instead}")
+        names = offered(folders, group)
+        raise QexpError(
+            f"{line}: {group} has no choice {wrong!r}{nearest(wrong, names)}; allowed are\n{grouped(group, names)}"
+        )
+    top, _, folder = group.partition("/")
+    if folder and chosen and not _adds(override) and not override.package:
+        raise QexpError(
+            f"{line}: {group} is a folder of {top}; write {top}={','.join(f'{folder}/{c}' for c in chosen)}"
+        )
+
+
 def _check_letters(word: str) -> None:
     """Raises for an override with letters that Hydra reads only in quotes, and says how to write it."""
     key, is_override, value = word.partition("=")
@@ -90,11 +103,6 @@ def _check_letters(word: str) -> None:
             raise QexpError(
                 f"{word}: Hydra reads letters such as {strange!r} only in quotes of its own; write '{key}=\"{value}\"'"
             ) from None
-
-
-def _public(choices: Sequence[str]) -> list[str]:
-    """Returns the choices that people make; names that begin with `_` are parts of other files."""
-    return [name for name in choices if not name.startswith("_")]
 
 
 def _check_replaced(arguments: Sequence[str]) -> None:
@@ -157,13 +165,6 @@ def check_runs_dir(arguments: Sequence[str]) -> None:
             raise QexpError(f"{override.input_line}: the folder cannot be made ({error.strerror})") from error
         if not os.access(value, os.W_OK):
             raise QexpError(f"{override.input_line}: the folder cannot be written to")
-
-
-def _config_dirs(arguments: Sequence[str]) -> Iterator[str]:
-    for word, following in zip(arguments, [*arguments[1:], ""]):
-        name, is_joined, value = word.partition("=")
-        if name in ("--config-dir", "-cd"):
-            yield value if is_joined else following
 
 
 def _overrides(arguments: Sequence[str]) -> Iterator[Override]:

@@ -78,7 +78,10 @@ def _tree(folder: Path, file: Path) -> dict[str, Any]:
     """Returns the keys that a file brings, from the root of the configuration; where it puts a group by `@`, that sign."""
     text = file.read_text()
     header = re.match(r"\s*#\s*@package\s+(\S+)", text)
-    package = header[1].removeprefix("_global_").strip(".") if header else ".".join(file.relative_to(folder).parts[:-1])
+    # a file in a folder of a group is a choice of that group: quant=placed/resnet20/pact
+    package = (
+        header[1].removeprefix("_global_").strip(".") if header else ".".join(file.relative_to(folder).parts[:-1][:1])
+    )
     try:
         content = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     except yaml.YAMLError:  # Hydra says what is wrong with it

@@ -8,6 +8,8 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
+from qexp.command import listing, widths
+
 
 @dataclass
 class Root:
@@ -43,5 +45,7 @@ class Root:
 
 
 def register() -> None:
-    """Makes the root's types known to Hydra, as `schema`."""
+    """Makes the root's types known to Hydra, as `schema`; pairs of widths as choices of `bits=`; the list of choices for `--help`."""
     ConfigStore.instance().store(name="schema", node=Root)
+    widths.register()
+    listing.register()

@@ -148,7 +148,7 @@ class BitAllocation(Pass):
         if not elements and not self._too_wide(model):
             raise QexpError(
                 f"bit allocation found no {' or '.join(self.sites)} to serve; it needs quantizers per channel on an unsigned grid "
-                "(quant=gemmlowp with granularity: channel, or quant=aciq_alloc)"
+                "(quant=gemmlowp with granularity: channel, or quant=ladder/aciq/alloc)"
             )
         for site, found in elements.items():
             total = sum(n for _, n in found)

@@ -1,5 +1,6 @@
 """A choice or a key that there is not is answered with the nearest that there is, before anything runs."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,8 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from qexp.command.choices import check_choices, check_runs_dir, key_maps_quoted, rules_added
+from qexp.command.listing import offered
+from qexp.command.renamed import OPTIONS, RENAMED
 from qexp.errors import QexpError
 
 ROOT = Path(__file__).parents[2]
@@ -129,6 +132,78 @@ def test_choices_of_another_folder_count(tmp_path):
     (tmp_path / "trainer").mkdir()
     (tmp_path / "trainer" / "mine.yaml").write_text("defaults: [default]\nmax_epochs: 3\n")
     check_choices(["--config-dir", str(tmp_path), "trainer=mine", "trainer.max_epochs=4"], CONF)
+
+
+@pytest.mark.parametrize(
+    ("asked", "instead"),
+    [
+        ("quant=resnet20_pact", "write quant=placed/resnet20/pact"),
+        ("quant=aciq_naive,minmax,aciq_full", "write quant=ladder/aciq/naive,minmax,ladder/aciq/full"),
+        ("quant=playground_log", "write quant=sources/playground/log"),
+        ("quant=lsq_channel", "write quant=lsq quant.weight.granularity=channel"),
+        ("bits=toynet_cfg1s", "write bits=placed/toynet/cfg1s"),
+        ("model=squeezenet_v1", "write model=squeezenet1_1"),
+        ("quant/placed/toynet=pact", "write quant=placed/toynet/pact"),
+    ],
+)
+def test_a_former_name_is_answered_with_what_to_write_now(asked, instead):
+    with pytest.raises(QexpError) as caught:
+        check_choices([asked], CONF)
+    assert str(caught.value).startswith(asked) and str(caught.value).endswith(instead) and "\n" not in str(caught.value)
+    check_choices(instead.removeprefix("write ").split(), CONF)
+
+
+def test_what_former_names_are_called_now_exists(compose):
+    for group, names in RENAMED.items():
+        assert set(names.values()) <= set(offered([CONF], group)) and not set(names) & set(offered([CONF], group))
+    for words in (text.split() for names in OPTIONS.values() for text in names.values()):
+        check_choices(words, CONF)
+        compose(*words)
+
+
+def test_choices_are_listed_by_folder_without_the_parts_of_files():
+    with pytest.raises(QexpError) as caught:
+        check_choices(["quant=zzzz"], CONF)
+    lines = str(caught.value).splitlines()
+    assert max(map(len, lines)) <= 118 and "  placed/toynet/{dorefa, mpact, mpact_integer_bn, pact}" in lines
+    assert "_pact_sites" not in str(caught.value) and "toynet/_" not in str(caught.value)
+    with pytest.raises(QexpError, match="did you mean 'placed/toynet/pact'"):
+        check_choices(["quant=toynet/pact"], CONF)
+    with pytest.raises(QexpError, match="w<m>a<n>"):
+        check_choices(["bits=w17a4"], CONF)
+
+
+@pytest.mark.parametrize(
+    ("bits", "widths"), [("w2a3", (2, 3)), ("w1a32", (1, 32)), ("w16a5", (16, 5)), ("w7a8", (7, 8))]
+)
+def test_any_pair_of_widths_is_a_choice(compose, bits, widths):
+    check_choices([f"bits={bits}", f"bits=w4a4,{bits}"], CONF)
+    cfg = compose(f"bits={bits}")
+    assert (cfg.layer_wbit, cfg.layer_abit) == widths and compose(f"bits={bits}", "layer_wbit=6").layer_wbit == 6
+    assert (cfg.quant.rules.ends.weight.bits == 7) == (bits == "w7a8"), "a file of that name wins, and may hold more"
+
+
+def test_a_file_of_ones_own_beats_a_pair_of_widths(tmp_path):
+    (tmp_path / "bits").mkdir()
+    (tmp_path / "bits" / "w3a5.yaml").write_text(
+        "# @package _global_\nlayer_wbit: 3\nlayer_abit: {fc: 5}\nends_bit: 6\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "run.py", "--config-dir", str(tmp_path), "bits=w3a5", "--cfg", "job"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0 and "ends_bit: 6" in done.stdout and "Warning" not in done.stderr, done.stderr
+
+
+def test_help_lists_choices_and_no_parts_of_files():
+    done = subprocess.run([sys.executable, "run.py", "--help"], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    listed = done.stdout.split("What the choices hold")[0]
+    assert "placed/resnet20/{dorefa, mpact, pact}" in listed and "w<m>a<n>" in listed
+    assert not re.search(r"[\s/{]_\w", listed), "a file that begins with _ is a part of others"
+    assert "mobilenetv2 is MobileNetV2 for images of 32x32" in done.stdout
 
 
 def test_the_command_line_ends_with_it_and_without_a_traceback():

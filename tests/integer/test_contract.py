@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import pytest
 import torch
 
 from qexp.calibration.calibrate import calibrate
+from qexp.command.folders import CONF
+from qexp.command.listing import offered
 from qexp.errors import QexpError
 from qexp.integer.lowering import lower
 from qexp.integer.verify import verify
@@ -20,8 +21,8 @@ from qexp.run import pipeline
 from qexp.run.settings import read
 from tests.shelf import own
 
-RECIPES = sorted(p.stem for p in (Path(__file__).parents[2] / "conf" / "quant").glob("[!_]*.yaml"))
-OTHER_NETWORKS = ("toynet_", "mobilenetv2_")  # rules that name layers this network lacks
+RECIPES = offered([CONF], "quant")
+OTHER_NETWORKS = ("placed/toynet", "placed/mobilenetv2")  # rules that name layers this network lacks
 NARROW = {"apot": "bits=w4a4", "exponential": "bits=w4a4", "inq": "bits=w4a8", "inq_shift": "bits=w4a8"}
 KEEPS_NORMS = {"mpact_integer_bn", "inq_shift"}
 QUICK = ("minmax", "fixed_point", "caq_winograd", "mpact_integer_bn", "fixed_point_per_op")  # the rest is marked slow
@@ -29,7 +30,10 @@ SHELF = [
     pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in RECIPES if not n.startswith(OTHER_NETWORKS)
 ]
 REASONS = (  # and who may give it
-    ("aciq_|caq_simple|kmeans|midtread", "channels have scales of their own|channels have widths of their own"),
+    (
+        "aciq/|cnn_quantization|caq_simple|kmeans|midtread",
+        "channels have scales of their own|channels have widths of their own",
+    ),
     ("exponential|playground|tanh|log|apot", "not evenly spaced|zero is no code"),
     ("lsq_plus", "zero is no code of LSQPlus"),
     ("xnor", "scales its sums by real numbers|zero is no code|not evenly spaced"),
@@ -38,7 +42,7 @@ REASONS = (  # and who may give it
 
 @pytest.mark.parametrize("name", SHELF)
 def test_recipes_become_integers_or_say_why_not(name, compose, digit_images):
-    bits = (NARROW[name],) if name in NARROW else own(name, bits=8)
+    bits = (NARROW[name],) if name in NARROW else own(name, 8)
     cfg = read(compose(f"quant={name}", "schedule=ptq", "deploy=integer", *bits))
     torch.manual_seed(0)
     model, images = DigitsCNN(width=4).eval(), digit_images[:32]

@@ -1,5 +1,6 @@
 """Every file of conf/model and conf/dataset composes, builds, and names modules that exist."""
 
+import re
 from functools import cache
 from pathlib import Path
 
@@ -12,9 +13,11 @@ from torch import nn
 
 from qexp.command.root import register
 from qexp.network.facts import facts
+from qexp.run.settings import read
 
 CONF = Path(__file__).parents[2] / "conf"
-ALL_MODELS = sorted(p.stem for p in (CONF / "model").glob("*.yaml"))
+HOWTO = CONF.parent / "docs" / "pages" / "howto" / "model.md"
+ALL_MODELS = sorted(p.stem for p in (CONF / "model").glob("[!_]*.yaml"))
 DATASETS = sorted(p.stem for p in (CONF / "dataset").glob("*.yaml"))
 IMAGENET = {"num_classes": 1000}
 
@@ -40,7 +43,7 @@ def config(model: str, dataset: str | dict) -> DictConfig:
 
 def build(cfg: DictConfig) -> nn.Module:
     # torchvision computes RegNet's widths with tensors, which meta has no values for
-    with torch.device("cpu" if cfg.model.name.startswith("regnet") else "meta"):
+    with torch.device("cpu" if "regnet" in str(cfg.model.net.get("name")) else "meta"):
         return instantiate(cfg.model.net)
 
 
@@ -54,11 +57,12 @@ def test_names_in_the_file_exist_and_groups_do_not_overlap(model):
     cfg = OmegaConf.to_container(config(model, IMAGENET), resolve=True)["model"]
     net = build(config(model, IMAGENET))
     names = dict(net.named_modules())
-    groups = cfg["groups"] or []
-    for name in [cfg["first"], cfg["last"], *(p for g in groups for p in ([g] if isinstance(g, str) else g))]:
+    groups, ends = cfg.get("groups") or [], [cfg[end] for end in ("first", "last") if cfg.get(end)]
+    for name in [*ends, *(p for g in groups for p in ([g] if isinstance(g, str) else g))]:
         assert name in names
     layers = [n for n, m in names.items() if isinstance(m, nn.Conv2d | nn.Linear)]
-    assert layers[0] == cfg["first"] and isinstance(names[cfg["last"]], nn.Linear | nn.Conv2d)
+    assert cfg.get("first") in (None, layers[0])
+    assert not cfg.get("last") or isinstance(names[cfg["last"]], nn.Linear | nn.Conv2d)
     for name in layers:
         assert sum(inside(name, g) for g in groups) <= 1
     assert all(any(inside(name, g) for name in layers) for g in groups)
@@ -86,10 +90,13 @@ def test_groups_that_include_the_ends_cover_every_layer(model):
 @pytest.mark.parametrize("model", MODELS)
 def test_the_input_size_fits_the_network(model):
     cfg = config(model, {"num_classes": 7})
+    if not cfg.model.get("input_size"):
+        pytest.skip("the file names no size of images")
     with torch.no_grad():
         net = build(cfg).eval().to("meta")
         scores = net(torch.zeros(1, *cfg.model.input_size, device="meta"))
-    assert scores.shape == (1, cfg.model.net.features if model in FACES else 7)
+    classes = 7 if "num_classes" in cfg.model.net else scores.shape[1]  # a network may fix their number
+    assert scores.shape == (1, cfg.model.net.features if model in FACES else classes)
 
 
 @pytest.mark.parametrize("dataset", DATASETS)
@@ -152,7 +159,12 @@ def test_caqs_googlenet_is_traced_whole_and_normalizes_two_convolutions():
     assert net.inception4e.branch3[1].conv.kernel_size == (5, 5)
 
 
-TORCHVISION = [m for m in MODELS if config(m, IMAGENET).model.net["_target_"].endswith("torchvision_model")]
+TORCHVISION = [
+    m
+    for m in MODELS
+    if config(m, IMAGENET).model.net["_target_"].endswith("torchvision_model")
+    and "preprocessing" in group(f"model/{m}")["model"]
+]
 
 
 @pytest.mark.parametrize("model", TORCHVISION)
@@ -171,6 +183,34 @@ def test_images_are_prepared_as_torchvisions_weights_ask(model):
     assert list(ours.normalize.std) == ([0.5] * 3 if own else theirs.std)
 
 
-def test_aliases_are_the_networks_they_name():
-    for alias, name in (("squeezenet_v0", "squeezenet1_0"), ("squeezenet_v1", "squeezenet1_1")):
-        assert config(alias, IMAGENET).model == config(name, IMAGENET).model
+SHORT = {  # a model's file of one line, and those that the how-to page prints
+    "own": "net: {_target_: qexp.models.digits_cnn.DigitsCNN, width: 4}\n",
+    **{f"page{i}": text for i, text in enumerate(re.findall(r"```yaml\n(.*?)```", HOWTO.read_text(), re.S))},
+}
+
+
+@pytest.mark.parametrize("file", SHORT)
+def test_what_a_models_file_need_not_say(file, tmp_path):
+    """No groups, ends, size, weights or name: the configuration resolves, and settings have a name and a study."""
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "mine.yaml").write_text(SHORT[file])
+    register()
+    given = ["model=mine", "dataset=imagenet", f"hydra.searchpath=[file://{tmp_path}]"]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("config", given)
+    settings = read(cfg)
+    name = settings.network.name
+    assert (
+        name == (cfg.model.get("name") or cfg.model.net._target_.rpartition(".")[2])
+        and settings.study == f"{name}-imagenet"
+    )
+    assert settings.weights is None and settings.network.key_map == {} and settings.network.groups is None
+    with torch.device("cpu" if "regnet" in name else "meta"):
+        assert isinstance(instantiate(cfg.model.net), nn.Module)
+
+
+def test_files_that_are_parts_of_others_lie_beside_them():
+    assert {f"_{part}" for part in ("torchvision", "cifar_resnet", "imagenet_norm")} <= {
+        p.stem for p in (CONF / "model").glob("_*.yaml")
+    }
+    assert config("mobilenetv2_changed", IMAGENET).model.groups == config("mobilenetv2", IMAGENET).model.groups

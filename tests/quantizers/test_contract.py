@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
+from qexp.command.listing import offered
 from qexp.command.root import register
 from qexp.errors import QexpError
 from qexp.quantizers.base import Quantizer
@@ -36,8 +37,8 @@ def recipes() -> dict[str, tuple[str, dict]]:
     seen: set[str] = set()
     register()
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        for file in sorted((CONF / "quant").glob("[!_]*.yaml")):
-            quant = OmegaConf.to_container(compose("config", overrides=[f"quant={file.stem}"]).quant, resolve=False)
+        for choice in offered([CONF], "quant"):
+            quant = OmegaConf.to_container(compose("config", overrides=[f"quant={choice}"]).quant, resolve=False)
             parts = {"": quant} | {f"{name}.": rule or {} for name, rule in (quant.get("rules") or {}).items()}
             for prefix, part in parts.items():
                 for site in SITES:
@@ -48,7 +49,7 @@ def recipes() -> dict[str, tuple[str, dict]]:
                     key = json.dumps([site, spec], sort_keys=True)
                     if "_target_" in spec and key not in seen:
                         seen.add(key)
-                        found[f"{file.stem}-{prefix}{site}"] = (site, spec)
+                        found[f"{choice}-{prefix}{site}"] = (site, spec)
     return found
 
 

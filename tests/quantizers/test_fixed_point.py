@@ -131,7 +131,7 @@ def test_widths_of_32_stay_float(run):
 
 
 @pytest.mark.parametrize(
-    "name, bn", [("fixed_point", "keep"), ("fixed_point_per_op", "fold"), ("fixed_point_source", "keep")]
+    "name, bn", [("fixed_point", "keep"), ("fixed_point_per_op", "fold"), ("sources/imagenet_cnn_quantization", "keep")]
 )
 def test_more_bits_are_nearer_to_float(run, name, bn):
     eight, sixteen = (run(f"quant={name}", f"bits=fx{b}", f"bn={bn}") for b in (8, 16))
@@ -140,7 +140,7 @@ def test_more_bits_are_nearer_to_float(run, name, bn):
 
 
 def test_placements_say_what_stays_float(run):
-    full, source = (run(f"quant={n}", "bits=fx12") for n in ("fixed_point", "fixed_point_source"))
+    full, source = (run(f"quant={n}", "bits=fx12") for n in ("fixed_point", "sources/imagenet_cnn_quantization"))
     assert full["left_float"] == ["conv1.input"] and full["add"] == "quantized"
     assert {"add", "pool2", "conv4.input", "fc.input"} <= set(source["left_float"]) and source["add"] == "float"
 
@@ -164,7 +164,9 @@ def test_the_source_placement_quantizes_results_inside_a_sequential(compose):
             return self.fc(self.classifier(self.bn(self.features(x))))
 
     net, images = Net().eval(), torch.zeros(1, 1, 8, 8)
-    asked = recipe(read(compose("quant=fixed_point_source", "bits=fx8", "model.first=null", "model.last=null")))
+    asked = recipe(
+        read(compose("quant=sources/imagenet_cnn_quantization", "bits=fx8", "model.first=null", "model.last=null"))
+    )
     plan = resolve(net, facts(net, images), asked)
     outputs = {e.layer for e in plan if e.site == "output" and e.spec}
     assert outputs == {"features.0", "features.1", "features.3", "classifier.1"}
@@ -186,7 +188,9 @@ def test_the_source_rounds_the_finished_sum_of_a_linear_layer(compose):
     net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 5)).eval()
     images = torch.randn(8, 1, 8, 8)
     structure = facts(net, images)
-    asked = recipe(compose("quant=fixed_point_source", "bits=fx8", "model.first=null", "model.last=null"))
+    asked = recipe(
+        compose("quant=sources/imagenet_cnn_quantization", "bits=fx8", "model.first=null", "model.last=null")
+    )
     apply(net, resolve(net, structure, asked), structure)
     calibrate(net, [images], progress=False)
     seen = {}
@@ -199,7 +203,7 @@ def test_the_source_rounds_the_finished_sum_of_a_linear_layer(compose):
     assert not torch.equal(seen["y"], q(q(products.sum(2)) + layer.quantized_bias())), "which would lose small products"
 
 
-@pytest.mark.parametrize("name", ["fixed_point_source", "mpact_integer_bn"])
+@pytest.mark.parametrize("name", ["sources/imagenet_cnn_quantization", "mpact_integer_bn"])
 def test_a_recipe_that_needs_batch_norms_keeps_them(run, compose, name):
     metrics = run(f"quant={name}", "schedule=ptq", "bits=fx12")
     assert metrics["status"] == "ok" and metrics["bn"] == "keep"
@@ -211,4 +215,4 @@ def test_a_recipe_that_needs_batch_norms_keeps_them(run, compose, name):
 @pytest.mark.parametrize("model", ["toynet", "mobilenetv2", "resnet20"])
 @pytest.mark.parametrize("method", ["dorefa", "pact", "mpact"])
 def test_placements_of_pact_quantization_keep_batch_norms(compose, model, method):
-    assert compose(f"model={model}", f"quant={model}_{method}", "schedule=ptq").bn == "keep"
+    assert compose(f"model={model}", f"quant=placed/{model}/{method}", "schedule=ptq").bn == "keep"

@@ -129,8 +129,8 @@ def test_what_has_no_meaning_is_refused():
             LogLevels(4, **options)
 
 
-@pytest.mark.parametrize("name", ["playground_minmax", "playground_log", "playground_tanh"])
+@pytest.mark.parametrize("name", ["minmax", "log", "tanh"])
 def test_the_recipes_run(run, name):
-    metrics = run(f"quant={name}", "bits=w8a8")
+    metrics = run(f"quant=sources/playground/{name}", "bits=w8a8")
     assert metrics["status"] == "ok", metrics["error"]
     assert metrics["drop"] < 5

@@ -23,7 +23,7 @@ def network(classifier: str) -> nn.Sequential:
 
 
 def planned(compose, net: nn.Module, images: Tensor):
-    cfg = compose("quant=aciq_source", "bits=w4a4", "model.first=null", "model.last=null")
+    cfg = compose("quant=sources/cnn_quantization", "bits=w4a4", "model.first=null", "model.last=null")
     structure = facts(net, images)
     return structure, resolve(net, structure, pipeline.recipe(cfg))
 
@@ -100,6 +100,6 @@ def test_a_network_computes_as_the_formulas_say(compose):
 
 
 def test_the_whole_pipeline_runs(run):
-    metrics = run("quant=aciq_source", "bits=w4a4", "schedule=ptq")
+    metrics = run("quant=sources/cnn_quantization", "bits=w4a4", "schedule=ptq")
     assert metrics["status"] == "ok", metrics["error"]
     assert metrics["corrected_weights"] > 0

@@ -100,18 +100,18 @@ def test_the_branch_quantizer_is_a_switch(planned):
 @pytest.mark.parametrize("method", ["dorefa", "pact", "mpact"])
 @pytest.mark.parametrize(("model", "first"), [("mobilenetv2", "blocks.0.conv1"), ("resnet20", "layer1.0.conv1")])
 def test_uniform_lists(planned, model, first, method):
-    *_, bits = planned(f"model={model}", f"quant={model}_{method}", f"bits={model}_uniform6")
+    *_, bits = planned(f"model={model}", f"quant=placed/{model}/{method}", f"bits=placed/{model}/uniform6")
     assert bits[first, "weight"] == 6 and ("conv1", "input") not in bits
     assert bits.get(("relu1", "output"), 32) == (6 if model == "mobilenetv2" else 32), "a ResNet's stem stays in float"
 
 
 def test_resnet_ends_stay_wide_and_every_sum_has_the_width_of_its_block(planned):
-    *_, bits = planned("model=resnet20b", "quant=resnet20_pact", "bits=resnet20_uniform4")
+    *_, bits = planned("model=resnet20b", "quant=placed/resnet20/pact", "bits=placed/resnet20/uniform4")
     assert ("conv1", "weight") not in bits and bits["linear", "weight"] == 16 and ("linear", "input") not in bits
     assert bits["layer1.0.add", "output"] == bits["layer2.0.shortcut.1", "output"] == 4
     assert {w for (_, site), w in bits.items() if site == "output"} == {4}
     assert ("relu1", "output") not in bits and ("layer1.0.conv1", "input") not in bits
-    *_, bits = planned("model=resnet20b", "quant=resnet20_pact", "layer_abit=[2,3,4,5,6,7,8,9,10]")
+    *_, bits = planned("model=resnet20b", "quant=placed/resnet20/pact", "layer_abit=[2,3,4,5,6,7,8,9,10]")
     sums = [bits[f"layer{i}.{j}.add", "output"] for i in (1, 2, 3) for j in range(3)]
     inner = [bits[f"layer{i}.{j}.conv2", "input"] for i in (1, 2, 3) for j in range(3)]
     assert sums == inner == [2, 3, 4, 5, 6, 7, 8, 9, 10]
@@ -121,7 +121,7 @@ def test_resnet_ends_stay_wide_and_every_sum_has_the_width_of_its_block(planned)
 def test_the_clip_after_the_sum_replaces_the_relu_where_the_network_has_none(planned):
     model, structure, plan, _ = planned("experiment=resnet20_uniform")
     assert all(e.spec["signed"] is False for e in plan if e.site == "output" and e.layer.endswith("add") and e.spec)
-    model, structure, plan, _ = planned("model=resnet20", "quant=resnet20_pact", "bits=w4a4")
+    model, structure, plan, _ = planned("model=resnet20", "quant=placed/resnet20/pact", "bits=w4a4")
     model = copy.deepcopy(model)  # which other tests plan for
     apply(model, plan, structure)
     calibrate(model, [torch.randn(2, 3, 32, 32)], followed_by_relu=structure.followed_by_relu, progress=False)
@@ -157,4 +157,4 @@ def test_experiments_train_a_step(compose, name):
 @pytest.mark.parametrize("wrong", ["layer_abit=[8,8]", "layer_wbit=[8,8,8,8,8,8,8,8,8,8,8,8]"])
 def test_a_list_of_the_wrong_length_names_the_groups(planned, wrong):
     with pytest.raises(QexpError, match=r"13 groups: conv1 \+ bn1, blocks.0"):
-        planned("model=toynet", "quant=toynet_mpact", wrong)
+        planned("model=toynet", "quant=placed/toynet/mpact", wrong)

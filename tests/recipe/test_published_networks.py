@@ -117,7 +117,7 @@ def test_resnet20(compose, method):
         compose,
         resnet20,
         method,
-        *("model=resnet20b", "model.net.post_add_relu=false", f"quant=resnet20_{method}"),
+        *("model=resnet20b", "model.net.post_add_relu=false", f"quant=placed/resnet20/{method}"),
         "layer_abit=[8,7,6,5,4,3,4,5,6]",
         "layer_wbit=[6,5,4,3,4,5,6,7,8]",
     )
@@ -131,7 +131,7 @@ def test_toynet(compose, method):
         compose,
         toynet,
         method,
-        *("model=toynet", f"quant=toynet_{method}", *six),
+        *("model=toynet", f"quant=placed/toynet/{method}", *six),
         "layer_abit=[32,8,7,6,5,4,5,6,7,8,7,6,8]",
         "layer_wbit=[32,8,7,6,5,4,5,6,7,8,7,16,16]",
     )
@@ -144,7 +144,7 @@ def test_mobilenetv2(compose, method):
         compose,
         mobilenetv2,
         method,
-        *("model=mobilenetv2", f"quant=mobilenetv2_{method}", "quant.rules.pool.output.unscale=false"),
+        *("model=mobilenetv2", f"quant=placed/mobilenetv2/{method}", "quant.rules.pool.output.unscale=false"),
         "layer_abit=[32,8,7,6,5,8,7,6,5,8,7,6,5,8,7,6,5,8,7,8]",
         "layer_wbit=[8,...]".replace("...", ",".join(["8"] * 19)),
     )
@@ -152,7 +152,7 @@ def test_mobilenetv2(compose, method):
 
 
 def test_a_width_of_a_mapping_reaches_the_sum_of_its_own_block(compose):
-    cfg = compose("model=resnet20b", "quant=resnet20_pact", "layer_abit={layer1.*: 4, layer2.*: 5, layer3.*: 6}")
+    cfg = compose("model=resnet20b", "quant=placed/resnet20/pact", "layer_abit={layer1.*: 4, layer2.*: 5, layer3.*: 6}")
     net = instantiate(cfg.model.net).eval()
     plan = resolve(net, facts(net, torch.zeros(1, 3, 32, 32)), pipeline.recipe(read(cfg)))
     bits = {e.layer: e.bits for e in plan if e.site == "output" and e.spec}

@@ -13,7 +13,7 @@ from qexp.recipe import resolve
 from qexp.run.pipeline import recipe
 from qexp.run.settings import read
 
-RUNGS = ["aciq_naive", "aciq_clip", "aciq_alloc", "aciq_bias", "aciq_full"]
+RUNGS = ["naive", "clip", "alloc", "bias", "full"]
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def plan_of(compose):
 
 
 def test_results_and_weights_are_quantized_once_and_the_ends_at_eight_bits(plan_of):
-    plan = plan_of("quant=aciq_naive")
+    plan = plan_of("quant=ladder/aciq/naive")
     assert plan.bits("output") == {"conv1": 8, "conv2": 4, "conv3": 4, "conv4": 4, "pool2": 8, "fc": 8}
     assert plan.bits("weight") == {"conv1": 8, "conv2": 4, "conv3": 4, "conv4": 4, "fc": 8}
     assert all(entry.spec is None for entry in plan if entry.site == "input")
@@ -51,45 +51,48 @@ def test_inception_keeps_the_weights_of_two_convolutions(compose):
 
     first, second, last = "Conv2d_1a_3x3.conv", "Conv2d_2a_3x3.conv", "fc"
     for rung in RUNGS:
-        bits = plan(rung).bits("weight")
+        bits = plan(f"ladder/aciq/{rung}").bits("weight")
         assert {name for name, width in bits.items() if width == 8} == {first, second, last}
         assert len(bits) == 95 and set(bits.values()) == {4, 8}
-        assert plan(rung)[first, "output"].bits == 8 and plan(rung)[second, "output"].bits == 4
-    assert plan("aciq_clip", "ends_bit=null").bits("weight")[second] == 4
+        assert (
+            plan(f"ladder/aciq/{rung}")[first, "output"].bits == 8
+            and plan(f"ladder/aciq/{rung}")[second, "output"].bits == 4
+        )
+    assert plan("ladder/aciq/clip", "ends_bit=null").bits("weight")[second] == 4
     assert plan("minmax").bits("weight")[second] == 4, "the rule is ACIQ's own"
 
 
 def test_adds_are_quantized_on_request(plan_of):
-    plan = plan_of("quant=aciq_clip", "quant.rules.adds.output.bits=5")
+    plan = plan_of("quant=ladder/aciq/clip", "quant.rules.adds.output.bits=5")
     assert plan["add", "output"].bits == 5 and plan["add", "output"].spec["range"]["kind"] == "laplace"
     assert plan["conv4", "input"].bits == 5 and plan["conv4", "input"].by == "quantized at add (output)"
 
 
 def test_ends_and_pooling_follow_ends_bit(plan_of):
-    assert set(plan_of("quant=aciq_naive", "ends_bit=null").bits("output").values()) == {4}
-    plan = plan_of("quant=aciq_naive", "bits=float")
+    assert set(plan_of("quant=ladder/aciq/naive", "ends_bit=null").bits("output").values()) == {4}
+    plan = plan_of("quant=ladder/aciq/naive", "bits=float")
     assert not [entry for entry in plan if entry.spec is not None]
 
 
 def test_a_list_sets_the_results_that_feed_each_group(plan_of):
-    plan = plan_of("quant=aciq_naive", "layer_abit=[32,3,32,5]")
+    plan = plan_of("quant=ladder/aciq/naive", "layer_abit=[32,3,32,5]")
     assert plan["conv1", "output"].bits == plan["conv2", "output"].bits == 3 and plan["pool2", "output"].bits == 5
 
 
 @pytest.mark.parametrize("rung", RUNGS)
 def test_every_rung_runs_and_reports_its_steps(rung, run):
-    metrics = run(f"quant={rung}", "bits=w4a4")
+    metrics = run(f"quant=ladder/aciq/{rung}", "bits=w4a4")
     assert metrics["status"] == "ok" and metrics["value"] > 50
-    assert ("allocated_bits_weight" in metrics) == (rung in ("aciq_alloc", "aciq_full"))
-    assert ("corrected_weights" in metrics) == (rung in ("aciq_bias", "aciq_full"))
-    if rung == "aciq_full":
+    assert ("allocated_bits_weight" in metrics) == (rung in ("alloc", "full"))
+    assert ("corrected_weights" in metrics) == (rung in ("bias", "full"))
+    if rung == "full":
         assert metrics["allocated_bits_weight"] == 4 and 3.9 < metrics["allocated_bits_output"] <= 4
         assert metrics["corrected_weights"] == 5
 
 
 @pytest.mark.parametrize("kind", ["gauss", "exact", "std:2.5", "ratio:0.6", "mix", "kld"])
 def test_every_clip_kind_runs(kind, run):
-    assert run("quant=aciq_clip", "bits=w4a4", f"quant.output.range.kind={kind}")["value"] > 40
+    assert run("quant=ladder/aciq/clip", "bits=w4a4", f"quant.output.range.kind={kind}")["value"] > 40
 
 
 @pytest.mark.parametrize(
@@ -103,23 +106,26 @@ def test_every_clip_kind_runs(kind, run):
     ],
 )
 def test_every_option_of_the_quantizer_is_reached_from_the_shell(options, run):
-    assert run("quant=aciq_clip", "bits=w8a8", *[f"++{option}" for option in options])["value"] > 60
+    assert run("quant=ladder/aciq/clip", "bits=w8a8", *[f"++{option}" for option in options])["value"] > 60
 
 
 def test_the_activation_analysis_flags_itself(run):
     hook = "{_target_: qexp.passes.activation_correction.ActivationCorrection}"
-    metrics = run("quant=aciq_full", "bits=w4a4", f"quant.passes.activation_correction={hook}")
+    metrics = run("quant=ladder/aciq/full", "bits=w4a4", f"quant.passes.activation_correction={hook}")
     assert metrics["status"] == "ok" and metrics["hardware"].startswith("not_mappable")
 
 
 def test_the_written_plan_reads_back(run, tmp_path):
-    first = run("quant=aciq_full", "bits=w4a4")
+    first = run("quant=ladder/aciq/full", "bits=w4a4")
     path = next((tmp_path / "runs").rglob(f"{first['point']}/layers.csv"))
     assert set(pd.read_csv(path).query("site == 'output'").bits) == {4, 8}
-    again = run("quant=aciq_full", "bits=w4a4", f"plan={path}")
+    again = run("quant=ladder/aciq/full", "bits=w4a4", f"plan={path}")
     assert again["status"] == "ok" and again["value"] == first["value"]
 
 
 def test_the_evaluated_network_is_deterministic(run):
     torch.manual_seed(5)
-    assert run("quant=aciq_full", "bits=w3a3")["value"] == run("quant=aciq_full", "bits=w3a3", "force=true")["value"]
+    assert (
+        run("quant=ladder/aciq/full", "bits=w3a3")["value"]
+        == run("quant=ladder/aciq/full", "bits=w3a3", "force=true")["value"]
+    )

@@ -101,7 +101,10 @@ def test_latents_decay_as_the_method_says_and_the_clip_moves_as_published(run, m
     assert run(*QAT, *REMEMBER["one_bit"])["status"] == "ok"
     held = next(g for g in seen["groups"] if {id(p) for p in g["params"]} == seen["latent"])
     assert held["weight_decay"] == 0 and seen["groups"][0]["weight_decay"] == 1e-4 and len(seen["latent"]) == 3
-    assert run(*QAT, "quant=pact_in_step", "bits=w4a4", "schedule.scheduler=null")["status"] == "ok"
+    assert (
+        run(*QAT, "quant=sources/quantized_resnet/pact_in_step", "bits=w4a4", "schedule.scheduler=null")["status"]
+        == "ok"
+    )
     clips = seen["groups"][-1]
     assert (clips["lr"], clips["momentum"], clips["weight_decay"]) == (0.01, 0.0, 2e-4)
     assert all(p.ndim == 0 for p in clips["params"])

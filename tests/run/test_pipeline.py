@@ -199,13 +199,20 @@ def test_all_float_gives_the_float_accuracy(run):
             assert metrics["value"] == metrics["value_float"] and metrics["mean_wbit"] == 32
 
 
-@pytest.mark.parametrize(
-    "quant", ["minmax_avg", "moving_average", "percentile", "mse", "kl", "aciq", "lsq", "pact", "dorefa", "mpact"]
-)
+@pytest.mark.parametrize("quant", ["percentile", "mse", "kl", "aciq", "lsq", "pact", "dorefa", "mpact"])
 def test_each_method_of_the_first_line_runs(run, quant):
     metrics = run("study=s", f"quant={quant}", "bits=w4a4")
     assert metrics["status"] == "ok", metrics["error"]
     assert metrics["value"] > 15 and metrics["quant"] == quant
+
+
+@pytest.mark.parametrize(
+    "option", ["+quant.input.range.over=batches", "quant.input.range._target_=qexp.ranges.MovingAverage"]
+)
+def test_how_extremes_are_gathered_is_an_option_of_minmax(run, option):
+    metrics = run("study=s", "quant=minmax", option, "bits=w4a4")
+    assert metrics["status"] == "ok", metrics["error"]
+    assert metrics["value"] > 15 and metrics["point"] != run("study=s", "quant=minmax", "bits=w4a4")["point"]
 
 
 def test_a_failed_point_is_recorded_and_can_be_run_again(run, tmp_path):

@@ -44,7 +44,7 @@ def evaluated(run, monkeypatch, tmp_path):
     [
         ("quant=mse", "bits=w4a4"),
         ("quant=minmax", "bits=w8a8", "bn=keep"),
-        ("quant=aciq_full", "bits=w4a4"),
+        ("quant=ladder/aciq/full", "bits=w4a4"),
         ("quant=minmax", "bits=w4a4", "passes=[equalize,bias_correction]"),
         ("quant=lsq", "bits=w3a3", "schedule=qat", "schedule.epochs=1", "trainer.limit_train_batches=3"),
         ("quant=one_bit", "bits=w1a2", "schedule=qat_scratch", "schedule.epochs=1", "trainer.limit_train_batches=3"),

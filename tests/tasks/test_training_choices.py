@@ -141,7 +141,7 @@ def test_recipes_called_the_sources_train_as_they_do(compose):
     ]
     assert course["_target_"].endswith(".steps") and course["at"] == [0.3, 0.6, 0.9] and course["gamma"] == 0.1
     for name in ("dorefa_pact_toynet", "toynet_cfg1s", "mobilenetv2_cfg1s"):
-        method = ["quant=toynet_mpact"] if name == "dorefa_pact_toynet" else []
+        method = ["quant=placed/toynet/mpact"] if name == "dorefa_pact_toynet" else []
         schedule = read(compose(f"experiment={name}", *method)).schedule
         sgd, course = schedule.optimizer, schedule.scheduler
         assert [sgd[key] for key in ("lr", "momentum", "nesterov", "weight_decay")] == [0.01, 0.9, False, 5e-4]
@@ -166,7 +166,8 @@ def test_every_row_of_pact_quantization_is_reached_by_its_study(compose):
         for quant in params.quant.split(","):
             for bits in params.bits.split(","):
                 listed = OmegaConf.load(CONF / "bits" / f"{bits}.yaml")
-                reached.add((quant, *(str(OmegaConf.to_container(listed)[k]) for k in ("layer_wbit", "layer_abit"))))
+                name = OmegaConf.load(CONF / "quant" / f"{quant}.yaml").name
+                reached.add((name, *(str(OmegaConf.to_container(listed)[k]) for k in ("layer_wbit", "layer_abit"))))
     targets = read_targets(ROOT / "experiments" / "dorefa_pact" / "targets.csv")
     wanted = {
         (row.quant, row.wbit.replace("...", "'...'"), row.abit.replace("...", "'...'")) for row in targets.itertuples()

@@ -45,9 +45,10 @@ class Network:
     def of(cls, node: Any, key: str) -> Network:
         """Returns the network that a `model` node describes."""
         node = mapping(node, key)
+        net = specification(node.get("net"), f"{key}.net")
         return cls(
-            name=text(node.get("name"), f"{key}.name"),
-            net=specification(node.get("net"), f"{key}.net"),
+            name=text(node.get("name", model_name(net)), f"{key}.name"),
+            net=net,
             groups=none_or(listed, node.get("groups"), f"{key}.groups"),
             first=node.get("first"),
             last=node.get("last"),
@@ -59,6 +60,11 @@ class Network:
             weights=none_or(text, node.get("weights"), f"{key}.weights"),
             definition=none_or(text, node.get("cfg"), f"{key}.cfg"),
         )
+
+
+def model_name(net: Mapping[str, Any]) -> str:
+    """Returns what a network is called that has no name of its own: its name among torchvision's, or its class."""
+    return str(net.get("name") or str(net.get(TARGET)).rpartition(".")[2])
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from qexp.run.settings.checks import (
     whole,
 )
 from qexp.run.settings.method import Integers, Method, Widths
-from qexp.run.settings.network import Data, Network
+from qexp.run.settings.network import Data, Network, model_name
 from qexp.run.settings.schedule import Schedule
 from qexp.run.settings.trainer import TrainerOptions
 
@@ -128,10 +128,23 @@ def read(cfg: DictConfig, in_sweep: bool = False) -> Settings:
         QexpError: A value that is not allowed, or a `${...}` that leads nowhere.
     """
     try:
-        return replace(Settings.of(OmegaConf.to_container(_with_choices(cfg), resolve=True)), in_sweep=in_sweep)
+        return replace(
+            Settings.of(OmegaConf.to_container(_with_choices(_with_name(cfg)), resolve=True)), in_sweep=in_sweep
+        )
     except OmegaConfBaseException as error:
         key = f"{error.full_key}: " if getattr(error, "full_key", None) else ""
         raise QexpError(f"{key}{str(error).splitlines()[0]}; see --cfg job for the whole configuration") from None
+
+
+def _with_name(cfg: DictConfig) -> DictConfig:
+    """Returns a configuration whose model has a name, that of what builds it where the file gives none; the study is called after it."""
+    model = cfg.get("model")
+    if not OmegaConf.is_dict(model) or "name" in model or not OmegaConf.is_dict(model.get("net")):
+        return cfg
+    cfg = cfg.copy()
+    with open_dict(cfg.model):
+        cfg.model.name = model_name(cfg.model.net)
+    return cfg
 
 
 def _with_choices(cfg: DictConfig) -> DictConfig:

@@ -1,0 +1,20 @@
+"""Where configuration files lie: `conf/`, and the folders that `--config-dir` names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+CONF = Path(__file__).parents[2] / "conf"
+
+
+def config_folders(arguments: Sequence[str], conf: Path = CONF) -> list[Path]:
+    """Returns the folders with configuration files that a command line has."""
+    return [folder for folder in (conf, *map(Path, _config_dirs(arguments))) if folder.is_dir()]
+
+
+def _config_dirs(arguments: Sequence[str]) -> Iterator[str]:
+    for word, following in zip(arguments, [*arguments[1:], ""]):
+        name, is_joined, value = word.partition("=")
+        if name in ("--config-dir", "-cd"):
+            yield value if is_joined else following

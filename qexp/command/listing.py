@@ -1,0 +1,78 @@
+"""What each group of `conf/` offers: names to check a choice against, and the same names as people read them."""
+
+from __future__ import annotations
+
+import sys
+import textwrap
+from collections.abc import Sequence
+from difflib import get_close_matches
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+from qexp.command.folders import CONF, config_folders
+from qexp.command.widths import SPELLED, pair
+
+LINE = 118
+
+
+def offered(folders: Sequence[Path], group: str) -> list[str]:
+    """Returns the choices that the files of a group offer; those in folders of it by their path, `placed/resnet20/pact`.
+
+    Files that begin with `_` are parts of others, and no choice.
+    """
+    found = set()
+    for folder in folders:
+        for file in (folder / group).rglob("*.yaml"):
+            path = file.relative_to(folder / group).with_suffix("")
+            if not any(part.startswith("_") for part in path.parts):
+                found.add(path.as_posix())
+    return sorted(found)
+
+
+def is_offered(name: str, folders: Sequence[Path], group: str) -> bool:
+    """Returns whether a group has a choice; any pair of widths is one of `bits`."""
+    return name in offered(folders, group) or (group == "bits" and pair(name) is not None)
+
+
+def nearest(name: str, names: Sequence[str]) -> str:
+    """Returns `" (did you mean 'a', 'b'?)"`; a choice in a folder is found without the folder's name too.
+
+    >>> nearest("toynet_pakt", ["pact", "placed/toynet/pact"])
+    " (did you mean 'placed/toynet/pact', 'pact'?)"
+    """
+    spelled = {"_".join(full.split("/")[1:]) or full: full for full in names if "/" in full} | {n: n for n in names}
+    close = [spelled[match] for match in get_close_matches(name.strip("*"), list(spelled), n=3, cutoff=0.4)]
+    return f" (did you mean {', '.join(map(repr, dict.fromkeys(close)))}?)" if close else ""
+
+
+def grouped(group: str, names: Sequence[str]) -> str:
+    """Returns choices as lines: those at the top of the group first, then one line per folder.
+
+    >>> print(grouped("quant", ["lsq", "placed/toynet/dorefa", "placed/toynet/pact"]))
+      lsq
+      placed/toynet/{dorefa, pact}
+    """
+    within: dict[str, list[str]] = {}
+    for name in names:
+        folder, _, last = name.rpartition("/")
+        within.setdefault(folder, []).append(last)
+    top = [*within.pop("", []), *([SPELLED] if group == "bits" else [])]
+    lines = [", ".join(top)] if top else []
+    lines += [f"{folder}/{{{', '.join(last)}}}" for folder, last in sorted(within.items())]
+    return "\n".join(
+        textwrap.fill(line, LINE, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False)
+        for line in lines
+    )
+
+
+def all_groups(conf: Path = CONF) -> str:
+    """Returns every group with its choices, as `--help` shows them."""
+    folders = config_folders(sys.argv, conf)
+    groups = sorted({g.name for folder in folders for g in folder.iterdir() if g.is_dir()} - {"hydra"})
+    return "\n".join(f"{group}\n{grouped(group, offered(folders, group))}" for group in groups)
+
+
+def register() -> None:
+    """Makes the list known to the text of `--help` in `conf/config.yaml`, as `${choices:}`."""
+    OmegaConf.register_new_resolver("choices", all_groups, replace=True)
