@@ -70,7 +70,7 @@ def test_plans_have_lines_of_their_own(tmp_path: Path, write_point: Callable[...
 
 def test_long_sweeps_show_the_best(study: Path) -> None:
     lines = closing_table(collect(study), limit=3).splitlines()
-    assert "the 3 most accurate of 27; all are in results.csv" in lines
+    assert "the best 3 of 27; all are in results.csv" in lines
     assert sum("W" in line and "%" not in line for line in lines[4:7]) == 3
 
 
