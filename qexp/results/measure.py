@@ -66,9 +66,9 @@ class Measure:
         return 100 * value if self.is_share else value
 
     def number(self, value: float) -> str:
-        """Returns a stored number without its unit; small ones that are no percentages keep four digits."""
+        """Returns a stored number without its unit; small ones that are no percentages keep three digits."""
         if not self.is_share and 0 < abs(value) < 1:
-            return wording.number(value, 4)
+            return wording.number(value, 3)
         return f"{value:.2f}"
 
     def text(self, value: float) -> str:

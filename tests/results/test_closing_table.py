@@ -21,7 +21,7 @@ def test_float_comes_first_and_is_named(study: Path) -> None:
     lines = lines_of(study)
     assert lines[0] == "resnet20 on cifar10"
     assert lines[1].split() == ["method", "bits", "top-1", "%", "95", "%", "interval", "drop", "time"]
-    assert lines[3].split() == ["float", "W32A32", "91.73", "91.17", "-", "92.25"]
+    assert lines[3].split() == ["float", "W32A32", "91.73", "-"], "no interval is made up of a number of images"
 
 
 def test_lines_are_aligned_and_fit(tmp_path: Path, write_point: Callable[..., Path]) -> None:
