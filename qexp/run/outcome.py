@@ -240,7 +240,6 @@ def layer_table(
         "channel_spread",
         "sqnr_channel",
         "source",
-        "source",
     ]
     return pd.DataFrame(rows).reindex(columns=columns)
 
