@@ -22,6 +22,7 @@ from qexp.tasks.base import Score
 from qexp.tasks.classification import Classification
 from qexp.tasks.restoration import Restoration
 from qexp.tasks.segmentation import Segmentation
+from qexp.tasks.verification import Verification
 from tests.squared_error import SquaredError
 
 QUICK = [
@@ -147,3 +148,23 @@ def test_the_mean_intersection_counts_pixels_of_all_images_together():
 def test_what_counts_as_a_collapse_follows_the_metric(row, collapsed):
     row = json.loads(json.dumps(row))
     assert Measure.of(row).has_collapsed(row["value"], row["value_float"]) is collapsed
+
+
+def test_a_search_goes_the_way_the_metric_points(compose, folder):
+    pytest.importorskip("optuna")
+    own = ["model=digits_denoiser", "dataset=noisy_digits", "dataset.task._target_=tests.squared_error.SquaredError"]
+    own += [one for one in PTQ if one not in ("deploy=integer", "search=sensitivity", "verify=32")] + ["search=pareto"]
+    options = ["search.goal=value", "search.trials=6", "search.score_images=64"]
+    metrics, at = finished(compose, folder / "front", *own, *options)
+    trials = pd.read_csv(at / "pareto.csv")
+    least = trials.sort_values(["value", "weight_bytes", "bops"]).iloc[0]
+    assert least.front and metrics["search_trials"] == 6, "the plan with the least error is beaten by none"
+    refused = pipeline.run(read(compose(*own, "search.goal=agree", f"runs_dir={folder}")))
+    assert "SquaredError decides nothing for an image; use divergence" in refused["error"]
+
+
+def test_a_task_that_cannot_judge_outputs_alone_says_none():
+    judging = Judging(Verification(nn.Identity()))
+    judging.add(torch.randn(4, 8), torch.arange(4))
+    assert judging.score is None and judging.stored is None
+    assert Verification(nn.Identity()).judge(torch.randn(4, 8), torch.arange(4)) is None
