@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections import defaultdict
@@ -42,6 +43,11 @@ ORDER = (
 RANK = {name: i for i, name in enumerate(ORDER)}
 QUANTIZATION = {"quantizers", "layers", "network", "calibration", "analysis", "passes", "recipe", "integer", "search"}
 BLIND = {"models", "data", "tasks"}  # they know nothing of quantization
+BLIND_OF = {
+    "models": {"report"},
+    "data": {"report"},
+    "tasks": {"report"},
+}  # they leave files, and pages are made of those
 FOREIGN = {  # what a part may not import of other libraries
     "results": {"torch", "pytorch_lightning", "torchvision", "bokeh"},
     "report": {"torch", "pytorch_lightning", "torchvision"},
@@ -97,6 +103,8 @@ def violations(root: Path) -> list[str]:
                 found.append(f"{module} imports {other}")
             elif own in BLIND and part(other) in QUANTIZATION:
                 found.append(f"{module} knows nothing of quantization, yet imports {other}")
+            elif part(other) in BLIND_OF.get(own, ()):
+                found.append(f"{module} draws nothing, yet imports {other}")
     return found + [f"a circle: {' <-> '.join(circle)}" for circle in circles(inside)]
 
 
@@ -133,6 +141,7 @@ def test_every_import_points_down():
             "qexp.statistics.density <-> qexp.statistics.histogram",
         ),
         ("qexp/report/style.py", "import torch", "qexp.report.style imports torch"),
+        ("qexp/tasks/base.py", "def f():\n    from qexp.report import style", "qexp.tasks.base draws nothing"),
     ],
 )
 def test_a_forbidden_import_is_found(tmp_path, file, line, words):
@@ -142,6 +151,23 @@ def test_a_forbidden_import_is_found(tmp_path, file, line, words):
         copy.write_text(module.read_text())
     (tmp_path / file).write_text(f"{(tmp_path / file).read_text()}\n{line}\n")
     assert any(words in found for found in violations(tmp_path)), violations(tmp_path)
+
+
+def test_only_tasks_know_what_outputs_decide():
+    """Who else took the greatest of an image's outputs would call numbers of a segmentation or a regression classes."""
+    greatest = re.compile(
+        r"\.(argmax|topk)\(\s*((dim|axis)\s*=\s*)?-?1\s*[,)]|\.(argmax|topk)\(self\.k|argmax\((y|scores|outputs|logits)\b"
+    )
+    rooms = RANK.keys() - {"tasks", "statistics", "ranges", "quantizers", "models", "data", "numerics", "qexp_kernels"}
+    found = [
+        f"{module}: {line.strip()}"
+        for module, path in modules(ROOT).items()
+        if part(module) in rooms
+        for line in path.read_text().splitlines()
+        if greatest.search(line)
+    ]
+    assert not found, found
+    assert greatest.search((ROOT / "qexp" / "tasks" / "classification.py").read_text())
 
 
 def who_knows_hydra(root: Path) -> set[str]:

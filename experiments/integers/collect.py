@@ -117,7 +117,7 @@ def accumulators(study: Path) -> tuple[list[str], str]:
     for folder, record in records(study):
         if not (folder / "accumulator.csv").exists():
             continue
-        table = pd.read_csv(folder / "accumulator.csv")
+        table = pd.read_csv(folder / "accumulator.csv").rename(columns={"value": "top1"})  # networks of classes all
         title = f"{name(record)}, {int(table.images.iloc[0]):,} images"
         tables[title] = table
         lines += [

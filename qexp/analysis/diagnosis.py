@@ -9,13 +9,12 @@ from typing import Any
 
 import pandas as pd
 
-from qexp.results.wording import metric_name
+from qexp.results.measure import Measure
 
 _NUMBERS = (
     *("sqnr", "saturation", "sqnr_float", "saturation_float", "sqnr_channel", "channel_spread"),
     *("levels_used", "levels", "bits"),
 )
-_COLLAPSE = 0.5  # a network that keeps less than half of its float accuracy has collapsed
 _USUAL = 5.0  # dB a bit that a tensor of weights or activations has with a range that suits it
 _BROKEN = 6.0  # dB below the usual: something is wrong with this tensor besides its width
 _POOR_SQNR = 6.0  # dB: the error is half the signal
@@ -45,19 +44,20 @@ def diagnose(
     """Returns findings for a point that collapsed: how far it fell, then the likely causes, the costliest first; empty where it did not.
 
     Args:
-        row: The point's metrics: value and value_float in percent, and the rest.
+        row: The point's metrics: value and value_float, what they are (see `Measure`), and the rest.
         layers: The point's `layers.csv`.
         depth: Error by layer, `{layer, local, total}`, as `calibration.depth.errors_by_depth` gives it.
         norms: Drift of batch norms, `{layer, shift, spread}`, as `calibration.depth.norm_drift` gives it.
         history: The point's `history.csv`, where it was trained with quantizers.
     """
     value, base = row.get("value"), row.get("value_float")
-    if base is None or (value is not None and value >= _COLLAPSE * base):
+    measure = Measure.of(row)
+    if base is None or (value is not None and not math.isnan(value) and not measure.has_collapsed(value, base)):
         return []
-    name = metric_name(row.get("metric", "accuracy"))
-    if value is None:
-        return [f"{name} is not a number"]
-    fell = f"{name} fell from {base:.1f} % to {value:.1f} %"
+    if value is None or math.isnan(value):
+        return [f"{measure.label} is not a number"]
+    numbers = [f"{x:.1f} %" if measure.is_share else measure.text(x) for x in (base, value)]
+    fell = f"{measure.label} {'fell' if value < base else 'rose'} from {numbers[0]} to {numbers[1]}"
     table = layers[layers.quantizer != "float"].copy()
     for column in _NUMBERS:
         table[column] = pd.to_numeric(table[column], errors="coerce") if column in table else math.nan
@@ -189,8 +189,9 @@ def _training(table: pd.DataFrame, history: pd.DataFrame | None) -> list[Finding
 
 def _gap(row: dict[str, Any]) -> Finding | None:
     """Returns that the network is good only in training mode."""
-    trained = row.get("train_value")
-    if trained is None or trained - row["value"] < _GAP:
+    trained, measure = row.get("train_value"), Measure.of(row)
+    # how far apart is much is known of shares alone, and only some tasks score their training images
+    if trained is None or not measure.is_share or not measure.lost(row["value"], trained) >= _GAP:
         return None
     return Finding(
         15.0,

@@ -20,12 +20,22 @@ log = logging.getLogger(__name__)
 
 
 class Arrays(NamedTuple):
-    """The training and the test split: images uint8 [N, C, H, W], labels int64 [N]."""
+    """The training and the test split: images uint8 [N, C, H, W], labels int64 [N].
+
+    Targets of another kind (maps, clean images, numbers: any tensor of N rows) stand beside the labels, by which draws treat classes alike.
+    """
 
     train_images: Tensor
     train_labels: Tensor
     test_images: Tensor
     test_labels: Tensor
+    train_targets: Tensor | None = None
+    test_targets: Tensor | None = None
+
+    def targets(self, split: str) -> Tensor:
+        """Returns what the batches of a split hold beside the images: its targets, else its labels."""
+        own = self.train_targets if split == "train" else self.test_targets
+        return own if own is not None else self.train_labels if split == "train" else self.test_labels
 
 
 class ImageData(DataSet):
@@ -105,7 +115,16 @@ class ImageData(DataSet):
         """The images and labels, checked; read at first use."""
         arrays = self.read()
         for split in ("train", "test"):
-            check_split(type(self).__name__, split, *arrays[:2] if split == "train" else arrays[2:], self.num_classes)
+            images, labels = arrays[:2] if split == "train" else arrays[2:4]
+            check_split(type(self).__name__, split, images, labels, self.num_classes)
+            if len(arrays.targets(split)) != len(images):
+                raise QexpError(
+                    f"{type(self).__name__}: {len(arrays.targets(split))} {split} targets for {len(images)} images; one for each is needed"
+                )
+        if arrays.train_targets is not None and self.augment is not None:
+            raise QexpError(
+                f"{type(self).__name__}: dataset.data.augment is not allowed: it would move images and not their targets; use null"
+            )
         channels = arrays.train_images.shape[1]
         if len(self.normalize.mean) != channels or len(self.normalize.std) != channels:
             raise QexpError(
@@ -136,7 +155,7 @@ class ImageData(DataSet):
     def train_dataloader(self) -> TensorLoader:
         return TensorLoader(
             self.arrays.train_images,
-            self.arrays.train_labels,
+            self.arrays.targets("train"),
             self.batch_size,
             self.normalize,
             indices=self.train_part,
@@ -149,11 +168,11 @@ class ImageData(DataSet):
 
     def val_dataloader(self) -> TensorLoader:
         """The calibration part, unaugmented."""
-        return self._evaluate(self.arrays.train_images, self.arrays.train_labels, self.calibration_part)
+        return self._evaluate(self.arrays.train_images, self.arrays.targets("train"), self.calibration_part)
 
     def test_dataloader(self) -> TensorLoader:
         """The test split in its order, or `max_samples` of it."""
-        return self._evaluate(self.arrays.test_images, self.arrays.test_labels, self.test_part)
+        return self._evaluate(self.arrays.test_images, self.arrays.targets("test"), self.test_part)
 
     @property
     def test_candidates(self) -> Tensor:
@@ -212,6 +231,8 @@ class ImageData(DataSet):
         """Returns a hash of images, labels and normalisation."""
         digest = hashlib.sha256(json.dumps(self.normalize.identity()).encode())
         for name, array in self.arrays._asdict().items():
+            if array is None:
+                continue
             digest.update(f"{name} {tuple(array.shape)} {array.dtype}".encode())
             digest.update(array.contiguous().numpy())
         return digest.hexdigest()

@@ -212,7 +212,8 @@ class ImageFolder(ImageData):
 
     def notes(self) -> dict[str, Any]:
         """What the results say of the images besides their score."""
-        n, seed, packs = len(self.calibration_part), self.seed, {id(a): a for a in self.arrays[::2]}.values()
+        n, seed = len(self.calibration_part), self.seed
+        packs = {id(a): a for a in (self.arrays.train_images, self.arrays.test_images)}.values()
         source = f"{n} images of the training side, seed {seed}"
         if self.listings[1] is None:
             source = f"{n} images set aside from the evaluation images, seed {seed}" if n else "none"

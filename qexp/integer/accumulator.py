@@ -1,8 +1,9 @@
-"""What a narrower accumulator does to a network: accuracy and overflows against its width."""
+"""What a narrower accumulator does to a network: its score and overflows against its width."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import pandas as pd
 import torch
@@ -13,8 +14,9 @@ from qexp.integer.arithmetic import OVERFLOWS
 from qexp.integer.fast import Fast
 from qexp.integer.program import IntegerProgram
 from qexp.integer.register import Accumulator
+from qexp.results.judging import Judge, Judging
 
-Batches = Callable[[], Iterable[tuple[Tensor, Tensor]]]
+Batches = Callable[[], Iterable[tuple[Tensor, Any]]]
 
 
 def study(
@@ -23,27 +25,32 @@ def study(
     widths: Sequence[int],
     overflows: Sequence[str] = OVERFLOWS,
     progress: bool = True,
+    judge: Judge | None = None,
 ) -> pd.DataFrame:
-    """Returns one row for each width and kind of overflow: images, top-1 in percent, sums that did not fit and their share, worst layer.
+    """Returns one row for each width and kind of overflow: images, score, sums that did not fit and their share, worst layer.
+
+    `value` is the score of the network's task, a share in percent; None where the task cannot judge outputs alone.
 
     The register holds the sum of products of a convolution or linear layer and overflows at its end (of a wrapping one the point makes
     no difference); the bias joins outside. See `qexp.integer.reference` for registers that overflow at each addition.
 
     Args:
         program: The network.
-        batches: Called for each row; yields images `[N, C, H, W]` and labels `[N]`.
+        batches: Called for each row; yields images `[N, C, H, W]` and targets.
         widths: Bits, sign included.
         overflows: `saturate`, `wrap`.
         progress: Show a bar.
+        judge: The network's task.
     """
     rows = []
     cases = [(bits, overflow) for bits in widths for overflow in overflows]
     for bits, overflow in tqdm(cases, desc="accumulators", unit="width", leave=False, disable=not progress):
         register = Accumulator(bits, overflow)
-        fast, seen, right, sums = Fast(program, register), 0, 0, 0
-        for images, labels in batches():
-            guess = fast.run(torch.from_numpy(program.encode(images.cpu().numpy()))).argmax(1)
-            seen, right = seen + len(images), right + int((guess == labels.cpu()).sum())
+        fast, seen, judging = Fast(program, register), 0, Judging(judge)
+        for images, targets in batches():
+            scores = fast.run(torch.from_numpy(program.encode(images.cpu().numpy())))
+            judging.add(torch.from_numpy(program.decode(scores.numpy())), targets)
+            seen += len(images)
         sums = seen * sum(_sums(program))
         worst = max(register.overflows, key=register.overflows.get, default="")
         lost = sum(register.overflows.values())
@@ -52,7 +59,7 @@ def study(
                 "bits": bits,
                 "overflow": overflow,
                 "images": seen,
-                "top1": 100 * right / max(seen, 1),
+                "value": judging.stored,
                 "overflows": lost,
                 "share": 100 * lost / max(sums, 1),
                 "worst_layer": worst if lost else "",

@@ -18,6 +18,7 @@ from qexp.integer.reference import Reference
 from qexp.integer.simulate import integer_rounding
 from qexp.layers.quantized import attribute
 from qexp.layers.swap import evaluating
+from qexp.results.judging import Judge, Judged, Judging, differing, total
 
 Take = Callable[[str, Tensor], None]
 
@@ -53,16 +54,17 @@ class Verdict:
         images: How many were tried.
         integer: By tensor, against the network simulated with the program's own rounding (`rounding=integer`).
         simulated: By tensor, against the network as it was evaluated, with real scales.
-        predictions: Images whose prediction differs from the integers': `integer`, `simulated`.
-        right: Images the integers classify rightly, None without labels.
+        predictions: Images whose prediction differs from the integers': `integer`, `simulated`; None where the network's task decides
+            nothing for an image.
+        score: The integers' score by the network's task; None without targets, or where the task cannot judge outputs alone.
         reference: Images that also went through the NumPy definition, which agreed with the fast executor in every code.
     """
 
     images: int = 0
     integer: dict[str, Compared] = field(default_factory=dict)
     simulated: dict[str, Compared] = field(default_factory=dict)
-    predictions: dict[str, int] = field(default_factory=lambda: {"integer": 0, "simulated": 0})
-    right: int | None = None
+    predictions: dict[str, int | None] = field(default_factory=lambda: {"integer": None, "simulated": None})
+    score: Judged | None = None
     reference: int = 0
     reference_differ: int = 0
 
@@ -70,24 +72,27 @@ class Verdict:
     def equal(self) -> bool:
         """Whether simulation with integer rounding and integers are the same numbers, everywhere."""
         codes = sum(c.differ for c in self.integer.values())
-        return codes == 0 and self.predictions["integer"] == 0 and self.reference_differ == 0
+        return codes == 0 and not self.predictions["integer"] and self.reference_differ == 0
 
     def line(self) -> str:
         """Returns the verdict in one line."""
         word = "EQUAL" if self.equal else "DIFFERENT"
         ours = sum(c.differ for c in self.integer.values())
-        total = sum(c.total for c in self.integer.values())
+        codes = sum(c.total for c in self.integer.values())
+        exact, real = (
+            "" if count is None else f", {count} predictions"
+            for count in (self.predictions["integer"], self.predictions["simulated"])
+        )
         return (
-            f"integers against simulation, {self.images} images: {word} ({ours} of {total} codes differ with integer rounding, "
-            f"{self.predictions['integer']} predictions); against real scales {self.share:.4f} % of codes differ, "
-            f"{self.predictions['simulated']} predictions"
+            f"integers against simulation, {self.images} images: {word} ({ours} of {codes} codes differ with integer rounding{exact}); "
+            f"against real scales {self.share:.4f} % of codes differ{real}"
         )
 
     @property
     def share(self) -> float:
         """Codes that differ from the simulation with real scales, percent of all."""
-        total = sum(c.total for c in self.simulated.values())
-        return 100 * sum(c.differ for c in self.simulated.values()) / max(total, 1)
+        codes = sum(c.total for c in self.simulated.values())
+        return 100 * sum(c.differ for c in self.simulated.values()) / max(codes, 1)
 
     def metrics(self) -> dict[str, Any]:
         """Returns the columns of the run's record."""
@@ -100,7 +105,7 @@ class Verdict:
             "verify_most_real_scales": max((c.most for c in self.simulated.values()), default=0),
             "verify_predictions_differ_real_scales": self.predictions["simulated"],
             "verify_reference_images": self.reference,
-            "value_integer": None if self.right is None else 100 * self.right / max(self.images, 1),
+            "value_integer": None if self.score is None else self.score.measure.stored(self.score.value),
         }
 
     def frame(self, lowered: Lowered) -> pd.DataFrame:
@@ -133,36 +138,42 @@ class Verdict:
 def verify(
     model: nn.Module,
     lowered: Lowered,
-    batches: Iterable[tuple[Tensor, Tensor | None]],
+    batches: Iterable[tuple[Tensor, Any]],
     reference: int = 16,
     progress: bool = True,
+    judge: Judge | None = None,
 ) -> Verdict:
     """Returns what differs between a network and its integer program, on real images.
 
     Args:
         model: The quantized network.
         lowered: Its program.
-        batches: Images `[N, C, H, W]` and labels `[N]` (or None).
+        batches: Images `[N, C, H, W]` and targets (or None).
         reference: Of the first batch, so many images also go through the NumPy definition.
         progress: Whether to show a bar.
+        judge: The network's task, which scores the integers' outputs; without one codes alone are compared.
     """
-    verdict, program = Verdict(), lowered.program
+    verdict, program, judging = Verdict(), lowered.program, Judging(judge)
+    gaps: dict[str, list[int | None]] = {"integer": [], "simulated": []}
     watched = {here.tensor for here in lowered.sites.values()}
     fast = Fast(program, watched=watched)
-    for images, labels in tqdm(batches, desc="verify", unit="batch", leave=False, disable=not progress):
+    for images, targets in tqdm(batches, desc="verify", unit="batch", leave=False, disable=not progress):
         computed: dict[str, Tensor] = {}
         codes = torch.from_numpy(program.encode(images.cpu().numpy()))
         scores = fast.run(codes, _keeper(computed, watched))
         if not verdict.images and reference:
             _against_the_definition(verdict, lowered, codes[:reference], computed, scores)
-        guess = scores.argmax(1)
+        outputs = torch.from_numpy(program.decode(scores.numpy()))
+        decided = judge.decisions(outputs) if judge else None
         with integer_rounding(model, lowered, _comparer(verdict.integer, computed)):
-            verdict.predictions["integer"] += int((model(images).argmax(1).cpu() != guess).sum())
+            simulated = model(images).cpu()
+        gaps["integer"].append(differing(decided, judge.decisions(simulated)) if judge else None)
         with listening(model, lowered, _comparer(verdict.simulated, computed)):
-            verdict.predictions["simulated"] += int((model(images).argmax(1).cpu() != guess).sum())
+            simulated = model(images).cpu()
+        gaps["simulated"].append(differing(decided, judge.decisions(simulated)) if judge else None)
         verdict.images += len(images)
-        if labels is not None:
-            verdict.right = (verdict.right or 0) + int((guess == labels.cpu()).sum())
+        judging.add(outputs, targets)
+    verdict.predictions, verdict.score = {name: total(counts) for name, counts in gaps.items()}, judging.score
     return verdict
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from qexp.network.facts import Facts
 from qexp.passes.fold_bn import Normal
+from qexp.results.judging import Judge
 
 
 @dataclass
@@ -28,6 +29,7 @@ class Moment:
         seed: The run's.
         device: Where a pass that computes much may do so; None leaves the model where it is.
         progress: Show progress bars.
+        judge: The network's task, which knows what its outputs decide; None where a pass is tried without one.
     """
 
     facts: Facts
@@ -39,6 +41,7 @@ class Moment:
     seed: int = 0
     device: torch.device | None = None
     progress: bool = True
+    judge: Judge | None = None
 
 
 class Pass:

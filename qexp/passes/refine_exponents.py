@@ -15,6 +15,7 @@ from qexp.layers.swap import quantizers_off
 from qexp.passes.base import Moment, Pass
 from qexp.passes.shared_exponents import residual_groups
 from qexp.quantizers.caq import CAQShift
+from qexp.results.judging import differing
 from qexp.system.within import evaluating, hooked
 
 log = logging.getLogger(__name__)
@@ -26,9 +27,9 @@ class RefineExponents(Pass):
     A move is kept where the quantized network's scores are then nearer to the float one's (mean squared difference, on the calibration
     images) and it decides alike on no fewer of them; it is tried again from there, else undone and not tried again. Lower exponents let
     less saturate, higher ones have finer steps. The search ends when no more than `tolerance` points of agreement are missing, when no
-    move is left, or after `max_iters`. The error that orders the layers is the norm-1 error of their codes,
-    `100 sum|q - a/s| / sum|a/s|`, before a ReLU of what it lets through. Tensors that meet in an addition are one layer here, so that
-    they keep sharing.
+    move is left, or after `max_iters`; where the task decides nothing for an image, distances alone count. The error that orders the
+    layers is the norm-1 error of their codes, `100 sum|q - a/s| / sum|a/s|`, before a ReLU of what it lets through. Tensors that meet in an
+    addition are one layer here, so that they keep sharing.
 
     Args:
         tolerance: Percentage points of agreement that may be missing.
@@ -60,16 +61,16 @@ class RefineExponents(Pass):
         with quantizers_off(model):
             wanted = _scores(model, moment.images)
         before_relu = _before_relu(model, moment)
-        errors, best = _errors(model, layers, moment.images, wanted, before_relu)
+        errors, best = _errors(model, layers, moment, wanted, before_relu)
         first, rounds, kept, spent = best, 0, 0, set()
-        while best.agreed < 100 - self.tolerance and rounds < self.max_iters:
+        while rounds < self.max_iters and not best.agrees(self.tolerance):
             move = self._next(errors, spent)
             if move is None:
                 break
             chosen, by = move
             rounds += 1
             _shift(layers, chosen, by)
-            found, state = _errors(model, layers, moment.images, wanted, before_relu)
+            found, state = _errors(model, layers, moment, wanted, before_relu)
             if state.better_than(best):
                 errors, best, kept = found, state, kept + 1
                 spent.discard((chosen, -by))
@@ -77,19 +78,16 @@ class RefineExponents(Pass):
                 _shift(layers, chosen, -by)
                 spent.add((chosen, by))
             log.info(
-                "refine exponents: round %d, %s %+d, agreement %.2f %%, %s",
+                "refine exponents: round %d, %s %+d, %s, %s",
                 rounds,
                 layers[chosen[0]][0].name,
                 by,
-                state.agreed,
+                state.words,
                 "kept" if state is best else "undone",
             )
-        moment.findings |= {
-            "refine_rounds": rounds,
-            "refine_kept": kept,
-            "refine_agreement": best.agreed,
-            "refine_gain": best.agreed - first.agreed,
-        }
+        moment.findings |= {"refine_rounds": rounds, "refine_kept": kept}
+        if best.agreed is not None:
+            moment.findings |= {"refine_agreement": best.agreed, "refine_gain": best.agreed - first.agreed}
 
     def _next(self, errors: list[float], spent: set[tuple[tuple[int, ...], int]]) -> tuple[tuple[int, ...], int] | None:
         """Returns the layers to move together, the worst first, and which way: what has not been tried in vain; None if all has."""
@@ -107,16 +105,25 @@ class State:
     """How near the quantized network is to the float one.
 
     Attributes:
-        agreed: Share of images on which both decide alike, in percent.
+        agreed: Share of images on which both decide alike, in percent; None where the task decides nothing for an image.
         distance: Mean squared difference of their scores.
     """
 
-    agreed: float
+    agreed: float | None
     distance: float
 
     def better_than(self, other: State) -> bool:
         """Whether its scores are nearer and it decides alike no less often; decisions alone say too little on few images."""
-        return self.distance < other.distance and self.agreed >= other.agreed
+        return self.distance < other.distance and (self.agreed is None or self.agreed >= other.agreed)
+
+    def agrees(self, tolerance: float) -> bool:
+        """Whether no more than so many percentage points of agreement are missing; never where there are no decisions."""
+        return self.agreed is not None and self.agreed >= 100 - tolerance
+
+    @property
+    def words(self) -> str:
+        """How near, for people."""
+        return f"squared distance {self.distance:.4g}" if self.agreed is None else f"agreement {self.agreed:.2f} %"
 
 
 def _shift(layers: list[list[CAQShift]], chosen: tuple[int, ...], by: int) -> None:
@@ -146,7 +153,7 @@ def _scores(model: nn.Module, images: Sequence[Tensor]) -> Tensor:
 
 
 def _errors(
-    model: nn.Module, layers: list[list[CAQShift]], images: Sequence[Tensor], wanted: Tensor, before_relu: set[int]
+    model: nn.Module, layers: list[list[CAQShift]], moment: Moment, wanted: Tensor, before_relu: set[int]
 ) -> tuple[list[float], State]:
     """Returns the norm-1 error of each layer's codes (the worst of a group), in percent, and how near the scores are to `wanted`."""
     sums: dict[int, list[Tensor]] = {}
@@ -160,12 +167,13 @@ def _errors(
         sums[id(q)] = [held[0] + error, held[1] + exact]
 
     with hooked(q.register_forward_hook(see) for group in layers for q in group):
-        scores = _scores(model, images)
+        scores = _scores(model, moment.images)
 
     def percent(q: CAQShift) -> float:
         error, exact = sums[id(q)]
         return 100 * float(error / exact.clamp_min(1e-30))
 
-    agreed = 100 * float((scores.argmax(1) == wanted.argmax(1)).double().mean())
+    differ = differing(moment.judge.decisions(scores), moment.judge.decisions(wanted)) if moment.judge else None
+    agreed = None if differ is None else 100 * (len(scores) - differ) / len(scores)
     state = State(agreed, float((scores - wanted).double().square().mean()))
     return [max(percent(q) for q in group) for group in layers], state

@@ -8,7 +8,7 @@ from bokeh.transform import linear_cmap
 
 from qexp.report.style import FONT, HALO, card_figure, empty, hover, tap
 
-TIPS = [("", "@title"), ("mean", "@accuracy"), ("below float", "@drop"), ("seeds", "@seeds"), ("note", "@verdict")]
+TIPS = [("", "@title"), ("mean", "@accuracy"), ("worse than float", "@drop"), ("seeds", "@seeds"), ("note", "@verdict")]
 
 
 def cell_figures() -> list[figure]:
@@ -36,7 +36,7 @@ def _grid() -> figure:
 
 def _methods() -> figure:
     """Returns the methods at one pair of widths, best at the top, with intervals and what is within noise."""
-    fig = card_figure("methods", "accuracy (%)", "", 340, x_range=Range1d(0, 100), y_range=FactorRange())
+    fig = card_figure("methods", "score", "", 340, x_range=Range1d(0, 100), y_range=FactorRange())
     source = empty(
         *("methods-dots", "x", "y", "low", "high", "color", "marker", "row"),
         *("title", "accuracy", "drop", "seeds", "verdict", "note"),
@@ -52,7 +52,7 @@ def _methods() -> figure:
 
 def _seeds() -> figure:
     """Returns every configuration with several seeds: one dot a seed, a bar of one standard deviation each way."""
-    fig = card_figure("seeds", "accuracy (%)", "", 340, x_range=Range1d(0, 100), y_range=FactorRange())
+    fig = card_figure("seeds", "score", "", 340, x_range=Range1d(0, 100), y_range=FactorRange())
     spread = empty("seeds-spread", "y", "low", "high", "mean", "color")
     fig.segment("low", "y", "high", "y", color="color", line_width=9, line_alpha=0.25, line_cap="round", source=spread)
     fig.scatter("mean", "y", marker="dash", angle=1.5708, size=16, color="color", line_width=2, source=spread)

@@ -20,6 +20,7 @@ from qexp.report import payload, style
 from qexp.report.cell_figures import cell_figures
 from qexp.report.overview_figures import overview_figures
 from qexp.report.point_figures import point_figures
+from qexp.report.point_pages import write_point_pages
 from qexp.report.search_figures import search_figures
 from qexp.results.table_csv import collect
 from qexp.system.whole_files import write_text
@@ -58,7 +59,7 @@ def write_page(study_dirs: Sequence[str | Path], out: Path, budget: int = payloa
             frame["study"] = str(folder)
         frame["study_dir"] = str(folder)
         frame["folder"] = [_relative(folder / point, out.parent) for point in frame["point"]]
-        frame["pages"] = [" ".join(sorted(p.name for p in (folder / point).glob("*.html"))) for point in frame["point"]]
+        frame["pages"] = [" ".join(write_point_pages(folder / point)) for point in frame["point"]]
     skipped = [text for frame in frames.values() for text in frame.attrs["skipped"]]
     df = pd.concat(frames.values(), ignore_index=True) if len(frames) > 1 else next(iter(frames.values()))
     if df.empty:

@@ -8,8 +8,8 @@ from qexp.report.style import FONT, HALO, RING, card_figure, empty, hover, tap
 
 TIPS = [
     ("", "@title"),
-    ("accuracy", "@accuracy"),
-    ("below float", "@drop"),
+    ("score", "@accuracy"),
+    ("worse than float", "@drop"),
     ("rank", "@rank"),
     ("mean bits", "@bits"),
     ("also", "@extra"),
@@ -20,13 +20,13 @@ DOTS = ("x", "y", "low", "high", "color", "marker", "row", "title", "accuracy", 
 def overview_figures() -> list[figure]:
     """Returns the figures `bits`, `size`, `time`; the page fills their sources (`bits-dots`, ...) from its rows."""
     reference = empty("float-lines", "y", "text")
-    bits = card_figure("bits", "mean bits of the weights", "accuracy (%)", 420, **_ranges(1, 8))
+    bits = card_figure("bits", "mean bits of the weights", "score", 420, **_ranges(1, 8))
     lines = empty("bits-lines", "xs", "ys", "color")
     bits.multi_line("xs", "ys", color="color", line_width=1.6, line_alpha=0.5, source=lines)
-    size = card_figure("size", "packed weights", "accuracy (%)", 380, x_axis_type="log", **_ranges(1, 10))
+    size = card_figure("size", "packed weights", "score", 380, x_axis_type="log", **_ranges(1, 10))
     front = empty("size-front", "x", "y")
     size.step("x", "y", mode="after", line_width=2, line_color="#8a8f98", line_alpha=0.8, source=front)
-    time = card_figure("time", "wall time of a point", "accuracy (%)", 380, x_axis_type="log", **_ranges(1, 10))
+    time = card_figure("time", "wall time of a point", "score", 380, x_axis_type="log", **_ranges(1, 10))
     for fig in (bits, size, time):
         _float_lines(fig, reference)
         _dots(fig)

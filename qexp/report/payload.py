@@ -15,7 +15,8 @@ import numpy as np
 import pandas as pd
 
 from qexp.results import run_folder_read, wording
-from qexp.results.confidence import aggregate_seeds, float_references, rank_ranges, surely_better
+from qexp.results.confidence import aggregate_seeds, float_references, rank_ranges, surely_better, upwards
+from qexp.results.measure import Measure
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +27,7 @@ NETWORK = ("model", "dataset", "metric")  # points that differ in these are not 
 COMPARED = 24  # cells at one pair of widths
 TENSORS = 3000  # lines of a sensitivity table
 TRIALS = 1000
-ACCUMULATOR = ("bits", "overflow", "top1", "share")
+ACCUMULATOR = ("bits", "overflow", "value", "share")
 FOLLOWED = ("sqnr", "saturation", "levels_used", "oscillating", "frozen")  # while training, beside the scale
 
 
@@ -67,7 +68,8 @@ def build(df: pd.DataFrame, budget: int = BUDGET) -> dict[str, Any]:
     }
     pool = Pool()
     points: list[dict[str, Any]] = [{} for _ in range(len(df))]
-    order = df.sort_values(["rank_low", "value"], ascending=[True, False], kind="stable").index
+    worth = df["value"] * np.array([Measure.of(row).sign for row in df.to_dict("records")])
+    order = df.assign(worth=worth).sort_values(["rank_low", "worth"], ascending=[True, False], kind="stable").index
     folders = {i: Path(df.at[i, "study_dir"]) / df.at[i, "point"] for i in range(len(df))}
     used = len(dump(head))
     embedded = {}
@@ -105,7 +107,7 @@ def rank(df: pd.DataFrame, correct: Mapping[int, np.ndarray] | None = None) -> p
     ok = df[(df["status"] == "ok") & df["value"].notna()]
     for _, group in ok.groupby(list(NETWORK), dropna=False) if len(ok) else []:
         ends = (group[name].to_numpy(float) for name in ("value", "ci_low", "ci_high"))
-        ranges = rank_ranges(*ends, [correct.get(i) for i in group.index])
+        ranges = rank_ranges(*upwards(*ends, Measure.of(group.iloc[0])), [correct.get(i) for i in group.index])
         df.loc[group.index, ["rank_low", "rank_high"]] = np.array(ranges, dtype=float)
     return df
 
@@ -117,9 +119,11 @@ def near(cells: pd.DataFrame, df: pd.DataFrame, correct: Mapping[int, np.ndarray
         return found
     width = pd.Series([wording.width(cell) for cell in cells.to_dict("records")], index=cells.index, name="width")
     for _, group in cells.groupby([*(cells[name] for name in NETWORK), width], dropna=False):
-        top = group.nlargest(COMPARED, "mean")
+        measure = Measure.of(group.iloc[0])
+        top = group.loc[(group["mean"] * measure.sign).nlargest(COMPARED).index]
         hits = [correct.get(rows[0]) if len(rows) == 1 else None for rows in top["rows"]]
-        sure = surely_better(*(top[name].to_numpy(float) for name in ("mean", "ci_low", "ci_high")), hits)
+        ends = (top[name].to_numpy(float) for name in ("mean", "ci_low", "ci_high"))
+        sure = surely_better(*upwards(*ends, measure), hits)
         open_ = ~(sure | sure.T)
         for i, index in enumerate(top.index):
             found[index] = [int(other) for j, other in enumerate(top.index) if open_[i, j] or j == i]
@@ -215,9 +219,13 @@ def _trials(folder: Path, pool: Pool) -> dict[str, Any] | None:
 
 
 def _accumulator(folder: Path, pool: Pool) -> dict[str, int] | None:
-    """Returns the numbers in the pool of the columns of the accumulator study: bits, kind of overflow, accuracy, share that overflows."""
+    """Returns the numbers in the pool of the columns of the accumulator study: bits, kind of overflow, score, share that overflows."""
     df = run_folder_read.read_accumulator(folder)
-    return {name: pool.add(tidy(df[name].tolist(), 5)) for name in ACCUMULATOR if name in df} if len(df) else None
+    return (
+        {name: pool.add(tidy(df[name].tolist(), 5)) for name in ACCUMULATOR if name in df}
+        if len(df) and "value" in df and df["value"].notna().any()
+        else None
+    )
 
 
 def _history(folder: Path, pool: Pool) -> list[list[Any]] | None:

@@ -15,7 +15,7 @@ def search_figures() -> list[figure]:
 def _sensitivity() -> figure:
     """Returns one bar a tensor, the most sensitive at the top, with the bits the run's plan gives it."""
     options = {"x_range": Range1d(0, 1), "y_range": FactorRange()}
-    fig = card_figure("sensitivity", "divergence from float (nats)", "", 400, **options)
+    fig = card_figure("sensitivity", "divergence from float", "", 400, **options)
     source = empty(
         "sensitivity-bars", "x", "y", "color", "layer", "site", "bits", "divergence", "drop", "given", "note"
     )
@@ -23,7 +23,7 @@ def _sensitivity() -> figure:
     style = {"text_baseline": "middle", "text_font_size": "11px", "text_font": value(FONT), "text_color": "#8a8f98"}
     fig.text("x", "y", text="note", x_offset=6, source=source, **style)
     tips = [("layer", "@layer"), ("site", "@site"), ("tried at", "@bits"), ("divergence", "@divergence")]
-    hover(fig, bars, [*tips, ("accuracy lost", "@drop"), ("the plan", "@given")])
+    hover(fig, bars, [*tips, ("score lost", "@drop"), ("the plan", "@given")])
     fig.ygrid.grid_line_color = None
     return fig
 
@@ -48,13 +48,13 @@ def _trials() -> figure:
 def _accumulator() -> figure:
     """Returns the accuracy against the accumulator's width, one line a kind of overflow."""
     options = {"x_range": Range1d(8, 32), "y_range": Range1d(0, 100)}
-    fig = card_figure("accumulator", "bits of the accumulator", "top-1 accuracy (%)", 340, **options)
+    fig = card_figure("accumulator", "bits of the accumulator", "score", 340, **options)
     for name, color, marker in (("saturate", "#009E73", "circle"), ("wrap", "#D55E00", "square")):
         source = empty(f"accumulator-{name}", "x", "y", "what", "accuracy", "share")
         line = {"color": color, "source": source, "legend_label": name}
         fig.line("x", "y", line_width=2, line_alpha=0.7, **line)
         dots = fig.scatter("x", "y", size=9, marker=marker, line_color=HALO, **line | {"color": color})
-        hover(fig, dots, [("", "@what"), ("accuracy", "@accuracy"), ("sums that do not fit", "@share")])
+        hover(fig, dots, [("", "@what"), ("score", "@accuracy"), ("sums that do not fit", "@share")])
     legend_above(fig)
     fig.xaxis.formatter = NumeralTickFormatter(format="0")
     fig.xaxis.ticker.desired_num_ticks = 8

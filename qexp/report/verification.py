@@ -42,13 +42,12 @@ img { height: 72px; vertical-align: middle; border-radius: 4px; }
 """)
 
 
-def write_verification(folder: Path, faces: Mapping[str, np.ndarray] | None = None) -> Path:
-    """Returns the path of `verification.html`, made from the run's `pairs.csv`.
-
-    Args:
-        folder: Of the run.
-        faces: RGB images `[H, W, 3]` by name, shown beside the pairs; none by default.
-    """
+def write_verification(folder: Path) -> Path:
+    """Returns the path of `verification.html`, made from the run's `pairs.csv`, and from `faces.npz` where the run kept faces."""
+    faces = {}
+    if (folder / "faces.npz").is_file():
+        with np.load(folder / "faces.npz", allow_pickle=False) as kept:
+            faces = dict(zip(kept["names"].tolist(), kept["images"]))
     table = pd.read_csv(folder / "pairs.csv")
     paired = "cosine_float" in table
     script, plots = components(column(roc(table), cosines(table), sizing_mode="stretch_width"))
@@ -62,7 +61,7 @@ def write_verification(folder: Path, faces: Mapping[str, np.ndarray] | None = No
         "bokeh": INLINE.render(),
         "plots": plots,
         "script": script,
-        "table": _pairs(table.head(SHOWN), faces or {}, paired),
+        "table": _pairs(table.head(SHOWN), faces, paired),
     }
     return write_text(folder / "verification.html", _PAGE.substitute(values))
 

@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 
 from qexp.results import wording
-from qexp.results.confidence import aggregate_seeds, float_references, ties, wilson
+from qexp.results.confidence import aggregate_seeds, float_references, ties
+from qexp.results.measure import Measure
 
 WIDTH = 100
 VARIED = [
@@ -49,10 +50,18 @@ def closing_table(
     if df.empty:
         return "no results yet"
     blocks = []
-    for (model, dataset, metric), group in df.groupby(["model", "dataset", "metric"], dropna=False, sort=False):
-        name = wording.metric_name(metric)
+    for (model, dataset, _), group in df.groupby(["model", "dataset", "metric"], dropna=False, sort=False):
+        measure = Measure.of(group.iloc[0])
         for extra in (worst, {}) if worst else ({},):  # without the extra column where it leaves no room for names
-            head = ["method", "bits", f"{name} %", "95 % interval", "drop", *(["worst layer"] if extra else []), "time"]
+            head = [
+                "method",
+                "bits",
+                measure.head,
+                "95 % interval",
+                "drop",
+                *(["worst layer"] if extra else []),
+                "time",
+            ]
             rows = [head, *_lines(group, extra, limit, marked)]
             if _room(rows) >= 0:
                 break
@@ -67,33 +76,35 @@ def closing_table(
 
 def _lines(group: pd.DataFrame, worst: Mapping[str, str], limit: int, marked: Collection[str] = ()) -> list[list[str]]:
     """Returns the cells of one network's lines: float, the configurations in the order of the table, what is left."""
-    cells = aggregate_seeds(group)
+    cells, measure = aggregate_seeds(group), Measure.of(group.iloc[0])
     if cells.empty:
         return []
     varied = [name for name in VARIED if name in cells and cells[name].nunique(dropna=False) > 1]
     lines = _float_lines(group, bool(worst))
     mine = [bool(set(marked) & set(group.loc[rows, "point"])) for rows in cells["rows"]]
-    best = cells["mean"].nlargest(limit).index
-    shown = cells[cells.index.isin(best) | mine].sort_values("mean", ascending=False) if len(cells) > limit else cells
+    worth = cells["mean"] * measure.sign
+    best = worth.nlargest(limit).index
+    order = worth.sort_values(ascending=False).index
+    shown = cells.loc[[i for i in order if i in best or mine[cells.index.get_loc(i)]]] if len(cells) > limit else cells
     for cell in shown.to_dict("records"):
         points = group.loc[cell["rows"]]
         told = [name for name in varied if name != "plan" or _text(cell[name]) != "-"]  # uniform ones have none
         words = [_text(cell[name]) if name in WORDS else f"{name}={_text(cell[name])}" for name in told]
         own = [">"] if set(marked) & set(points["point"]) else []
         method = " ".join([*own, _text(cell["quant"]), *words])
-        spread = f" ± {cell['sd']:.2f}" if cell["n"] > 1 else ""
+        spread = f" ± {measure.number(cell['sd'])}" if cell["n"] > 1 else ""
         drop = points["drop"].mean()
         line = [
             method,
             wording.width(cell),
-            f"{cell['mean']:.2f}{spread}",
-            f"{cell['ci_low']:.2f} - {cell['ci_high']:.2f}",
-            f"{drop:.2f}" if drop == drop else "-",
+            f"{measure.number(cell['mean'])}{spread}",
+            _interval(cell, measure),
+            measure.number(drop) if drop == drop else "-",
         ]
         if worst:
             line.append(_cut(worst.get(points["point"].iloc[0]) or "-", 30))
         lines.append([*line, wording.seconds(_seconds(points))])
-    return lines if shown is cells else [*lines, [f"the {limit} most accurate of {len(cells)}; all are in results.csv"]]
+    return lines if shown is cells else [*lines, [f"the best {limit} of {len(cells)}; all are in results.csv"]]
 
 
 def _noise(group: pd.DataFrame, correct: Mapping[str, np.ndarray]) -> str:
@@ -104,11 +115,14 @@ def _noise(group: pd.DataFrame, correct: Mapping[str, np.ndarray]) -> str:
         return ""
     best, tied = found
     name = {i: f"{_text(cells.at[i, 'quant'])} {wording.width(dict(cells.loc[i]))}" for i in (best, *tied)}
+    measure = Measure.of(group.iloc[0])
+    known = [correct.get(point) is not None for point in group["point"]]
+    how = "5 %, paired on the same images" if any(known) else "their 95 % intervals overlap or not"
     if not tied:
-        return f"\n\nbest: {name[best]}; every other is below it beyond chance (5 %, paired on the same images)"
-    listed = ", ".join(name[i] for i in sorted(tied, key=lambda i: -cells.at[i, "mean"])[:6])
+        return f"\n\nbest: {name[best]}; every other is {'below' if measure.higher_is_better else 'above'} it beyond chance ({how})"
+    listed = ", ".join(name[i] for i in sorted(tied, key=lambda i: -measure.sign * cells.at[i, "mean"])[:6])
     more = f" and {len(tied) - 6} more" if len(tied) > 6 else ""
-    text = f"best: {name[best]}; the distance of these from it may be chance (5 %, paired on the same images): {listed}{more}"
+    text = f"best: {name[best]}; the distance of these from it may be chance ({how}): {listed}{more}"
     return "\n\n" + "\n".join(textwrap.wrap(text, WIDTH))
 
 
@@ -122,21 +136,18 @@ def _float_lines(group: pd.DataFrame, with_worst: bool) -> list[list[str]]:
     for one in found.to_dict("records"):
         words = [_text(one[key]) if key in WORDS else f"{key}={_text(one[key])}" for key in named]
         name = [wording.reference(one), *words]
-        spread = f" ± {one['sd']:.2f}" if one["n"] > 1 else ""
-        line = [" ".join(name), "W32A32", f"{one['mean']:.2f}{spread}", _interval(one, group), ""]
+        measure = Measure.of(group.iloc[0])
+        spread = f" ± {measure.number(one['sd'])}" if one["n"] > 1 else ""
+        line = [" ".join(name), "W32A32", f"{measure.number(one['mean'])}{spread}", _interval(one, measure), ""]
         lines.append([*line, *([""] if with_worst else []), ""])
     return lines
 
 
-def _interval(one: Mapping[str, Any], group: pd.DataFrame) -> str:
-    """Returns the interval of a float network; of an accuracy whose record has none, from the number of images."""
-    low, high, n = one["ci_low"], one["ci_high"], group["n_eval"].dropna()
-    if low == high and one["n"] == 1:
-        n = int(n.iloc[0]) if len(n) else 0
-        if group["metric"].iloc[0] == "map_voc07" or n <= 0 or not 0 <= one["mean"] <= 100:
-            return "-"
-        low, high = wilson(one["mean"] / 100 * n, n)
-    return f"{low:.2f} - {high:.2f}"
+def _interval(one: Mapping[str, Any], measure: Measure) -> str:
+    """Returns the interval of a line as it was recorded; `-` where there is none."""
+    if one["ci_low"] == one["ci_high"] and one["n"] == 1:
+        return "-"
+    return f"{measure.number(one['ci_low'])} - {measure.number(one['ci_high'])}"
 
 
 def _seconds(points: pd.DataFrame) -> float:

@@ -1,4 +1,4 @@
-"""How sure an accuracy is: Wilson intervals, the exact paired test, the spread over seeds, ranks with their noise."""
+"""How sure a score is: Wilson intervals, the exact paired test, the spread over seeds, ranks with their noise."""
 
 import functools
 import math
@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+
+from qexp.results.measure import Measure
 
 Z95 = 1.959963984540054
 # Student's t, 97.5 % quantile for 1..30 degrees of freedom; a study rarely has more than a handful of seeds.
@@ -23,6 +25,7 @@ CELL = (
         "model",
         "dataset",
         "metric",
+        *("metric_label", "unit", "is_share", "higher_is_better"),
         "quant",
         "schedule",
         "layer_wbit",
@@ -35,7 +38,10 @@ CELL = (
 )
 
 # What makes two points share a float network to be compared with.
-REFERENCE = ("study", "model", "dataset", "metric", "weights", "reference", "n_eval")
+REFERENCE = (
+    *("study", "model", "dataset", "metric", "metric_label", "unit", "is_share", "higher_is_better"),
+    *("weights", "reference", "n_eval"),
+)
 
 
 def wilson(correct: float, n: int, z: float = Z95) -> tuple[float, float]:
@@ -120,12 +126,19 @@ def ties(cells: pd.DataFrame, points: pd.DataFrame, correct: Mapping[str, np.nda
     """
     if len(cells) < 2:
         return None
-    best = cells["mean"].idxmax()
-    sure = surely_better(
-        *(cells[name].to_numpy(float) for name in ("mean", "ci_low", "ci_high")), hits_of(cells, points, correct)
-    )
+    measure = Measure.of(points.loc[cells["rows"].iloc[0][0]])
+    best = (cells["mean"] * measure.sign).idxmax()
+    ends = (cells[name].to_numpy(float) for name in ("mean", "ci_low", "ci_high"))
+    sure = surely_better(*upwards(*ends, measure), hits_of(cells, points, correct))
     place = list(cells.index).index(best)
     return best, [index for i, index in enumerate(cells.index) if i != place and not sure[place, i]]
+
+
+def upwards(
+    value: np.ndarray, low: np.ndarray, high: np.ndarray, measure: Measure
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns values and their intervals such that more is better: those of a metric that is better downwards change their sign."""
+    return (value, low, high) if measure.higher_is_better else (-value, -high, -low)
 
 
 def hits_of(cells: pd.DataFrame, points: pd.DataFrame, correct: Mapping[str, np.ndarray]) -> list[np.ndarray | None]:
@@ -169,7 +182,7 @@ def _spread(points: pd.DataFrame) -> dict[str, float]:
     sd = float(value.std(ddof=1)) if n > 1 else math.nan
     seeds = (T95[n - 2] if n - 2 < len(T95) else Z95) * sd / math.sqrt(n) if n > 1 else 0.0
     low, high = (mean - math.hypot(seeds, _known(below)), mean + math.hypot(seeds, _known(above)))
-    if value.between(0, 100).all():
+    if Measure.of(points.iloc[0]).is_share:
         low, high = max(0.0, low), min(100.0, high)
     return {"mean": mean, "sd": sd, "n": n, "ci_low": low, "ci_high": high}
 
@@ -192,7 +205,7 @@ def surely_better(
     overlap sooner than a paired test would say, so this errs towards a tie.
 
     Args:
-        value: Accuracies.
+        value: Scores of which more is better, see `upwards`.
         low, high: Their intervals; where one is not known (NaN), the value itself.
         hits: Which images each got right, booleans `[images]`, or None.
     """
@@ -228,6 +241,6 @@ def rank_ranges(
     high: Sequence[float],
     hits: Sequence[np.ndarray | None] | None = None,
 ) -> list[tuple[int, int]]:
-    """Returns the best and the worst rank (1 = highest value) each entry may have, given what `surely_better` says."""
+    """Returns the best and the worst rank (1 = highest value, see `upwards`) each entry may have, given what `surely_better` says."""
     sure = surely_better(value, low, high, hits)
     return [(int(above) + 1, len(sure) - int(below)) for above, below in zip(sure.sum(0), sure.sum(1))]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from qexp.results import wording
+from qexp.results.measure import Measure
 from qexp.results.remaining import Remaining
 from qexp.system.whole_files import write_text
 
@@ -29,8 +30,9 @@ class Receipt:
         name, status = f"{study.name}/{metrics.get('point') or f'job {job}'}", metrics.get("status", "failed")
         words = [str(metrics[key]) for key in ("model", "quant", "schedule") if metrics.get(key)]
         words += [wording.width(dict(metrics))] if metrics else []
-        value, metric = metrics.get("value"), wording.metric_name(metrics.get("metric"))
-        score = f"{metric} {value:.2f} %" if status == "ok" and wording.is_number(value) else str(status)
+        value, measure = metrics.get("value"), Measure.of(metrics)
+        known = status == "ok" and wording.is_number(value)
+        score = f"{measure.label} {measure.text(value)}" if known else str(status)
         return cls(str(study), name, status, f"{' '.join(words) or name}: {score}")
 
 

@@ -54,8 +54,9 @@ def read_trials(point_dir: Path) -> pd.DataFrame:
 
 
 def read_accumulator(point_dir: Path) -> pd.DataFrame:
-    """Returns `accumulator.csv` (`bits, overflow, top1, ...`); an empty frame where there is none or it cannot be read."""
-    return _csv(point_dir / "accumulator.csv", required={"bits", "overflow", "top1"})
+    """Returns `accumulator.csv` (`bits, overflow, value, ...`); an empty frame where there is none or it cannot be read."""
+    found = _csv(point_dir / "accumulator.csv", required={"bits", "overflow"})
+    return found.rename(columns={"top1": "value"})  # as earlier versions called it
 
 
 def read_depth(point_dir: Path) -> dict[str, list[dict[str, Any]]]:

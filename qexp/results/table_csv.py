@@ -9,6 +9,7 @@ import pandas as pd
 
 from qexp.errors import QexpError
 from qexp.results.confidence import seed_columns
+from qexp.results.measure import Measure
 from qexp.system.whole_files import write_text
 
 log = logging.getLogger(__name__)
@@ -35,6 +36,8 @@ NAMES = (
     "quant",
     "schedule",
     "metric",
+    "metric_label",
+    "unit",
     "weights",
     "plan",
     "reference",
@@ -92,6 +95,8 @@ def _row(path: Path) -> dict[str, Any]:
     row.setdefault("study", path.parent.parent.name)
     row["point"] = path.parent.name
     row.setdefault("status", "ok" if row.get("value") is not None else "failed")
+    if row.get("metric") is not None:  # of records that do not say what their numbers are: shares, better upwards
+        row = row | {k: v for k, v in Measure.of(row).columns().items() if row.get(k) is None}
     return {name: _plain(name, value) for name, value in row.items()}
 
 

@@ -5,12 +5,6 @@ from collections.abc import Mapping
 from typing import Any
 
 PLAN = "plan"  # what `layer_wbit` and `layer_abit` say where a plan decided
-METRICS = {"top1": "top-1", "map_voc07": "mAP", "lfw_accuracy": "LFW"}
-
-
-def metric_name(metric: Any) -> str:
-    """Returns what a measure is called where room is short."""
-    return METRICS.get(metric, str(metric))
 
 
 def reference(row: Mapping[str, Any]) -> str:

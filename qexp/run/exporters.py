@@ -22,6 +22,7 @@ from qexp.integer.fast import Fast
 from qexp.integer.lowered import Lowered
 from qexp.layers.swap import baked_weights, evaluating
 from qexp.network.facts import facts
+from qexp.results.judging import Judge, Judging, differing, total
 from qexp.statistics.collectors import MaxMap
 
 log = logging.getLogger(__name__)
@@ -41,6 +42,7 @@ class Taken:
         count: How many test images an export is compared on.
         calibration: Batches its ranges were found on.
         lowered: Its integer program, where the form needs one.
+        judge: Its task, which says what outputs decide and are worth; None compares numbers alone.
     """
 
     folder: Path
@@ -50,21 +52,26 @@ class Taken:
     count: int
     calibration: Sequence[Tensor]
     lowered: Lowered | None = None
+    judge: Judge | None = None
 
-    def images(self, count: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yields the first test images and labels, in batches."""
+    def images(self, count: int | None = None) -> Iterator[tuple[Tensor, Any]]:
+        """Yields the first test images and targets, in batches."""
         yield from first(self.data, self.count if count is None else count)
 
     def golden(self) -> Tensor:
         """Returns the images of golden vectors."""
         return torch.cat([x for x, _ in self.images(GOLDEN)])[:GOLDEN]
 
+    def differing(self, one: Tensor, other: Tensor) -> int | None:
+        """Returns for how many images two outputs decide differently; None where the task decides nothing for an image."""
+        return None if self.judge is None else differing(self.judge.decisions(one), self.judge.decisions(other))
 
-def first(data: DataSet, count: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yields the first so many test images and labels, in batches."""
+
+def first(data: DataSet, count: int) -> Iterator[tuple[Tensor, Any]]:
+    """Yields the first so many test images and targets, in batches."""
     left = count
-    for images, labels in data.test_dataloader():
-        yield images[:left].to(torch.float32), labels[:left]
+    for images, targets in data.test_dataloader():
+        yield images[:left].to(torch.float32), targets[:left]
         left -= len(images)
         if left <= 0:
             return
@@ -103,13 +110,14 @@ def _onnx(run: Taken, int4: bool = False) -> dict[str, Any]:
         made = onnx_file.write(run.lowered.program, unproven, int4)
         compare, session = onnx_file.comparison(run.lowered.program, unproven), onnx_file.session(unproven)
         fast = Fast(run.lowered.program, watched=())
-        differ, right, seen = 0, 0, 0
-        for x, labels in run.images():
+        gaps, seen, judging = [], 0, Judging(run.judge)
+        for x, targets in run.images():
             found = compare(x.numpy())
-            theirs = session.run(None, {"images": x.contiguous().numpy()})[0].argmax(1)
-            ours = fast.run(run.lowered.program.encode(x.numpy())).argmax(1).numpy()
-            differ, seen = differ + int((theirs != ours).sum()), seen + len(x)
-            right += int((theirs == labels.numpy()).sum())
+            theirs = torch.from_numpy(session.run(None, {"images": x.contiguous().numpy()})[0])
+            ours = run.lowered.program.decode(fast.run(run.lowered.program.encode(x.numpy())).numpy())
+            gaps.append(run.differing(theirs, torch.from_numpy(ours)))
+            judging.add(theirs, targets)
+            seen += len(x)
         log.info("%s", found.line())
         if not found.equal:
             raise QexpError(f"export=onnx: {found.line()}; {onnx_file.why(run.lowered.program, int4)}")
@@ -124,6 +132,7 @@ def _onnx(run: Taken, int4: bool = False) -> dict[str, Any]:
             len(saturates),
             saturates[0],
         )
+    differ = total(gaps)
     _say("onnx", path, made["bytes"], run, seen, "onnxruntime", differ, "the integers'")
     columns = {
         "onnx": "equal",
@@ -133,7 +142,7 @@ def _onnx(run: Taken, int4: bool = False) -> dict[str, Any]:
         "onnx_predictions_differ": differ,
     }
     columns |= {"onnx_codes_differ": 100 * found.differ / max(found.codes, 1), "onnx_most": found.most}
-    return columns | {"value_onnx": 100 * right / max(seen, 1)}
+    return columns | {"value_onnx": judging.stored}
 
 
 def _onnx_int4(run: Taken) -> dict[str, Any]:
@@ -149,11 +158,12 @@ def _torch(run: Taken) -> dict[str, Any]:
     if not torch.allclose(again, scores, rtol=0, atol=CLOSE * float(scores.abs().max())):
         worst = float((again - scores).abs().max())
         raise QexpError(f"{folder}: scores read back differ by up to {worst:.3g} from the network's")
-    differ, seen = 0, 0
+    gaps, seen = [], 0
     with evaluating(run.model), baked_weights(run.model):
         for x, _ in run.images():
-            differ += int((network(x).argmax(1) != run.model(x).argmax(1)).sum())
+            gaps.append(run.differing(network(x), run.model(x)))
             seen += len(x)
+    differ = total(gaps)
     _say("torch", folder, made["bytes"], run, seen, "the archive", differ, "the network's")
     return {"torch_bytes": made["bytes"], "torch_images": seen, "torch_predictions_differ": differ}
 
@@ -178,18 +188,13 @@ def _fpga(run: Taken) -> dict[str, Any]:
     return {"fpga_bytes": size, "fpga_weight_bytes": found["weight_bytes"]}
 
 
-def _say(form: str, path: Path, size: int, run: Taken, seen: int, who: str, differ: int, whose: str) -> None:
-    log.info(
-        "%s: %s, %d bytes (float weights: %d); of %d predictions of %s %d differ from %s",
-        form,
-        path,
-        size,
-        _float_bytes(run.model),
-        seen,
-        who,
-        differ,
-        whose,
+def _say(form: str, path: Path, size: int, run: Taken, seen: int, who: str, differ: int | None, whose: str) -> None:
+    tried = (
+        f"tried on {seen} images of {who}, for which this task decides nothing"
+        if differ is None
+        else f"of {seen} predictions of {who} {differ} differ from {whose}"
     )
+    log.info("%s: %s, %d bytes (float weights: %d); %s", form, path, size, _float_bytes(run.model), tried)
 
 
 def _float_bytes(model: nn.Module) -> int:

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-from qexp.data.contract import DataSet
 from qexp.errors import QexpError
 from qexp.integer.accumulator import study
 from qexp.integer.arithmetic import FLOAT32
@@ -23,7 +22,9 @@ from qexp.run import exporters
 from qexp.run.experiment import Experiment
 from qexp.run.exporters import first
 from qexp.run.naming import asked
-from qexp.run.settings import Integers, Settings
+from qexp.run.settings import Integers
+from qexp.run.training import task
+from qexp.tasks.base import Task
 
 log = logging.getLogger(__name__)
 FAR = 2.0  # percent of codes that real and integer scales may round differently before it is worth a warning
@@ -73,11 +74,14 @@ def prove(run: Experiment, earlier: Mapping[str, Any] | None = None) -> dict[str
     settings, model, data, record = run.settings, run.model, run.data, run.record
     found = {"rounding": "integer"} if settings.integers.rounding == "integer" else {}
     found = _earlier(earlier or {}) | found
-    program = None
+    program, judge = None, task(settings, model)
     if settings.integers.verify and settings.integers.export not in exporters.OF_NETWORK:
         program = lowered(run)
         with baked_weights(model):
-            verdict = verify(model, program, first(data, settings.integers.verify), progress=settings.trainer.progress)
+            images = first(data, settings.integers.verify)
+            verdict = verify(model, program, images, progress=settings.trainer.progress, judge=judge)
+        if verdict.score is None:
+            log.info("%s cannot judge outputs alone: the integers have no score of their own", type(judge).__name__)
         (log.info if verdict.equal else log.warning)("%s", verdict.line())
         if verdict.share > FAR:
             worst = max(verdict.simulated, key=lambda name: verdict.simulated[name].share)
@@ -94,10 +98,10 @@ def prove(run: Experiment, earlier: Mapping[str, Any] | None = None) -> dict[str
             record.write("integer.csv", verdict.frame(program).to_csv(index=False))
             save(program.program, record.folder / "integer")
             found |= verdict.metrics()
-        found |= _accumulators(settings, program, data, record)
+        found |= _accumulators(run, program, judge)
     if settings.integers.export in exporters.FORMS:
         made_of = exporters.Taken(
-            record.folder, settings.network.name, model, data, settings.integers.verify, run.images, program
+            record.folder, settings.network.name, model, data, settings.integers.verify, run.images, program, judge
         )
         found |= exporters.take(settings.integers.export, made_of)
     return found
@@ -119,14 +123,20 @@ def _stands(earlier: dict[str, Any], verdict: Verdict, program: Lowered, record:
         return False
 
 
-def _accumulators(settings: Settings, program: Lowered, data: DataSet, record: Record) -> dict[str, Any]:
-    """Returns the accuracy with narrower accumulators, by width, where the run asks for it; writes `accumulator.csv`."""
-    widths = settings.integers.accumulator
+def _accumulators(run: Experiment, program: Lowered, judge: Task) -> dict[str, Any]:
+    """Returns the score with narrower accumulators, by width, where the run asks for it; writes `accumulator.csv`."""
+    settings, widths = run.settings, run.settings.integers.accumulator
     if not widths:
         return {}
     table = study(
-        program.program, lambda: first(data, settings.integers.verify), widths, progress=settings.trainer.progress
+        program.program,
+        lambda: first(run.data, settings.integers.verify),
+        widths,
+        progress=settings.trainer.progress,
+        judge=judge,
     )
-    record.write("accumulator.csv", table.to_csv(index=False))
-    log.info("accuracy against accumulator width (accumulator.csv):\n%s", table.round(3).to_string(index=False))
-    return {"accumulator": {f"{r.bits} {r.overflow}": r.top1 for r in table.itertuples()}}
+    run.record.write("accumulator.csv", table.to_csv(index=False))
+    what = judge.measure.head if table["value"].notna().any() else "overflows (this task cannot judge outputs alone)"
+    log.info("%s against accumulator width (accumulator.csv):\n%s", what, table.round(3).to_string(index=False))
+    known = table[table["value"].notna()]
+    return {"accumulator": {f"{r.bits} {r.overflow}": r.value for r in known.itertuples()}}

@@ -29,6 +29,7 @@ from qexp.quantizers.ends import ends
 from qexp.recipe import Plan
 from qexp.recipe.plan import Source
 from qexp.results import wording
+from qexp.results.measure import Measure
 from qexp.results.run_folder import commit
 from qexp.results.run_folder_read import read_history
 from qexp.run import saved_network
@@ -45,11 +46,14 @@ _MAX_LEVELS = 257
 
 def line(metrics: dict[str, Any]) -> str:
     """Returns a point's result in one line."""
-    text = f"{wording.metric_name(metrics['metric'])} {metrics['value']:.2f} % [{metrics['ci_low']:.2f}, {metrics['ci_high']:.2f}]"
+    measure = Measure.of(metrics)
+    text = f"{measure.label} {measure.text(metrics['value'])}"
+    if wording.is_number(metrics.get("ci_low")):
+        text += f" [{measure.number(metrics['ci_low'])}, {measure.number(metrics['ci_high'])}]"
     if metrics.get("drop") is not None:
-        drop = round(metrics["drop"], 2)
-        against = wording.reference(metrics)
-        text += f", {abs(drop):.2f} points {'below' if drop >= 0 else 'above'} {against} {metrics['value_float']:.2f} %"
+        apart, against = metrics["value_float"] - metrics["value"], wording.reference(metrics)
+        below = round(apart, 2) > 0 or (round(apart, 2) == 0 and measure.higher_is_better)
+        text += f", {measure.distance(apart)} {'below' if below else 'above'} {against} {measure.text(metrics['value_float'])}"
     share = wording.partly(metrics)
     return f"{text}; {share} of the products are quantized" if share else text
 
@@ -81,7 +85,10 @@ def plan_summary(plan: Plan, facts: Facts, model: nn.Module) -> str:
 
 
 def metrics(run: Experiment) -> dict[str, Any]:
-    """Returns the point's row of `results.csv`; shares in percent."""
+    """Returns the point's row of `results.csv`; a score that is a share in percent, any other as it is.
+
+    `drop` is how much worse the score is than the float network's, whichever way the metric points.
+    """
     settings, model, facts, plan, score, reference = (
         run.settings,
         run.model,
@@ -94,7 +101,8 @@ def metrics(run: Experiment) -> dict[str, Any]:
     layers = layer_costs(model, facts)
     price = cost(layers, plan.bits("weight"), plan.bits("input"), run.params, facts.products)
     share, _ = quantized_macs(layers, facts.products, plan.bits("weight"), plan.bits("input"))
-    value, value_float = 100 * score.value, 100 * reference.value if reference else None
+    measure = score.measure
+    value, value_float = measure.stored(score.value), measure.stored(reference.value) if reference else None
     carried = {e.by for e in plan}
     first_input = next((e for e in plan if e.layer == facts.first and e.site == "input"), None)
     shared = [str(e.spec.get("granularity", "tensor")) for e in plan if e.site == "weight" and e.spec]
@@ -106,18 +114,19 @@ def metrics(run: Experiment) -> dict[str, Any]:
         **asked(settings),
         "mean_wbit": round(price.mean_wbit, 4),
         "mean_abit": round(price.mean_abit, 4),
-        "metric": score.metric,
+        **measure.columns(),
         "value": value,
         "value_float": value_float,
         "reference": reference_name(settings),
-        "drop": None if value_float is None else value_float - value,
-        "ci_low": 100 * score.low,
-        "ci_high": 100 * score.high,
+        "drop": None if value_float is None else measure.lost(value, value_float),
+        "ci_low": measure.stored(score.low),
+        "ci_high": measure.stored(score.high),
         "interval": score.interval,
-        "ci_low_float": 100 * reference.low if reference else None,
-        "ci_high_float": 100 * reference.high if reference else None,
-        **{name: 100 * share for name, share in score.others.items()},
-        **{f"{name}_float": 100 * share for name, share in (reference.others.items() if reference else ())},
+        "ci_low_float": measure.stored(reference.low) if reference else None,
+        "ci_high_float": measure.stored(reference.high) if reference else None,
+        "interval_float": reference.interval if reference else None,
+        **{name: measure.stored(number) for name, number in score.others.items()},
+        **{f"{name}_float": measure.stored(number) for name, number in (reference.others.items() if reference else ())},
         "n_eval": score.n,
         "params": price.params,
         "macs": price.macs,
@@ -236,7 +245,6 @@ def layer_table(
         "saturation_float",
         "channel_spread",
         "sqnr_channel",
-        "source",
         "source",
     ]
     return pd.DataFrame(rows).reindex(columns=columns)

@@ -153,6 +153,7 @@ def start(settings: Settings, data: DataSet, record: Record) -> Experiment:
         seed=settings.seed,
         device=devices.device(settings.trainer),
         progress=settings.trainer.progress,
+        judge=training.task(settings, model),
     )
     passes = load_passes(settings)
     return Experiment(
@@ -313,5 +314,6 @@ def search(run: Experiment) -> None:
             seed=run.settings.seed,
             progress=run.settings.trainer.progress,
             findings=run.context.findings,
+            judge=run.context.judge,
         )
     )

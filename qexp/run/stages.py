@@ -171,7 +171,7 @@ def train(run: Experiment, distill: Distillation | None = None) -> None:
     settings, model, plan, folder = run.settings, run.model, run.plan, run.folder
     structure, images, seen = run.facts, run.images, run.statistics
     steps = stages(settings.schedule, plan)
-    kept = folder / "checkpoints" / "stages"
+    kept, measure = folder / "checkpoints" / "stages", training.task(settings, model).measure
     done: list[dict[str, Any]] = _read(kept) if len(steps) > 1 else []
     for number, stage in enumerate(steps):
         name = stage.name
@@ -204,9 +204,9 @@ def train(run: Experiment, distill: Distillation | None = None) -> None:
             save_weights(model, file)
             _write(kept, done)
             shutil.rmtree(folder / "checkpoints" / name, ignore_errors=True)
-            log.info("stage %s: done, validation %.2f %%", stage.words, 100 * done[-1]["validation"])
+            log.info("stage %s: done, validation %s", stage.words, measure.text(measure.stored(done[-1]["validation"])))
     run.seconds["train"] = sum(stage["seconds"] for stage in done)
-    run.context.findings["train_value"] = 100 * done[-1]["train"]
+    run.context.findings["train_value"] = measure.stored(done[-1]["train"])
     if len(done) > 1:
         run.context.findings["stages"] = done
 

@@ -207,7 +207,7 @@ def fit(
 ) -> float:
     """Trains, resuming from `checkpoints/last.ckpt` where an interrupted run left one; returns the seconds all of it took.
 
-    `checkpoints/last.ckpt` is written after every epoch, `best.ckpt` where the validation score rises. The network
+    `checkpoints/last.ckpt` is written after every epoch, `best.ckpt` where the validation score gets better. The network
     ends at its last state. With `trainer.devices` above 1 as many processes share each step's images.
     """
     if processes(settings.trainer) > ranks.world():
@@ -219,7 +219,8 @@ def fit(
     part = part or Part(epochs=schedule.epochs)
     checkpoints = folder / "checkpoints" / part.name
     # two, since one alone writes `last` only where it also writes a new `best`
-    best = ModelCheckpoint(checkpoints, "best", monitor=module.monitor, mode="max", enable_version_counter=False)
+    mode = "max" if module.higher_is_better else "min"
+    best = ModelCheckpoint(checkpoints, "best", monitor=module.monitor, mode=mode, enable_version_counter=False)
     newest = ModelCheckpoint(checkpoints, "last", save_on_train_epoch_end=True, enable_version_counter=False)
     trainer = make_trainer(
         settings,

@@ -18,17 +18,18 @@ from tqdm import tqdm
 from qexp.errors import QexpError, near
 from qexp.layers.swap import evaluating
 from qexp.recipe.plan import Plan
+from qexp.results.judging import Judge
 from qexp.search.allocate import Allocate
 from qexp.search.assign import assign
 from qexp.search.budget import spent
-from qexp.search.sensitivity import Score
+from qexp.search.sensitivity import Comparison
 from qexp.search.setting import Setting
 from qexp.search.shelf import Key, Shelf
 from qexp.system.whole_files import write_text
 
 log = logging.getLogger(__name__)
 COSTS = ("weight_bytes", "bops")
-GOALS = ("top1", "agree", "divergence")
+GOALS = ("value", "agree", "divergence")
 
 
 class Pareto(Allocate):
@@ -44,7 +45,7 @@ class Pareto(Allocate):
     Args:
         widths, sites, layers, images, memory_mb, budget, hessian, probes: See `Allocate`.
         trials: How many plans to score in all, those of an earlier try counted in.
-        goal: What to score by: `top1` (needs labels), `agree` with the float network, or `divergence` from it.
+        goal: What to score by: `value` (the task's own score), `agree` with the float network, or `divergence` from it.
         storage: An Optuna storage URL (SQLite, PostgreSQL, ...); null keeps `pareto.db` in the run folder.
         score_images: So many images a trial.
     """
@@ -93,10 +94,15 @@ class Pareto(Allocate):
         return optuna.create_study(
             study_name=f"qexp-{shape}",
             storage=url,
-            directions=["minimize" if self.goal == "divergence" else "maximize", "minimize", "minimize"],
+            directions=["minimize" if self._less_is_better(setting) else "maximize", "minimize", "minimize"],
             sampler=optuna.samplers.NSGAIISampler(population_size=24, seed=setting.seed),
             load_if_exists=True,
         )
+
+    def _less_is_better(self, setting: Setting) -> bool:
+        """Whether plans with less of the goal are better."""
+        of_task = setting.judge is not None and not setting.judge.measure.higher_is_better
+        return self.goal == "divergence" or (self.goal == "value" and of_task)
 
     def _first(self, setting: Setting, shelf: Shelf, table: pd.DataFrame) -> list[dict[Key, int]]:
         """Returns the uniform plans and the best plans by summed sensitivity at their costs and half-way between."""
@@ -117,10 +123,11 @@ class Pareto(Allocate):
         def objective(trial: Any) -> tuple[float, float, float]:
             choice = {key: trial.suggest_categorical(_name(key), shelf.widths) for key in keys}
             shelf.take(choice)
-            row = _score(shelf, batches, targets)
+            row = _compared(setting.judge, shelf, batches, targets)
             if row[self.goal] is None:
                 raise QexpError(
-                    f"search.goal={self.goal}: the network is no classifier with labels; allowed is divergence"
+                    f"search.goal={self.goal} is not allowed: {type(setting.judge).__name__} "
+                    f"{'decides nothing for an image' if self.goal == 'agree' else 'cannot judge outputs alone'}; use divergence"
                 )
             wbits, abits = _by_site({**setting.fixed, **choice})
             return row[self.goal], *(spent(kind, wbits, abits, costs) for kind in COSTS)
@@ -173,7 +180,7 @@ class Pareto(Allocate):
         for kind in COSTS:
             if kind in bounds and (within[kind] <= bounds[kind] * (1 + 1e-9)).any():
                 within = within[within[kind] <= bounds[kind] * (1 + 1e-9)]
-        best = within.sort_values([self.goal, *COSTS], ascending=[self.goal == "divergence", True, True]).iloc[0]
+        best = within.sort_values([self.goal, *COSTS], ascending=[self._less_is_better(setting), True, True]).iloc[0]
         return {key: int(best[_name(key)]) for key in self.keys(shelf)}
 
 
@@ -198,8 +205,10 @@ def _outputs(shelf: Shelf, batches: Sequence[tuple[Tensor, Any]]) -> list[Tensor
 
 
 @torch.no_grad()
-def _score(shelf: Shelf, batches: Sequence[tuple[Tensor, Any]], targets: Sequence[Tensor]) -> dict[str, float | None]:
-    score = Score()
-    for (images, labels), target in zip(batches, targets):
-        score.add(shelf.model(images), target, labels)
-    return score.row()
+def _compared(
+    judge: Judge | None, shelf: Shelf, batches: Sequence[tuple[Tensor, Any]], wanted: Sequence[Tensor]
+) -> dict[str, float | None]:
+    found = Comparison(judge)
+    for (images, targets), of_float in zip(batches, wanted):
+        found.add(shelf.model(images), of_float, targets)
+    return found.row()

@@ -8,17 +8,17 @@ from typing import Any
 
 import pandas as pd
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
 from qexp.layers.swap import evaluating
 from qexp.network.facts import Facts
+from qexp.results.judging import Judge, Judging, differing
 from qexp.search.replay import Replay, bytes_an_image
 from qexp.search.shelf import Key, Shelf
 
 log = logging.getLogger(__name__)
-COLUMNS = ("layer", "site", "bits", "divergence", "sqnr", "agree", "top1", "drop")
+COLUMNS = ("layer", "site", "bits", "divergence", "sqnr", "agree", "value", "drop")
 
 
 def sensitivity(
@@ -28,48 +28,51 @@ def sensitivity(
     keys: Sequence[Key] | None = None,
     memory_mb: int = 1024,
     progress: bool = True,
+    judge: Judge | None = None,
 ) -> pd.DataFrame:
     """Returns what one tensor at one width does to the float network, one row a (layer, site, bits).
 
     Layers before the quantized one are not computed again (see `Replay`), so the whole table costs about half of one evaluation of these
     images for each row. Images should be of the training side: what is chosen by this table is judged on the test images.
 
-    Columns: `divergence`, for classifiers the mean Kullback-Leibler divergence from the float network's output distribution (nats), else
-    the mean squared error of the result over its power; `sqnr` of the result (dB); and for classifiers with labels `agree`, the share of
-    images whose class stays (%), `top1` (%) and `drop` against the float network (points).
+    Columns: `divergence` from the float network by the task's own measure (of classes the mean Kullback-Leibler divergence, nats), else the
+    mean squared error of the result over its power; `sqnr` of the result (dB); `agree`, the share of images whose decision stays (%);
+    `value`, the task's score (a share in percent), and `drop`, how much worse it is than the float network's. What the task does not know
+    (there are no decisions, it cannot judge outputs alone) is None.
 
     Args:
         shelf: Quantizers at every width.
         facts: Of the model.
-        batches: Images and labels, `([N, C, H, W], [N])`; labels of another kind are not looked at.
+        batches: Images `[N, C, H, W]` and targets, as the task takes them.
         keys: Tensors to examine; None takes all the shelf has.
         memory_mb: Bound on the layer results held at once, in MiB; larger batches are cut.
         progress: Show a progress bar.
+        judge: The network's task; without one results are compared as numbers alone.
     """
     keys = list(shelf.keys if keys is None else keys)
     cases = [(key, bits) for key in keys for bits in shelf.widths]
-    sums = {case: Score() for case in cases}
-    base = Score()
+    sums = {case: Comparison(judge) for case in cases}
+    base = Comparison(judge)
     size = max(1, int(memory_mb * 2**20 / max(bytes_an_image(facts), 1)))
     cut = list(_cut(batches, size))
     images_seen = sum(len(images) for images, _ in cut)
     replay = Replay(shelf.model, facts)
     bar = tqdm(total=len(cases) * images_seen, desc="sensitivity", unit="image", unit_scale=True, disable=not progress)
     with evaluating(shelf.model), bar:
-        for images, labels in cut:
+        for images, targets in cut:
             shelf.nothing()
             target = replay.first(images)
-            base.add(target, target, labels)
+            base.add(target, target, targets)
             for key, bits in cases:
                 shelf.alone(key, bits)
-                sums[key, bits].add(replay.again(images, key[0]), target, labels)
+                sums[key, bits].add(replay.again(images, key[0]), target, targets)
                 bar.update(len(images))
     shelf.restore()
     shelf.close()
-    rows = []
+    rows, of_float = [], base.row()["value"]
     for (layer, site), bits in cases:
         row = sums[(layer, site), bits].row()
-        drop = None if row["top1"] is None else base.row()["top1"] - row["top1"]
+        drop = None if row["value"] is None else judge.measure.lost(row["value"], of_float)
         rows.append({"layer": layer, "site": site, "bits": bits, **row, "drop": drop})
     return pd.DataFrame(rows, columns=COLUMNS)
 
@@ -80,42 +83,43 @@ def ranked(table: pd.DataFrame) -> pd.DataFrame:
     return worst.sort_values("divergence", ascending=False, ignore_index=True)
 
 
-class Score:
-    """How far results are from the float network's, as sums over images: batches of any size give the same means."""
+class Comparison:
+    """How far results are from the float network's, as sums over images: batches of any size give the same means.
 
-    def __init__(self) -> None:
-        self.n, self.divergence, self.error, self.power = 0, 0.0, 0.0, 0.0
-        self.agree, self.right, self.labelled = 0, 0, 0
+    Args:
+        judge: The network's task; None compares numbers alone.
+    """
 
-    def add(self, y: Tensor, target: Tensor, labels: Any) -> None:
-        """Adds a batch of results, the float network's, and the labels."""
-        y, target = y.double(), target.double()
+    def __init__(self, judge: Judge | None = None) -> None:
+        self.judge, self.judging = judge, Judging(judge)
+        self.n, self.error, self.power = 0, 0.0, 0.0
+        self.divergence: float | None = 0.0
+        self.agree: int | None = 0
+
+    def add(self, y: Tensor, wanted: Tensor, targets: Any) -> None:
+        """Adds a batch of results, the float network's, and the targets."""
+        self.judging.add(y, targets)
+        y, wanted = y.double(), wanted.double()
         self.n += len(y)
-        self.error += float((y - target).square().sum())
-        self.power += float(target.square().sum())
-        if y.ndim != 2:
-            return
-        log_q, log_p = F.log_softmax(y, 1), F.log_softmax(target, 1)
-        self.divergence += float((log_p.exp() * (log_p - log_q)).sum())
-        chosen = y.argmax(1)
-        self.agree += int((chosen == target.argmax(1)).sum())
-        if isinstance(labels, Tensor) and labels.shape == chosen.shape:
-            self.right += int((chosen == labels).sum())
-            self.labelled += len(labels)
+        self.error += float((y - wanted).square().sum())
+        self.power += float(wanted.square().sum())
+        apart = self.judge.divergence(y, wanted) if self.judge else None
+        self.divergence = None if apart is None else self.divergence + float(apart.sum())
+        differ = differing(self.judge.decisions(y), self.judge.decisions(wanted)) if self.judge else None
+        self.agree = None if differ is None else self.agree + len(y) - differ
 
     def row(self) -> dict[str, float | None]:
-        """Returns divergence, sqnr, agree and top1; None for what such results do not have."""
-        classifier = self.divergence > 0 or self.agree > 0
+        """Returns divergence, sqnr, agree and value; None for what such results do not have."""
         relative = self.error / self.power if self.power else 0.0
         return {
-            "divergence": max(self.divergence / self.n, 0.0) if classifier else relative,
+            "divergence": relative if self.divergence is None else max(self.divergence / max(self.n, 1), 0.0),
             "sqnr": -10 * float(torch.log10(torch.tensor(relative, dtype=torch.float64))) if relative > 0 else None,
-            "agree": 100 * self.agree / self.n if classifier else None,
-            "top1": 100 * self.right / self.labelled if self.labelled else None,
+            "agree": None if self.agree is None else 100 * self.agree / max(self.n, 1),
+            "value": self.judging.stored,
         }
 
 
 def _cut(batches: Iterable[tuple[Tensor, Any]], size: int) -> Iterable[tuple[Tensor, Any]]:
-    for images, labels in batches:
+    for images, targets in batches:
         for at in range(0, len(images), size):
-            yield images[at : at + size], labels[at : at + size]
+            yield images[at : at + size], targets[at : at + size]

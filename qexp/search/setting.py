@@ -19,6 +19,7 @@ from qexp.network.cost import LayerCost, layer_costs
 from qexp.network.facts import Facts
 from qexp.recipe.plan import Plan
 from qexp.results import identity
+from qexp.results.judging import Judge
 from qexp.search.sensitivity import sensitivity
 from qexp.search.shelf import Key, Shelf
 from qexp.system.whole_files import whole
@@ -40,6 +41,7 @@ class Setting:
         seed: Of everything random.
         progress: Show progress bars.
         findings: Goes into the record.
+        judge: The network's task; None compares results as numbers alone.
     """
 
     model: nn.Module
@@ -52,6 +54,7 @@ class Setting:
     seed: int = 0
     progress: bool = True
     findings: dict[str, Any] = field(default_factory=dict)
+    judge: Judge | None = None
 
     @property
     def costs(self) -> dict[str, LayerCost]:
@@ -89,7 +92,10 @@ def measured(setting: Setting, shelf: Shelf, keys: Sequence[Key], images: int, m
     specs = [[*key, setting.plan[key].spec] for key in keys]
     seen = content_hash(setting.model, [x for x, _ in batches], False)
     fitted = [[*key, b, shelf.quantizer(key, b).describe()] for key in keys for b in shelf.widths]
-    sources = identity.code([*identity.named(specs), *(shelf.quantizer(key, b) for key in keys for b in shelf.widths)])
+    judges = [] if setting.judge is None else [setting.judge]
+    sources = identity.code(
+        [*identity.named(specs), *judges, *(shelf.quantizer(key, b) for key in keys for b in shelf.widths)]
+    )
     name = hashlib.sha256(json.dumps([seen, specs, fitted, shelf.widths, sources], default=str).encode()).hexdigest()[
         :20
     ]
@@ -97,7 +103,7 @@ def measured(setting: Setting, shelf: Shelf, keys: Sequence[Key], images: int, m
     if path.exists():
         log.info("sensitivity: measured earlier, %s", path)
         return pd.read_csv(path)
-    table = sensitivity(shelf, setting.facts, batches, keys, memory_mb, setting.progress)
+    table = sensitivity(shelf, setting.facts, batches, keys, memory_mb, setting.progress, setting.judge)
     with whole(path) as part:
         table.to_csv(part, index=False)
     return table

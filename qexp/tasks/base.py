@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from qexp.errors import QexpError
+from qexp.results.measure import Measure, is_possible_share
 from qexp.system.whole_files import whole
 from qexp.system.within import evaluating
 
@@ -28,17 +29,21 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Score:
-    """How well a network does on the test samples; shares in 0..1, not percent.
+    """How well a network does on the test samples; a share lies in 0..1 and is no percentage.
 
     Attributes:
-        metric: Column name: `top1`, `map_voc07`, `lfw_accuracy`.
-        value: The share; NaN without a sample.
-        low, high: Its 95 % interval.
+        metric: Column name: `top1`, `map_voc07`, `psnr`.
+        value: The score; NaN without a sample.
+        low, high: Its 95 % interval; NaN where there is none.
         interval: How the interval was found.
         n: Samples: images, pairs.
-        others: Further shares by column name, `top5`.
+        others: Further numbers by column name, `top5`; shares where the score is one.
         outcomes: What each sample gave, arrays by name. `correct` `[n]` (booleans) where each sample is right or wrong: two
             networks are then compared by the paired test. Others are the task's own, for the page.
+        label, unit, is_share, higher_is_better: What the numbers are, see `Measure`.
+
+    Raises:
+        QexpError: A share does not lie in 0..1.
     """
 
     metric: str
@@ -49,6 +54,25 @@ class Score:
     n: int
     others: Mapping[str, float] = field(default_factory=dict)
     outcomes: Mapping[str, np.ndarray] = field(default_factory=dict)
+    label: str = ""
+    unit: str = ""
+    is_share: bool = True
+    higher_is_better: bool = True
+
+    def __post_init__(self) -> None:
+        numbers = {"value": self.value, "low": self.low, "high": self.high, **self.others}
+        wrong = [name for name, number in numbers.items() if self.is_share and not is_possible_share(number)]
+        if wrong:
+            raise QexpError(
+                f"metric {self.metric}: {wrong[0]}={numbers[wrong[0]]:g} is no share in 0..1; divide it by its greatest value, or "
+                "let the task say is_share = False and its unit"
+            )
+
+    @property
+    def measure(self) -> Measure:
+        """What the numbers are: a share or not, better upwards or downwards, the unit."""
+        row = {"metric": self.metric, "metric_label": self.label, "unit": self.unit}
+        return Measure.of(row | {"is_share": self.is_share, "higher_is_better": self.higher_is_better})
 
     def save(self, path: Path) -> None:
         """Writes the score whole or not at all; where it cannot, the next run evaluates again, and the log says so."""
@@ -69,16 +93,29 @@ class Score:
         """
         with np.load(path, allow_pickle=False) as kept:
             outcomes = {name.removeprefix("outcome."): kept[name] for name in kept.files if name != "score"}
-            return cls(**json.loads(str(kept["score"])), outcomes=outcomes)
+            plain = json.loads(str(kept["score"]))
+        try:
+            return cls(**plain, outcomes=outcomes)
+        except (TypeError, QexpError) as error:
+            raise ValueError(f"{path}: no score of this version ({error})") from error
 
 
 class Task(LightningModule):
     """Trains and scores a network whose input is a batch of images `[N, C, H, W]`, whatever its output means.
 
-    A task writes `training_step`, `validation_step` (which logs `val_loss` and the `monitor`), `test_step` and `score`, and names
-    its `metric`. The network's output is what the network computes: decoding it is the task's (or, asked by the task, the
-    network's) job, outside `forward`, so that facts, calibration and measurement see one kind of model. Nothing is saved as a
-    hyperparameter; the YAML beside the run is.
+    A task names its `metric` and says what it is, and writes `loss_of`, `evidence` and `score_of`: the score of a run, of a proof on
+    integers and of an exported file is then one and the same. A task that needs more than outputs and targets writes the steps and
+    `score` itself (`validation_step` logs `val_loss` and the `monitor`), and may leave `evidence` as it is: proofs then have no score. The
+    network's output is what the network computes: decoding it is the task's (or, asked by the task, the network's) job, outside
+    `forward`, so that facts, calibration and measurement see one kind of model. Nothing is saved as a hyperparameter; the YAML beside
+    the run is.
+
+    Attributes:
+        metric: Column name of the score, and of `monitor`.
+        label: What people call it, where room is short; the metric's name by default.
+        unit: Of a score that is no share: `dB`.
+        is_share: Whether the score is a share in 0..1; records then hold it in percent.
+        higher_is_better: Whether more is better.
 
     Args:
         model: The network.
@@ -89,6 +126,10 @@ class Task(LightningModule):
     """
 
     metric: ClassVar[str]
+    label: ClassVar[str] = ""
+    unit: ClassVar[str] = ""
+    is_share: ClassVar[bool] = True
+    higher_is_better: ClassVar[bool] = True
     merges: ClassVar[bool] = False  # `score` is that of all ranks' samples; a task that cannot is scored by one process
     of_schedule: ClassVar[tuple[str, ...]] = ()  # keys of the schedule that a subclass takes as arguments
 
@@ -107,6 +148,74 @@ class Task(LightningModule):
         # `steps`, `seconds` and the last logged values of the training that has just ended, or of the part of it before a resume
         self.trained: dict[str, Any] = {}
         self.began = time.perf_counter()
+        self.judged: list[Any] = []  # evidence of the batches of the validation or test at hand
+
+    def loss_of(self, outputs: Any, targets: Any) -> Tensor:
+        """Returns the loss of a batch."""
+        raise NotImplementedError
+
+    def evidence(self, outputs: Any, targets: Any) -> Any | None:
+        """Returns what the score needs of a batch's outputs, whoever computed them, small enough to keep; None where outputs do not do."""
+        return None
+
+    def score_of(self, evidence: Sequence[Any]) -> Score | None:
+        """Returns the score of batches' evidence; None where the task cannot judge outputs."""
+        return None
+
+    def judge(self, outputs: Any, targets: Any) -> Score | None:
+        """Returns the score of outputs `[N, ...]`, whoever computed them: the network, integers, a file in another runtime.
+
+        None where the task cannot judge outputs alone.
+        """
+        found = self.evidence(outputs, targets)
+        return None if found is None else self.score_of([found])
+
+    def decisions(self, outputs: Any) -> Tensor | None:
+        """Returns what the network decides for each sample, whole numbers `[N, ...]`; None where its outputs are no decisions."""
+        return None
+
+    def divergence(self, outputs: Tensor, wanted: Tensor) -> Tensor | None:
+        """Returns how far each sample's outputs are from wanted ones `[N]`; None leaves it to the error relative to the signal."""
+        return None
+
+    @property
+    def measure(self) -> Measure:
+        """What the score's numbers are."""
+        return Measure.of(self._about() | {"metric": self.metric, "metric_label": self.label})
+
+    def scored(self, value: float, low: float, high: float, interval: str, n: int, **more: Any) -> Score:
+        """Returns a score of this task's metric; arguments as `Score` takes them."""
+        return Score(self.metric, value, low, high, interval, n, label=self.label, **more, **self._about())
+
+    def _about(self) -> dict[str, Any]:
+        return {"unit": self.unit, "is_share": self.is_share, "higher_is_better": self.higher_is_better}
+
+    def training_step(self, batch: tuple[Tensor, Any], _: int) -> Tensor:
+        images, targets = batch
+        loss = self.loss_of(self.model(images), targets)
+        self.log("train_loss", loss, prog_bar=True, on_step=True, on_epoch=False, batch_size=len(images))
+        return loss
+
+    def validation_step(self, batch: tuple[Tensor, Any], _: int) -> None:
+        self._judge_batch(batch, "val")
+
+    def test_step(self, batch: tuple[Tensor, Any], _: int) -> None:
+        self._judge_batch(batch, "test")
+
+    def _judge_batch(self, batch: tuple[Tensor, Any], part: str) -> None:
+        images, targets = batch
+        outputs = self.model(images)
+        self.log(f"{part}_loss", self.loss_of(outputs, targets), batch_size=len(images), sync_dist=True)
+        self.judged.append(self.evidence(outputs, targets))
+
+    def on_validation_epoch_start(self) -> None:
+        self.judged = []
+
+    def on_test_epoch_start(self) -> None:
+        self.judged = []
+
+    def on_validation_epoch_end(self) -> None:
+        self.log(self.monitor, self.score().value, prog_bar=True, sync_dist=True)
 
     def take_network(self, example: Tensor) -> None:
         """Makes the network return what the task reads, or raises in one sentence, before anything is trained.
@@ -124,15 +233,20 @@ class Task(LightningModule):
 
     @property
     def monitor(self) -> str:
-        """What `best.ckpt` is the greatest of."""
+        """What `best.ckpt` is the best of: the greatest, or the least where less is better."""
         return f"val_{self.metric}"
 
     def score(self) -> Score:
-        """The score of the test that has just run."""
-        raise NotImplementedError
+        """The score of the test (or of the validation) that has just run."""
+        score = self.score_of(self.judged)
+        if score is None:
+            raise NotImplementedError(f"{type(self).__name__} writes neither score_of nor score")
+        return score
 
     def leave(self, folder: Path, score: Score, reference: Score | None, data: Any) -> None:
-        """Writes into the run folder what else there is to see of a finished test; nothing, unless a task has something.
+        """Writes data files into the run folder, of what else there is to see of a finished test; nothing, unless a task has something.
+
+        Pages are made of them, by the files' names, when the study is finished (`qexp.report.point_pages`).
 
         Args:
             folder: Of the run.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -31,7 +32,7 @@ class Classification(Task):
         learning: Optimizer, schedule, groups, freeze_bn, as `Task` takes them.
     """
 
-    metric = "top1"
+    metric, label = "top1", "top-1"
     merges = True
     of_schedule: ClassVar = ("label_smoothing",)
 
@@ -53,7 +54,6 @@ class Classification(Task):
         self.top5 = nn.ModuleDict(
             {p: MulticlassAccuracy(num_classes, average="micro", top_k=self.k) for p in ("val", "test")}
         )
-        self.hits: list[Tensor] = []
 
     def take_network(self, example: Tensor) -> None:
         """Makes the network return class scores alone; raises where none are to be told from its result."""
@@ -81,8 +81,28 @@ class Classification(Task):
         self.log("train_top1", self.train_top1, prog_bar=True, on_step=False, on_epoch=True)
         return loss
 
-    def on_test_start(self) -> None:
-        self.hits = []
+    def evidence(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Returns whether the label of each sample is the first choice, and whether it is among the first five: booleans `[2, N]`."""
+        labels = targets.to(outputs.device)
+        among = outputs.topk(self.k).indices.eq(labels[:, None]).any(1)
+        return torch.stack([self.decisions(outputs) == labels, among]).cpu()
+
+    def decisions(self, outputs: Tensor) -> Tensor:
+        """Returns the class of the greatest score `[N]`."""
+        return outputs.argmax(1)
+
+    def divergence(self, outputs: Tensor, wanted: Tensor) -> Tensor:
+        """Returns the Kullback-Leibler divergence of each sample's distribution from the wanted one, in nats `[N]`."""
+        log_q, log_p = nn.functional.log_softmax(outputs, 1), nn.functional.log_softmax(wanted, 1)
+        return (log_p.exp() * (log_p - log_q)).sum(1)
+
+    def score_of(self, evidence: Sequence[Tensor]) -> Score:
+        hits = torch.cat(list(evidence), 1) if evidence else torch.zeros(2, 0, dtype=torch.bool)
+        n = hits.shape[1]
+        low, high = wilson(int(hits[0].sum()), n)
+        top1, top5 = (float(h.double().mean()) if n else math.nan for h in hits)
+        outcomes = {"correct": hits[0].numpy()}
+        return self.scored(top1, low / 100, high / 100, "Wilson", n, others={"top5": top5}, outcomes=outcomes)
 
     def _score(self, batch: tuple[Tensor, Tensor], part: str) -> Tensor:
         images, labels = batch
@@ -98,15 +118,13 @@ class Classification(Task):
     def validation_step(self, batch: tuple[Tensor, Tensor], _: int) -> None:
         self._score(batch, "val")
 
+    def on_validation_epoch_end(self) -> None:
+        pass  # the steps log accuracies that every process has added to
+
     def test_step(self, batch: tuple[Tensor, Tensor], _: int) -> None:
-        logits, labels = self._score(batch, "test"), batch[1]
-        among = logits.topk(self.k).indices.eq(labels[:, None]).any(1)
-        self.hits.append(torch.stack([logits.argmax(1) == labels, among]).cpu())
+        self.judged.append(self.evidence(self._score(batch, "test"), batch[1]))
 
     def score(self) -> Score:
-        hits = interleaved(torch.cat(self.hits, 1) if self.hits else torch.zeros(2, 0, dtype=torch.bool))
-        n = hits.shape[1]
-        low, high = wilson(int(hits[0].sum()), n)
-        top1, top5 = (float(h.double().mean()) if n else math.nan for h in hits)
-        outcomes = {"correct": hits[0].numpy()}
-        return Score("top1", top1, low / 100, high / 100, "Wilson", n, {"top5": top5}, outcomes)
+        """The score of all processes' samples, in their order."""
+        hits = torch.cat(self.judged, 1) if self.judged else torch.zeros(2, 0, dtype=torch.bool)
+        return self.score_of([interleaved(hits)])

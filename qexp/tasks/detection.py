@@ -13,13 +13,11 @@ from torch import Tensor
 from torchvision.ops import nms as suppress
 
 from qexp.models.detector import Detector
-from qexp.report.detections import write_detections
 from qexp.system.whole_files import write_text
 from qexp.tasks.base import Score, Task
 from qexp.tasks.detection_samples import samples
 from qexp.tasks.mean_ap import Matches, class_ap, interval, match, mean_ap
 
-Batch = tuple[Tensor, Sequence[dict[str, Tensor]]]
 DRAWS = 1000
 
 
@@ -41,7 +39,7 @@ class Detection(Task):
         learning: Optimizer, schedule, groups, freeze_bn, as `Task` takes them.
     """
 
-    metric = "map_voc07"
+    metric, label = "map_voc07", "mAP"
 
     def __init__(
         self,
@@ -57,73 +55,52 @@ class Detection(Task):
         super().__init__(model, **learning)
         self.num_classes, self.confidence, self.nms, self.top = num_classes, confidence, nms, top
         self.overlap, self.least_boxes = overlap, least_boxes
-        self.found: list[dict[str, np.ndarray]] = []
-        self.positives: list[np.ndarray] = []
-
-    def training_step(self, batch: Batch, _: int) -> Tensor:
-        loss = self._loss(self.model(batch[0]), batch[1])
-        self.log("train_loss", loss, prog_bar=True, on_step=True, on_epoch=False, batch_size=len(batch[0]))
-        return loss
-
-    def validation_step(self, batch: Batch, _: int) -> None:
-        self._add(batch, "val")
-
-    def test_step(self, batch: Batch, _: int) -> None:
-        self._add(batch, "test")
-
-    def on_validation_epoch_start(self) -> None:
-        self.found, self.positives = [], []
-
-    on_test_epoch_start = on_validation_epoch_start
 
     def on_validation_epoch_end(self) -> None:
-        value = float(mean_ap(self.matches(), points=11, least=self.least_boxes)[0]) if self.positives else 0.0
+        matches = self._merged(self.judged)[1]
+        value = float(mean_ap(matches, points=11, least=self.least_boxes)[0]) if len(matches.positives) else 0.0
         self.log(self.monitor, 0.0 if np.isnan(value) else value, prog_bar=True)
 
-    def _loss(self, raw: Tensor, targets: Sequence[dict[str, Tensor]]) -> Tensor:
+    def loss_of(self, raw: Tensor, targets: Sequence[dict[str, Tensor]]) -> Tensor:
         easy = [~t["difficult"] for t in targets]
         boxes = [t["boxes"][keep] for t, keep in zip(targets, easy)]
         return self.model.loss(raw, boxes, [t["labels"][keep] for t, keep in zip(targets, easy)])
 
-    def _add(self, batch: Batch, part: str) -> None:
-        """Counts a batch's detections."""
-        images, targets = batch
-        raw = self.model(images)
-        self.log(f"{part}_loss", self._loss(raw, targets), batch_size=len(images))
+    def evidence(self, raw: Tensor, targets: Sequence[dict[str, Tensor]]) -> list[dict[str, np.ndarray]]:
+        """Returns of each image what was found on it (label, score, hit `[m]`, box `[m, 4]`), and how many objects of each class it has."""
+        found = []
         for boxes, scores, target in zip(*(x.float().cpu() for x in self.model.decode(raw)), targets):
             kept, label, score = select(boxes, scores, self.confidence, self.nms, self.top)
             true, true_labels, difficult = (target[k].cpu() for k in ("boxes", "labels", "difficult"))
             hit = match(kept, label, score, true, true_labels, difficult, self.overlap)
-            number = np.full(len(kept), len(self.positives), dtype=np.int32)
-            self.positives.append(np.bincount(true_labels[~difficult].numpy(), minlength=self.num_classes))
-            one = {"image": number, "label": label.numpy().astype(np.int16), "score": score.numpy(), "hit": hit}
-            self.found.append({**one, "box": kept.numpy()})
+            positives = np.bincount(true_labels[~difficult].numpy(), minlength=self.num_classes)
+            one = {"label": label.numpy().astype(np.int16), "score": score.numpy(), "hit": hit, "box": kept.numpy()}
+            found.append({**one, "positives": positives})
+        return found
 
-    def detections(self) -> dict[str, np.ndarray]:
-        """Every detection so far: image, label, score, hit `[m]` and box `[m, 4]`."""
-        empty = {"image": np.zeros(0, np.int32), "label": np.zeros(0, np.int16), "score": np.zeros(0, np.float32)}
-        empty |= {"hit": np.zeros(0, np.int8), "box": np.zeros((0, 4), np.float32)}
-        return {name: np.concatenate([none, *(one[name] for one in self.found)]) for name, none in empty.items()}
+    def _merged(self, evidence: Sequence[list[dict[str, np.ndarray]]]) -> tuple[dict[str, np.ndarray], Matches]:
+        """Returns every detection (image, label, score, hit `[m]` and box `[m, 4]`), and what each turned out to be."""
+        images = [image for batch in evidence for image in batch]
+        numbers = [np.full(len(image["label"]), i, dtype=np.int32) for i, image in enumerate(images)]
+        found = {"image": np.concatenate([np.zeros(0, np.int32), *numbers])}
+        empty = {"label": np.zeros(0, np.int16), "score": np.zeros(0, np.float32), "hit": np.zeros(0, np.int8)}
+        for name, none in {**empty, "box": np.zeros((0, 4), np.float32)}.items():
+            found[name] = np.concatenate([none, *(image[name] for image in images)])
+        positives = np.array([image["positives"] for image in images], dtype=np.int64).reshape(-1, self.num_classes)
+        return found, Matches(found["image"], found["label"], found["score"], found["hit"], positives)
 
-    def matches(self) -> Matches:
-        """What every detection so far turned out to be."""
-        all_ = self.detections()
-        positives = np.array(self.positives, dtype=np.int64).reshape(-1, self.num_classes)
-        return Matches(all_["image"], all_["label"], all_["score"], all_["hit"], positives)
-
-    def score(self) -> Score:
-        found, least = self.matches(), self.least_boxes
-        value, area = (float(mean_ap(found, points=p, least=least)[0]) for p in (11, None))
-        low, high = interval(found, 11, least)
-        counted = int((found.positives.sum(0) >= max(least, 1)).sum())
-        outcomes = {**self.detections(), "positives": found.positives, "class_ap": class_ap(found, points=11)[0]}
+    def score_of(self, evidence: Sequence[list[dict[str, np.ndarray]]]) -> Score:
+        detections, found = self._merged(evidence)
+        value, area = (float(mean_ap(found, points=p, least=self.least_boxes)[0]) for p in (11, None))
+        low, high = interval(found, 11, self.least_boxes)
+        counted = int((found.positives.sum(0) >= max(self.least_boxes, 1)).sum())
+        outcomes = {**detections, "positives": found.positives, "class_ap": class_ap(found, points=11)[0]}
         how = f"bootstrap over images, {DRAWS} draws, {counted} classes"
-        return Score(self.metric, value, low, high, how, len(found.positives), {"map_area": area}, outcomes)
+        return self.scored(value, low, high, how, len(found.positives), others={"map_area": area}, outcomes=outcomes)
 
     def leave(self, folder: Path, score: Score, reference: Score | None, data: Any) -> None:
-        """Writes `detections.json` and, from it, `detections.html`: a few images with their boxes, float beside quantized."""
+        """Writes `detections.json`: a few images with their boxes, float beside quantized."""
         write_text(folder / "detections.json", json.dumps(samples(score, reference, data)))
-        write_detections(folder)
 
 
 @torch.no_grad()

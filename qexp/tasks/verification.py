@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from qexp.data.pair_lists import Pair
 from qexp.errors import QexpError
-from qexp.report.verification import SHOWN, write_verification
 from qexp.results.confidence import wilson
-from qexp.system.whole_files import write_text
+from qexp.system.whole_files import whole, write_text
 from qexp.tasks.base import Score, Task
 
+SHOWN = 20  # pairs whose faces are kept, where they are asked for
 _FAR = (0.1, 0.01, 0.001)  # false accept rates whose true accept rate is reported
 
 
@@ -28,6 +28,8 @@ class Verification(Task):
     Scored by pairs: the features of an image and of its mirror image side by side, their mean over the other folds taken off, compared by
     cosine; a pair is one person where the cosine exceeds the threshold that is best on the other folds (on the same one where there is
     only one). The test data module offers `pairs`, `held_out` and `places`.
+
+    One image's output is no decision, and a pair needs mirror images and the whole set's mean: proofs on some images have no score.
 
     Training is by persons: cross-entropy over the cosines to one direction a person, the right one less a margin.
 
@@ -43,7 +45,7 @@ class Verification(Task):
     Source: protocol Huang et al. 2007 (LFW, image-restricted); margin Wang et al. 2018 (arXiv 1801.09414), equation 4.
     """
 
-    metric = "lfw_accuracy"
+    metric, label = "lfw_accuracy", "LFW"
 
     def __init__(
         self,
@@ -118,7 +120,8 @@ class Verification(Task):
                 others[f"tar_far_{far:g}"] = tar_at_far(cosines, same, far)
         outcomes = {"correct": correct, "cosines": cosines, "same": same, "folds": folds}
         value = float(correct.mean())
-        return Score(self.metric, value, low / 100, high / 100, "Wilson over pairs", len(same), others, outcomes)
+        how = "Wilson over pairs"
+        return self.scored(value, low / 100, high / 100, how, len(same), others=others, outcomes=outcomes)
 
     def _features(self, pairs: list[Pair], places: dict[str, int]) -> tuple[np.ndarray, ...]:
         """Returns the features of both sides of pairs `[n, d]`, whether they are the same person `[n]`, and their folds `[n]`."""
@@ -134,7 +137,7 @@ class Verification(Task):
         return x, y, np.array([p.same for p in pairs]), np.array([p.fold for p in pairs])
 
     def leave(self, folder: Path, score: Score, reference: Score | None, data: Any) -> None:
-        """Writes `pairs.csv`, each pair's cosine in float and quantized, the most shifted first, and `verification.html`."""
+        """Writes `pairs.csv`, each pair's cosine in float and quantized, the most shifted first; their faces only where asked for."""
         outcomes = score.outcomes
         table = pd.DataFrame(
             {
@@ -152,7 +155,10 @@ class Verification(Task):
             table["shift"] = table.cosine - table.cosine_float
             table = table.sort_values("shift", key=np.abs, ascending=False)
         write_text(folder / "pairs.csv", table.to_csv(index=False, float_format="%.6f"))
-        write_verification(folder, self._thumbnails(table.head(SHOWN), data) if self.show_images else {})
+        if self.show_images:
+            faces = self._thumbnails(table.head(SHOWN), data)
+            with whole(folder / "faces.npz") as part, part.open("wb") as file:
+                np.savez_compressed(file, names=list(faces), images=np.stack(list(faces.values())))
 
     @staticmethod
     def _thumbnails(table: pd.DataFrame, data: Any) -> dict[str, np.ndarray]:

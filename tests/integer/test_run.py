@@ -37,8 +37,8 @@ def test_narrow_accumulators_cost_accuracy(run, tmp_path: Path):
     table = pd.read_csv(tmp_path / "runs" / "digits_cnn-digits" / metrics["point"] / "accumulator.csv")
     assert list(table.bits) == [8, 8, 24, 24] and list(table.overflow) == ["saturate", "wrap"] * 2
     narrow, wide = table[table.bits == 8], table[table.bits == 24]
-    assert (wide.overflows == 0).all() and (wide.top1 == metrics["value_integer"]).all()
-    assert (narrow.overflows > 0).all() and (narrow.share > 1).all() and (narrow.top1 < wide.top1.max()).all()
+    assert (wide.overflows == 0).all() and (wide.value == metrics["value_integer"]).all()
+    assert (narrow.overflows > 0).all() and (narrow.share > 1).all() and (narrow.value < wide.value.max()).all()
     assert metrics["accumulator"]["24 wrap"] == metrics["value_integer"]
     assert "widths of 2..64 bits" in run("verify=8", "accumulator=[80]")["error"]
 

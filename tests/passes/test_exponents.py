@@ -17,6 +17,7 @@ from qexp.passes.shared_exponents import SharedExponents, residual_groups, share
 from qexp.quantizers.caq import CAQShift
 from qexp.recipe import Recipe, apply, resolve
 from qexp.statistics.stats import TensorStats
+from qexp.tasks.classification import Classification
 
 SPEC = {"_target_": "qexp.quantizers.caq.CAQShift", "granularity": "channel"}
 
@@ -138,12 +139,12 @@ def test_refinement_gains(residual, images, off):
         q.set_exponents(q.exponents + off)
 
     def agreement(seed: int) -> float:
-        moment = Moment(structure, [varied(seed)], {})
+        moment = Moment(structure, [varied(seed)], {}, judge=Classification(model, 5))
         RefineExponents(max_iters=0).on_fitted(model, moment)
         return moment.findings["refine_agreement"]
 
     before, unseen = agreement(1), agreement(2)
-    moment = Moment(structure, [many], {})
+    moment = Moment(structure, [many], {}, judge=Classification(model, 5))
     RefineExponents(tolerance=0.0, max_iters=40).on_fitted(model, moment)
     gain = agreement(1) - before
     assert gain == pytest.approx(moment.findings["refine_gain"]) and gain >= 5 and moment.findings["refine_kept"] >= 2
@@ -157,7 +158,7 @@ def test_refinement_of_what_calibration_found_gains_too(residual, images):
     model, structure = quantized(residual, many, bits=3)
     SharedExponents().on_fitted(model, Moment(structure, [many], {}))
     groups = residual_groups(model, structure)
-    moment = Moment(structure, [many], {})
+    moment = Moment(structure, [many], {}, judge=Classification(model, 5))
     RefineExponents(tolerance=0.0, max_iters=60).on_fitted(model, moment)
     assert moment.findings["refine_gain"] > 0, moment.findings
     assert all(torch.equal(q.exponents, group[0].exponents) for group in groups for q in group)
@@ -166,7 +167,7 @@ def test_refinement_of_what_calibration_found_gains_too(residual, images):
 def test_refinement_stops_at_once_where_nothing_is_missing(residual, images):
     model, structure = quantized(residual, images, bits=16)
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    moment = Moment(structure, [images], {})
+    moment = Moment(structure, [images], {}, judge=Classification(model, 5))
     RefineExponents().on_fitted(model, moment)
     assert moment.findings["refine_rounds"] == 0 and moment.findings["refine_agreement"] >= 99
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
@@ -181,8 +182,8 @@ def test_refinement_looks_at_what_a_relu_lets_through(residual, images):
     assert id(q) in before_relu and id(model.stem.input_quantizer) not in before_relu
     wanted = refine_exponents._scores(model, [images])
     model.stem.bias -= 100  # what saturates is negative
-    (error,), _ = refine_exponents._errors(model, [[q]], [images], wanted, before_relu)
-    (all_of_it,), _ = refine_exponents._errors(model, [[q]], [images], wanted, set())
+    (error,), _ = refine_exponents._errors(model, [[q]], Moment(None, [images], {}), wanted, before_relu)
+    (all_of_it,), _ = refine_exponents._errors(model, [[q]], Moment(None, [images], {}), wanted, set())
     assert error == 0 and all_of_it > 50
 
 

@@ -254,7 +254,7 @@ def add_findings(point: Path) -> None:
     ]
     pd.DataFrame(trials).to_csv(point / "pareto.csv", index=False)
     kinds = [
-        {"bits": b, "overflow": kind, "images": 100, "top1": min(90, (4 + (kind == "wrap")) * b), "share": 30 / b}
+        {"bits": b, "overflow": kind, "images": 100, "value": min(90, (4 + (kind == "wrap")) * b), "share": 30 / b}
         for b in (12, 16, 20, 24)
         for kind in ("saturate", "wrap")
     ]

@@ -21,7 +21,7 @@ def test_float_comes_first_and_is_named(study: Path) -> None:
     lines = lines_of(study)
     assert lines[0] == "resnet20 on cifar10"
     assert lines[1].split() == ["method", "bits", "top-1", "%", "95", "%", "interval", "drop", "time"]
-    assert lines[3].split() == ["float", "W32A32", "91.73", "91.17", "-", "92.25"]
+    assert lines[3].split() == ["float", "W32A32", "91.73", "-"], "no interval is made up of a number of images"
 
 
 def test_lines_are_aligned_and_fit(tmp_path: Path, write_point: Callable[..., Path]) -> None:
@@ -70,7 +70,7 @@ def test_plans_have_lines_of_their_own(tmp_path: Path, write_point: Callable[...
 
 def test_long_sweeps_show_the_best(study: Path) -> None:
     lines = closing_table(collect(study), limit=3).splitlines()
-    assert "the 3 most accurate of 27; all are in results.csv" in lines
+    assert "the best 3 of 27; all are in results.csv" in lines
     assert sum("W" in line and "%" not in line for line in lines[4:7]) == 3
 
 

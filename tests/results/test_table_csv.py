@@ -30,7 +30,9 @@ def test_unknown_keys_become_later_columns(tmp_path: Path, write_point: Callable
     write_point(tmp_path / "s", "mse", 4, 4, plain=True, zeta=3, alpha="x")
     write_point(tmp_path / "s", "mse", 8, 8, plain=True)
     df = collect(tmp_path / "s")
-    assert list(df.columns[len(COLUMNS) :]) == ["alpha", "top5", "zeta"]
+    assert list(df.columns[len(COLUMNS) :]) == [
+        *("alpha", "higher_is_better", "is_share", "metric_label", "top5", "unit", "zeta"),
+    ]
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from qexp.report.point_pages import write_point_pages
 from qexp.run import pipeline
 from qexp.run.settings import read
 from tests.people import PEOPLE, write_people
@@ -50,6 +51,7 @@ def test_a_face_network_is_trained_quantized_and_judged(verify, folder):
     table = pd.read_csv(kept / "pairs.csv")
     assert len(table) == 2 * PEOPLE and table["shift"].abs().is_monotonic_decreasing
     np.testing.assert_allclose(table["shift"], table.cosine - table.cosine_float, atol=2e-6)
+    assert write_point_pages(kept) == ["verification.html"]
     page = (kept / "verification.html").read_text()
     assert "Pairs whose cosine shifted most" in page and "data:image/jpeg" in page
     assert len(np.load(kept / "correct.npy")) == 2 * PEOPLE and json.loads((kept / "metrics.json").read_text())
@@ -59,6 +61,7 @@ def test_a_face_network_is_trained_quantized_and_judged(verify, folder):
 def test_a_face_network_learns_with_quantizers(verify, quant, folder):
     metrics = verify(f"quant={quant}", "bits=w4a4", "schedule.epochs=1")
     assert metrics["status"] == "ok", metrics["error"]
+    write_point_pages(folder / "runs" / "faces" / metrics["point"])
     page = (folder / "runs" / "faces" / metrics["point"] / "verification.html").read_text()
     assert "data:image/jpeg" not in page  # real people are not shown unless asked for
 

@@ -54,7 +54,7 @@ def test_a_front_goes_on_where_it_was_cut_short(run, tmp_path, monkeypatch):
     from qexp.search import pareto
 
     options = ["quant=mse", "bits=w4a4", "search=pareto", "search.trials=14", "search.score_images=64", *SMALL]
-    calls, score = [], pareto._score
+    calls, score = [], pareto._compared
 
     def dies(*args):
         calls.append(1)
@@ -62,10 +62,10 @@ def test_a_front_goes_on_where_it_was_cut_short(run, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return score(*args)
 
-    monkeypatch.setattr(pareto, "_score", dies)
+    monkeypatch.setattr(pareto, "_compared", dies)
     with pytest.raises(KeyboardInterrupt):
         run(*options)
-    monkeypatch.setattr(pareto, "_score", score)
+    monkeypatch.setattr(pareto, "_compared", score)
     metrics = run(*options)
     assert metrics["status"] == "ok", metrics["error"]
     trials = pd.read_csv(folder(tmp_path, metrics) / "pareto.csv")

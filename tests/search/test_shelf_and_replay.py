@@ -10,8 +10,9 @@ from qexp.layers.swap import evaluating, quantizers_off
 from qexp.network.facts import facts
 from qexp.recipe import Recipe, apply, resolve
 from qexp.search.replay import Replay, bytes_an_image
-from qexp.search.sensitivity import Score, ranked, sensitivity
+from qexp.search.sensitivity import Comparison, ranked, sensitivity
 from qexp.search.shelf import Shelf
+from qexp.tasks.classification import Classification
 
 UNIFORM = {"_target_": "qexp.quantizers.uniform.Uniform", "range": {"_target_": "qexp.ranges.MinMax"}}
 
@@ -95,19 +96,19 @@ def test_what_is_taken_is_what_a_plan_gives(residual, images):
 
 def test_sensitivities_are_those_of_plain_evaluations(residual, images):
     shelf, found = shelved(residual, images)
-    labels = torch.arange(6) % 5
+    labels, task = torch.arange(6) % 5, Classification(residual, 5)
     memory = 2 * bytes_an_image(found) / 2**20  # two images at a time
-    table = sensitivity(shelf, found, [(images, labels)], memory_mb=memory, progress=False)
+    table = sensitivity(shelf, found, [(images, labels)], memory_mb=memory, progress=False, judge=task)
     assert len(table) == 3 * len(shelf.keys)
     with torch.no_grad(), evaluating(residual), quantizers_off(residual):
         target = residual(images)
     for row in table.itertuples():
         with torch.no_grad(), evaluating(residual):
             shelf.alone((row.layer, row.site), row.bits)
-            score = Score()
+            score = Comparison(task)
             score.add(residual(images), target, labels)
         assert row.divergence == pytest.approx(score.row()["divergence"], rel=1e-4, abs=1e-9)
-        assert row.top1 == score.row()["top1"]
+        assert row.value == score.row()["value"] and row.agree == score.row()["agree"]
     at = table.groupby("bits").divergence.sum()
     assert at[2] > at[4] > at[8] > 0
     assert ranked(table).divergence.is_monotonic_decreasing

@@ -91,11 +91,9 @@ def test_other_errors_are_none_of_a_disk(error):
 
 def test_a_score_that_cannot_be_kept_is_no_failure(tmp_path, caplog):
     (tmp_path / "scores").write_text("in the way")
-    Score("top1", 90.0, 88.0, 92.0, "wilson", 10, outcomes={"correct": np.ones(3)}).save(tmp_path / "scores" / "a.npz")
+    Score("top1", 0.9, 0.88, 0.92, "wilson", 10, outcomes={"correct": np.ones(3)}).save(tmp_path / "scores" / "a.npz")
     assert "the score could not be kept" in caplog.text
-    score = Score(
-        "top1", 90.0, 88.0, 92.0, "wilson", 10, outcomes={"correct": np.random.default_rng(0).random(100_000)}
-    )
+    score = Score("top1", 0.9, 0.88, 0.92, "wilson", 10, outcomes={"correct": np.random.default_rng(0).random(100_000)})
     with small_files(5_000):
         score.save(tmp_path / "b.npz")
     assert [p.name for p in tmp_path.iterdir()] == ["scores"]

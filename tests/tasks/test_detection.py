@@ -13,6 +13,7 @@ from qexp.data.annotations import Objects
 from qexp.data.pictures import Picture
 from qexp.errors import QexpError
 from qexp.report.detections import write_detections
+from qexp.report.point_pages import write_point_pages
 from qexp.tasks.base import Score
 from qexp.tasks.detection import Detection, select
 
@@ -89,6 +90,8 @@ def test_the_page_draws_both_networks_on_the_images_that_changed(tmp_path):
     content = json.loads((tmp_path / "detections.json").read_text())
     assert [image["name"] for image in content["images"]] == ["0.jpg", "1.jpg", "2.jpg"]
     assert len(content["images"][1]["float"]) == 3 and content["images"][1]["quantized"] == []
+    assert not list(tmp_path.glob("*.html")), "the task leaves data; the page is made when the study is finished"
+    assert write_point_pages(tmp_path) == ["detections.html"]
     page = (tmp_path / "detections.html").read_text()
     assert "75.00 % in float, 50.00 % quantized" in page
     assert page.count("<svg") == 6 and "&lt;dog&gt; 0.70" in page and "<dog>" not in page
@@ -96,3 +99,4 @@ def test_the_page_draws_both_networks_on_the_images_that_changed(tmp_path):
     (tmp_path / "detections.json").write_text("{")
     with pytest.raises(QexpError, match="cannot be shown"):
         write_detections(tmp_path)
+    assert write_point_pages(tmp_path) == ["detections.html"], "damaged data costs no more than its own page"

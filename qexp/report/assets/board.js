@@ -5,8 +5,8 @@ const scaleBar = (row, low, high) => {
   const at = (x) => Math.max(0, Math.min(100, (100 * (x - low)) / (high - low || 1)));
   const band = qexp.el("i", { style: `left:${at(row.ci_low)}%;width:${at(row.ci_high) - at(row.ci_low)}%` });
   // A point below what the bars show has no tick there: one at the edge would be read as its value.
-  const tick = row.value < low ? null : qexp.el("b", { style: `left:calc(${at(row.value)}% - 1px)` });
-  const words = `95 % interval ${row.ci_low.toFixed(2)} to ${row.ci_high.toFixed(2)}`;
+  const tick = row.value < low || row.value > high ? null : qexp.el("b", { style: `left:calc(${at(row.value)}% - 1px)` });
+  const words = `95 % interval ${qexp.plainScore(row, row.ci_low)} to ${qexp.plainScore(row, row.ci_high)}${row.interval ? ` (${row.interval})` : ""}`;
   return qexp.el("span", { class: "interval", title: words, "aria-label": words }, band, tick);
 };
 const plainText = (name) => ({ key: name, name: name.replace("_", " "), text: true, value: (row) => row[name], show: (row) => row[name] ?? "–" });
@@ -22,9 +22,9 @@ const COLUMNS = [
   { key: "rank", name: "rank", text: true, value: (row) => (row.rank_low ? row.rank_low + row.rank_high / 1e6 : undefined), up: true, show: rankCell },
   { key: "method", name: "method", text: true, value: (row) => row.series, show: methodCell },
   { key: "width", name: "bits", text: true, value: (row) => (row.mean_wbit ?? 0) * 100 + (row.mean_abit ?? 0), show: (row) => row.width },
-  { key: "value", name: qexp.metricName(), value: (row) => row.value, show: (row) => (row.status === "ok" ? qexp.percent(row.value) : "–") },
+  { key: "value", name: qexp.metricName(), value: (row) => row.value, show: (row) => (row.status === "ok" ? qexp.score(row, row.value) : "–") },
   { key: "interval", name: "95 % interval", text: true, value: (row) => row.ci_low, show: (row, [low, high]) => (row.status === "ok" ? scaleBar(row, low, high) : null) },
-  { key: "drop", name: "below float", value: (row) => row.drop, up: true, show: (row) => qexp.points(row.drop) },
+  { key: "drop", name: qexp.rows.some((row) => qexp.measure(row).sign < 0) ? "worse than float" : "below float", value: (row) => row.drop, up: true, show: (row) => qexp.plainScore(row, row.drop) },
   { key: "weight_bytes", name: "weights", value: (row) => row.weight_bytes, up: true, show: (row) => qexp.bytes(row.weight_bytes) },
   { key: "ratio", name: "smaller", value: (row) => (row.weight_bytes_float && row.weight_bytes ? row.weight_bytes_float / row.weight_bytes : undefined), show: (row) => (row.weight_bytes_float && row.weight_bytes ? `${(row.weight_bytes_float / row.weight_bytes).toFixed(1)}×` : "–") },
   { key: "bops", name: "bit operations", value: (row) => row.bops, up: true, show: (row) => qexp.count(row.bops) },
@@ -34,7 +34,7 @@ const COLUMNS = [
 qexp.buildBoard = () => {
   const varied = ["seed", "study", "model", "dataset", "plan", "ends_bit", "rounding", "granularity", "bn", "add", "quantize_input", "n_calibrate", "n_eval", "weights", "kernels", "device"];
   qexp.boardColumns = [...COLUMNS, ...varied.filter((name) => qexp.distinct(name).length > 1).map(plainText)];
-  qexp.sort = { key: "value", down: true };
+  qexp.sort = { key: "value", down: !qexp.rows.some((row) => qexp.measure(row).sign < 0) };
 };
 
 qexp.sorted = (rows) => {
@@ -52,10 +52,11 @@ qexp.drawBoard = () => {
   qexp.order = rows.map((row) => row.index);
   const known = rows.filter((row) => row.status === "ok" && qexp.finite(row.ci_low) && qexp.finite(row.ci_high));
   // The bars show the top, and the best point's interval whole: a point near chance would leave all others as one dash at the right.
-  const end = Math.max(...known.map((row) => row.ci_high));
-  const best = known.reduce((a, b) => (b.value > a.value ? b : a), known[0]);
-  const reach = known.length ? Math.max(8, 2 * (end - best.ci_low)) : 0;
-  const span = known.length ? [Math.max(Math.min(...known.map((row) => row.ci_low)), end - reach), end] : [0, 100];
+  const ends = [Math.min(...known.map((row) => row.ci_low)), Math.max(...known.map((row) => row.ci_high))];
+  const best = known.reduce((a, b) => (qexp.better(b, a) ? b : a), known[0]);
+  const { share, sign } = qexp.measure(best);
+  const reach = known.length ? Math.max(share ? 8 : 0.1 * (ends[1] - ends[0]), 2 * (sign > 0 ? ends[1] - best.ci_low : best.ci_high - ends[0])) : 0;
+  const span = !known.length ? [0, 100] : sign > 0 ? [Math.max(ends[0], ends[1] - reach), ends[1]] : [ends[0], Math.min(ends[1], ends[0] + reach)];
   const head = qexp.boardColumns.map((column) => {
     const mine = qexp.sort.key === column.key;
     const press = () => {

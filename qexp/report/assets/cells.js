@@ -1,16 +1,16 @@
 // Configurations with their seeds joined: the grid, methods at one width, the spread, the cost by method.
 
-const NO_NOISE = "clearly below the best";
+const NO_NOISE = "clearly worse than the best";
 const cellTip = (cell) => ({
   row: cell.rows[0], color: qexp.color(cell), marker: qexp.marker(cell),
   title: [qexp.title(cell), cell.extra].filter(Boolean).join("  "),
-  accuracy: `${qexp.percent(cell.mean)} (${qexp.points(cell.ci_low)} to ${qexp.points(cell.ci_high)})`,
-  drop: (() => { const known = qexp.rows[cell.rows[0]].value_float; return qexp.finite(known) ? `${qexp.points(known - cell.mean)} points` : "–"; })(),
-  seeds: cell.n > 1 ? `${cell.n}, standard deviation ${qexp.points(cell.sd)}` : "1",
+  accuracy: `${qexp.score(cell, cell.mean)} (${qexp.plainScore(cell, cell.ci_low)} to ${qexp.plainScore(cell, cell.ci_high)})`,
+  drop: qexp.apart(cell, qexp.lost(qexp.rows[cell.rows[0]], cell.mean)),
+  seeds: cell.n > 1 ? `${cell.n}, standard deviation ${qexp.plainScore(cell, cell.sd)}` : "1",
   verdict: "–",
 });
 // Whether chance may have put `cell` below `best`: judged beforehand among the best of each network and width.
-const open = (best, cell) => (best.near && cell.near ? best.near.includes(cell.index) : cell.ci_high >= best.ci_low);
+const open = (best, cell) => (best.near && cell.near ? best.near.includes(cell.index) : qexp.measure(cell).sign > 0 ? cell.ci_high >= best.ci_low : cell.ci_low <= best.ci_high);
 const network = (cell) => `${cell.model}|${cell.dataset}|${cell.metric}`;
 const bitsOf = (spec) => (qexp.finite(Number(spec)) && spec !== "" && spec !== null ? Number(spec) : null);
 
@@ -28,7 +28,7 @@ qexp.drawGrid = () => {
   for (const cell of plain) {
     const key = `${Number(cell.layer_wbit)},${Number(cell.layer_abit)}`;
     const held = best.get(key);
-    best.set(key, { cell: held && held.cell.mean >= cell.mean ? held.cell : cell, n: (held ? held.n : 0) + 1 });
+    best.set(key, { cell: held && !qexp.better(cell, held.cell, "mean") ? held.cell : cell, n: (held ? held.n : 0) + 1 });
   }
   const axis = (name) => [...new Set(plain.map((cell) => Number(cell[name])))].sort((a, b) => a - b).map(String);
   const means = [...best.values()].map(({ cell }) => cell.mean);
@@ -36,7 +36,7 @@ qexp.drawGrid = () => {
   const tiles = [...best.entries()].map(([key, { cell, n }]) => {
     const [x, y] = key.split(",");
     const light = high > low && (cell.mean - low) / (high - low) > 0.55;
-    return { ...cellTip(cell), x, y, value: cell.mean, text: cell.mean.toFixed(1), ink: light ? "#1b2027" : "#ffffff", verdict: n > 1 ? `best of ${n} configurations` : "–" };
+    return { ...cellTip(cell), x, y, value: cell.mean, text: qexp.measure(cell).share ? cell.mean.toFixed(1) : qexp.number(cell.mean), ink: light ? "#1b2027" : "#ffffff", verdict: n > 1 ? `best of ${n} configurations` : "–" };
   });
   const figure = qexp.model("grid");
   qexp.factors(figure.x_range, axis("layer_wbit"));
@@ -45,7 +45,7 @@ qexp.drawGrid = () => {
   qexp.put("grid-tiles", qexp.columns(["x", "y", "value", "text", "ink", "row", "title", "accuracy", "drop", "seeds", "verdict"], tiles));
   const mixed = mine.length - plain.length;
   const note = mixed ? ` ${mixed} configuration${mixed > 1 ? "s" : ""} with a width per layer not in the grid.` : "";
-  qexp.fill("hint-grid", tiles.length ? `${qexp.metricName()} in percent; click a tile to compare methods there.${note}` : `Nothing to show.${note}`);
+  qexp.fill("hint-grid", tiles.length ? `${qexp.metricName()}${qexp.metricUnit()}; click a tile to compare methods there.${note}` : `Nothing to show.${note}`);
 };
 
 qexp.drawMethods = () => {
@@ -61,7 +61,7 @@ qexp.drawMethods = () => {
   const ordered = [...widths].sort((a, b) => b.localeCompare(a, "en", { numeric: true }));
   const choose = (value) => { qexp.view.width = value; qexp.drawMethods(); };
   qexp.fill("c-methods", ordered.length > 1 ? qexp.select("widths", ordered.map((w) => [w, `${w} (${counts.get(w)})`]), qexp.view.width, choose) : ordered[0] ?? "");
-  const here = cells.filter((cell) => cell.width === qexp.view.width).sort((a, b) => b.mean - a.mean).slice(0, 24);
+  const here = cells.filter((cell) => cell.width === qexp.view.width).sort((a, b) => qexp.measure(a).sign * (b.mean - a.mean)).slice(0, 24);
   const top = new Map();
   for (const cell of here) if (!top.has(network(cell))) top.set(network(cell), cell);
   const apart = ["study", "model", "dataset"].filter((name) => qexp.distinct(name, here).length > 1);
@@ -70,15 +70,15 @@ qexp.drawMethods = () => {
     const best = top.get(network(cell));
     const near = cell !== best && open(best, cell);
     const tied = cell === best && here.some((other) => other !== cell && network(other) === network(cell) && open(cell, other));
-    const verdict = cell === best ? (tied ? "highest, but not alone: others are within noise" : "best") : near ? "within noise of the best" : NO_NOISE;
-    return { ...cellTip(cell), x: cell.mean, low: cell.ci_low, high: cell.ci_high, y: names[i], verdict, note: `${near || tied ? "≈ " : ""}${cell.mean.toFixed(2)}` };
+    const verdict = cell === best ? (tied ? "best, but not alone: others are within noise" : "best") : near ? "within noise of the best" : NO_NOISE;
+    return { ...cellTip(cell), x: cell.mean, low: cell.ci_low, high: cell.ci_high, y: names[i], verdict, note: `${near || tied ? "≈ " : ""}${qexp.plainScore(cell, cell.mean)}` };
   });
   qexp.fill("hint-methods", `≈ marks what chance may have put below the best (${qexp.basis}).`);
   const figure = qexp.model("methods");
   qexp.factors(figure.y_range, [...names].reverse());
   figure.height = Math.max(180, 90 + 42 * names.length);
   qexp.span(figure.x_range, dots.flatMap((dot) => [dot.x, dot.low, dot.high]));
-  figure.below[0].axis_label = `${qexp.metricName()} at ${qexp.view.width ?? "–"} (%)`;
+  figure.below[0].axis_label = `${qexp.metricName()} at ${qexp.view.width ?? "–"}${qexp.metricUnit()}`;
   qexp.put("methods-dots", qexp.columns(["x", "y", "low", "high", "color", "marker", "row", "title", "accuracy", "drop", "seeds", "verdict", "note"], dots));
 };
 
@@ -94,25 +94,25 @@ const unique = (names) => {
 
 qexp.drawSeeds = () => {
   const repeated = qexp.visibleCells().filter((cell) => cell.n > 1);
-  const shown = [...repeated].sort((a, b) => b.mean - a.mean).slice(0, 12);
+  const shown = [...repeated].sort((a, b) => qexp.measure(a).sign * (b.mean - a.mean)).slice(0, 12);
   const names = unique(shown.map((cell) => qexp.title(cell)));
   const spread = shown.map((cell, i) => ({ y: names[i], low: cell.mean - cell.sd, high: cell.mean + cell.sd, mean: cell.mean, color: qexp.color(cell) }));
   const dots = shown.flatMap((cell, i) => cell.rows.map((index) => {
     const row = qexp.rows[index];
-    return { ...cellTip(cell), x: row.value, y: names[i], row: index, seeds: `seed ${row.seed}: ${qexp.percent(row.value)}` };
+    return { ...cellTip(cell), x: row.value, y: names[i], row: index, seeds: `seed ${row.seed}: ${qexp.score(row, row.value)}` };
   }));
   // Where no configuration has several seeds there is nothing to draw: the card says how to get there only if it may come back.
   qexp.byId("card-seeds").hidden = !qexp.cells.some((cell) => cell.n > 1);
   qexp.byId("box-seeds").hidden = !shown.length;
   const sds = repeated.map((cell) => cell.sd).sort((a, b) => a - b);
   qexp.fill("hint-seeds", shown.length
-    ? `One dot a seed, the band is ± one standard deviation; in the middle ${qexp.points(sds[Math.floor(sds.length / 2)])} points.${repeated.length > shown.length ? ` The best ${shown.length} of ${repeated.length}.` : ""}`
+    ? `One dot a seed, the band is ± one standard deviation; in the middle ${qexp.apart(shown[0], sds[Math.floor(sds.length / 2)])}.${repeated.length > shown.length ? ` The best ${shown.length} of ${repeated.length}.` : ""}`
     : "Every configuration shown was run with one seed. A run with seed=0,1,2 shows here how much luck is in it.");
   const figure = qexp.model("seeds");
   qexp.factors(figure.y_range, [...names].reverse());
   figure.height = Math.max(180, 90 + 26 * names.length);
   qexp.span(figure.x_range, [...dots.map((dot) => dot.x), ...spread.flatMap((bar) => [bar.low, bar.high])]);
-  figure.below[0].axis_label = `${qexp.metricName()} (%)`;
+  figure.below[0].axis_label = `${qexp.metricName()}${qexp.metricUnit()}`;
   qexp.put("seeds-spread", qexp.columns(["y", "low", "high", "mean", "color"], spread));
   qexp.put("seeds-dots", qexp.columns(["x", "y", "color", "row", "title", "accuracy", "drop", "seeds", "verdict"], dots));
 };

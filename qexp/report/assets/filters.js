@@ -38,14 +38,15 @@ qexp.buildHead = () => {
     const [low, high] = [Math.min(...values), Math.max(...values)];
     const images = ok.find((row) => row.n_eval);
     const note = `${qexp.metricName()}${images && floats.length === 1 ? `, ${images.n_eval.toLocaleString("en")} images` : ""}`;
-    stats.unshift(stat("Float", low === high ? qexp.percent(low) : `${low.toFixed(1)} – ${high.toFixed(1)} %`, note));
+    stats.unshift(stat("Float", low === high ? qexp.score(floats[0], low) : `${qexp.plainScore(floats[0], low)} – ${qexp.score(floats[0], high)}`, note));
   }
   for (const margin of [1, 5]) {
+    if (!ok.every((row) => qexp.measure(row).share)) break;  // what little is, is known of shares alone
     const near = ok.filter((row) => qexp.finite(row.drop) && row.drop <= margin && qexp.finite(row.weight_bytes));
     if (!near.length || floats.length !== 1) continue;
-    const best = near.reduce((a, b) => (b.weight_bytes < a.weight_bytes || (b.weight_bytes === a.weight_bytes && b.value > a.value) ? b : a));
+    const best = near.reduce((a, b) => (b.weight_bytes < a.weight_bytes || (b.weight_bytes === a.weight_bytes && qexp.better(b, a)) ? b : a));
     const ratio = best.weight_bytes_float ? `, ${qexp.number(best.weight_bytes_float / best.weight_bytes, 2)}× smaller` : "";
-    stats.push(stat(`Smallest within ${margin} point${margin > 1 ? "s" : ""}`, best.width, `${best.series}, ${qexp.percent(best.value)}, ${qexp.bytes(best.weight_bytes)}${ratio}`));
+    stats.push(stat(`Smallest within ${margin} point${margin > 1 ? "s" : ""}`, best.width, `${best.series}, ${qexp.score(best, best.value)}, ${qexp.bytes(best.weight_bytes)}${ratio}`));
   }
   const time = qexp.rows.map(qexp.total).filter(qexp.finite).reduce((a, b) => a + b, 0);
   stats.push(stat("Compute", qexp.seconds(time), "calibration, training, evaluation"));
@@ -57,14 +58,14 @@ qexp.buildHead = () => {
   }
 };
 
-// One entry a float network that visible points are compared with: its unquantized accuracy, the mean over seeds where each has its own.
+// One entry a float network that visible points are compared with: its unquantized score, the mean over seeds where each has its own.
 qexp.references = (rows) => {
   const own = (row) => ["study", "model", "dataset", "metric", "weights", "reference", "n_eval"].map((name) => row[name] ?? "").join("|");
   const shown = new Set(rows.filter((row) => qexp.finite(row.value_float)).map(own));
   const mine = qexp.data.references.filter((one) => shown.has(own(one)));
   const apart = ["model", "dataset", "weights", "n_eval"].filter((name) => qexp.distinct(name, mine).length > 1);
   return mine.map((one) => ({
-    value: one.mean, low: one.ci_low, high: one.ci_high, n: one.n, what: one.reference || "float",
+    is_share: one.is_share, unit: one.unit, higher_is_better: one.higher_is_better, value: one.mean, low: one.ci_low, high: one.ci_high, n: one.n, what: one.reference || "float",
     names: apart.map((name) => (name === "n_eval" ? `on ${one[name]} images` : one[name])).filter((name) => name !== undefined),
   }));
 };

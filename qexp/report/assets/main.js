@@ -57,6 +57,6 @@ qexp.start = () => {
   if (first) { qexp.choose(first.index, Boolean(linked)); pill.hidden = true; }
   const left = qexp.rows.length - qexp.about.histograms;
   const about = qexp.about.layers < qexp.rows.length ? ` Layers are embedded for ${qexp.about.layers} of ${qexp.rows.length} points.` : "";
-  qexp.fill("foot", `Made ${qexp.about.made} from the run folders.${about}${left > 0 && qexp.about.histograms ? ` Histograms are embedded for ${qexp.about.histograms} of ${qexp.rows.length} points.` : ""} Intervals are 95 %; accuracies in percent, differences in percentage points.`);
+  qexp.fill("foot", `Made ${qexp.about.made} from the run folders.${about}${left > 0 && qexp.about.histograms ? ` Histograms are embedded for ${qexp.about.histograms} of ${qexp.rows.length} points.` : ""} Intervals are 95 %; shares in percent, their differences in percentage points, other scores in their own unit.`);
   document.documentElement.dataset.ready = "yes";
 };

@@ -31,21 +31,21 @@ const X = {
 
 qexp.dot = (row) => {
   const base = qexp.view.y === "delta" ? row.value_float : 0;
-  const interval = qexp.finite(row.ci_low) && qexp.finite(row.ci_high) ? ` (${row.ci_low.toFixed(2)} to ${row.ci_high.toFixed(2)})` : "";
+  const interval = qexp.finite(row.ci_low) && qexp.finite(row.ci_high) ? ` (${qexp.plainScore(row, row.ci_low)} to ${qexp.plainScore(row, row.ci_high)})` : "";
   return {
     row: row.index, y: row.value - base, low: (row.ci_low ?? row.value) - base, high: (row.ci_high ?? row.value) - base,
-    color: qexp.color(row), marker: qexp.marker(row), title: qexp.title(row), accuracy: `${qexp.percent(row.value)}${interval}`,
-    drop: qexp.finite(row.drop) ? `${qexp.points(row.drop)} points` : "–", rank: `${qexp.rankText(row)}${qexp.nearBest(row) ? ", within noise of the best" : ""}`,
+    color: qexp.color(row), marker: qexp.marker(row), title: qexp.title(row), accuracy: `${qexp.score(row, row.value)}${interval}`,
+    drop: qexp.apart(row, row.drop), rank: `${qexp.rankText(row)}${qexp.nearBest(row) ? ", within noise of the best" : ""}`,
     bits: [["weights", row.mean_wbit], ["inputs", row.mean_abit]].map(([name, x]) => `${name} ${qexp.number(x, 4)}`).join(", "),
     extra: [row.seed !== undefined ? `seed ${row.seed}` : "", row.extra].filter(Boolean).join(", ") || "–",
   };
 };
 
-// What no other point beats: nothing that costs as little or less is more accurate.
+// What no other point beats: nothing that costs as little or less has a better score.
 qexp.front = (dots) => {
-  const front = [];
-  for (const dot of [...dots].sort((a, b) => a.x - b.x || b.y - a.y)) {
-    if (!front.length || dot.y > front[front.length - 1].y) front.push(dot);
+  const front = [], sign = dots.length && dots[0].row !== undefined ? qexp.measure(qexp.rows[dots[0].row]).sign : 1;
+  for (const dot of [...dots].sort((a, b) => a.x - b.x || sign * (b.y - a.y))) {
+    if (!front.length || sign * (dot.y - front[front.length - 1].y) > 0) front.push(dot);
   }
   return front;
 };
@@ -64,7 +64,7 @@ qexp.drawOverview = () => {
   drawLines(rows);
   drawFront();
   const references = qexp.references(rows);
-  const label = (f) => [f.what, ...(references.length > 1 ? f.names : []), `${f.value.toFixed(2)} %`, ...(f.n > 1 ? [`(mean of ${f.n} seeds)`] : [])].join(" ");
+  const label = (f) => [f.what, ...(references.length > 1 ? f.names : []), qexp.score(f, f.value), ...(f.n > 1 ? [`(mean of ${f.n} seeds)`] : [])].join(" ");
   const lines = qexp.view.y === "delta" ? (rows.length ? [{ y: 0, text: "float" }] : []) : references.slice(0, 12).map((f) => ({ y: f.value, text: label(f) }));
   qexp.put("float-lines", qexp.columns(["y", "text"], lines));
   scale(rows, lines);
@@ -131,13 +131,17 @@ const scale = (rows, lines) => {
   const values = [...lines.map((line) => line.y), ...rows.flatMap((row) => [(row.ci_low ?? row.value) - base(row), (row.ci_high ?? row.value) - base(row)])];
   let [low, high] = values.length ? [Math.min(...values), Math.max(...values)] : [0, 100];
   if (qexp.view.zoom === "near" && lines.length) {
-    low = Math.max(low, Math.min(...lines.map((line) => line.y)) - 5);
-    high = Math.max(...lines.map((line) => line.y)) + 0.6;
+    const { share, sign } = qexp.measure(rows[0]), ends = lines.map((line) => line.y);
+    const unit = share ? 1 : Math.max(1e-9, ...ends.map(Math.abs)) / 50;  // a point, or a fiftieth of the float network's number
+    const [worse, better] = [5 * unit, 0.6 * unit];
+    low = sign > 0 ? Math.max(low, Math.min(...ends) - worse) : Math.min(...ends) - better;
+    high = sign > 0 ? Math.max(...ends) + better : Math.min(high, Math.max(...ends) + worse);
   }
-  const label = qexp.plain(qexp.view.y === "delta" ? `${qexp.metricName()} minus float (points)` : `${qexp.metricName()} (%)`);
+  const apart = qexp.metricUnit() === " (%)" ? " (points)" : qexp.metricUnit();
+  const label = qexp.plain(qexp.view.y === "delta" ? `${qexp.metricName()} minus float${apart}` : `${qexp.metricName()}${qexp.metricUnit()}`);
   for (const name of ["bits", "size", "time"]) {
     const figure = qexp.model(name);
-    qexp.span(figure.y_range, [low, high], { least: 0.2, room: 0.07 });
+    qexp.span(figure.y_range, [low, high], { least: qexp.measure(rows[0]).share ? 0.2 : 0, room: 0.07 });
     qexp.span(figure.x_range, qexp.dots[name].map((dot) => dot.x), { log: name !== "bits", least: 0.5 });
     figure.left[0].axis_label = label;
   }

@@ -33,11 +33,11 @@ qexp.drawPoint = () => {
 
 const drawSummary = (row) => {
   const fact = (name, value) => (value === undefined || value === null || value === "–" ? null : qexp.el("div", {}, qexp.el("dt", {}, name), qexp.el("dd", {}, value)));
-  const interval = qexp.finite(row.ci_low) ? `${row.ci_low.toFixed(2)} – ${row.ci_high.toFixed(2)} %` : undefined;
+  const interval = qexp.finite(row.ci_low) ? `${qexp.plainScore(row, row.ci_low)} – ${qexp.score(row, row.ci_high)}${row.interval ? `, ${row.interval}` : ""}` : undefined;
   const main = [
-    fact(qexp.metricName(), qexp.finite(row.value) ? qexp.percent(row.value) : undefined), fact("95 % interval", interval),
-    fact(row.reference || "float", qexp.finite(row.value_float) ? qexp.percent(row.value_float) : undefined),
-    fact("below float", qexp.finite(row.drop) ? `${qexp.points(row.drop)} points` : undefined),
+    fact(qexp.metricName(), qexp.finite(row.value) ? qexp.score(row, row.value) : undefined), fact("95 % interval", interval),
+    fact(row.reference || "float", qexp.finite(row.value_float) ? qexp.score(row, row.value_float) : undefined),
+    fact(qexp.measure(row).sign > 0 ? "below float" : "worse than float", qexp.finite(row.drop) ? qexp.apart(row, row.drop) : undefined),
     fact("rank", row.rank_low ? `${qexp.rankText(row)}${qexp.nearBest(row) ? " (within noise of the best)" : ""}` : undefined),
     fact("model", row.model), fact("data set", row.dataset), fact("schedule", row.schedule), fact("seed", row.seed === undefined ? undefined : String(row.seed)),
     fact("weights", qexp.finite(row.weight_bytes) ? qexp.bytes(row.weight_bytes) : undefined), fact("bit operations", qexp.finite(row.bops) ? qexp.count(row.bops) : undefined),
@@ -131,7 +131,7 @@ const drawPlan = (columns) => {
 
 const drawCurves = (row) => {
   const stored = qexp.data.points[row.index].curves || {};
-  const family = (name) => (/loss/i.test(name) ? "loss" : /top|acc|map/i.test(name) ? "score" : "rate");
+  const family = (name) => (/loss/i.test(name) ? "loss" : (row.metric && name.endsWith(`_${row.metric}`)) || /top|acc|map/i.test(name) ? "score" : "rate");
   const lines = { loss: [], score: [], rate: [] };
   for (const [name, [x, y]] of Object.entries(stored)) {
     const mine = lines[family(name)];

@@ -32,7 +32,7 @@ const drawSensitivity = (point, columns) => {
   const bars = all.slice(0, BARS).map((bar) => {
     const plan = given.get(`${bar.layer}|${bar.site}`);
     const words = plan === null || plan === undefined ? "" : `${plan} bits`;
-    return { ...bar, y: `${bar.layer} · ${bar.site}`, color: qexp.siteColor(bar.site), bits: `${bar.bits} bits`, divergence: qexp.number(bar.x), drop: qexp.finite(bar.lost) ? `${qexp.points(bar.lost)} points` : "–", given: words || "–", note: words };
+    return { ...bar, y: `${bar.layer} · ${bar.site}`, color: qexp.siteColor(bar.site), bits: `${bar.bits} bits`, divergence: qexp.number(bar.x), drop: qexp.apart(qexp.rows[qexp.selected], bar.lost), given: words || "–", note: words };
   });
   const figure = qexp.model("sensitivity");
   qexp.factors(figure.y_range, bars.map((bar) => bar.y).reverse());
@@ -52,7 +52,7 @@ const buildTrials = (row, stored) => {
 };
 
 qexp.price = (x) => (price === "weight_bytes" ? qexp.bytes(x) : qexp.count(x));
-const GOALS = { top1: "top-1 on training images (%)", agree: "agreement with float (%)", divergence: "divergence from float (nats), lower is better" };
+const GOALS = { value: "score on training images", top1: "top-1 on training images (%)", agree: "agreement with float (%)", divergence: "divergence from float, lower is better" };
 
 const drawTrials = (row, stored) => {
   const { trial, weight_bytes, bops, front, score } = pooled(stored, ["trial", "weight_bytes", "bops", "front", "score"]);
@@ -70,13 +70,14 @@ const drawTrials = (row, stored) => {
 };
 
 const drawAccumulator = (row, stored) => {
-  const { bits, overflow, top1, share } = pooled(stored, ["bits", "overflow", "top1", "share"]);
+  const { bits, overflow, value, share } = pooled(stored, ["bits", "overflow", "value", "share"]);
   for (const kind of ["saturate", "wrap"]) {
-    const dots = bits.map((x, i) => ({ x, y: top1[i], kind: overflow[i], what: `${x} bits, ${overflow[i]}`, accuracy: qexp.percent(top1[i]), share: share ? `${qexp.number(share[i])} %` : "–" }));
+    const dots = bits.map((x, i) => ({ x, y: value[i], kind: overflow[i], what: `${x} bits, ${overflow[i]}`, accuracy: qexp.score(row, value[i]), share: share ? `${qexp.number(share[i])} %` : "–" }));
     qexp.put(`accumulator-${kind}`, qexp.columns(["x", "y", "what", "accuracy", "share"], dots.filter((dot) => dot.kind === kind && qexp.finite(dot.y)).sort((a, b) => a.x - b.x)));
   }
   const figure = qexp.model("accumulator");
   qexp.span(figure.x_range, bits, { least: 0.5 });
-  qexp.span(figure.y_range, top1, { least: 0.5 });
+  qexp.span(figure.y_range, value, { least: qexp.measure(row).share ? 0.5 : 0 });
+  figure.left[0].axis_label = qexp.plain(`${row.metric_label || row.metric}${qexp.measure(row).unit ? ` (${qexp.measure(row).unit})` : ""}`);
   qexp.fill("hint-accumulator", `The integer program${row.verify_images ? ` on ${row.verify_images} images` : ""}, with a register that overflows at the end of each sum.`);
 };

@@ -22,11 +22,22 @@ qexp.selected = null;
 qexp.distinct = (name, rows = qexp.rows) => [...new Set(rows.map((row) => row[name]).filter((value) => value !== undefined))];
 const several = (name) => qexp.distinct(name).length > 1;
 
-const METRICS = { top1: "top-1 accuracy", map_voc07: "mAP (VOC 2007)", lfw_accuracy: "LFW accuracy" };
+// What a row's numbers are, as its record says: a share in percent or a number with its own unit, better upwards or downwards.
+qexp.measure = (row = {}) => ({ unit: row.is_share === false ? row.unit || "" : "%", share: row.is_share !== false, sign: row.higher_is_better === false ? -1 : 1 });
 qexp.metricName = () => {
-  const metrics = qexp.distinct("metric");
-  return metrics.length === 1 ? METRICS[metrics[0]] || metrics[0] : "accuracy";
+  const names = [...new Set(qexp.rows.filter((row) => row.metric).map((row) => row.metric_label || row.metric))];
+  return names.length === 1 ? names[0] : "score";
 };
+qexp.metricUnit = () => {
+  const units = [...new Set(qexp.rows.filter((row) => row.metric).map((row) => qexp.measure(row).unit))];
+  return units.length === 1 && units[0] ? ` (${units[0]})` : "";
+};
+const digits = (row, x) => (qexp.measure(row).share || Math.abs(x) >= 1 || x === 0 ? qexp.points(x) : qexp.number(x, 4));
+qexp.plainScore = (row, x) => (qexp.finite(x) ? digits(row, x) : "–");
+qexp.score = (row, x) => (qexp.finite(x) ? `${qexp.measure(row).share ? x.toFixed(2) : digits(row, x)} ${qexp.measure(row).unit}`.trim() : "–");
+qexp.apart = (row, x) => (qexp.finite(x) ? `${digits(row, x)} ${qexp.measure(row).share ? "points" : qexp.measure(row).unit}`.trim() : "–");
+qexp.lost = (row, x) => (qexp.finite(row.value_float) ? qexp.measure(row).sign * (row.value_float - x) : undefined);
+qexp.better = (one, other, name = "value") => qexp.measure(one).sign * (one[name] - other[name]) > 0;
 
 // How differences were judged (see surely_better in statistics.py).
 qexp.basis = qexp.data.paired ? "5 %, McNemar's test on the same images, corrected for the number compared; seeds and runs without kept hits by their 95 % intervals" : "their 95 % intervals overlap";
