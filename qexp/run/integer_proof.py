@@ -79,6 +79,13 @@ def prove(run: Experiment, earlier: Mapping[str, Any] | None = None) -> dict[str
         with baked_weights(model):
             verdict = verify(model, program, first(data, settings.integers.verify), progress=settings.trainer.progress)
         (log.info if verdict.equal else log.warning)("%s", verdict.line())
+        if verdict.images < settings.integers.verify and settings.integers.export is None:
+            log.info(
+                "verify=%d: the test set has %d images%s; all of them were compared",
+                settings.integers.verify,
+                verdict.images,
+                f" (max_samples={settings.max_samples})" if settings.max_samples else "",
+            )
         if verdict.share > FAR:
             worst = max(verdict.simulated, key=lambda name: verdict.simulated[name].share)
             log.warning(
