@@ -106,7 +106,7 @@ def _onnx(run: Taken, int4: bool = False) -> dict[str, Any]:
         differ, right, seen = 0, 0, 0
         for x, labels in run.images():
             found = compare(x.numpy())
-            theirs = session.run(None, {"images": x.contiguous().numpy()})[0].argmax(1)
+            theirs = session.run(None, onnx_file.fed(run.lowered.program, x.numpy()))[0].argmax(1)
             ours = fast.run(run.lowered.program.encode(x.numpy())).argmax(1).numpy()
             differ, seen = differ + int((theirs != ours).sum()), seen + len(x)
             right += int((theirs == labels.numpy()).sum())

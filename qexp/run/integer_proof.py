@@ -48,6 +48,7 @@ def rounding(run: Experiment) -> AbstractContextManager[None]:
 def lowered(run: Experiment) -> Lowered:
     """Returns the network's integer program."""
     about = {k: v for k, v in asked(run.settings).items() if k != "study"} | {"preprocessing": preprocessing(run.data)}
+    about |= {"pixels": True} if run.settings.method.pixels else {}
     return lower(run.model.cpu(), run.data.example(), about, as_runtimes=run.settings.method.requantize == FLOAT32)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from qexp.errors import QexpError
 from qexp.run.settings.checks import (
     Spec,
+    choice,
     mapping,
     none_or,
     text,
@@ -28,6 +29,7 @@ class Method:
     rules: Mapping[str, Any] = field(default_factory=dict)
     passes: Mapping[str, Spec] = field(default_factory=dict)
     requantize: str | None = None  # rounding of the integer program between layers; None is that of integers
+    pixels: str | None = None  # exact | nearest: images arrive as the pixels they are stored as; None takes them normalised
 
     @classmethod
     def of(cls, node: Any) -> Method:
@@ -44,6 +46,7 @@ class Method:
             sites={site: node.get(site) for site in SITES},
             rules=mapping(node.get("rules") or {}, "quant.rules"),
             requantize=none_or(text, node.get("requantize"), "quant.requantize"),
+            pixels=none_or(choice, node.get("pixels"), "quant.pixels", ("exact", "nearest")),
             passes={k: v for k, v in mapping(node.get("passes") or {}, "quant.passes").items() if v},
         )
 
