@@ -121,7 +121,9 @@ class Graph:
         )
         pads = self._constant(f"{name}.pads", np.array([0, 0, up, left, 0, 0, up, left], np.int64))
         around = [
-            self._node("Pad", [channel, pads, self._integers(f"{channel}.zero", np.int64(z), "UINT8")], f"{channel}.padded")
+            self._node(
+                "Pad", [channel, pads, self._integers(f"{channel}.zero", np.int64(z), "UINT8")], f"{channel}.padded"
+            )
             for channel, z in zip(names, zeros)
         ]
         codes = self._node("Concat", around, f"{name}.padded", axis=1) if len(around) > 1 else around[0]
@@ -286,7 +288,10 @@ class Graph:
         weight = self._constants(f"{name}.weight", op.weight, kind, step)
         whole, padding = np.rint(op.bias / 2.0**op.align).astype(np.int64), getattr(op, "padding", ())
         if into.name == self.program.input and into.zero_point.size > 1 and takes_pixels(self.program):
-            x, padding = self._padded(op, into, name), (0, 0)  # around them lies each channel's zero, and sums count from 0
+            x, padding = (
+                self._padded(op, into, name),
+                (0, 0),
+            )  # around them lies each channel's zero, and sums count from 0
             whole = whole - _of_zeros(op)
         if np.abs(whole).max(initial=0) >= 2**31:
             raise QexpError(f"export=onnx: {op.layer}: its bias needs more than the 32 bits that runtimes take")

@@ -29,7 +29,9 @@ class Method:
     rules: Mapping[str, Any] = field(default_factory=dict)
     passes: Mapping[str, Spec] = field(default_factory=dict)
     requantize: str | None = None  # rounding of the integer program between layers; None is that of integers
-    pixels: str | None = None  # exact | nearest: images arrive as the pixels they are stored as; None takes them normalised
+    pixels: str | None = (
+        None  # exact | nearest: images arrive as the pixels they are stored as; None takes them normalised
+    )
 
     @classmethod
     def of(cls, node: Any) -> Method:

@@ -35,7 +35,10 @@ WRONG = [
     ("trainer.precision=bf16-true", "trainer.precision=bf16-true"),
     ("trainer.limit_test_batches=0", "trainer.limit_test_batches=0"),
     ("+trainer.logger=true", "every run writes its curves and figures into its own folder"),
-    ("+trainer.logger._target_=pytorch_lightning.loggers.CSVLogger +trainer.logger.save_dir=x", "CSVLogger is not allowed"),
+    (
+        "+trainer.logger._target_=pytorch_lightning.loggers.CSVLogger +trainer.logger.save_dir=x",
+        "CSVLogger is not allowed",
+    ),
     ("+trainer.max_epochs=3", "set schedule.epochs"),
     ("+trainer.gradient_clip_val=0.5", "set schedule.gradient_clip"),
     ("verify=-1", "verify=-1"),
