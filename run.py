@@ -1,5 +1,6 @@
 """Quantize a network and say what it costs: `python run.py --help`."""
 
+import logging
 import sys
 from pathlib import Path
 
@@ -22,7 +23,15 @@ def main(cfg: DictConfig) -> dict:
     from qexp.system.allocator import settle
 
     settle()
-    return run(read(cfg, in_sweep=HydraConfig.get().mode == RunMode.MULTIRUN))
+    in_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
+    try:
+        settings = read(cfg, in_sweep=in_sweep)
+    except QexpError as mistake:
+        if not in_sweep:
+            sys.exit(str(mistake))
+        logging.getLogger("qexp").error("%s", mistake)  # the sweep goes on; no point of this name can exist
+        return {"status": "failed", "error": f"QexpError: {mistake}"}
+    return run(settings)
 
 
 if __name__ == "__main__":
