@@ -1,5 +1,6 @@
 """Quantize a network and say what it costs: `python run.py --help`."""
 
+import logging
 import sys
 from pathlib import Path
 
@@ -25,8 +26,15 @@ def main(cfg: DictConfig) -> dict:
     settle()
     hydra_config = HydraConfig.get()
     tell(hydra_config)
-    cfg = named(cfg, hydra_config.runtime.choices)
-    return run(read(cfg, in_sweep=hydra_config.mode == RunMode.MULTIRUN))
+    in_sweep = hydra_config.mode == RunMode.MULTIRUN
+    try:
+        settings = read(named(cfg, hydra_config.runtime.choices), in_sweep=in_sweep)
+    except QexpError as mistake:
+        if not in_sweep:
+            sys.exit(str(mistake))
+        logging.getLogger("qexp").error("%s", mistake)  # the sweep goes on; no point of this name can exist
+        return {"status": "failed", "error": f"QexpError: {mistake}"}
+    return run(settings)
 
 
 if __name__ == "__main__":

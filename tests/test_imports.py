@@ -211,3 +211,14 @@ def test_the_library_loads_neither_lightning_nor_torchvision():
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.stdout.strip() == "[]", done.stdout + done.stderr
+
+
+def test_every_module_can_be_imported():
+    import importlib
+    import pkgutil
+
+    import qexp
+
+    for module in pkgutil.walk_packages(qexp.__path__, "qexp."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)

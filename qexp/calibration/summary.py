@@ -17,7 +17,8 @@ def summary(seen: Mapping[tuple[str, str], Any]) -> pd.DataFrame:
     """Returns one row per activation: measures of the whole tensor, and of its channels the least, the mean and the greatest of each.
 
     `b` is the mean absolute deviation `E|x - E x|`, `kurtosis` the excess over a normal distribution's. Columns: layer, site, count,
-    channels, the measures, and `<measure>_channels_min`, `_mean`, `_max`.
+    channels, the measures, and `<measure>_channels_min`, `_mean`, `_max`. What several calls of one layer saw at different widths has no
+    channels; their columns are empty.
 
     Args:
         seen: Statistics by (layer, site), as `Calibration` holds them.
@@ -27,14 +28,17 @@ def summary(seen: Mapping[tuple[str, str], Any]) -> pd.DataFrame:
         tensor, channel = seen[layer, site].tensor, seen[layer, site].channel
         if tensor.empty:
             continue
-        row = {"layer": layer, "site": site, "count": int(tensor.count.sum()), "channels": channel.count.numel()}
+        row = {"layer": layer, "site": site, "count": int(tensor.count.sum())}
         row |= {measure: _of(tensor, measure)[0] for measure in MEASURES}
-        for measure in MEASURES:
+        if not channel.empty:
+            row["channels"] = channel.count.numel()
+        for measure in MEASURES if not channel.empty else ():
             each = _of(channel, measure)
             row |= {f"{measure}_channels_{end}": getattr(each, end)() for end in ("min", "mean", "max")}
         rows.append({key: float(v) if hasattr(v, "dtype") else v for key, v in row.items()})
     ends = [f"{measure}_channels_{end}" for measure in MEASURES for end in ("min", "mean", "max")]
-    return pd.DataFrame(rows, columns=["layer", "site", "count", "channels", *MEASURES, *ends])
+    table = pd.DataFrame(rows, columns=["layer", "site", "count", "channels", *MEASURES, *ends])
+    return table.astype({"channels": "Int64"})
 
 
 def _of(stats: TensorStats, measure: str) -> Tensor:

@@ -23,7 +23,7 @@ from qexp.errors import QexpError
 from qexp.integer.arithmetic import FLOAT32
 from qexp.integer.bounds import greatest_pair
 from qexp.integer.fast import Fast
-from qexp.integer.onnx_graph import Graph
+from qexp.integer.onnx_graph import Graph, takes_pixels
 from qexp.integer.program import Conv, IntegerProgram, Linear, Requantize
 
 REMEDY = "run the point anew with deploy=int8, which computes as runtimes do, and export that"
@@ -79,6 +79,13 @@ def session(model: Path | bytes, threads: int = 0) -> Any:
     return onnxruntime.InferenceSession(given, options, providers=["CPUExecutionProvider"])
 
 
+def fed(program: IntegerProgram, images: NDArray[np.float32]) -> dict[str, NDArray]:
+    """Returns images `[N, C, H, W]` as a program's file takes them: as they are, or as the pixels they were made of."""
+    if takes_pixels(program):
+        return {"pixels": program.encode(images).astype(np.uint8)}
+    return {"images": np.ascontiguousarray(images)}
+
+
 @dataclass
 class Found:
     """How what onnxruntime computes differs from a program.
@@ -130,7 +137,7 @@ def comparison(program: IntegerProgram, path: Path) -> Callable[[NDArray[np.floa
     per = max(1, HELD // sum(int(np.prod(program.tensors[name].shape)) for name in names))
 
     def some(images: NDArray[np.float32]) -> None:
-        feed = {"images": np.ascontiguousarray(images)}
+        feed = fed(program, images)
         made = dict(zip(outputs, theirs.run(None, feed), strict=True))
 
         def take(name: str, codes: Any) -> None:

@@ -68,7 +68,10 @@ class Graph:
         """Returns the finished ONNX model."""
         helper, program = self.onnx.helper, self.program
         start, end = program.tensors[program.input], program.tensors[program.output]
-        self.real[start.name] = self._quantized(self._images(start), start, start.name)
+        pixels = takes_pixels(program)
+        self.real[start.name] = (
+            self._pixels(start) if pixels else self._quantized(self._images(start), start, start.name)
+        )
         for i, op in enumerate(program.ops):
             self.real[op.output] = self._op(i, op)
         values = {start.name: self.real[start.name]}
@@ -79,7 +82,7 @@ class Graph:
         graph = helper.make_graph(
             self.nodes,
             "qexp",
-            [helper.make_tensor_value_info("images", kind, ["N", *start.shape])],
+            [helper.make_tensor_value_info(*self._input(), ["N", *start.shape])],
             [helper.make_tensor_value_info("scores", kind, ["N", *end.shape])],
             list(self.constants.values()),
         )
@@ -88,9 +91,45 @@ class Graph:
         )
         ends = described(program)
         notes = {"bits": self.bits, "codes": self.codes, "about": program.about}
-        notes |= {"input": {"name": "images"} | ends["input"], "output": {"name": "scores"} | ends["output"]}
+        notes |= {"input": {"name": self._input()[0]} | ends["input"], "output": {"name": "scores"} | ends["output"]}
         helper.set_model_props(model, {f"qexp.{k}": json.dumps(v, default=str) for k, v in notes.items()})
         return model
+
+    def _input(self) -> tuple[str, int]:
+        """Returns name and type of what the file takes."""
+        kinds = self.onnx.TensorProto
+        return ("pixels", kinds.UINT8) if takes_pixels(self.program) else ("images", kinds.FLOAT)
+
+    def _pixels(self, grid: TensorSpec) -> str:
+        """Returns the real value of pixels, which are codes as they come; where channels have zeros of their own, of `pixel - 0`."""
+        self._node("Identity", ["pixels"], f"{grid.name}.codes")
+        self.bits[grid.name] = 8
+        scale = self._constant(f"{grid.name}.scale", np.float32(grid.unit[0]))
+        zero = grid.zero_point[0] if grid.zero_point.size == 1 else 0
+        point = self._integers(f"{grid.name}.zero", np.int64(zero), "UINT8")
+        return self._node("DequantizeLinear", [f"{grid.name}.codes", scale, point], f"{grid.name}.value")
+
+    def _padded(self, op: Conv, into: TensorSpec, name: str) -> str:
+        """Returns the real value of pixels with each channel's zero around them."""
+        (up, left), zeros = op.padding, into.zero_point
+        if not up and not left:
+            return self.real[into.name]
+        names = [f"{name}.channel{c}" for c in range(len(zeros))]
+        parts = self._constant(f"{name}.parts", np.ones(len(zeros), np.int64))
+        self.nodes.append(
+            self.onnx.helper.make_node("Split", [f"{into.name}.codes", parts], names, name=f"{name}.split", axis=1)
+        )
+        pads = self._constant(f"{name}.pads", np.array([0, 0, up, left, 0, 0, up, left], np.int64))
+        around = [
+            self._node(
+                "Pad", [channel, pads, self._integers(f"{channel}.zero", np.int64(z), "UINT8")], f"{channel}.padded"
+            )
+            for channel, z in zip(names, zeros)
+        ]
+        codes = self._node("Concat", around, f"{name}.padded", axis=1) if len(around) > 1 else around[0]
+        return self._node(
+            "DequantizeLinear", [codes, f"{into.name}.scale", f"{into.name}.zero"], f"{name}.padded.value"
+        )
 
     def _images(self, grid: TensorSpec) -> str:
         """Returns the images, already on the grid where `QuantizeLinear` alone would give other codes: it adds the zero point last.
@@ -247,13 +286,19 @@ class Graph:
         name = f"{op.layer or 'layer'}.{i}"
         self.bits[f"{name}.weight"] = bits
         weight = self._constants(f"{name}.weight", op.weight, kind, step)
-        whole = np.rint(op.bias / 2.0**op.align).astype(np.int64)
+        whole, padding = np.rint(op.bias / 2.0**op.align).astype(np.int64), getattr(op, "padding", ())
+        if into.name == self.program.input and into.zero_point.size > 1 and takes_pixels(self.program):
+            x, padding = (
+                self._padded(op, into, name),
+                (0, 0),
+            )  # around them lies each channel's zero, and sums count from 0
+            whole = whole - _of_zeros(op)
         if np.abs(whole).max(initial=0) >= 2**31:
             raise QexpError(f"export=onnx: {op.layer}: its bias needs more than the 32 bits that runtimes take")
         bias = self._constants(f"{name}.bias", whole, "INT32", (step * into.unit.ravel()).astype(np.float32))
         if isinstance(op, Linear):
             return self._node("Gemm", [x, weight, bias], op.output, transB=1)
-        pads = [*op.padding, *op.padding]
+        pads = [*padding, *padding]
         shape = {"strides": op.stride, "pads": pads, "dilations": op.dilation, "group": op.groups}
         return self._node("Conv", [x, weight, bias], op.output, kernel_shape=op.weight.shape[2:], **shape)
 
@@ -359,6 +404,18 @@ class Graph:
         raw = pack(values, 4) if kind == "INT4" else values.astype(f"<{STORED[kind]}").tobytes()
         self.constants[name] = self.onnx.helper.make_tensor(name, number, values.shape, raw, raw=True)
         return name
+
+
+def takes_pixels(program: IntegerProgram) -> bool:
+    """Whether a program's codes of images are the pixels, so that its file takes bytes."""
+    return bool(program.about.get("pixels"))
+
+
+def _of_zeros(op: Conv) -> NDArray[np.int64]:
+    """Returns what a convolution's sums have too much where its input counts from 0 and not from each channel's zero."""
+    outputs, per = op.weight.shape[:2]
+    zero = np.repeat(op.zero.reshape(op.groups, per), outputs // op.groups, axis=0)
+    return (op.weight.sum((2, 3)) * zero).sum(1)
 
 
 def _key(spec: TensorSpec) -> tuple[float, int, int, int]:

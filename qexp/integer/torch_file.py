@@ -56,11 +56,14 @@ def write(model: nn.Module, folder: Path, images: Tensor) -> dict[str, Any]:
 
 
 def _lean(model: nn.Module) -> nn.Module:
-    """Returns a copy whose ordinary layers hold their quantized weight alone, not the float weight beside it."""
+    """Returns a copy whose ordinary layers hold their quantized weights and biases alone, not the float ones beside them."""
     model = copy.deepcopy(model)
     for _, layer in quantized_layers(model):
         if type(layer) in QUANTIZED.values() and BAKED in layer._buffers:
             layer.weight.data = layer._buffers.pop(BAKED)
+            if layer.bias is not None:  # before the weight's scale is gone, which a bias may be counted in
+                layer.bias.data = layer.quantized_bias()
+                layer.bias_quantizer = nn.Identity()
             layer.weight_quantizer = nn.Identity()
     return model
 

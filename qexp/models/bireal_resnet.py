@@ -6,17 +6,17 @@ section 4.2.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from qexp.errors import QexpError, near
+from qexp.errors import QexpError
 from qexp.models.activations import ACTIVATIONS
+from qexp.models.cifar_resnet import CifarResNet
 from qexp.models.modules import Add, StridedPad, conv_bn
-from qexp.models.weights import fit_keys, read_state
+from qexp.models.weights import load_weights
 
 Activation = Literal["hardtanh", "prelu", "rprelu", "maxout", "relu"]
 Down = Literal["strided_zero", "avg_zero", "avg_conv"]
@@ -25,7 +25,8 @@ _ALLOWED = {
     "shortcut_span": ("conv", "block"),
     "shortcut_down": ("strided_zero", "avg_zero", "avg_conv"),
 }
-_NEW = (".act", "shortcut.", "tail.", "act0.")  # what a plain residual network has no weights for
+# names in a plain network's file: its shortcuts are not taken over, which may be others here
+_PLAIN = {r"\.(shortcut|downsample)\.": None, r"^fc\.": "linear."}
 
 
 class PooledPad(StridedPad):
@@ -117,6 +118,7 @@ class BiRealResNet(nn.Module):
         ):
             if got not in _ALLOWED[name]:
                 raise QexpError(f"BiRealResNet: {name}={got!r} is not allowed; use {', '.join(_ALLOWED[name])}")
+        self.depth = depth
         channels = self.widths[0]
         self.conv1 = nn.Conv2d(in_channels, channels, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(channels)
@@ -149,17 +151,15 @@ class BiRealResNet(nn.Module):
             raise QexpError(
                 f"BiRealResNet: start={path} is no file; name the weights of a CifarResNet of the same depth"
             )
-        own = self.state_dict()
-        found = fit_keys(read_state(path), own, {})
-        missing = [k for k in own if k not in found and not any(part in k for part in _NEW)]
-        foreign = [k for k in found if k not in own or found[k].shape != own[k].shape]
-        if missing or foreign:
-            raise QexpError(f"BiRealResNet: start={path} does not fit: {_first(foreign, missing, list(own))}")
+        plain = CifarResNet(self.depth, "A", self.linear.out_features)
+        plain.conv1 = nn.Conv2d(self.conv1.in_channels, self.conv1.out_channels, 3, padding=1, bias=False)
+        try:
+            load_weights(plain, path, _PLAIN)
+        except QexpError as error:
+            raise QexpError(f"BiRealResNet: start={path} does not fit: {error}") from None
+        found = plain.state_dict()
+        own = {key: value.shape for key, value in self.state_dict().items()}
+        foreign = [key for key, value in found.items() if own.get(key) != value.shape]
+        if foreign:
+            raise QexpError(f"BiRealResNet: start={path} does not fit: {foreign[0]} has no place here")
         self.load_state_dict(found, strict=False)
-
-
-def _first(foreign: Sequence[str], missing: Sequence[str], own: list[str]) -> str:
-    """Returns a sentence about the first names that do not fit."""
-    if foreign:
-        return f"{len(foreign)} tensors have no place here, {foreign[0]} first{near(foreign[0], own)}"
-    return f"{len(missing)} tensors are missing, {missing[0]} first"

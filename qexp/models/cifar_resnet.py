@@ -1,4 +1,4 @@
-"""Residual networks for 32x32 images: three stages of `(depth - 2) / 6` basic blocks.
+"""Residual networks for 32x32 images: three stages of `(depth - 2) / 6` basic blocks, or `(depth - 2) / 9` bottlenecks.
 
 Source: He, Zhang, Ren, Sun 2015, arXiv:1512.03385, section 4.2; pre-activation: the same authors 2016,
 arXiv:1603.05027.
@@ -13,6 +13,7 @@ from qexp.errors import QexpError
 from qexp.models.modules import Add, StridedPad, conv_bn
 
 Shortcut = Literal["A", "B"]
+EXPANSION = 4  # channels of a bottleneck's result for one of its 3x3 convolution
 
 
 def _shortcut(kind: Shortcut, in_channels: int, channels: int, stride: int) -> nn.Module:
@@ -69,11 +70,61 @@ class PreActBlock(nn.Module):
         return self.add(self.conv2(self.relu2(self.bn2(y))), self.shortcut(x))
 
 
+class Bottleneck(nn.Module):
+    """1x1, 3x3 and 1x1 convolutions, the last with four times the channels; with batch norms and ReLUs as `BasicBlock` has them."""
+
+    def __init__(
+        self, in_channels: int, channels: int, stride: int, shortcut: Shortcut, relu_after_add: bool = True
+    ) -> None:
+        super().__init__()
+        inner = channels // EXPANSION
+        self.conv1 = nn.Conv2d(in_channels, inner, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(inner)
+        self.relu1 = nn.ReLU()
+        self.conv2 = _conv3x3(inner, inner, stride)
+        self.bn2 = nn.BatchNorm2d(inner)
+        self.relu2 = nn.ReLU()
+        self.conv3 = nn.Conv2d(inner, channels, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(channels)
+        self.shortcut = _shortcut(shortcut, in_channels, channels, stride)
+        self.add = Add()
+        self.relu3 = nn.ReLU() if relu_after_add else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.relu1(self.bn1(self.conv1(x)))
+        y = self.bn3(self.conv3(self.relu2(self.bn2(self.conv2(y)))))
+        return self.relu3(self.add(y, self.shortcut(x)))
+
+
+class PreActBottleneck(nn.Module):
+    """The same with batch norm and ReLU before each convolution; its shortcut is that of `PreActBlock`."""
+
+    def __init__(self, in_channels: int, channels: int, stride: int, shortcut: Shortcut) -> None:
+        super().__init__()
+        inner = channels // EXPANSION
+        self.bn1 = nn.BatchNorm2d(in_channels)
+        self.relu1 = nn.ReLU()
+        self.conv1 = nn.Conv2d(in_channels, inner, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(inner)
+        self.relu2 = nn.ReLU()
+        self.conv2 = _conv3x3(inner, inner, stride)
+        self.bn3 = nn.BatchNorm2d(inner)
+        self.relu3 = nn.ReLU()
+        self.conv3 = nn.Conv2d(inner, channels, 1, bias=False)
+        self.shortcut = _shortcut(shortcut, in_channels, channels, stride)
+        self.add = Add()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv1(self.relu1(self.bn1(x)))
+        y = self.conv2(self.relu2(self.bn2(y)))
+        return self.add(self.conv3(self.relu3(self.bn3(y))), self.shortcut(x))
+
+
 class CifarResNet(nn.Module):
     """Class scores [N, num_classes] of images [N, 3, 32, 32].
 
     Args:
-        depth: 6n + 2: 20, 32, 44, 56, 110, ...
+        depth: 6n + 2: 20, 32, 44, 56, 110, ...; of bottlenecks 9n + 2: 29, 164, 1001, ...
         shortcut: Where the shape changes: `A` strided identity with zero channels, `B` 1x1 convolution with BN.
         num_classes: Outputs of the classifier.
         post_add_relu: A ReLU after every block's sum (`true`), after the last sum of each stage (`stage`), or none
@@ -81,6 +132,7 @@ class CifarResNet(nn.Module):
         pre_activation: BN and ReLU before each convolution, none after the sum; `post_add_relu` does not apply.
         stem_channels: Outputs of the first convolution; by default those of the first stage.
         pool: Side of the average pooling window; the classifier sees what the windows leave of the 8x8 map.
+        bottleneck: Blocks of 1x1, 3x3 and 1x1 convolutions, whose results have four times the channels of a basic block's.
         init: Weights of the convolutions: `he_normal` by fan-out, or `kaiming_uniform` by fan-in as PACT-Quantization has it.
     """
 
@@ -96,25 +148,26 @@ class CifarResNet(nn.Module):
         stem_channels: int | None = None,
         pool: int = 8,
         init: Literal["he_normal", "kaiming_uniform"] = "he_normal",
+        bottleneck: bool = False,
     ) -> None:
         super().__init__()
-        _check(depth, shortcut, post_add_relu, pool, init)
+        _check(depth, shortcut, post_add_relu, pool, init, bottleneck)
         stem = self.widths[0] if stem_channels is None else stem_channels
-        if shortcut == "A" and stem > self.widths[0]:
-            raise QexpError(
-                f"CifarResNet: shortcut A cannot go from {stem} stem channels down to {self.widths[0]}; use B"
-            )
+        widths = [EXPANSION * width for width in self.widths] if bottleneck else self.widths
+        if shortcut == "A" and stem > widths[0]:
+            raise QexpError(f"CifarResNet: shortcut A cannot go from {stem} stem channels down to {widths[0]}; use B")
         self.conv1 = _conv3x3(3, stem)
         self.bn1 = nn.Identity() if pre_activation else nn.BatchNorm2d(stem)
         self.relu1 = nn.Identity() if pre_activation else nn.ReLU()
-        channels = stem
-        for number, width in enumerate(self.widths, start=1):
+        channels, count = stem, (depth - 2) // (9 if bottleneck else 6)
+        before, after = (PreActBottleneck, Bottleneck) if bottleneck else (PreActBlock, BasicBlock)
+        for number, width in enumerate(widths, start=1):
             blocks = []
-            for i in range((depth - 2) // 6):
+            for i in range(count):
                 shape = (channels, width, 2 if number > 1 and i == 0 else 1, shortcut)
-                last = i == (depth - 2) // 6 - 1
+                last = i == count - 1
                 relu = last if post_add_relu == "stage" else bool(post_add_relu)
-                blocks.append(PreActBlock(*shape) if pre_activation else BasicBlock(*shape, relu_after_add=relu))
+                blocks.append(before(*shape) if pre_activation else after(*shape, relu_after_add=relu))
                 channels = width
             setattr(self, f"layer{number}", nn.Sequential(*blocks))
         self.tail = nn.Sequential(nn.BatchNorm2d(channels), nn.ReLU()) if pre_activation else nn.Identity()
@@ -134,12 +187,16 @@ class CifarResNet(nn.Module):
         return self.linear(self.flatten(self.pool(self.tail(x))))
 
 
-def _check(depth: int, shortcut: str, post_add_relu: bool | str, pool: int, init: str) -> None:
+def _check(depth: int, shortcut: str, post_add_relu: bool | str, pool: int, init: str, bottleneck: bool) -> None:
     def allow(name: str, got: object, allowed: Sequence[object]) -> None:
         if got not in allowed:
             raise QexpError(f"CifarResNet: {name}={got!r}; allowed: {', '.join(map(str, allowed))}")
 
-    if depth < 8 or (depth - 2) % 6:
+    if bottleneck and (depth < 11 or (depth - 2) % 9):
+        raise QexpError(
+            f"CifarResNet: depth={depth}; allowed with bottlenecks: 9n + 2 with n >= 1 (11, 29, 164, 1001, ...)"
+        )
+    if not bottleneck and (depth < 8 or (depth - 2) % 6):
         raise QexpError(f"CifarResNet: depth={depth}; allowed: 6n + 2 with n >= 1 (8, 14, 20, 32, 44, 56, 110, ...)")
     allow("shortcut", shortcut, ("A", "B"))
     allow("post_add_relu", post_add_relu, (True, False, "stage"))

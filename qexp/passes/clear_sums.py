@@ -22,14 +22,17 @@ log = logging.getLogger(__name__)
 TRIES = 6000
 STEP = 2.0**-19  # of a scale, from one try to the next: six thousand of them are about one percent
 WORD = 2.0**-23  # what four float32 operations may lose of a number
+FAR = 2.0  # such losses, of the zeros' parts, that a sum should be away from a tie
 
 
 class ClearSums(Pass):
     """Raises the scale of one operand of each residual sum, by a percent at most, until no sum of two codes is nearly a tie.
 
     Runtimes compute `(a - za) * sa / sy + (b - zb) * sb / sy` in float32, each in its own order, and one sum in a million lies where the
-    order decides the code; two layers later it is thousands. There are but 65,536 pairs of codes, so all of them are tried. The operand
-    is one whose quantizer nothing else uses. Sums of more than 8 bits, or with learned scales that still move, are left alone.
+    order decides the code; two layers later it is thousands. There are but 65,536 pairs of codes, so all of them are tried. Some runtimes
+    take the zeros' parts, `za * sa / sy + zb * sb / sy`, out of the sum as one number, whose rounding counts however small the sum is: the
+    first scale with room for that is taken, else the one with most. The operand is one whose quantizer nothing else uses. Sums of more
+    than 8 bits, or with learned scales that still move, are left alone.
     """
 
     @torch.no_grad()
@@ -82,24 +85,36 @@ def _clear(name: str, free: Quantizer, other: Quantizer, grids: Sequence[Quantiz
     a, b = (_codes(q) for q in (free, other))
     first, fixed = np.float32(free.scale.item()), b * float(other.scale)
     readers = {(float(q.scale), int(q.zero_point), *map(int, q.limits)) for q in grids}
+    zeros, best, most = (float(free.zero_point), float(other.zero_point) * float(other.scale)), None, -1.0
     for k in range(TRIES):
         scale = np.float32(first * (1 + k * STEP))
-        if not any(_near_a_tie(a * float(scale), fixed, *grid) for grid in readers):
-            free.scale.fill_(float(scale))
-            if k:
-                log.debug("%s: scale of %s raised by %.3g percent", name, free.name, 100 * k * STEP)
-            return
-    log.warning("%s: some sums of two codes lie so near to a tie that runtimes may round them differently", name)
+        apart = abs(zeros[0] * float(scale)) + abs(zeros[1])
+        room = np.inf
+        for grid in readers:
+            room = min(room, _room(a * float(scale), fixed, apart, *grid))
+            if room <= most:
+                break
+        if room > most:
+            best, most = (k, scale), room
+        if most >= FAR:
+            break
+    if best is None:
+        log.warning("%s: some sums of two codes lie so near to a tie that runtimes may round them differently", name)
+        return
+    free.scale.fill_(float(best[1]))
+    if best[0]:
+        log.debug("%s: scale of %s raised by %.3g percent", name, free.name, 100 * best[0] * STEP)
 
 
-def _near_a_tie(a: NDArray, b: NDArray, scale: float, zero: int, low: int, high: int) -> bool:
-    """Whether a sum of `a [A]` and `b [B]` lies where float32 does not tell on which side of a tie it is."""
+def _room(a: NDArray, b: NDArray, apart: float, scale: float, zero: int, low: int, high: int) -> float:
+    """Returns how far the sums of `a [A]` and `b [B]` stay from ties, in what float32 loses of `apart`; -1 where one is nearly a tie."""
     x, y = (a / scale)[:, None], (b / scale)[None]
     total = x + y
     slack = WORD * (np.abs(x) + np.abs(y) + np.abs(total) + abs(zero) + 1)
     off = np.abs(total - np.floor(total) - 0.5)
     inside = (total > low - zero - 1) & (total < high - zero + 1)
-    return bool(((off < slack) & inside).any())
+    clear = float((off - slack).min(initial=np.inf, where=inside))
+    return -1.0 if clear < 0 else clear / (WORD * apart / scale) if apart else np.inf
 
 
 def _codes(quantizer: Quantizer) -> NDArray:

@@ -66,6 +66,7 @@ class AccumulatorBias(Quantizer):
         if self._even is None:
             self._even = _even(self._layer[0].weight, weight)
         scale = torch.as_tensor(getattr(found[0], "scale", torch.zeros(0))).detach().double().flatten()
+        scale = scale[:1] if scale.numel() and bool((scale == scale[0]).all()) else scale
         if not self._even or scale.numel() != 1:
             return None
         return scale * weight.scale.detach().double().flatten()

@@ -409,13 +409,10 @@ def _follow(table: dict, facts: Facts, rules: set[str]) -> None:
 
 
 def _operand(facts: Facts, layer: str, site: str) -> tuple[str, ...]:
-    """Returns the layers that an input's tensor comes from."""
+    """Returns the layers that an input's tensor comes from; what comes from none (images, what functions compute) is like no other."""
     operands, number = facts.sources.get(layer, ()), int(site.split(".")[1]) if "." in site else 0
-    return (
-        tuple(operands[number])
-        if operands and number < len(operands) and site.startswith("input")
-        else ("", layer, site)
-    )
+    known = site.startswith("input") and number < len(operands) and operands[number]
+    return tuple(operands[number]) if known else ("", layer, site)
 
 
 def _by_rule(entry: Entry, rules: set[str]) -> bool:

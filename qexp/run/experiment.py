@@ -34,6 +34,7 @@ class Experiment:
         model: The network, edited in place from float to quantized and trained.
         context: What passes may look at: the facts of the network, the calibration images and their statistics, findings.
         passes: Edits of the model, in the order they run.
+        rules: What the run adds to the recipe's rules.
         plan: What each tensor carries; empty until the recipe is resolved.
         origin: What the network was before the run changed it.
         params: Parameters of the float network.
@@ -50,6 +51,7 @@ class Experiment:
     model: nn.Module
     context: Moment
     passes: Sequence[Pass] = ()
+    rules: dict[str, Any] = field(default_factory=dict)
     plan: Plan = field(default_factory=lambda: Plan(()))
     origin: Origin | None = None
     params: int = 0

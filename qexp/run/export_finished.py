@@ -14,7 +14,7 @@ from qexp.errors import QexpError, near
 from qexp.network.facts import facts
 from qexp.passes.base import Moment
 from qexp.results.run_folder import Record
-from qexp.run import exporters, integer_proof, saved_network
+from qexp.run import exporters, integer_proof, pixels, saved_network
 from qexp.run.datasets import load_data
 from qexp.run.experiment import Experiment
 from qexp.run.settings import Integers, Settings
@@ -54,7 +54,7 @@ def proven(settings: Settings, data: DataSet, record: Record) -> dict[str, Any]:
 
 def _added(settings: Settings, data: DataSet, record: Record) -> dict[str, Any]:
     """Returns the record of a finished run with what a proof or an export of its network adds, and writes it."""
-    model = saved_network.load(record.folder)
+    model, data = saved_network.load(record.folder), pixels.of(settings, data)
     example = data.example()
     needs_images = settings.integers.export in exporters.OF_NETWORK
     images = data.calibration_batches(settings.n_calibrate, settings.data.calibration_batch, settings.seed)

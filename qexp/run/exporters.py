@@ -113,7 +113,7 @@ def _onnx(run: Taken, int4: bool = False) -> dict[str, Any]:
         gaps, seen, judging = [], 0, Judging(run.judge)
         for x, targets in run.images():
             found = compare(x.numpy())
-            theirs = torch.from_numpy(session.run(None, {"images": x.contiguous().numpy()})[0])
+            theirs = torch.from_numpy(session.run(None, onnx_file.fed(run.lowered.program, x.numpy()))[0])
             ours = run.lowered.program.decode(fast.run(run.lowered.program.encode(x.numpy())).numpy())
             gaps.append(run.differing(theirs, torch.from_numpy(ours)))
             judging.add(theirs, targets)

@@ -16,6 +16,7 @@ from torch import nn
 from qexp.calibration.cache import behaviour, code_of, tensor_hash
 from qexp.callbacks.observers import others
 from qexp.data.contract import DataSet
+from qexp.errors import QexpError
 from qexp.models.weights import load_weights, save_weights, sha256
 from qexp.results import identity
 from qexp.run import training
@@ -34,6 +35,11 @@ def build(settings: Settings, data: DataSet) -> nn.Module:
     """Returns the network with fresh weights, seeded, whose results are what the data set's task reads."""
     training.seed(settings.seed)
     model = make(settings.network.net, where="model.net")
+    for name, weight in model.named_parameters():
+        if not weight.numel() and not isinstance(weight, nn.parameter.UninitializedParameter):
+            raise QexpError(
+                f"model.net: {name} has no elements ({list(weight.shape)}); give the network a width of at least 1"
+            )
     training.task(settings, model).take_network(data.example())
     return model
 

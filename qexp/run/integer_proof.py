@@ -49,6 +49,7 @@ def rounding(run: Experiment) -> AbstractContextManager[None]:
 def lowered(run: Experiment) -> Lowered:
     """Returns the network's integer program."""
     about = {k: v for k, v in asked(run.settings).items() if k != "study"} | {"preprocessing": preprocessing(run.data)}
+    about |= {"pixels": True} if run.settings.method.pixels else {}
     return lower(run.model.cpu(), run.data.example(), about, as_runtimes=run.settings.method.requantize == FLOAT32)
 
 
@@ -83,6 +84,13 @@ def prove(run: Experiment, earlier: Mapping[str, Any] | None = None) -> dict[str
         if verdict.score is None:
             log.info("%s cannot judge outputs alone: the integers have no score of their own", type(judge).__name__)
         (log.info if verdict.equal else log.warning)("%s", verdict.line())
+        if verdict.images < settings.integers.verify and settings.integers.export is None:
+            log.info(
+                "verify=%d: the test set has %d images%s; all of them were compared",
+                settings.integers.verify,
+                verdict.images,
+                f" (max_samples={settings.max_samples})" if settings.max_samples else "",
+            )
         if verdict.share > FAR:
             worst = max(verdict.simulated, key=lambda name: verdict.simulated[name].share)
             log.warning(

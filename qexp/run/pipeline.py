@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from qexp.passes.permanent import make_permanent
 from qexp.passes.unchanged import edit_floats, unchanged
 from qexp.recipe import Recipe, apply, resolve
 from qexp.results.run_folder import Record, peak_mb
-from qexp.run import devices, export_finished, float_network, integer_proof, outcome, stages, teacher, training
+from qexp.run import devices, export_finished, float_network, integer_proof, outcome, pixels, stages, teacher, training
 from qexp.run.datasets import load_data
 from qexp.run.experiment import Experiment
 from qexp.run.naming import asked, check_study, point_hash, title
@@ -95,6 +96,8 @@ def experiment(settings: Settings, data: DataSet, record: Record) -> Experiment:
     run = start(settings, data, record)
     distill = teacher.distillation(run) if settings.trains else None
     fold(run)
+    pixels.take(run)
+    data = run.data
     for edit in run.passes:
         edit_floats(edit, run.model, run.context)
     attach(run)
@@ -135,6 +138,7 @@ def start(settings: Settings, data: DataSet, record: Record) -> Experiment:
     kernels = load_kernels(settings.kernels)
     training.seed(settings.seed)
     check_images(settings, data)
+    pixels.check(settings, data)
     log.info("%s -> %s", title(settings), record.folder)
     scratch = settings.schedule.from_scratch
     if not scratch and float_network.is_untrained(settings, data):
@@ -249,21 +253,21 @@ def load_passes(settings: Settings) -> list[Pass]:
 
 def attach(run: Experiment) -> None:
     """Attaches the quantizers the recipe asks for, in place, and prints the plan."""
-    run.plan = resolve(run.model, run.facts, recipe(run.settings))
+    run.plan = resolve(run.model, run.facts, recipe(run.settings, run.rules))
     # A sweep's plans are in each point's layers.csv.
     words = outcome.plan_line if run.settings.in_sweep else outcome.plan_summary
     log.info("%s", words(run.plan, run.facts, run.model))
     apply(run.model, run.plan, run.facts)
 
 
-def recipe(settings: Settings) -> Recipe:
-    """Returns the recipe that the settings ask for."""
+def recipe(settings: Settings, more: Mapping[str, Any] | None = None) -> Recipe:
+    """Returns the recipe that the settings ask for, with rules that the run adds behind its own."""
     if settings.schedule.is_float:
         return Recipe(sites={}, wbit=32, abit=32)
     network, widths = settings.network, settings.widths
     return Recipe(
         sites=settings.method.sites,
-        rules=settings.method.rules,
+        rules={**settings.method.rules, **(more or {})},
         wbit=widths.weights,
         abit=widths.inputs,
         groups=network.groups,

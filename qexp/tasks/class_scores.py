@@ -73,6 +73,7 @@ def take_class_scores(model: nn.Module, example: Tensor, num_classes: int) -> No
         model.eval()
         result = model(images)
         scores = class_scores(result, num_classes)
+        alone = model(example)
         model.training = True  # itself alone: its layers compute as in evaluation, so that results can be compared
         try:
             taught = model(images)
@@ -80,7 +81,7 @@ def take_class_scores(model: nn.Module, example: Tensor, num_classes: int) -> No
             Exception
         ):  # an auxiliary head that these images are too small for: whether that matters, training will show
             taught = result
-    plain = [isinstance(r, Tensor) and r.ndim == 2 for r in (result, taught)]
+    plain = [isinstance(r, Tensor) and r.ndim == 2 for r in (result, taught, alone)]
     if all(plain):
         return
     place = None
@@ -102,7 +103,9 @@ def take_class_scores(model: nn.Module, example: Tensor, num_classes: int) -> No
 
 
 def _scores(x: Tensor, num_classes: int) -> Tensor:
-    """Returns scores as `[N, K]`, of maps of one pixel too."""
+    """Returns scores as `[N, K]`, of maps of one pixel too, and of a single image whose dimension the network squeezes away."""
+    if isinstance(x, Tensor) and x.shape == (num_classes,) and x.is_floating_point():
+        return x[None]
     if not isinstance(x, Tensor) or not _is_scores(x, num_classes):
         got = list(x.shape) if isinstance(x, Tensor) else type(x).__name__
         raise QexpError(

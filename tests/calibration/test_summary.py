@@ -41,3 +41,35 @@ def test_a_run_leaves_the_table(run, tmp_path):
     metrics = run("quant=minmax", "study=s")
     table = pd.read_csv(tmp_path / "runs" / "s" / metrics["point"] / "statistics.csv")
     assert len(table) > 3 and {"mean", "std", "b", "kurtosis", "mean_abs"} <= set(table.columns)
+
+
+class OneReLU(nn.Module):
+    """One ReLU and one pool at places of 4 and of 6 channels, as every tutorial writes them."""
+
+    def __init__(self, num_classes: int, width: int) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(1, width, 3), nn.Conv2d(width, 6, 3)
+        self.fc = nn.Linear(6, num_classes)
+        self.relu, self.pool = nn.ReLU(), nn.MaxPool2d(2)
+
+    def forward(self, x):
+        x = self.pool(self.relu(self.conv1(x)))
+        return self.fc(self.relu(self.conv2(x)).flatten(1))
+
+
+def test_a_run_of_one_module_at_places_of_different_widths_ends_with_its_table(compose, tmp_path):
+    import pandas as pd
+
+    from qexp.run.pipeline import run
+    from qexp.run.settings import read
+
+    options = ["trainer=cpu", "trainer.enable_progress_bar=false", "kernels=reference", f"runs_dir={tmp_path}"]
+    net = ["model.net._target_=tests.calibration.test_summary.OneReLU", "model.groups=[]", "model.net.width=4"]
+    fast = ["schedule.pretrain.epochs=1", "max_samples=100", "n_calibrate=32", "quant=minmax"]
+    metrics = run(read(compose(*options, *net, *fast)))
+    assert metrics["status"] == "ok", metrics
+    (path,) = tmp_path.glob("*/*/statistics.csv")
+    table = pd.read_csv(path).set_index(["layer", "site"])
+    shared = table.loc[("relu", slice(None)), :]
+    assert len(shared) and shared["channels"].isna().all() and shared["count"].gt(0).all()
+    assert table.loc[("fc", "input"), "channels"] == 6

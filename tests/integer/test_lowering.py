@@ -164,7 +164,7 @@ class Chain(nn.Sequential):
         (nn.AvgPool2d(2), nn.ReLU()),
         (nn.AvgPool2d(3, 2, 1),),
         (nn.AdaptiveAvgPool2d(2),),
-        (nn.ReLU(), nn.BatchNorm2d(4), nn.Dropout()),
+        (nn.ReLU(), nn.BatchNorm2d(4), nn.Dropout(), nn.Dropout2d()),
         (modules.StridedPad(3, 2),),
         (nn.Conv2d(4, 4, 3, padding="same", dilation=2, groups=2), nn.ReLU()),
     ],

@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from qexp.errors import QexpError
 from qexp.integer.files import load
 
 
@@ -40,7 +41,8 @@ def test_narrow_accumulators_cost_accuracy(run, tmp_path: Path):
     assert (wide.overflows == 0).all() and (wide.value == metrics["value_integer"]).all()
     assert (narrow.overflows > 0).all() and (narrow.share > 1).all() and (narrow.value < wide.value.max()).all()
     assert metrics["accumulator"]["24 wrap"] == metrics["value_integer"]
-    assert "widths of 2..64 bits" in run("verify=8", "accumulator=[80]")["error"]
+    with pytest.raises(QexpError, match="accumulator=80 is not allowed; use a whole number from 2 to 64"):
+        run("verify=8", "accumulator=[80]")
 
 
 def test_deploy_makes_fixed_point_lowerable(run):
@@ -63,13 +65,13 @@ def test_a_finished_training_is_proven_afterwards(run, tmp_path: Path):
     assert proven["value"] == trained["value"], "the network of the last checkpoint, not a new one"
     kept = json.loads((folder / "metrics.json").read_text())
     assert kept["verify"] == "equal" and kept["value"] == trained["value"] and (folder / "integer.csv").exists()
-    assert "verify" in (folder.parent / "results.csv").read_text().splitlines()[0]
+    assert kept["verify_images"] == 40
 
 
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["export=verfy"], "export='verfy'.*did you mean 'verify'"),
+        (["export=verfy"], "export=verfy .did you mean 'verify'"),
         (["export=verify"], "needs weights=<folder of a finished run>, got"),
         (["export=verify", "weights=null"], "needs weights=<folder of a finished run>, got None"),
     ],
@@ -89,4 +91,30 @@ def test_an_unfinished_run_is_refused(run, tmp_path: Path):
 
 
 def test_an_unknown_rounding_is_refused(run):
-    assert "rounding='int'; allowed are float, integer" in run("rounding=int")["error"]
+    with pytest.raises(
+        QexpError, match=r"rounding=int \(did you mean 'integer'\?\) is not allowed; use float or integer"
+    ):
+        run("rounding=int")
+
+
+def test_integers_that_are_another_network_than_the_evaluated_one_are_told(run, digits_weights, tmp_path, caplog):
+    """A channel that reaches ten million below zero (and never fires) makes the one step of the sum coarse for all others."""
+    from safetensors.torch import load_file, save_file
+
+    from qexp.run.integer_proof import FAR
+
+    words = "of the codes are not those of the network as it was evaluated"
+    assert run("quant=minmax", "verify=32")["verify_codes_differ_real_scales"] < FAR and words not in caplog.text
+    weights = load_file(digits_weights)
+    weights["bn3.bias"][0] = -1e7
+    save_file(weights, tmp_path / "dead.safetensors")
+    found = run("quant=minmax", "verify=32", f"weights={tmp_path / 'dead.safetensors'}")
+    assert found["verify"] == "equal" and found["verify_codes_differ_real_scales"] > FAR
+    assert words in caplog.text and "evaluate with rounding=integer" in caplog.text
+    assert f"{found['verify_codes_differ_real_scales']:.1f} %" in caplog.text
+
+
+def test_a_proof_on_fewer_images_than_asked_for_says_how_many_there_are(run, caplog):
+    found = run("quant=minmax", "verify=1000")
+    assert found["verify_images"] == 200
+    assert "verify=1000: the test set has 200 images (max_samples=200); all of them were compared" in caplog.text

@@ -117,12 +117,12 @@ def test_a_start_that_does_not_fit_is_refused_with_a_name(tmp_path):
     with pytest.raises(QexpError, match=r"start=.* is no file"):
         BiRealResNet(8, start=str(file))
     save_weights(CifarResNet(14), file)
-    with pytest.raises(QexpError, match=r"does not fit: .* have no place here, layer1.1"):
+    with pytest.raises(QexpError, match=r"start=.* does not fit: .*layer1\.1"):
         BiRealResNet(8, start=str(file))
     state = CifarResNet(8).state_dict()
     del state["layer1.0.conv2.weight"]
     save_file(state, file)
-    with pytest.raises(QexpError, match=r"does not fit: 1 tensors are missing, layer1.0.conv2.weight"):
+    with pytest.raises(QexpError, match=r"start=.* does not fit: .*layer1\.0\.conv2\.weight"):
         BiRealResNet(8, start=str(file))
 
 

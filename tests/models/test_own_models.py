@@ -15,6 +15,7 @@ from qexp.models.digits_cnn import DigitsCNN
 from qexp.models.mobilenetv2 import MobileNetV2
 from qexp.models.modules import Add, Concat
 from qexp.models.toynet import ToyNet
+from qexp.network.facts import facts
 
 IMAGE = (3, 32, 32)
 ALL = {
@@ -148,3 +149,29 @@ def test_kaiming_uniform_is_by_fan_in():
     stem = CifarResNet(20, init="kaiming_uniform").conv1.weight.detach()
     bound = (6 / 27) ** 0.5  # fan-in 3 x 3 x 3
     assert 0.95 * bound < stem.abs().max() <= bound and stem.std() == pytest.approx(bound / 3**0.5, rel=0.05)
+
+
+@pytest.mark.parametrize(("depth", "million"), [(164, 1.70), (1001, 10.3)])
+def test_bottlenecks_have_the_parameters_of_their_source(depth, million):
+    """He et al. 2016 (arXiv 1603.05027) give 1.7 and 10.2 million, whose shortcuts have no batch norm."""
+    model = CifarResNet(depth, "B", pre_activation=True, bottleneck=True)
+    assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(million, rel=0.02)
+    assert (
+        sum(isinstance(m, nn.Conv2d) for m in model.modules()) == depth - 1 + 3
+    )  # less the classifier, and three shortcuts
+
+
+@pytest.mark.parametrize("pre_activation", [False, True])
+def test_bottlenecks_compute_and_are_quantized(pre_activation):
+    model, images = (
+        CifarResNet(11, "A", pre_activation=pre_activation, bottleneck=True).eval(),
+        torch.randn(2, 3, 32, 32),
+    )
+    found = facts(model, images)
+    assert model(images).shape == (2, 10) and not found.trace_error and found.shapes["linear"]["input"][1] == 256
+    assert len(found.bn_of) == (10 if not pre_activation else 6)
+
+
+def test_bottlenecks_of_another_depth_are_refused():
+    with pytest.raises(QexpError, match="depth=32; allowed with bottlenecks: 9n"):
+        CifarResNet(32, bottleneck=True)

@@ -274,3 +274,18 @@ def test_resolving_changes_nothing(network, plan):
     plan(rules={"ends": ENDS})
     assert all(type(m) is not Uniform for m in network[0].modules())
     assert list(before) == list(network[0].state_dict())
+
+
+def test_an_operand_that_a_function_computes_has_no_grid_of_the_images():
+    from qexp.models.cifar_resnet import CifarResNet
+
+    model, images = CifarResNet(8).eval(), torch.randn(2, 3, 32, 32)
+    found = facts(model, images)
+    uniform = {"_target_": "qexp.quantizers.uniform.Uniform"}
+    rules = {"sums": {"follow": True, "types": ["Add"], "missing": True, "input": dict(uniform)}}
+    plan = {
+        (e.layer, e.site): e.spec
+        for e in resolve(model, found, Recipe(sites={"input": uniform, "weight": uniform}, wbit=8, abit=8, rules=rules))
+    }
+    assert found.sources["layer2.0.add"][1] == found.sources["conv1"][0] == ()  # both are known to come from no layer
+    assert "share" not in plan["layer2.0.add", "input.1"] and "share" not in plan["conv1", "input"]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from qexp.errors import QexpError
+from qexp.tasks.class_scores import take_class_scores
 from qexp.tasks.classification import Classification
 
 Outputs = namedtuple("Outputs", ["logits", "aux"])
@@ -105,3 +106,21 @@ def test_auxiliary_heads_of_torchvision(name, side):
     assert net.eval()(x).shape == (2, 7)
     if name == "googlenet":
         assert net.train()(x).shape == (2, 7)
+
+
+class Squeezes(nn.Module):
+    """Drops every dimension of one, that of a single image too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(1, 4, 3), nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.fc(self.conv(x).mean((2, 3), keepdim=True).squeeze())
+
+
+def test_a_single_image_whose_dimension_is_squeezed_away_has_its_scores():
+    model, image = Squeezes().eval(), torch.randn(1, 1, 6, 6)
+    take_class_scores(model, image, 3)
+    both = model(torch.cat([image, image]))
+    assert both.shape == (2, 3) and torch.allclose(model(image), both[:1], atol=1e-6)

@@ -85,9 +85,8 @@ def text(value: Any, key: str) -> str:
 def choice(value: Any, key: str, allowed: Sequence[str]) -> str:
     """Returns one of the allowed words."""
     if value not in allowed:
-        raise refusal(
-            key, f"{value}{near(str(value), list(allowed))}", " or ".join([", ".join(allowed[:-1]), allowed[-1]])
-        )
+        shown = value if value is None else f"{value}{near(str(value), list(allowed))}"
+        raise refusal(key, shown, " or ".join([", ".join(allowed[:-1]), allowed[-1]]))
     return value
 
 

@@ -10,8 +10,11 @@ from typing import Any
 from qexp.errors import QexpError
 from qexp.run.settings.checks import (
     Spec,
+    choice,
     mapping,
     none_or,
+    refusal,
+    specification,
     text,
 )
 from qexp.system.objects import TARGET
@@ -28,6 +31,9 @@ class Method:
     rules: Mapping[str, Any] = field(default_factory=dict)
     passes: Mapping[str, Spec] = field(default_factory=dict)
     requantize: str | None = None  # rounding of the integer program between layers; None is that of integers
+    pixels: str | None = (
+        None  # exact | nearest: images arrive as the pixels they are stored as; None takes them normalised
+    )
 
     @classmethod
     def of(cls, node: Any) -> Method:
@@ -39,13 +45,31 @@ class Method:
                     f"quant.{site}={node[site]!r} is not allowed; use null (float) or a mapping with {TARGET}; a width alone is "
                     f"quant.{site}.bits, layer_wbit or layer_abit"
                 )
+            _check_parts(node.get(site), f"quant.{site}")
+        for name, rule in mapping(node.get("rules") or {}, "quant.rules").items():
+            for site, spec in rule.items() if isinstance(rule, Mapping) else ():
+                _check_parts(spec, f"quant.rules.{name}.{site}")
         return cls(
             name=text(node.get("name"), "quant.name"),
             sites={site: node.get(site) for site in SITES},
             rules=mapping(node.get("rules") or {}, "quant.rules"),
             requantize=none_or(text, node.get("requantize"), "quant.requantize"),
+            pixels=none_or(choice, node.get("pixels"), "quant.pixels", ("exact", "nearest")),
             passes={k: v for k, v in mapping(node.get("passes") or {}, "quant.passes").items() if v},
         )
+
+
+def _check_parts(spec: Any, key: str) -> None:
+    """Raises for options of a quantizer that are specifications or words and were given something else."""
+    if not isinstance(spec, Mapping):
+        return
+    if spec.get("range") is not None:
+        specification(spec["range"], f"{key}.range")
+    for name in ("granularity", "rounding"):
+        if spec.get(name) is not None and not isinstance(spec[name], str | Mapping):
+            raise refusal(
+                f"{key}.{name}", spec[name], "a word, such as tensor, channel" if name[0] == "g" else "a word"
+            )
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from qexp.run.settings.checks import (
     mapping,
     none_or,
     number,
+    refusal,
     specification,
     text,
     whole,
@@ -50,8 +51,8 @@ class Network:
             name=text(node.get("name", model_name(net)), f"{key}.name"),
             net=net,
             groups=none_or(listed, node.get("groups"), f"{key}.groups"),
-            first=node.get("first"),
-            last=node.get("last"),
+            first=none_or(_layers, node.get("first"), f"{key}.first"),
+            last=none_or(_layers, node.get("last"), f"{key}.last"),
             input_size=none_or(listed, node.get("input_size"), f"{key}.input_size"),
             preprocessing=none_or(mapping, node.get("preprocessing"), f"{key}.preprocessing"),
             key_map=parsed(found)
@@ -96,6 +97,14 @@ class Data:
         )
 
 
+def _layers(value: Any, key: str) -> Any:
+    """Returns the name of a layer, or several."""
+    names = [value] if isinstance(value, str) else value
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+        raise refusal(key, value, "the name of a layer, a list of names, or null for what the graph says")
+    return value
+
+
 def _check_images(module: Spec) -> None:
     """Raises for options that every data module means alike."""
     key = "dataset.data"
@@ -103,6 +112,10 @@ def _check_images(module: Spec) -> None:
         if module.get(name) is not None:
             whole(module[name], f"{key}.{name}", least)
     none_or(whole, module.get("max_samples"), f"{key}.max_samples", 1)
+    none_or(whole, module.get("seed"), f"{key}.seed", 0, 2**32 - 1)
+    size = module.get("size")
+    for side in size if isinstance(size, list | tuple) else [size]:
+        none_or(whole, side, f"{key}.size", 1)
     for value in listed(module.get("std") or [], f"{key}.std"):
         number(value, f"{key}.std", above=0)
     for value in listed(module.get("mean") or [], f"{key}.mean"):

@@ -15,8 +15,21 @@ from qexp.run.settings.checks import (
     truth,
     whole,
 )
+from qexp.system.objects import TARGET
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+# what a run decides itself, so that Lightning would never see a value given here, and where it is set instead
+DECIDED = {
+    "logger": "every run writes its curves and figures into its own folder; add a callback (callbacks.NAME) to send them elsewhere",
+    "callbacks": "name them in callbacks.NAME",
+    "max_epochs": "set schedule.epochs",
+    "max_steps": "set schedule.max_steps",
+    "gradient_clip_val": "set schedule.gradient_clip",
+    "enable_checkpointing": "trainings keep their last and best state in the run's folder",
+    "default_root_dir": "set runs_dir and study",
+    "enable_model_summary": "layers.csv in the run's folder lists every layer",
+    "num_sanity_val_steps": "recipes and devices are checked before any work",
+}
 
 
 @dataclass(frozen=True)
@@ -35,6 +48,10 @@ class TrainerOptions:
     def of(cls, node: Any) -> TrainerOptions:
         """Returns what a `trainer` node asks for."""
         node = specification(node, "trainer")
+        for key, instead in DECIDED.items():
+            if (given := node.get(key)) not in (None, False):
+                shown = given.get(TARGET, "...") if isinstance(given, Mapping) else given
+                raise QexpError(f"trainer.{key}={shown} is not allowed, a run decides it; {instead}")
         precision = str(node.get("precision") or "32-true")
         precision = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}.get(precision, precision)
         if precision not in PRECISIONS:

@@ -34,6 +34,22 @@ WRONG = [
     ("trainer.precision=16-true", "trainer.precision=16-true"),
     ("trainer.precision=bf16-true", "trainer.precision=bf16-true"),
     ("trainer.limit_test_batches=0", "trainer.limit_test_batches=0"),
+    ("+trainer.logger=true", "every run writes its curves and figures into its own folder"),
+    (
+        "+trainer.logger._target_=pytorch_lightning.loggers.CSVLogger +trainer.logger.save_dir=x",
+        "CSVLogger is not allowed",
+    ),
+    ("+trainer.max_epochs=3", "set schedule.epochs"),
+    ("+trainer.gradient_clip_val=0.5", "set schedule.gradient_clip"),
+    ("model.first=7", "model.first=7 is not allowed; use the name of a layer"),
+    ("model.last=[fc,3]", "model.last="),
+    ("dataset.data.size=0", "dataset.data.size=0"),
+    ("dataset.data.seed=-1", "dataset.data.seed=-1"),
+    ("quant.input.granularity=7", "quant.input.granularity=7 is not allowed; use a word, such as tensor, channel"),
+    ("quant.input.range=3", "quant.input.range=3"),
+    ("+quant.rules.ends.weight.range=3", "quant.rules.ends.weight.range=3"),
+    ("+quant.pixels=close", "quant.pixels=close"),
+    ("kernels=null", "kernels=null"),
     ("verify=-1", "verify=-1"),
     ("accumulator=[16,70]", "accumulator=70 is not allowed; use a whole number from 2 to 64"),
     ("n_calibrate=-4", "n_calibrate=-4"),
@@ -71,3 +87,12 @@ def test_the_kind_of_a_schedule_and_not_its_name_decides(compose):
     assert named.schedule.is_float and named.schedule.name == "float_adamw" and not named.trains
     scratch = read(compose("schedule=qat_scratch", "schedule.name=long", "quant=lsq"))
     assert scratch.schedule.from_scratch and scratch.trains and not scratch.schedule.is_float
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element")
+def test_a_network_without_width_is_refused_before_it_runs(run):
+    found = run("model.net.width=0", "weights=null")
+    assert (
+        found["error"]
+        == "QexpError: model.net: conv1.weight has no elements ([0, 1, 3, 3]); give the network a width of at least 1"
+    )
