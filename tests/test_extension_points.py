@@ -11,7 +11,7 @@ from qexp.layers import Quantized, check_all_ran, quantizers
 from qexp.layers.quantized import QuantConv2d, QuantLinear
 from qexp.models.digits_cnn import DigitsCNN
 from qexp.network.facts import facts
-from qexp.passes.base import Moment, Pass
+from qexp.passes.base import Pass, PassContext
 from qexp.quantizers.uniform import Uniform
 from qexp.recipe import Recipe, apply, resolve
 
@@ -97,18 +97,18 @@ def test_memory_advances_once_a_step_and_is_saved(images: Tensor) -> None:
 
 def test_a_pass_edits_at_its_moment(images: Tensor) -> None:
     class HalveScales(Pass):
-        def on_fitted(self, model: nn.Module, moment: Moment) -> None:
+        def on_fitted(self, model: nn.Module, context: PassContext) -> None:
             for _, site, quantizer in quantizers(model):
                 if site == "weight":
                     quantizer.scale /= 2
-            moment.findings["halved"] = True
+            context.findings["halved"] = True
 
     model = quantize(DigitsCNN(), images, Recipe(sites={"weight": UNIFORM}))
     before = model.conv1.weight_quantizer.scale.clone()
-    moment = Moment(facts(model, images[:1]), [images], {})
-    HalveScales().on_fitted(model, moment)
+    context = PassContext(facts(model, images[:1]), [images], {})
+    HalveScales().on_fitted(model, context)
     assert torch.equal(model.conv1.weight_quantizer.scale, before / 2)
-    assert moment.findings == {"halved": True}
+    assert context.findings == {"halved": True}
 
 
 def test_an_integer_program_has_all_it_needs(images: Tensor) -> None:

@@ -132,9 +132,21 @@ def test_every_import_points_down():
 @pytest.mark.parametrize(
     ("file", "line", "words"),
     [
-        ("qexp/data/later.py", "from qexp.command import choices", "qexp.data.later imports qexp.command.choices"),
-        ("qexp/data/later.py", "def f():\n    from qexp.layers import swap", "knows nothing of quantization"),
-        ("qexp/recipe/bits.py", "if False:\n    from qexp.search.shelf import Key", "imports qexp.search.shelf"),
+        (
+            "qexp/data/offset_epochs.py",
+            "from qexp.command import choices",
+            "qexp.data.offset_epochs imports qexp.command.choices",
+        ),
+        ("qexp/data/offset_epochs.py", "def f():\n    from qexp.layers import swap", "knows nothing of quantization"),
+        (
+            "qexp/recipe/bits.py",
+            "if False:\n    from qexp.search.quantizers_by_width import Key",
+            (
+                "qexp/recipe/bits.py",
+                "if False:\n    from qexp.search.quantizers_by_width import Key",
+                "imports qexp.search.quantizers_by_width",
+            ),
+        ),
         (
             "qexp/statistics/histogram.py",
             "from qexp.statistics import density",

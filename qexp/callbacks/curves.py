@@ -6,11 +6,11 @@ from pathlib import Path
 
 from pytorch_lightning import Trainer
 
-from qexp.callbacks.growing import Growing
+from qexp.callbacks.csv_callback import CsvCallback
 from qexp.tasks.base import Task
 
 
-class Curves(Growing):
+class Curves(CsvCallback):
     """Appends losses, scores and learning rates to `curves.csv`: columns step, epoch, name, value.
 
     Args:

@@ -11,7 +11,7 @@ from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor
 
 from qexp.analysis.tensor_errors import measure
-from qexp.callbacks.growing import Growing
+from qexp.callbacks.csv_callback import CsvCallback
 from qexp.callbacks.oscillation import Oscillation
 from qexp.layers.quantized import quantizers
 from qexp.quantizers.ends import ends
@@ -19,7 +19,7 @@ from qexp.quantizers.ends import ends
 MEASURED = ("sqnr", "saturation", "levels_used")
 
 
-class History(Growing):
+class History(CsvCallback):
     """Appends, some times evenly spread over the training, a row for each quantizer to `history.csv`.
 
     Columns: step, epoch, layer, site; scale (the median, where channels have their own), low and high end of the range; sqnr (dB),

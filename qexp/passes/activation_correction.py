@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from qexp.errors import QexpError
 from qexp.layers.quantized import quantizers
-from qexp.passes.base import Moment, Pass
+from qexp.passes.base import Pass, PassContext
 from qexp.quantizers.base import Quantizer
 
 
@@ -38,13 +38,15 @@ class ActivationCorrection(Pass):
     Source: the option of cnn-quantization.
     """
 
-    def on_fitted(self, model: nn.Module, moment: Moment) -> None:
+    def on_fitted(self, model: nn.Module, context: PassContext) -> None:
         """Hooks the outputs; raises where there is none."""
-        found = [q for name, site, q in quantizers(model) if site == "output" and name in moment.facts.followed_by_relu]
+        found = [
+            q for name, site, q in quantizers(model) if site == "output" and name in context.facts.followed_by_relu
+        ]
         if not found:
             raise QexpError(
                 "activation_correction: no quantized output is followed by a ReLU (quant=aciq_full has some)"
             )
         for q in found:
             q.register_forward_hook(_Restore())
-        moment.findings |= {"corrected_outputs": len(found), "hardware": "not_mappable: activation_correction"}
+        context.findings |= {"corrected_outputs": len(found), "hardware": "not_mappable: activation_correction"}

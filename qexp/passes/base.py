@@ -16,7 +16,7 @@ from qexp.results.judging import Judge
 
 
 @dataclass
-class Moment:
+class PassContext:
     """What a pass may look at besides the model.
 
     Attributes:
@@ -57,14 +57,14 @@ class Pass:
 
     keeps_results: bool = True
 
-    def on_float(self, model: nn.Module, moment: Moment) -> None:
+    def on_float(self, model: nn.Module, context: PassContext) -> None:
         """Edits the float weights, after batch norm is folded (where it is) and before quantizers are attached."""
 
-    def on_statistics(self, model: nn.Module, moment: Moment) -> None:
+    def on_statistics(self, model: nn.Module, context: PassContext) -> None:
         """Edits quantizers that know what was seen but not yet their range: bits for each channel, say."""
 
-    def on_fitted(self, model: nn.Module, moment: Moment) -> None:
+    def on_fitted(self, model: nn.Module, context: PassContext) -> None:
         """Edits the calibrated model: corrects biases, re-estimates batch norms, learns roundings."""
 
-    def on_trained(self, model: nn.Module, moment: Moment) -> None:
+    def on_trained(self, model: nn.Module, context: PassContext) -> None:
         """Looks at the network after its training with quantizers, before it is evaluated; not called where nothing was trained."""

@@ -13,7 +13,7 @@ from qexp.errors import QexpError
 from qexp.layers.quantized import WEIGHTED, Quantized, activation_axis, operands, quantized_layers
 from qexp.layers.swap import evaluating
 from qexp.layers.weight_channels import channels, response
-from qexp.passes.base import Moment, Pass
+from qexp.passes.base import Pass, PassContext
 from qexp.passes.tied import untie
 from qexp.quantizers.base import Quantizer
 from qexp.statistics.stats import TensorStats
@@ -62,9 +62,9 @@ class BiasCorrection(Pass):
         self.mode, self.images = mode, images
 
     @torch.no_grad()
-    def on_fitted(self, model: nn.Module, moment: Moment) -> None:
+    def on_fitted(self, model: nn.Module, context: PassContext) -> None:
         """Corrects the biases; reports how many, and the largest shift in standard deviations of its output channel."""
-        settled = moment.facts.bn_of if "reestimated_norms" in moment.findings else {}
+        settled = context.facts.bn_of if "reestimated_norms" in context.findings else {}
         layers = {
             name: layer
             for name, layer in quantized_layers(model)
@@ -72,7 +72,7 @@ class BiasCorrection(Pass):
         }
         if not layers:
             raise QexpError("bias_correction: no layer has quantized weights; give weights bits, or leave the pass out")
-        images = torch.cat(list(moment.images))[: self.images]
+        images = torch.cat(list(context.images))[: self.images]
         done: dict[str, float] = {}
         analytic = 0
 
@@ -81,14 +81,14 @@ class BiasCorrection(Pass):
                 nonlocal analytic
                 if name in done:
                     return  # a layer that is called again keeps its first correction
-                mean = known_input(name, model, moment) if self.mode == "analytic" else None
+                mean = known_input(name, model, context) if self.mode == "analytic" else None
                 analytic += mean is not None
                 if mean is None:
                     x = operands(args, kwargs)[0]
                     mean = channel_mean(layer.input_quantizer(x), activation_axis(layer, x.ndim))
                 error = layer.quantized_weight().double() - layer.weight.double()
                 untie(model, name, "bias")  # each layer has errors of its own to take off
-                done[name] = _shift(layer, -response(layer, error, mean), name, moment)
+                done[name] = _shift(layer, -response(layer, error, mean), name, context)
 
             return hook
 
@@ -102,12 +102,12 @@ class BiasCorrection(Pass):
             done[largest],
             largest,
         )
-        moment.findings |= {"corrected_biases": len(done), "largest_bias_shift": round(done[largest], 4)}
+        context.findings |= {"corrected_biases": len(done), "largest_bias_shift": round(done[largest], 4)}
         if self.mode == "analytic":
             log.info(
                 "bias correction: %d of %d inputs known from batch norms, the others measured", analytic, len(done)
             )
-            moment.findings["analytic_inputs"] = analytic
+            context.findings["analytic_inputs"] = analytic
 
 
 def channel_mean(x: Tensor, axis: int = 1) -> Tensor:
@@ -115,21 +115,21 @@ def channel_mean(x: Tensor, axis: int = 1) -> Tensor:
     return x.double().mean([d for d in range(x.ndim) if d != axis])
 
 
-def known_input(name: str, model: nn.Module, moment: Moment) -> Tensor | None:
+def known_input(name: str, model: nn.Module, context: PassContext) -> Tensor | None:
     """Returns E[x] of each input channel of a layer, from the folded batch norm before it, None where that does not tell."""
-    operands = moment.facts.sources.get(name, ())
+    operands = context.facts.sources.get(name, ())
     chain = operands[0] if operands else ()
     # A ReLU6 is not looked through, nor what took its place.
     if chain and isinstance(model.get_submodule(chain[-1]), nn.ReLU | nn.ReLU6):
-        inner = moment.facts.sources.get(chain[-1], ())
+        inner = context.facts.sources.get(chain[-1], ())
         chain += inner[0] if inner else ()
-    normal = moment.folded.get(chain[-1]) if chain else None
+    normal = context.folded.get(chain[-1]) if chain else None
     # a layer that is called several times has several before it, of which the graph names one
     if normal is None or any(
-        moment.facts.calls.get(part, 1) > 1 for part in chain if isinstance(model.get_submodule(part), nn.ReLU6)
+        context.facts.calls.get(part, 1) > 1 for part in chain if isinstance(model.get_submodule(part), nn.ReLU6)
     ):
         return None
-    taken, shape = channels(model.get_submodule(name))[1], moment.facts.shapes[name].get("input", ())
+    taken, shape = channels(model.get_submodule(name))[1], context.facts.shapes[name].get("input", ())
     if len(normal.mean) != taken or shape[1:2] != (taken,):
         return None  # maps flattened into vectors, or a linear layer over positions
     between = [model.get_submodule(part) for part in chain[:-1]]
@@ -138,12 +138,12 @@ def known_input(name: str, model: nn.Module, moment: Moment) -> Tensor | None:
     if any(isinstance(m, nn.ReLU6) for m in between):
         return relu_mean(normal.mean, normal.std) - relu_mean(normal.mean - 6, normal.std)
     # followed by a ReLU, wherever else its result goes
-    if name in moment.facts.rectified or chain[-1] in moment.facts.followed_by_relu:
+    if name in context.facts.rectified or chain[-1] in context.facts.followed_by_relu:
         return relu_mean(normal.mean, normal.std)
     return normal.mean.double()
 
 
-def _shift(layer: Quantized, change: Tensor, name: str, moment: Moment) -> float:
+def _shift(layer: Quantized, change: Tensor, name: str, context: PassContext) -> float:
     """Adds `change` `[O]` to a layer's bias; returns the largest change in standard deviations of its channel's float result."""
     change = change.to(layer.weight)
     if layer.bias is None:
@@ -152,7 +152,7 @@ def _shift(layer: Quantized, change: Tensor, name: str, moment: Moment) -> float
         layer.bias.add_(change)
     if isinstance(layer.bias_quantizer, Quantizer):
         layer.bias_quantizer.fit(TensorStats.of(layer.bias, layer.bias_quantizer.granularity))
-    seen = moment.calibration[name, "output"].channel.std.to(change) if moment.calibration is not None else None
+    seen = context.calibration[name, "output"].channel.std.to(change) if context.calibration is not None else None
     if seen is None:
         return float(change.abs().max())
     return float((change.abs() / seen.clamp_min(1e-12)).where(seen > 0, 0.0).max())

@@ -14,7 +14,7 @@ from qexp.errors import QexpError
 from qexp.layers.quantized import quantizers, weight_of
 from qexp.numerics.bins import bins
 from qexp.numerics.grid import UniformGrid
-from qexp.passes.base import Moment, Pass
+from qexp.passes.base import Pass, PassContext
 from qexp.quantizers.base import AffineQuantizer, Quantizer
 from qexp.statistics.stats import TensorStats
 
@@ -125,7 +125,7 @@ class BitAllocation(Pass):
         self.sites, self.bits, self.widest, self.prior = tuple(sites), dict(bits or {}), widest, prior
         self.options = {"rounding": rounding, "target": target, "guard": guard, "most": most}
 
-    def on_statistics(self, model: nn.Module, moment: Moment) -> None:
+    def on_statistics(self, model: nn.Module, context: PassContext) -> None:
         """Sets the widths, and reports the mean width of each site and what missed its target."""
         elements: dict[str, list[tuple[float, int]]] = {}
         missed, seen = [], set()
@@ -138,12 +138,12 @@ class BitAllocation(Pass):
                 raise QexpError(f"{name} ({site}): bit allocation cannot serve a quantizer that several tensors share")
             seen.add(id(q))
             bits = self.bits.get(site.split(".")[0], q.bits)
-            found = allocate(self._spread(model, moment, name, site, q), bits, **self.options)
+            found = allocate(self._spread(model, context, name, site, q), bits, **self.options)
             q.set_grid(UniformGrid(found.reshape(q.granularity.scale_shape(q.shape)), signed=False))
             mean = float(found.double().mean())
             if abs(mean - bits) > max(_CLOSE, 1 / len(found)):
                 missed.append(f"{name} ({site})")
-            elements.setdefault(site, []).append((mean, math.prod(moment.facts.shapes[name][site])))
+            elements.setdefault(site, []).append((mean, math.prod(context.facts.shapes[name][site])))
             log.info("%s (%s): bits of channels %s", name, site, _brief(found))
         if not elements and not self._too_wide(model):
             raise QexpError(
@@ -152,18 +152,18 @@ class BitAllocation(Pass):
             )
         for site, found in elements.items():
             total = sum(n for _, n in found)
-            moment.findings[f"allocated_bits_{site}"] = round(sum(b * n for b, n in found) / total, 4)
+            context.findings[f"allocated_bits_{site}"] = round(sum(b * n for b, n in found) / total, 4)
         if elements:
-            moment.findings["allocation_missed"] = missed
+            context.findings["allocation_missed"] = missed
 
     def _too_wide(self, model: nn.Module) -> bool:
         return any(self.widest is not None and q.bits > self.widest for _, s, q in quantizers(model) if s in self.sites)
 
-    def _spread(self, model: nn.Module, moment: Moment, name: str, site: str, q: Quantizer) -> Tensor:
+    def _spread(self, model: nn.Module, context: PassContext, name: str, site: str, q: Quantizer) -> Tensor:
         weight = weight_of(model.get_submodule(name), site)
         if weight is not None:
             return TensorStats.of(weight, q.granularity).std
-        stats = moment.calibration[name, site].channel
+        stats = context.calibration[name, site].channel
         return stats.std if self.prior == "gauss" else stats.b
 
 

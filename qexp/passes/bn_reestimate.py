@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from qexp.errors import QexpError
 from qexp.layers.swap import evaluating, quantizers_off
-from qexp.passes.base import Moment, Pass
+from qexp.passes.base import Pass, PassContext
 
 log = logging.getLogger(__name__)
 
@@ -41,15 +41,15 @@ class BnReestimate(Pass):
             )
         self.batch, self.relative, self.after_training = batch, relative, after_training
 
-    def on_fitted(self, model: nn.Module, moment: Moment) -> None:
-        self._settle(model, moment, self.relative)
+    def on_fitted(self, model: nn.Module, context: PassContext) -> None:
+        self._settle(model, context, self.relative)
 
-    def on_trained(self, model: nn.Module, moment: Moment) -> None:
+    def on_trained(self, model: nn.Module, context: PassContext) -> None:
         if self.after_training:
-            self._settle(model, moment, relative=False)
+            self._settle(model, context, relative=False)
 
     @torch.no_grad()
-    def _settle(self, model: nn.Module, moment: Moment, relative: bool) -> None:
+    def _settle(self, model: nn.Module, context: PassContext, relative: bool) -> None:
         """Replaces the statistics; reports how many batch norms, and by how many of its old standard deviations a mean moved at most."""
         norms = {
             name: m
@@ -61,15 +61,15 @@ class BnReestimate(Pass):
                 "batch norm re-estimation found no batch norm with running statistics: run with bn=keep (or freeze); "
                 "bias correction is its counterpart for folded ones (passes=bias_correction)"
             )
-        images = torch.cat(list(moment.images))
+        images = torch.cat(list(context.images))
         if len(images) < 2:
             raise QexpError("batch norm re-estimation needs at least 2 calibration images (n_calibrate)")
         batches = images.tensor_split(min(-(-len(images) // self.batch), len(images) // 2))  # none of a single image
         old = {name: (m.running_mean.clone(), m.running_var.clone()) for name, m in norms.items()}
         if relative:
             with quantizers_off(model):
-                own = measured(model, norms, batches, moment.progress)
-        found = measured(model, norms, batches, moment.progress)
+                own = measured(model, norms, batches, context.progress)
+        found = measured(model, norms, batches, context.progress)
         moved = {}
         for name, m in norms.items():
             (mean, var), (new_mean, new_var) = old[name], found[name]
@@ -86,7 +86,7 @@ class BnReestimate(Pass):
             largest,
             moved[largest],
         )
-        moment.findings |= {"reestimated_norms": len(norms), "largest_norm_shift": round(moved[largest], 4)}
+        context.findings |= {"reestimated_norms": len(norms), "largest_norm_shift": round(moved[largest], 4)}
 
 
 def measured(

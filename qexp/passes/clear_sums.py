@@ -14,7 +14,7 @@ from qexp.layers.quantized import Quantized, quantized_layers
 from qexp.models.modules import Add
 from qexp.network.facts import Facts
 from qexp.network.quantizer_before import arriving
-from qexp.passes.base import Moment, Pass
+from qexp.passes.base import Pass, PassContext
 from qexp.quantizers.base import Quantizer
 from qexp.quantizers.uniform import Uniform
 
@@ -36,11 +36,11 @@ class ClearSums(Pass):
     """
 
     @torch.no_grad()
-    def on_fitted(self, model: nn.Module, moment: Moment) -> None:
-        self.on_trained(model, moment)
+    def on_fitted(self, model: nn.Module, context: PassContext) -> None:
+        self.on_trained(model, context)
 
     @torch.no_grad()
-    def on_trained(self, model: nn.Module, moment: Moment) -> None:
+    def on_trained(self, model: nn.Module, context: PassContext) -> None:
         users: dict[int, int] = {}
         for _, layer in quantized_layers(model):
             for site in layer.sites:
@@ -49,7 +49,7 @@ class ClearSums(Pass):
             if isinstance(layer, Add):
                 operands = [layer.site(f"input.{i}") for i in range(2)]
                 free = [q for q in operands if isinstance(q, Uniform) and users[id(q)] == 1]
-                grids = _readers(model, moment.facts, name)
+                grids = _readers(model, context.facts, name)
                 if free and grids and all(map(_narrow, (*operands, *grids))):
                     _clear(name, free[0], next(q for q in operands if q is not free[0]), grids)
 

@@ -15,7 +15,7 @@ from qexp.layers.quantized import WEIGHTED, float_class
 from qexp.layers.swap import evaluating
 from qexp.layers.weight_channels import channels, input_range, output_range, response, scale_inputs, scale_outputs
 from qexp.network.facts import Facts, facts
-from qexp.passes.base import Moment, Pass
+from qexp.passes.base import Pass, PassContext
 from qexp.passes.tied import tied_with
 
 log = logging.getLogger(__name__)
@@ -89,16 +89,16 @@ class Equalize(Pass):
         self.keeps_results = not absorb  # and where a ReLU6 becomes a ReLU, which `on_float` finds out
 
     @torch.no_grad()
-    def on_float(self, model: nn.Module, moment: Moment) -> None:
+    def on_float(self, model: nn.Module, context: PassContext) -> None:
         """Equalizes in place; reports pairs, sweeps, channels of zeros, and how much the network's results moved."""
-        pairs, refused = find_pairs(model, moment.facts, self.relu6 != "skip")
+        pairs, refused = find_pairs(model, context.facts, self.relu6 != "skip")
         for reason, count in Counter(refused.values()).items():
             log.info("equalize: %d layers left alone: %s", count, reason)
         if not pairs:
-            reasons = "; ".join(sorted(set(refused.values()))) or moment.facts.trace_error or "one layer only"
+            reasons = "; ".join(sorted(set(refused.values()))) or context.facts.trace_error or "one layer only"
             raise QexpError(f"equalization found no pair of layers it may scale: {reasons}")
         self.keeps_results = not self.absorb and not (self.relu6 == "relu" and any(pair.relu6 for pair in pairs))
-        images = moment.images[0]
+        images = context.images[0]
         with evaluating(model):
             before = model(images)
             for pair in pairs:
@@ -109,18 +109,18 @@ class Equalize(Pass):
                 largest = max(self._even_out(model, p, total[p.first]) for p in pairs)
                 done += 1
             for pair in pairs:
-                self._settle(model, pair, total[pair.first], moment)
-            absorbed = sum(_absorb(model, p, moment) for p in pairs) if self.absorb else 0
+                self._settle(model, pair, total[pair.first], context)
+            absorbed = sum(_absorb(model, p, context) for p in pairs) if self.absorb else 0
             change = float((model(images) - before).norm() / before.norm().clamp_min(1e-30))
         if any(pair.relu6 for pair in pairs):
-            moment.facts = facts(model, images[:1])  # other modules stand there now
+            context.facts = facts(model, images[:1])  # other modules stand there now
         dead = sum(int((_ranges(model, p).amin(0) == 0).sum()) for p in pairs)
         log.info(
             "equalize: %d pairs in %d sweeps (largest factor left %.2g), %d channels of zeros, results moved by %.2g",
             *(len(pairs), done, largest, dead, change),
         )
-        moment.findings |= {"equalized_pairs": len(pairs), "equalize_sweeps": done, "equalize_change": change}
-        moment.findings |= {"equalize_dead": dead} | ({"absorbed_biases": absorbed} if self.absorb else {})
+        context.findings |= {"equalized_pairs": len(pairs), "equalize_sweeps": done, "equalize_change": change}
+        context.findings |= {"equalize_dead": dead} | ({"absorbed_biases": absorbed} if self.absorb else {})
 
     def _free(self, model: nn.Module, pair: Pair) -> None:
         """Makes a pair's ReLU6s something that factors pass through; bounds by channel start at 6."""
@@ -138,10 +138,10 @@ class Equalize(Pass):
         total *= s.to(total.device)
         return float((s - 1).abs().max())
 
-    def _settle(self, model: nn.Module, pair: Pair, total: Tensor, moment: Moment) -> None:
+    def _settle(self, model: nn.Module, pair: Pair, total: Tensor, context: PassContext) -> None:
         """Tells bounds and known distributions of the first layer's results what they were scaled by."""
-        if pair.first in moment.folded:
-            normal = moment.folded[pair.first]
+        if pair.first in context.folded:
+            normal = context.folded[pair.first]
             normal.mean, normal.std = (t / total.to(t) for t in (normal.mean, normal.std))
         for name in pair.relu6:
             if self.relu6 == "clip":
@@ -232,15 +232,15 @@ def _ranges(model: nn.Module, pair: Pair) -> Tensor:
     return torch.stack([r1, input_range(model.get_submodule(pair.second), len(r1))])
 
 
-def _absorb(model: nn.Module, pair: Pair, moment: Moment) -> int:
+def _absorb(model: nn.Module, pair: Pair, context: PassContext) -> int:
     """Moves what a channel never falls below from the first layer's bias into the second's; returns how many channels had some."""
-    normal = moment.folded.get(pair.first)
-    between = moment.facts.chains[pair.first][:-1]
+    normal = context.folded.get(pair.first)
+    between = context.facts.chains[pair.first][:-1]
     plain = all(
         part == "relu()" if part.endswith("()") else isinstance(model.get_submodule(part), nn.Identity | nn.ReLU)
         for part in between
     )
-    if normal is None or not plain or pair.first not in moment.facts.followed_by_relu:
+    if normal is None or not plain or pair.first not in context.facts.followed_by_relu:
         return 0  # only a ReLU passes on a constant that its input never falls below
     first, second = model.get_submodule(pair.first), model.get_submodule(pair.second)
     c = (normal.mean - 3 * normal.std).clamp_min(0)

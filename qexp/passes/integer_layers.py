@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from qexp.layers.quantized import quantized_layers
-from qexp.passes.base import Moment, Pass
+from qexp.passes.base import Pass, PassContext
 from qexp.system.within import evaluating
 
 log = logging.getLogger(__name__)
@@ -23,16 +23,16 @@ class IntegerLayers(Pass):
     """
 
     @torch.no_grad()
-    def on_fitted(self, model: nn.Module, moment: Moment) -> None:
+    def on_fitted(self, model: nn.Module, context: PassContext) -> None:
         with evaluating(model):
-            model(moment.images[0])
+            model(context.images[0])
         for name, layer in quantized_layers(model):
             for what, number in layer.account().items() if hasattr(layer, "account") else ():
-                held = moment.findings.get(what, 0)
-                moment.findings[what] = max(held, number) if what in _GREATEST else held + number
+                held = context.findings.get(what, 0)
+                context.findings[what] = max(held, number) if what in _GREATEST else held + number
                 if number:
                     log.info("%s: %s %d", name, what, number)
-        overflows = {k: v for k, v in moment.findings.items() if k.endswith("overflows") and v}
+        overflows = {k: v for k, v in context.findings.items() if k.endswith("overflows") and v}
         if overflows:
             log.warning(
                 "16 bits do not hold what is computed, so values saturate: %s (first calibration batch)", overflows

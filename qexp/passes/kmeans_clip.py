@@ -12,7 +12,7 @@ from torch import nn
 from qexp.errors import QexpError, near
 from qexp.layers.quantized import WEIGHTED, float_class
 from qexp.network.facts import Facts
-from qexp.passes.base import Moment, Pass
+from qexp.passes.base import Pass, PassContext
 from qexp.quantizers.kmeans import KMeans
 from qexp.statistics.stats import TensorStats
 
@@ -39,10 +39,10 @@ class KMeansClip(Pass):
         KMeans(**self.options)
 
     @torch.no_grad()
-    def on_float(self, model: nn.Module, moment: Moment) -> None:
+    def on_float(self, model: nn.Module, context: PassContext) -> None:
         """Clips, in place; reports the share of weights that changed."""
-        layers = [n for n in moment.facts.order if issubclass(float_class(model.get_submodule(n)), WEIGHTED)]
-        skipped = self._skipped(layers, moment.facts)
+        layers = [n for n in context.facts.order if issubclass(float_class(model.get_submodule(n)), WEIGHTED)]
+        skipped = self._skipped(layers, context.facts)
         total, changed = 0, 0
         clipped: set[int] = set()
         for name in layers:
@@ -59,7 +59,7 @@ class KMeansClip(Pass):
             weight.clamp_(low, high)
         if not total:
             raise QexpError("KMeansClip: every weighted layer is skipped; name fewer under skip")
-        moment.findings["kmeans_clipped"] = round(100 * changed / total, 4)
+        context.findings["kmeans_clipped"] = round(100 * changed / total, 4)
         log.info("k-means clip: %d of %d weights lay beyond the outermost centres", changed, total)
 
     def _skipped(self, layers: list[str], facts: Facts) -> set[str]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from qexp.layers.quantized import quantizers, weight_of
-from qexp.passes.base import Moment, Pass
+from qexp.passes.base import Pass, PassContext
 from qexp.quantizers.base import Quantizer
 from qexp.system.within import evaluating, hooked
 
@@ -38,7 +38,7 @@ class Rate(Pass):
         self.per_channel = per_channel
 
     @torch.no_grad()
-    def on_fitted(self, model: nn.Module, moment: Moment) -> None:
+    def on_fitted(self, model: nn.Module, context: PassContext) -> None:
         """Measures, in evaluation mode."""
         seen: dict[str, list[tuple[float, int]]] = {"weight": [], "activation": []}
         activations = []
@@ -50,10 +50,10 @@ class Rate(Pass):
                 self._see(seen["weight"], q, (weight,))
         see = partial(self._see, seen["activation"])
         with evaluating(model), hooked(q.register_forward_hook(see) for q in activations):
-            model(moment.images[0])
+            model(context.images[0])
         for kind, found in seen.items():
             if found:
-                moment.findings[f"rate_{kind}"] = round(sum(h * n for h, n in found) / sum(n for _, n in found), 4)
+                context.findings[f"rate_{kind}"] = round(sum(h * n for h, n in found) / sum(n for _, n in found), 4)
 
     def _see(self, found: list[tuple[float, int]], q: Quantizer, args: tuple[Tensor, ...], _: Any = None) -> None:
         codes = q.codes(args[0])

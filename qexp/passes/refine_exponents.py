@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from qexp.errors import QexpError
 from qexp.layers.quantized import quantizers
 from qexp.layers.swap import quantizers_off
-from qexp.passes.base import Moment, Pass
+from qexp.passes.base import Pass, PassContext
 from qexp.passes.shared_exponents import residual_groups
 from qexp.quantizers.caq import CAQShift
 from qexp.results.judging import differing
@@ -51,17 +51,17 @@ class RefineExponents(Pass):
         self.tolerance, self.max_iters, self.layers_per_iter = tolerance, max_iters, layers_per_iter
 
     @torch.no_grad()
-    def on_fitted(self, model: nn.Module, moment: Moment) -> None:
+    def on_fitted(self, model: nn.Module, context: PassContext) -> None:
         with evaluating(model):
-            layers = _layers(model, moment)
+            layers = _layers(model, context)
             if layers:
-                self._refine(model, layers, moment)
+                self._refine(model, layers, context)
 
-    def _refine(self, model: nn.Module, layers: list[list[CAQShift]], moment: Moment) -> None:
+    def _refine(self, model: nn.Module, layers: list[list[CAQShift]], context: PassContext) -> None:
         with quantizers_off(model):
-            wanted = _scores(model, moment.images)
-        before_relu = _before_relu(model, moment)
-        errors, best = _errors(model, layers, moment, wanted, before_relu)
+            wanted = _scores(model, context.images)
+        before_relu = _before_relu(model, context)
+        errors, best = _errors(model, layers, context, wanted, before_relu)
         first, rounds, kept, spent = best, 0, 0, set()
         while rounds < self.max_iters and not best.agrees(self.tolerance):
             move = self._next(errors, spent)
@@ -70,7 +70,7 @@ class RefineExponents(Pass):
             chosen, by = move
             rounds += 1
             _shift(layers, chosen, by)
-            found, state = _errors(model, layers, moment, wanted, before_relu)
+            found, state = _errors(model, layers, context, wanted, before_relu)
             if state.better_than(best):
                 errors, best, kept = found, state, kept + 1
                 spent.discard((chosen, -by))
@@ -85,9 +85,9 @@ class RefineExponents(Pass):
                 state.words,
                 "kept" if state is best else "undone",
             )
-        moment.findings |= {"refine_rounds": rounds, "refine_kept": kept}
+        context.findings |= {"refine_rounds": rounds, "refine_kept": kept}
         if best.agreed is not None:
-            moment.findings |= {"refine_agreement": best.agreed, "refine_gain": best.agreed - first.agreed}
+            context.findings |= {"refine_agreement": best.agreed, "refine_gain": best.agreed - first.agreed}
 
     def _next(self, errors: list[float], spent: set[tuple[tuple[int, ...], int]]) -> tuple[tuple[int, ...], int] | None:
         """Returns the layers to move together, the worst first, and which way: what has not been tried in vain; None if all has."""
@@ -132,18 +132,18 @@ def _shift(layers: list[list[CAQShift]], chosen: tuple[int, ...], by: int) -> No
             q.set_exponents(q.exponents + by)
 
 
-def _layers(model: nn.Module, moment: Moment) -> list[list[CAQShift]]:
+def _layers(model: nn.Module, context: PassContext) -> list[list[CAQShift]]:
     """Returns all exponent quantizers, those of a residual group together."""
-    groups = residual_groups(model, moment.facts)
+    groups = residual_groups(model, context.facts)
     grouped = {id(q) for g in groups for q in g}
     single = {id(q): q for _, _, q in quantizers(model) if isinstance(q, CAQShift) and id(q) not in grouped}
     return groups + [[q] for q in single.values()]
 
 
-def _before_relu(model: nn.Module, moment: Moment) -> set[int]:
+def _before_relu(model: nn.Module, context: PassContext) -> set[int]:
     """Returns the ids of quantizers whose tensors all go straight into a ReLU."""
     carried = [
-        (id(q), site == "output" and name in moment.facts.followed_by_relu) for name, site, q in quantizers(model)
+        (id(q), site == "output" and name in context.facts.followed_by_relu) for name, site, q in quantizers(model)
     ]
     return {q for q, before in carried if before} - {q for q, before in carried if not before}
 
@@ -153,7 +153,7 @@ def _scores(model: nn.Module, images: Sequence[Tensor]) -> Tensor:
 
 
 def _errors(
-    model: nn.Module, layers: list[list[CAQShift]], moment: Moment, wanted: Tensor, before_relu: set[int]
+    model: nn.Module, layers: list[list[CAQShift]], context: PassContext, wanted: Tensor, before_relu: set[int]
 ) -> tuple[list[float], State]:
     """Returns the norm-1 error of each layer's codes (the worst of a group), in percent, and how near the scores are to `wanted`."""
     sums: dict[int, list[Tensor]] = {}
@@ -167,13 +167,13 @@ def _errors(
         sums[id(q)] = [held[0] + error, held[1] + exact]
 
     with hooked(q.register_forward_hook(see) for group in layers for q in group):
-        scores = _scores(model, moment.images)
+        scores = _scores(model, context.images)
 
     def percent(q: CAQShift) -> float:
         error, exact = sums[id(q)]
         return 100 * float(error / exact.clamp_min(1e-30))
 
-    differ = differing(moment.judge.decisions(scores), moment.judge.decisions(wanted)) if moment.judge else None
+    differ = differing(context.judge.decisions(scores), context.judge.decisions(wanted)) if context.judge else None
     agreed = None if differ is None else 100 * (len(scores) - differ) / len(scores)
     state = State(agreed, float((scores - wanted).double().square().mean()))
     return [max(percent(q) for q in group) for group in layers], state

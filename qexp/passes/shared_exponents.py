@@ -14,7 +14,7 @@ from qexp.layers.quantized import float_class
 from qexp.models.modules import Add
 from qexp.network.facts import Facts
 from qexp.network.quantizer_before import arriving, at_output
-from qexp.passes.base import Moment, Pass
+from qexp.passes.base import Pass, PassContext
 from qexp.quantizers.caq import CAQShift
 
 log = logging.getLogger(__name__)
@@ -56,12 +56,12 @@ class SharedExponents(Pass):
             raise QexpError(f"SharedExponents(take={take!r}): allowed are min, last")
         self.take = take
 
-    def on_fitted(self, model: nn.Module, moment: Moment) -> None:
-        groups = residual_groups(model, moment.facts)
+    def on_fitted(self, model: nn.Module, context: PassContext) -> None:
+        groups = residual_groups(model, context.facts)
         for group in groups:
             share(group, self.take)
         log.info("shared exponents: %d residual groups of %s tensors", len(groups), [len(g) for g in groups])
-        moment.findings["shared_exponents"] = len(groups)
+        context.findings["shared_exponents"] = len(groups)
 
 
 def share(group: list[CAQShift], take: str = "min") -> None:

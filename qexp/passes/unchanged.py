@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from qexp.errors import QexpError
 from qexp.layers.swap import evaluating
-from qexp.passes.base import Moment, Pass
+from qexp.passes.base import Pass, PassContext
 
 TOLERANCE = 1e-3  # of the results' norm: float32 leaves a thousandth of it where nothing went wrong
 IMAGES = 4
@@ -31,7 +31,7 @@ def unchanged(model: nn.Module, images: Tensor, edit: str) -> Iterator[None]:
     check_results(model, images, before, edit)
 
 
-def edit_floats(edit: Pass, model: nn.Module, moment: Moment) -> None:
+def edit_floats(edit: Pass, model: nn.Module, context: PassContext) -> None:
     """Lets a pass edit the float weights, in place.
 
     Raises:
@@ -39,10 +39,10 @@ def edit_floats(edit: Pass, model: nn.Module, moment: Moment) -> None:
     """
     if type(edit).on_float is Pass.on_float:
         return
-    before = results(model, moment.images[0])
-    edit.on_float(model, moment)
+    before = results(model, context.images[0])
+    edit.on_float(model, context)
     if edit.keeps_results:  # known afterwards: it may depend on what the network holds
-        check_results(model, moment.images[0], before, type(edit).__name__)
+        check_results(model, context.images[0], before, type(edit).__name__)
 
 
 def check_results(model: nn.Module, images: Tensor, before: list[Tensor], edit: str) -> None:

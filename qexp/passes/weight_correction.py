@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from qexp.errors import QexpError
 from qexp.layers.quantized import channel_axis, quantizers, weight_of
 from qexp.layers.weight_channels import arranged
-from qexp.passes.base import Moment, Pass
+from qexp.passes.base import Pass, PassContext
 
 Correction = tuple[Tensor, Tensor]
 
@@ -72,7 +72,7 @@ class WeightCorrection(Pass):
         self.form = form
 
     @torch.no_grad()
-    def on_fitted(self, model: nn.Module, moment: Moment) -> None:
+    def on_fitted(self, model: nn.Module, context: PassContext) -> None:
         """Corrects every quantized weight; reports how many, and the largest shift of a mean in units of its step."""
         count, largest = 0, 0.0
         for name, site, q in quantizers(model):
@@ -102,7 +102,7 @@ class WeightCorrection(Pass):
             raise QexpError(
                 "weight_correction: no layer has a quantized weight; give weights bits, or leave the pass out"
             )
-        moment.findings |= {"corrected_weights": count, "largest_mean_shift": round(largest, 4)}
+        context.findings |= {"corrected_weights": count, "largest_mean_shift": round(largest, 4)}
 
 
 def _of_groups(layer: nn.ConvTranspose2d, values: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from qexp.calibration.site_stats import Calibration
 from qexp.data.contract import DataSet
 from qexp.network.facts import Facts
-from qexp.passes.base import Moment, Pass
+from qexp.passes.base import Pass, PassContext
 from qexp.recipe import Plan
 from qexp.results.run_folder import Record
 from qexp.run.naming import title
@@ -49,7 +49,7 @@ class Experiment:
     data: DataSet
     record: Record
     model: nn.Module
-    context: Moment
+    context: PassContext
     passes: Sequence[Pass] = ()
     rules: dict[str, Any] = field(default_factory=dict)
     plan: Plan = field(default_factory=lambda: Plan(()))

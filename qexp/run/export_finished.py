@@ -12,7 +12,7 @@ import yaml
 from qexp.data.contract import DataSet
 from qexp.errors import QexpError, near
 from qexp.network.facts import facts
-from qexp.passes.base import Moment
+from qexp.passes.base import PassContext
 from qexp.results.run_folder import Record
 from qexp.run import exporters, integer_proof, pixels, saved_network
 from qexp.run.datasets import load_data
@@ -58,7 +58,7 @@ def _added(settings: Settings, data: DataSet, record: Record) -> dict[str, Any]:
     example = data.example()
     needs_images = settings.integers.export in exporters.OF_NETWORK
     images = data.calibration_batches(settings.n_calibrate, settings.data.calibration_batch, settings.seed)
-    context = Moment(facts(model, example), images if needs_images else [example], {}, folder=record.folder)
+    context = PassContext(facts(model, example), images if needs_images else [example], {}, folder=record.folder)
     recorded = record.finished() or {}
     metrics = recorded | integer_proof.prove(Experiment(settings, data, record, model, context), recorded)
     record.request = recorded.get("request", "")

@@ -31,7 +31,7 @@ CLOSE = 1e-4  # of the greatest score: what other implementations of the same fl
 
 
 @dataclass(frozen=True)
-class Taken:
+class ExportedRun:
     """A run that something is made of.
 
     Attributes:
@@ -77,7 +77,7 @@ def first(data: DataSet, count: int) -> Iterator[tuple[Tensor, Any]]:
             return
 
 
-def take(form: str, run: Taken) -> dict[str, Any]:
+def take(form: str, run: ExportedRun) -> dict[str, Any]:
     """Writes a run as `form`, tries it, and returns what the record says of it.
 
     Raises:
@@ -87,7 +87,7 @@ def take(form: str, run: Taken) -> dict[str, Any]:
     return FORMS[form](run)
 
 
-def _package(run: Taken) -> dict[str, Any]:
+def _package(run: ExportedRun) -> dict[str, Any]:
     folder = run.folder / "package"
     manifest = package.write(run.lowered.program, folder, run.golden().numpy())
     found = package.check(folder)
@@ -103,7 +103,7 @@ def _package(run: Taken) -> dict[str, Any]:
     return {"package_bytes": manifest["weight_bytes"], "package_c": found["c"] or ""}
 
 
-def _onnx(run: Taken, int4: bool = False) -> dict[str, Any]:
+def _onnx(run: ExportedRun, int4: bool = False) -> dict[str, Any]:
     """A file that onnxruntime computes to the last code, or none."""
     path, unproven = run.folder / "model.onnx", run.folder / "unproven.onnx"
     try:
@@ -145,12 +145,12 @@ def _onnx(run: Taken, int4: bool = False) -> dict[str, Any]:
     return columns | {"value_onnx": judging.stored}
 
 
-def _onnx_int4(run: Taken) -> dict[str, Any]:
+def _onnx_int4(run: ExportedRun) -> dict[str, Any]:
     return _onnx(run, int4=True)
 
 
 @torch.no_grad()
-def _torch(run: Taken) -> dict[str, Any]:
+def _torch(run: ExportedRun) -> dict[str, Any]:
     folder = run.folder / "torch"
     made = torch_file.write(run.model, folder, run.golden())
     network, images, scores = torch_file.read(folder)
@@ -168,7 +168,7 @@ def _torch(run: Taken) -> dict[str, Any]:
     return {"torch_bytes": made["bytes"], "torch_images": seen, "torch_predictions_differ": differ}
 
 
-def _fpga(run: Taken) -> dict[str, Any]:
+def _fpga(run: ExportedRun) -> dict[str, Any]:
     folder, structure = run.folder / "fpga", facts(run.model, run.calibration[0][:1].cpu())
     caq_files.refuse(run.model, structure)
     maps = collect(run.model, run.calibration, progress=False, collectors=(MaxMap(),))
@@ -188,7 +188,9 @@ def _fpga(run: Taken) -> dict[str, Any]:
     return {"fpga_bytes": size, "fpga_weight_bytes": found["weight_bytes"]}
 
 
-def _say(form: str, path: Path, size: int, run: Taken, seen: int, who: str, differ: int | None, whose: str) -> None:
+def _say(
+    form: str, path: Path, size: int, run: ExportedRun, seen: int, who: str, differ: int | None, whose: str
+) -> None:
     tried = (
         f"tried on {seen} images of {who}, for which this task decides nothing"
         if differ is None
@@ -201,7 +203,7 @@ def _float_bytes(model: nn.Module) -> int:
     return 4 * sum(layer.weight.numel() for layer in model.modules() if isinstance(layer, nn.Conv2d | nn.Linear))
 
 
-FORMS: dict[str, Callable[[Taken], dict[str, Any]]] = {
+FORMS: dict[str, Callable[[ExportedRun], dict[str, Any]]] = {
     "package": _package,
     "onnx": _onnx,
     "onnx_int4": _onnx_int4,

@@ -108,7 +108,7 @@ def prove(run: Experiment, earlier: Mapping[str, Any] | None = None) -> dict[str
             found |= verdict.metrics()
         found |= _accumulators(run, program, judge)
     if settings.integers.export in exporters.FORMS:
-        made_of = exporters.Taken(
+        made_of = exporters.ExportedRun(
             record.folder, settings.network.name, model, data, settings.integers.verify, run.images, program, judge
         )
         found |= exporters.take(settings.integers.export, made_of)

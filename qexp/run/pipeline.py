@@ -18,7 +18,7 @@ from qexp.layers.swap import check_all_ran
 from qexp.network.cost import params
 from qexp.network.facts import facts
 from qexp.network.linking import link
-from qexp.passes.base import Moment, Pass
+from qexp.passes.base import Pass, PassContext
 from qexp.passes.fold_bn import fold_bn
 from qexp.passes.permanent import make_permanent
 from qexp.passes.unchanged import edit_floats, unchanged
@@ -30,7 +30,7 @@ from qexp.run.experiment import Experiment
 from qexp.run.naming import asked, check_study, point_hash, title
 from qexp.run.saved_network import Origin
 from qexp.run.settings import Settings
-from qexp.search.setting import Setting
+from qexp.search.context import SearchContext
 from qexp.system import disk
 from qexp.system.objects import make
 from qexp.system.whole_files import remove_leftovers
@@ -149,7 +149,7 @@ def start(settings: Settings, data: DataSet, record: Record) -> Experiment:
     images = calibration_images(settings, data)
     make_permanent(model, images[0])
     origin = Origin.of(model, None if scratch else float_network.source(settings, data))
-    context = Moment(
+    context = PassContext(
         facts(model, data.example()),
         images,
         {},
@@ -307,7 +307,7 @@ def search(run: Experiment) -> None:
         fit(run.model, run.statistics, run.facts.followed_by_relu)
 
     run.plan = make(run.settings.search, where="search")(
-        Setting(
+        SearchContext(
             run.model,
             run.plan,
             run.facts,

@@ -20,8 +20,8 @@ from pytorch_lightning.plugins.environments import LightningEnvironment
 from torch import nn
 
 from qexp.callbacks.averaging import AveragedWeights
+from qexp.callbacks.csv_callback import CsvCallback
 from qexp.callbacks.divergence import Divergence
-from qexp.callbacks.growing import Growing
 from qexp.callbacks.history import History
 from qexp.callbacks.oscillation import Oscillation
 from qexp.callbacks.progress import Progress
@@ -29,7 +29,7 @@ from qexp.callbacks.randomness import EpochSeed
 from qexp.callbacks.steps import OptimizerSteps
 from qexp.callbacks.whole_checkpoints import WholeCheckpoints
 from qexp.data.contract import DataSet
-from qexp.data.later import LaterEpochs
+from qexp.data.offset_epochs import OffsetEpochs
 from qexp.data.single import spare_single_image
 from qexp.errors import QexpError
 from qexp.layers.quantized import is_quantizer_parameter, latent_decays, quantizers
@@ -129,7 +129,7 @@ def make_trainer(
         *(callbacks or []),
     ]
     for callback in chosen:
-        if isinstance(callback, Growing):
+        if isinstance(callback, CsvCallback):
             callback.path = folder / callback.file
         if isinstance(callback, Progress):
             callback.phase = phase
@@ -233,7 +233,7 @@ def fit(
         gradient_clip_val=schedule.gradient_clip,
     )
     for callback in trainer.callbacks:
-        if isinstance(callback, Growing):
+        if isinstance(callback, CsvCallback):
             callback.epochs_before, callback.steps_before = part.epochs_before, part.steps_before
         if isinstance(callback, History):
             callback.images = next(iter(data.val_dataloader()))[0]
@@ -245,7 +245,7 @@ def fit(
     module.began = time.perf_counter()
     images: dict[str, Any] = {"datamodule": data}
     if part.epochs_before:
-        later = LaterEpochs(data.train_dataloader(), part.epochs_before)
+        later = OffsetEpochs(data.train_dataloader(), part.epochs_before)
         images = {"train_dataloaders": later, "val_dataloaders": data.val_dataloader()}
     with interruptible(trainer):
         trainer.fit(module, **images, ckpt_path=str(last) if last.exists() else None, weights_only=True)

@@ -13,10 +13,10 @@ from qexp.errors import QexpError
 from qexp.recipe.plan import Plan
 from qexp.search.assign import assign
 from qexp.search.budget import limits, spent
+from qexp.search.context import SearchContext, measured
 from qexp.search.hessian import traces, weigh
+from qexp.search.quantizers_by_width import Key, QuantizersByWidth
 from qexp.search.sensitivity import ranked
-from qexp.search.setting import Setting, measured
-from qexp.search.shelf import Key, Shelf
 
 log = logging.getLogger(__name__)
 _NAMED = 5  # layers a log line names
@@ -51,24 +51,24 @@ class Sensitivity:
             raise QexpError(f"search.sites={list(sites)}: allowed are weight, input, or both")
         self.widths, self.sites, self.layers, self.images, self.memory_mb = widths, sites, layers, images, memory_mb
 
-    def __call__(self, setting: Setting) -> Plan:
+    def __call__(self, setting: SearchContext) -> Plan:
         """Returns the plan the run goes on with."""
         shelf = self.shelf(setting)
         self.table(setting, shelf)
         return setting.plan
 
-    def shelf(self, setting: Setting) -> Shelf:
+    def shelf(self, setting: SearchContext) -> QuantizersByWidth:
         """Returns every searched tensor's quantizer at every width."""
-        return Shelf(setting.model, setting.plan, setting.facts, self.widths, setting.fit, self.layers)
+        return QuantizersByWidth(setting.model, setting.plan, setting.facts, self.widths, setting.fit, self.layers)
 
-    def keys(self, shelf: Shelf) -> list[Key]:
+    def keys(self, shelf: QuantizersByWidth) -> list[Key]:
         """Returns the tensors to choose for."""
         keys = [key for key in shelf.keys if key[1] in self.sites]
         if not keys:
             raise QexpError(f"search: no quantized {' or '.join(self.sites)} is left to choose")
         return keys
 
-    def table(self, setting: Setting, shelf: Shelf) -> pd.DataFrame:
+    def table(self, setting: SearchContext, shelf: QuantizersByWidth) -> pd.DataFrame:
         """Returns the sensitivities, writes them, and says which tensors matter most."""
         start = time.perf_counter()
         table = measured(setting, shelf, self.keys(shelf), self.images, self.memory_mb)
@@ -115,7 +115,7 @@ class Allocate(Sensitivity):
         self.budget = dict(budget) if budget is not None else {"weight_bytes": "same", "bops": "same"}
         self.hessian, self.probes = hessian, probes
 
-    def __call__(self, setting: Setting) -> Plan:
+    def __call__(self, setting: SearchContext) -> Plan:
         shelf = self.shelf(setting)
         table = self.table(setting, shelf)
         choice = self.choose(setting, table)
@@ -123,7 +123,7 @@ class Allocate(Sensitivity):
         shelf.close()
         return shelf.plan_of(choice, f"search.{self.name}")
 
-    def table(self, setting: Setting, shelf: Shelf) -> pd.DataFrame:
+    def table(self, setting: SearchContext, shelf: QuantizersByWidth) -> pd.DataFrame:
         if not self.hessian:
             return super().table(setting, shelf)
         images = [x for x, _ in setting.first(min(self.images, _CURVATURE_IMAGES))]
@@ -136,11 +136,11 @@ class Allocate(Sensitivity):
         setting.findings |= {"search": f"{self.name} (hessian)", "search_images": self.images}
         return table
 
-    def bounds(self, setting: Setting) -> dict[str, float]:
+    def bounds(self, setting: SearchContext) -> dict[str, float]:
         """Returns the budget as numbers."""
         return limits(self.budget, setting.plan.bits("weight"), setting.plan.bits("input"), setting.costs)
 
-    def choose(self, setting: Setting, table: pd.DataFrame) -> dict[Key, int]:
+    def choose(self, setting: SearchContext, table: pd.DataFrame) -> dict[Key, int]:
         """Returns the widths within the budget, and says what they cost beside the plan at hand."""
         costs, bounds = setting.costs, self.bounds(setting)
         wbits, abits = setting.plan.bits("weight"), setting.plan.bits("input")

@@ -12,7 +12,7 @@ from qexp.errors import QexpError
 from qexp.network.cost import LayerCost
 from qexp.numerics.widths import FLOAT
 from qexp.search.budget import Option, least, share
-from qexp.search.shelf import Key
+from qexp.search.quantizers_by_width import Key
 
 _SECONDS = 60  # HiGHS finds these small programmes in well under one
 

@@ -12,11 +12,11 @@ from tqdm import tqdm
 
 from qexp.errors import QexpError
 from qexp.layers.swap import evaluating
-from qexp.search.shelf import Shelf
+from qexp.search.quantizers_by_width import QuantizersByWidth
 
 
 def traces(
-    shelf: Shelf, images: Tensor, probes: int = 4, batch: int = 64, seed: int = 0, progress: bool = True
+    shelf: QuantizersByWidth, images: Tensor, probes: int = 4, batch: int = 64, seed: int = 0, progress: bool = True
 ) -> dict[str, float]:
     """Returns the mean Hessian eigenvalue (trace over number of weights) of each searched layer's weight.
 
@@ -69,7 +69,7 @@ def traces(
 
 
 @torch.no_grad()
-def weigh(shelf: Shelf, trace: dict[str, float], widths: Sequence[int]) -> pd.DataFrame:
+def weigh(shelf: QuantizersByWidth, trace: dict[str, float], widths: Sequence[int]) -> pd.DataFrame:
     """Returns the predicted rise of the loss, half the mean eigenvalue times the squared rounding error, by (layer, site, bits)."""
     rows = []
     for layer, site in shelf.keys:

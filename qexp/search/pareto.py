@@ -22,9 +22,9 @@ from qexp.results.judging import Judge
 from qexp.search.allocate import Allocate
 from qexp.search.assign import assign
 from qexp.search.budget import spent
+from qexp.search.context import SearchContext
+from qexp.search.quantizers_by_width import Key, QuantizersByWidth
 from qexp.search.sensitivity import Comparison
-from qexp.search.setting import Setting
-from qexp.search.shelf import Key, Shelf
 from qexp.system.whole_files import write_text
 
 log = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ class Pareto(Allocate):
             raise QexpError(f"search.trials={trials}; at least 1")
         self.trials, self.goal, self.storage, self.score_images = trials, goal, storage, score_images
 
-    def __call__(self, setting: Setting) -> Plan:
+    def __call__(self, setting: SearchContext) -> Plan:
         shelf = self.shelf(setting)
         table = self.table(setting, shelf)
         study = self._study(setting, shelf)
@@ -82,7 +82,7 @@ class Pareto(Allocate):
         shelf.close()
         return shelf.plan_of(choice, f"search.{self.name}")
 
-    def _study(self, setting: Setting, shelf: Shelf):
+    def _study(self, setting: SearchContext, shelf: QuantizersByWidth):
         try:
             import optuna
         except ImportError:
@@ -99,12 +99,12 @@ class Pareto(Allocate):
             load_if_exists=True,
         )
 
-    def _less_is_better(self, setting: Setting) -> bool:
+    def _less_is_better(self, setting: SearchContext) -> bool:
         """Whether plans with less of the goal are better."""
         of_task = setting.judge is not None and not setting.judge.measure.higher_is_better
         return self.goal == "divergence" or (self.goal == "value" and of_task)
 
-    def _first(self, setting: Setting, shelf: Shelf, table: pd.DataFrame) -> list[dict[Key, int]]:
+    def _first(self, setting: SearchContext, shelf: QuantizersByWidth, table: pd.DataFrame) -> list[dict[Key, int]]:
         """Returns the uniform plans and the best plans by summed sensitivity at their costs and half-way between."""
         keys, costs = self.keys(shelf), setting.costs
         uniform = [dict.fromkeys(keys, bits) for bits in shelf.widths]
@@ -116,7 +116,7 @@ class Pareto(Allocate):
         best = [assign(table, setting.fixed, costs, bounds) for bounds in [*prices, *between]]
         return [*best, *uniform]
 
-    def _run(self, setting: Setting, shelf: Shelf, study: Any) -> None:
+    def _run(self, setting: SearchContext, shelf: QuantizersByWidth, study: Any) -> None:
         batches, costs, keys = setting.first(self.score_images), setting.costs, self.keys(shelf)
         targets = _outputs(shelf, batches)
 
@@ -141,7 +141,7 @@ class Pareto(Allocate):
                 study.optimize(objective, n_trials=1)
                 bar.update()
 
-    def frame(self, study: Any, shelf: Shelf, setting: Setting) -> pd.DataFrame:
+    def frame(self, study: Any, shelf: QuantizersByWidth, setting: SearchContext) -> pd.DataFrame:
         """Returns one row a finished trial: its score, costs, whether it is on the front, and every tensor's width."""
         import optuna
 
@@ -159,7 +159,7 @@ class Pareto(Allocate):
         ]
         return pd.DataFrame(rows)
 
-    def _write_front(self, setting: Setting, shelf: Shelf, trials: pd.DataFrame) -> None:
+    def _write_front(self, setting: SearchContext, shelf: QuantizersByWidth, trials: pd.DataFrame) -> None:
         front = trials[trials.front].sort_values(list(COSTS)).drop_duplicates([self.goal, *COSTS])
         for i, row in enumerate(front.to_dict("records")):
             folder = setting.folder / "front" / f"{i:02d}"
@@ -173,7 +173,7 @@ class Pareto(Allocate):
             setting.folder / "front",
         )
 
-    def _pick(self, setting: Setting, shelf: Shelf, trials: pd.DataFrame) -> dict[Key, int]:
+    def _pick(self, setting: SearchContext, shelf: QuantizersByWidth, trials: pd.DataFrame) -> dict[Key, int]:
         """Returns the most accurate plan of the front within the budget; the cheapest where none is within."""
         bounds = self.bounds(setting)
         within = trials[trials.front]
@@ -198,7 +198,7 @@ def _by_site(widths: Mapping[Key, int]) -> tuple[dict[str, int], dict[str, int]]
 
 
 @torch.no_grad()
-def _outputs(shelf: Shelf, batches: Sequence[tuple[Tensor, Any]]) -> list[Tensor]:
+def _outputs(shelf: QuantizersByWidth, batches: Sequence[tuple[Tensor, Any]]) -> list[Tensor]:
     shelf.nothing()
     with evaluating(shelf.model):
         return [shelf.model(images) for images, _ in batches]
@@ -206,7 +206,7 @@ def _outputs(shelf: Shelf, batches: Sequence[tuple[Tensor, Any]]) -> list[Tensor
 
 @torch.no_grad()
 def _compared(
-    judge: Judge | None, shelf: Shelf, batches: Sequence[tuple[Tensor, Any]], wanted: Sequence[Tensor]
+    judge: Judge | None, shelf: QuantizersByWidth, batches: Sequence[tuple[Tensor, Any]], wanted: Sequence[Tensor]
 ) -> dict[str, float | None]:
     found = Comparison(judge)
     for (images, targets), of_float in zip(batches, wanted):

@@ -14,15 +14,15 @@ from tqdm import tqdm
 from qexp.layers.swap import evaluating
 from qexp.network.facts import Facts
 from qexp.results.judging import Judge, Judging, differing
+from qexp.search.quantizers_by_width import Key, QuantizersByWidth
 from qexp.search.replay import Replay, bytes_an_image
-from qexp.search.shelf import Key, Shelf
 
 log = logging.getLogger(__name__)
 COLUMNS = ("layer", "site", "bits", "divergence", "sqnr", "agree", "value", "drop")
 
 
 def sensitivity(
-    shelf: Shelf,
+    shelf: QuantizersByWidth,
     facts: Facts,
     batches: Iterable[tuple[Tensor, Any]],
     keys: Sequence[Key] | None = None,

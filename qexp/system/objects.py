@@ -50,6 +50,8 @@ def find(spec: Mapping[str, Any], where: str = "") -> Callable[..., Any]:
     Raises:
         QexpError: The specification names none, or the name cannot be imported.
     """
+    if isinstance(spec, Mapping) and callable(spec.get(TARGET)):  # in a notebook or a test: the class itself
+        return spec[TARGET]
     if not isinstance(spec, Mapping) or not isinstance(spec.get(TARGET), str):
         raise QexpError(
             f"{where or 'specification'}={spec!r} is not allowed; use a mapping with {TARGET}, such as "

@@ -15,7 +15,7 @@ from qexp.calibration.calibrate import calibrate
 from qexp.integer.lowered import Lowered
 from qexp.integer.lowering import lower
 from qexp.network.facts import facts
-from qexp.passes.base import Moment
+from qexp.passes.base import PassContext
 from qexp.passes.clear_sums import ClearSums
 from qexp.passes.fold_bn import fold_bn
 from qexp.recipe import Recipe, apply, resolve
@@ -64,7 +64,7 @@ def deployed(quantize: Quantize) -> Callable[..., tuple[Lowered, nn.Module, Tens
     def made(model: nn.Module, *args: Any, **options: Any) -> tuple[Lowered, nn.Module, Tensor]:
         rules = {**(options.pop("rules", None) or {}), **INT8}
         model, images = quantize(model, *args, rules=rules, **options)
-        ClearSums().on_fitted(model, Moment(facts(model, images[:1]), [images], {}))
+        ClearSums().on_fitted(model, PassContext(facts(model, images[:1]), [images], {}))
         return lower(model, images[:1], as_runtimes=True), model, images
 
     return made

@@ -13,7 +13,7 @@ import torch
 
 from qexp.integer.fast import Fast
 from qexp.integer.program import IntegerProgram
-from qexp.passes.base import Moment
+from qexp.passes.base import PassContext
 from qexp.run import datasets, float_network, integer_proof, pipeline
 from qexp.run.exporters import first
 
@@ -37,12 +37,12 @@ def exported(cfg: Any, path: Path, count: int) -> tuple[IntegerProgram, np.ndarr
     model = float_network.float_model(cfg, data)
     images = pipeline.calibration_images(cfg, data)
     structure, folded = pipeline.fold(cfg, model, data.example())
-    moment: Moment = pipeline.moment_of(cfg, structure, folded, images, None)
+    context: PassContext = pipeline.moment_of(cfg, structure, folded, images, None)
     passes = pipeline.load_passes(cfg)
     pipeline.attach(cfg, model, structure)
-    pipeline.find_ranges(cfg, model, moment, passes)
+    pipeline.find_ranges(cfg, model, context, passes)
     for edit in passes:
-        edit.on_fitted(model, moment)
+        edit.on_fitted(model, context)
     program = integer_proof.lowered(cfg, model, data).program
     onnx_file.write(program, path)
     return program, torch.cat([x for x, _ in first(data, count)]).numpy()

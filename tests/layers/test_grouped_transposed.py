@@ -6,7 +6,7 @@ from torch import nn
 
 from qexp.calibration.calibrate import calibrate
 from qexp.network.facts import facts
-from qexp.passes.base import Moment
+from qexp.passes.base import PassContext
 from qexp.passes.weight_correction import WeightCorrection
 from qexp.recipe import Recipe, apply, resolve
 
@@ -41,7 +41,7 @@ def test_each_group_has_scales_of_its_own(groups, outputs, scales, weight):
 def test_means_are_restored_for_each_output_channel(groups, outputs):
     model, layer, x = quantized(groups, outputs, WEIGHT, bits=3)
     calibrate(model, [x], progress=False)
-    WeightCorrection().on_fitted(model, Moment(facts(model, x), [x], {}))
+    WeightCorrection().on_fitted(model, PassContext(facts(model, x), [x], {}))
     shape = (groups, 8 // groups, outputs // groups, 16)
     got, wanted = (t.detach().reshape(shape).mean((1, 3)) for t in (layer.weight_quantizer(layer.weight), layer.weight))
     torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)

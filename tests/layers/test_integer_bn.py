@@ -15,7 +15,7 @@ from qexp.layers.integer_bn import IntegerBatchNorm2d, bn_constants
 from qexp.layers.swap import swap
 from qexp.network.facts import facts
 from qexp.numerics.fixed_type import shifted
-from qexp.passes.base import Moment
+from qexp.passes.base import PassContext
 from qexp.passes.integer_layers import IntegerLayers
 from qexp.recipe import Recipe, apply, resolve
 
@@ -51,9 +51,9 @@ def quantized(model: nn.Module, x: torch.Tensor, **options) -> nn.Module:
     sites = {"input": MPACT, "weight": WEIGHT}
     apply(model, resolve(model, structure, Recipe(sites=sites, rules=rules, wbit=8, abit=8)), structure)
     calibrate(model, [x], followed_by_relu=structure.followed_by_relu, progress=False)
-    moment = Moment(structure, [x], {})
-    IntegerLayers().on_fitted(model, moment)
-    model.findings = moment.findings
+    context = PassContext(structure, [x], {})
+    IntegerLayers().on_fitted(model, context)
+    model.findings = context.findings
     return model.eval()
 
 

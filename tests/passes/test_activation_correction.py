@@ -9,7 +9,7 @@ import torch
 from qexp.errors import QexpError
 from qexp.layers.swap import bake
 from qexp.passes.activation_correction import ActivationCorrection, restore_mean
-from qexp.passes.base import Moment
+from qexp.passes.base import PassContext
 from tests.passes.test_weight_correction import network
 
 
@@ -22,9 +22,9 @@ def test_activation_vector():
 
 
 def test_activations_are_restored_in_every_batch_and_flagged():
-    net, _, moment = network()
-    ActivationCorrection().on_fitted(net, moment)
-    assert moment.findings["hardware"].startswith("not_mappable")
+    net, _, context = network()
+    ActivationCorrection().on_fitted(net, context)
+    assert context.findings["hardware"].startswith("not_mappable")
     x = torch.randn(4, 3, 8, 8)
     for twin in (copy.deepcopy(net[0]), pickle.loads(pickle.dumps(net[0]))):
         assert torch.equal(twin(x), net[0](x))
@@ -41,4 +41,4 @@ def test_no_output_before_a_relu_is_an_error():
     net, structure, _ = network()
     bake(net[0])
     with pytest.raises(QexpError, match="no quantized output"):
-        ActivationCorrection().on_fitted(net, Moment(structure, [], {}))
+        ActivationCorrection().on_fitted(net, PassContext(structure, [], {}))

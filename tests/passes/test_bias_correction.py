@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from qexp.calibration.calibrate import calibrate
 from qexp.errors import QexpError
 from qexp.network.facts import facts
-from qexp.passes.base import Moment
+from qexp.passes.base import PassContext
 from qexp.passes.bias_correction import BiasCorrection, known_input, relu_mean
 from qexp.passes.fold_bn import fold_bn
 from qexp.recipe import Recipe, apply, resolve
@@ -75,8 +75,8 @@ def test_a_relu_counts_where_the_result_goes_past_it_too(rectify):
         model.bn.weight.copy_(torch.tensor([1.2, 1.0]))
         model.bn.bias.copy_(torch.tensor([0.5, 0.0]))
     folded = fold_bn(model, facts(model, x))
-    moment = Moment(facts(model, x), [x], {}, folded=folded)
-    assert known_input("conv2", model, moment).tolist() == pytest.approx([0.7696963, 0.3989423], abs=1e-6)
+    context = PassContext(facts(model, x), [x], {}, folded=folded)
+    assert known_input("conv2", model, context).tolist() == pytest.approx([0.7696963, 0.3989423], abs=1e-6)
 
 
 def test_a_relu_by_name_is_one():
@@ -87,7 +87,7 @@ def test_a_relu_by_name_is_one():
     assert "bn" in facts(Method(None), torch.randn(2, 3, 4, 4)).followed_by_relu
 
 
-def quantized(bits: int = 3, recipe: dict | None = None, **options) -> tuple[Two, Moment]:
+def quantized(bits: int = 3, recipe: dict | None = None, **options) -> tuple[Two, PassContext]:
     torch.manual_seed(0)
     model = Two(**options)
     x = torch.randn(64, 3, 10, 10) + 0.5
@@ -101,9 +101,9 @@ def quantized(bits: int = 3, recipe: dict | None = None, **options) -> tuple[Two
     structure = facts(model, x[:1])
     plan = resolve(model, structure, Recipe(sites=recipe or {"input": UNIFORM, "weight": UNIFORM}, wbit=bits, abit=8))
     apply(model, plan, structure)
-    moment = Moment(structure, [x[:32], x[32:]], {}, folded=folded)
-    moment.calibration = calibrate(model, moment.images, progress=False)
-    return model, moment
+    context = PassContext(structure, [x[:32], x[32:]], {}, folded=folded)
+    context.calibration = calibrate(model, context.images, progress=False)
+    return model, context
 
 
 def results(model: nn.Module, images: list[Tensor]) -> dict[str, Tensor]:
@@ -123,17 +123,17 @@ def results(model: nn.Module, images: list[Tensor]) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("bias", [True, False])
 def test_each_layer_gives_on_average_what_float_weights_would_give_on_the_same_input(bias):
-    model, moment = quantized(bias=bias, kernel=1)  # larger kernels see less of the border than of the middle
+    model, context = quantized(bias=bias, kernel=1)  # larger kernels see less of the border than of the middle
     before = copy.deepcopy(model)
-    BiasCorrection(images=64).on_fitted(model, moment)
-    corrected = results(model, moment.images)
+    BiasCorrection(images=64).on_fitted(model, context)
+    corrected = results(model, context.images)
     for name in ("conv1", "conv2", "fc"):  # each in the network that is corrected up to it
         hybrid = copy.deepcopy(model)
         layer = hybrid.get_submodule(name)
         layer.weight_quantizer, layer.bias = nn.Identity(), copy.deepcopy(before.get_submodule(name).bias)
-        torch.testing.assert_close(results(hybrid, moment.images)[name], corrected[name], rtol=1e-4, atol=1e-4)
-    assert not torch.allclose(results(before, moment.images)["conv2"], corrected["conv2"], atol=1e-3)
-    assert moment.findings["corrected_biases"] == 3 and model.conv2.bias is not None
+        torch.testing.assert_close(results(hybrid, context.images)[name], corrected[name], rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(results(before, context.images)["conv2"], corrected["conv2"], atol=1e-3)
+    assert context.findings["corrected_biases"] == 3 and model.conv2.bias is not None
     assert torch.equal(
         model.conv1.weight_quantizer.codes(model.conv1.weight), before.conv1.weight_quantizer.codes(before.conv1.weight)
     )
@@ -141,11 +141,11 @@ def test_each_layer_gives_on_average_what_float_weights_would_give_on_the_same_i
 
 @pytest.mark.parametrize("act", [nn.ReLU, nn.ReLU6, nn.Identity])
 def test_analytic_inputs_are_those_of_the_batch_norm(act):
-    model, moment = quantized(act=act)
-    twin, seen = copy.deepcopy(model), copy.deepcopy(moment)
-    BiasCorrection("analytic", images=64).on_fitted(model, moment)
+    model, context = quantized(act=act)
+    twin, seen = copy.deepcopy(model), copy.deepcopy(context)
+    BiasCorrection("analytic", images=64).on_fitted(model, context)
     BiasCorrection("empirical", images=64).on_fitted(twin, seen)
-    assert moment.findings["analytic_inputs"] == 1, "one layer follows a batch norm; the others are measured"
+    assert context.findings["analytic_inputs"] == 1, "one layer follows a batch norm; the others are measured"
     shift = (twin.conv2.bias - quantized(act=act)[0].conv2.bias).abs().max().item()
     assert (model.conv2.bias - twin.conv2.bias).abs().max().item() < 0.35 * shift, "near what is measured"
     assert not torch.equal(model.conv2.bias, twin.conv2.bias)
@@ -154,9 +154,9 @@ def test_analytic_inputs_are_those_of_the_batch_norm(act):
 
 def test_a_quantized_bias_is_fitted_anew():
     bias = UNIFORM | {"bits": 8, "signed": True}
-    model, moment = quantized(recipe={"input": UNIFORM, "weight": UNIFORM, "bias": bias})
+    model, context = quantized(recipe={"input": UNIFORM, "weight": UNIFORM, "bias": bias})
     model.conv2.bias_quantizer.scale.fill_(1e-3)
-    BiasCorrection().on_fitted(model, moment)
+    BiasCorrection().on_fitted(model, context)
     q, b = model.conv2.bias_quantizer, model.conv2.bias
     assert q.scale.item() == pytest.approx(b.abs().max().item() / 127, rel=1e-5)
 
@@ -166,6 +166,6 @@ def test_what_cannot_be_corrected_is_refused():
         BiasCorrection("guess")
     with pytest.raises(QexpError, match="at least 1 calibration image"):
         BiasCorrection(images=0)
-    model, moment = quantized(recipe={"input": UNIFORM})
+    model, context = quantized(recipe={"input": UNIFORM})
     with pytest.raises(QexpError, match="no layer has quantized weights"):
-        BiasCorrection().on_fitted(model, moment)
+        BiasCorrection().on_fitted(model, context)

@@ -12,7 +12,7 @@ from qexp.layers.swap import swap
 from qexp.network.facts import Facts, facts
 from qexp.numerics import PerChannel
 from qexp.numerics.bins import bins
-from qexp.passes.base import Moment
+from qexp.passes.base import PassContext
 from qexp.passes.bit_allocation import BitAllocation, allocate
 from qexp.quantizers.gemmlowp import GEMMLOWP
 from qexp.quantizers.uniform import Uniform
@@ -103,29 +103,29 @@ SHAPES = {
 }
 
 
-def fitted(net: torch.nn.Module, structure: Facts, **options) -> Moment:
+def fitted(net: torch.nn.Module, structure: Facts, **options) -> PassContext:
     torch.manual_seed(1)
     images = [torch.randn(16, 3, 8, 8) for _ in range(2)]
-    moment = Moment(structure, images, {})
+    context = PassContext(structure, images, {})
 
     def allocation(seen) -> None:
-        moment.calibration = seen
-        BitAllocation(**options).on_statistics(net, moment)
+        context.calibration = seen
+        BitAllocation(**options).on_statistics(net, context)
 
     calibrate(net, images, followed_by_relu=structure.followed_by_relu, progress=False, before_fit=allocation)
-    return moment
+    return context
 
 
 def test_a_network_gets_widths_by_channel_and_keeps_its_wide_layers():
     net, structure = network()
-    moment = fitted(net, structure)
+    context = fitted(net, structure)
     by_key = {(name, site): q for name, site, q in quantizers(net)}
     first = by_key["0", "weight"].grid.bits.flatten()
     assert first.double().mean() == 3 and first[0] < first[-1] and first.max() <= 8
     assert by_key["2", "weight"].grid.bits.flatten()[0] == 0, "an all-zero channel needs no bits"
     assert by_key["4", "weight"].grid.bits == 8, "wider than widest: as it was"
-    assert moment.findings["allocated_bits_weight"] == 3 and moment.findings["allocated_bits_output"] <= 3
-    assert moment.findings["allocation_missed"] == []
+    assert context.findings["allocated_bits_weight"] == 3 and context.findings["allocated_bits_output"] <= 3
+    assert context.findings["allocation_missed"] == []
     x = torch.randn(4, 3, 8, 8)
     y = net(x)
     assert torch.isfinite(y).all()
@@ -145,8 +145,8 @@ def test_state_with_widths_by_channel_loads_into_a_fresh_network():
 
 def test_fractional_targets_by_site():
     net, structure = network()
-    moment = fitted(net, structure, bits={"output": 2.5}, prior="laplace")
-    assert moment.findings["allocated_bits_output"] == 2.5 and moment.findings["allocated_bits_weight"] == 3
+    context = fitted(net, structure, bits={"output": 2.5}, prior="laplace")
+    assert context.findings["allocated_bits_output"] == 2.5 and context.findings["allocated_bits_weight"] == 3
 
 
 def test_nothing_to_serve_is_an_error():
@@ -154,7 +154,7 @@ def test_nothing_to_serve_is_an_error():
     structure = facts(net, torch.zeros(1, 3, 8, 8))
     swap(net[0], {"weight": Uniform(3, (4, 3, 3, 3), signed=True, granularity=PerChannel(0))})
     with pytest.raises(QexpError, match="unsigned grid"):
-        BitAllocation().on_statistics(net, Moment(structure, [], {}))
+        BitAllocation().on_statistics(net, PassContext(structure, [], {}))
 
 
 @pytest.mark.parametrize(

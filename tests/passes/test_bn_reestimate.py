@@ -10,14 +10,14 @@ from qexp.calibration.calibrate import calibrate
 from qexp.errors import QexpError
 from qexp.layers.swap import quantizers_off
 from qexp.network.facts import facts
-from qexp.passes.base import Moment
+from qexp.passes.base import PassContext
 from qexp.passes.bn_reestimate import BnReestimate
 from qexp.recipe import Recipe, apply, resolve
 
 UNIFORM = {"_target_": "qexp.quantizers.uniform.Uniform", "granularity": "tensor"}
 
 
-def network() -> tuple[nn.Sequential, Moment]:
+def network() -> tuple[nn.Sequential, PassContext]:
     torch.manual_seed(0)
     model = nn.Sequential(
         nn.Conv2d(3, 8, 3, bias=False),
@@ -33,81 +33,81 @@ def network() -> tuple[nn.Sequential, Moment]:
         model, resolve(model, structure, Recipe(sites={"input": UNIFORM, "weight": UNIFORM}, wbit=2, abit=8)), structure
     )
     calibrate(model, images, progress=False)
-    return model, Moment(structure, images, {}, progress=False)
+    return model, PassContext(structure, images, {}, progress=False)
 
 
-def met(model: nn.Sequential, moment: Moment, at: int) -> tuple[torch.Tensor, torch.Tensor]:
+def met(model: nn.Sequential, context: PassContext, at: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns mean and variance, by channel, of what a batch norm meets."""
     seen = {}
     handle = model[at].register_forward_pre_hook(lambda _, args: seen.update(x=args[0]))
     with torch.no_grad():
-        model(torch.cat(moment.images))
+        model(torch.cat(context.images))
     handle.remove()
     return seen["x"].mean((0, 2, 3)), seen["x"].var((0, 2, 3))
 
 
 def test_statistics_move_by_what_quantization_moved_them():
-    model, moment = network()
+    model, context = network()
     nn.init.uniform_(model[1].running_mean, -3, 3)  # of a training on other images
     nn.init.uniform_(model[1].running_var, 0.5, 3)
     mean, var = model[1].running_mean.clone(), model[1].running_var.clone()
     with quantizers_off(model):
-        mean_f, var_f = met(model, moment, 1)
-    mean_q, var_q = met(model, moment, 1)
-    BnReestimate(batch=48).on_fitted(model, moment)
+        mean_f, var_f = met(model, context, 1)
+    mean_q, var_q = met(model, context, 1)
+    BnReestimate(batch=48).on_fitted(model, context)
     torch.testing.assert_close(model[1].running_mean, mean + mean_q - mean_f, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(model[1].running_var, var * var_q / var_f, rtol=1e-4, atol=1e-4)
 
 
 def test_without_quantization_nothing_moves():
-    model, moment = network()
+    model, context = network()
     nn.init.uniform_(model[1].running_mean, -3, 3)
     mean, var = model[1].running_mean.clone(), model[1].running_var.clone()
     with quantizers_off(model):
-        BnReestimate().on_fitted(model, moment)
+        BnReestimate().on_fitted(model, context)
     torch.testing.assert_close(model[1].running_mean, mean, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(model[1].running_var, var, rtol=1e-5, atol=1e-5)
 
 
 def test_statistics_can_be_those_of_the_quantized_network():
-    model, moment = network()
+    model, context = network()
     weights = {k: v.clone() for k, v in model.state_dict().items() if "running" not in k and "tracked" not in k}
     modes = [m.training for m in model.modules()]
-    BnReestimate(batch=48, relative=False).on_fitted(model, moment)
+    BnReestimate(batch=48, relative=False).on_fitted(model, context)
     assert [m.training for m in model.modules()] == modes
-    mean, var = met(model, moment, 1)
+    mean, var = met(model, context, 1)
     torch.testing.assert_close(model[1].running_mean, mean, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(model[1].running_var, var, rtol=1e-4, atol=1e-5)
-    assert moment.findings["reestimated_norms"] == 2 and moment.findings["largest_norm_shift"] > 0.1
+    assert context.findings["reestimated_norms"] == 2 and context.findings["largest_norm_shift"] > 0.1
     assert all(m.momentum == 0.1 for m in model if isinstance(m, nn.BatchNorm2d))
     after = model.state_dict()
     assert all(torch.equal(after[k], v) for k, v in weights.items())
 
 
 def test_batches_are_averaged_alike_and_a_second_time_changes_nothing():
-    model, moment = network()
+    model, context = network()
     edit = BnReestimate(batch=16, relative=False, after_training=True)
-    edit.on_fitted(model, moment)
+    edit.on_fitted(model, context)
     first = model[1].running_mean.clone()
     assert int(model[1].num_batches_tracked) == 3
-    edit.on_trained(model, moment)
+    edit.on_trained(model, context)
     assert torch.equal(model[1].running_mean, first)
     model[1].running_mean.zero_()
-    BnReestimate(batch=16).on_trained(model, moment)
+    BnReestimate(batch=16).on_trained(model, context)
     assert not model[1].running_mean.any(), "a training's own statistics stay, unless asked"
 
 
 def test_what_has_no_batch_norm_is_refused():
     model = nn.Sequential(nn.Conv2d(3, 4, 1))
-    moment = Moment(facts(model, torch.ones(1, 3, 4, 4)), [torch.ones(2, 3, 4, 4)], {})
+    context = PassContext(facts(model, torch.ones(1, 3, 4, 4)), [torch.ones(2, 3, 4, 4)], {})
     with pytest.raises(QexpError, match="run with bn=keep"):
-        BnReestimate().on_fitted(model, moment)
+        BnReestimate().on_fitted(model, context)
     with pytest.raises(QexpError, match="at least 2 images"):
         BnReestimate(batch=1)
-    model, moment = network()
-    moment.images = [torch.ones(1, 3, 10, 10)]
+    model, context = network()
+    context.images = [torch.ones(1, 3, 10, 10)]
     with pytest.raises(QexpError, match="at least 2 calibration images"):
-        BnReestimate().on_fitted(model, moment)
+        BnReestimate().on_fitted(model, context)
 
 
 def test_a_run_says_which_passes_ran(run):

@@ -15,21 +15,21 @@ from qexp.errors import QexpError
 from qexp.layers.weight_channels import input_range, output_range, response
 from qexp.network.facts import facts
 from qexp.network.lean_evaluation import lean
-from qexp.passes.base import Moment
+from qexp.passes.base import PassContext
 from qexp.passes.equalize import ClippedReLU, Equalize, find_pairs
 from qexp.passes.fold_bn import fold_bn
 from qexp.recipe import Recipe, apply, resolve
 
 
-def moment_of(model: nn.Module, x: Tensor, folded=None) -> Moment:
-    return Moment(facts(model, x[:1]), [x], {}, folded=folded or {})
+def moment_of(model: nn.Module, x: Tensor, folded=None) -> PassContext:
+    return PassContext(facts(model, x[:1]), [x], {}, folded=folded or {})
 
 
-def equalized(model: nn.Module, x: Tensor, **options) -> tuple[nn.Module, Moment]:
+def equalized(model: nn.Module, x: Tensor, **options) -> tuple[nn.Module, PassContext]:
     model = copy.deepcopy(model.eval())
-    moment = moment_of(model, x)
-    Equalize(**options).on_float(model, moment)
-    return model, moment
+    context = moment_of(model, x)
+    Equalize(**options).on_float(model, context)
+    return model, context
 
 
 def uneven(layer: nn.Module, seed: int = 0) -> nn.Module:
@@ -79,13 +79,13 @@ def test_ranges_become_equal_and_the_results_stay(first, between, second):
     torch.manual_seed(0)
     model = Gate(uneven(copy.deepcopy(first)), between, uneven(copy.deepcopy(second), 1)).eval()
     x = torch.randn(4, first.in_channels, 8, 8)
-    found, moment = equalized(model, x)
+    found, context = equalized(model, x)
     count = len(output_range(found.first))
     torch.testing.assert_close(output_range(found.first), input_range(found.second, count), rtol=2e-3, atol=0)
     product = output_range(model.first) * input_range(model.second, count)
     torch.testing.assert_close(output_range(found.first).square(), product, rtol=1e-3, atol=0)
     torch.testing.assert_close(found(x), model(x), rtol=1e-4, atol=1e-5)
-    assert moment.findings["equalized_pairs"] == 1 and moment.findings["equalize_change"] < 1e-4
+    assert context.findings["equalized_pairs"] == 1 and context.findings["equalize_change"] < 1e-4
 
 
 @settings(max_examples=10, deadline=None)
@@ -101,9 +101,9 @@ def test_a_whole_network_stays_the_same(seed):
     pairs, refused = find_pairs(model, facts(model, x))
     assert [(p.first, p.second) for p in pairs] == [("depthwise", "grouped"), ("conv", "fc")]
     assert set(refused) == {"stem", "grouped"} and "branch" in refused["stem"]
-    found, moment = equalized(model, x)
+    found, context = equalized(model, x)
     torch.testing.assert_close(found(x), model(x), rtol=1e-4, atol=1e-5)
-    assert moment.findings["equalize_sweeps"] == 2, "separate pairs are done in one sweep, and a second sees that"
+    assert context.findings["equalize_sweeps"] == 2, "separate pairs are done in one sweep, and a second sees that"
 
 
 def block(relu: type[nn.Module] = nn.ReLU6, gain: float = 20.0) -> nn.Sequential:
@@ -118,11 +118,11 @@ def block(relu: type[nn.Module] = nn.ReLU6, gain: float = 20.0) -> nn.Sequential
 def test_a_depthwise_layer_between_two_ends_with_the_range_of_both():
     x = torch.randn(4, 4, 8, 8)
     model = block(nn.ReLU)
-    found, moment = equalized(model, x)
+    found, context = equalized(model, x)
     before, middle, after = output_range(found[0]), output_range(found[2]), input_range(found[4], 12)
     torch.testing.assert_close(before, middle, rtol=5e-3, atol=0)
     torch.testing.assert_close(middle, after, rtol=5e-3, atol=0)
-    assert 2 < moment.findings["equalize_sweeps"] < 20
+    assert 2 < context.findings["equalize_sweeps"] < 20
     torch.testing.assert_close(found(x), model(x), rtol=1e-4, atol=1e-4)
 
 
@@ -130,10 +130,10 @@ def test_relu6_becomes_relu_or_keeps_its_function_with_bounds_by_channel_or_bars
     x = torch.randn(4, 4, 8, 8) * 3
     model, pure = block(), block(nn.ReLU)
     assert not torch.allclose(model(x), pure(x), rtol=1e-2), "the bound matters here"
-    found, moment = equalized(model, x, relu6="relu")
-    assert type(found[1]) is nn.ReLU and moment.findings["equalize_change"] > 1e-2
+    found, context = equalized(model, x, relu6="relu")
+    assert type(found[1]) is nn.ReLU and context.findings["equalize_change"] > 1e-2
     torch.testing.assert_close(found(x), pure(x), rtol=1e-4, atol=1e-4)
-    found, moment = equalized(model, x, relu6="clip")
+    found, context = equalized(model, x, relu6="clip")
     assert type(found[1]) is ClippedReLU and found[1].bound.shape == (12, 1, 1) and found[1].bound.unique().numel() > 1
     torch.testing.assert_close(found(x), model(x), rtol=1e-4, atol=1e-4)
     assert "1.bound" in found.state_dict()
@@ -143,9 +143,9 @@ def test_relu6_becomes_relu_or_keeps_its_function_with_bounds_by_channel_or_bars
 
 def test_bounds_by_channel_survive_an_evaluation_that_leaves_out_redundant_relus():
     x = torch.randn(4, 4, 8, 8) * 3
-    model, moment = equalized(block(), x, relu6="clip")
+    model, context = equalized(block(), x, relu6="clip")
     uniform = {"_target_": "qexp.quantizers.uniform.Uniform", "granularity": "tensor"}
-    apply(model, resolve(model, moment.facts, Recipe(sites={"input": uniform, "weight": uniform})), moment.facts)
+    apply(model, resolve(model, context.facts, Recipe(sites={"input": uniform, "weight": uniform})), context.facts)
     calibrate(model, [x], progress=False)
     with torch.no_grad():
         before = model.eval()(x)
@@ -172,8 +172,8 @@ def test_channels_of_zeros_keep_their_factor():
         model.first.weight[1] = 0
         model.second.weight[:, 4] = 0
     x = torch.randn(2, 3, 8, 8)
-    found, moment = equalized(model, x)
-    assert moment.findings["equalize_dead"] == 2
+    found, context = equalized(model, x)
+    assert context.findings["equalize_dead"] == 2
     assert all(torch.isfinite(t).all() for t in found.state_dict().values())
     assert (
         torch.equal(found.second.weight[:, 1], model.second.weight[:, 1]) and found.first.bias[1] == model.first.bias[1]
@@ -199,10 +199,10 @@ def test_high_biases_move_into_the_next_layer():
         model.between[0].running_var.copy_(y.var((0, 2, 3)))
     folded = fold_bn(model, facts(model, x[:1]))
     before, highest = model(x), model.between(model.first(x)).amax()
-    moment = moment_of(model, x, folded)
-    Equalize(absorb=True).on_float(model, moment)
-    assert moment.findings["absorbed_biases"] == 6 and model.second.bias is not None
-    known = moment.folded["first"]
+    context = moment_of(model, x, folded)
+    Equalize(absorb=True).on_float(model, context)
+    assert context.findings["absorbed_biases"] == 6 and model.second.bias is not None
+    known = context.folded["first"]
     seen = model.first(x)
     torch.testing.assert_close(
         seen.mean((0, 2, 3)), known.mean, rtol=1e-3, atol=1e-3

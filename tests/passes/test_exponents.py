@@ -10,7 +10,7 @@ from qexp.network.facts import facts
 from qexp.network.quantizer_before import arriving
 from qexp.numerics import PerChannel
 from qexp.passes import refine_exponents
-from qexp.passes.base import Moment
+from qexp.passes.base import PassContext
 from qexp.passes.fold_bn import fold_bn
 from qexp.passes.refine_exponents import RefineExponents
 from qexp.passes.shared_exponents import SharedExponents, residual_groups, share
@@ -62,13 +62,13 @@ def test_each_stage_of_a_residual_network_is_one_group(resnet, images):
 def test_groups_share_one_vector(resnet, images, take):
     model, structure = quantized(resnet, images)
     before = [[q.exponents for q in g] for g in residual_groups(model, structure)]
-    moment = Moment(structure, [images], {})
-    SharedExponents(take).on_fitted(model, moment)
+    context = PassContext(structure, [images], {})
+    SharedExponents(take).on_fitted(model, context)
     for group, old in zip(residual_groups(model, structure), before):
         asked = torch.stack([torch.where(q.counted, e, 99) for q, e in zip(group, old)]).amin(0)
         wanted = asked.where(asked < 99, 0) if take == "min" else old[-1]
         assert all(torch.equal(q.exponents, wanted) for q in group)
-    assert moment.findings["shared_exponents"] == 3
+    assert context.findings["shared_exponents"] == 3
 
 
 def test_channels_that_a_shortcut_pads_with_zeros_do_not_coarsen_the_sum(resnet, images):
@@ -107,7 +107,7 @@ def test_a_clip_to_the_mean_of_the_maxima_outlives_other_exponents():
 
 def test_an_add_of_shared_exponents_is_an_integer_add(resnet, images):
     model, structure = quantized(resnet, images)
-    SharedExponents().on_fitted(model, Moment(structure, [images], {}))
+    SharedExponents().on_fitted(model, PassContext(structure, [images], {}))
     add, seen = model.layer1[0].add, {}
     add.register_forward_hook(lambda _, args, y: seen.update(a=args[0], b=args[1], y=y))
     model(images)
@@ -139,16 +139,16 @@ def test_refinement_gains(residual, images, off):
         q.set_exponents(q.exponents + off)
 
     def agreement(seed: int) -> float:
-        moment = Moment(structure, [varied(seed)], {}, judge=Classification(model, 5))
-        RefineExponents(max_iters=0).on_fitted(model, moment)
-        return moment.findings["refine_agreement"]
+        context = PassContext(structure, [varied(seed)], {}, judge=Classification(model, 5))
+        RefineExponents(max_iters=0).on_fitted(model, context)
+        return context.findings["refine_agreement"]
 
     before, unseen = agreement(1), agreement(2)
-    moment = Moment(structure, [many], {}, judge=Classification(model, 5))
-    RefineExponents(tolerance=0.0, max_iters=40).on_fitted(model, moment)
+    context = PassContext(structure, [many], {}, judge=Classification(model, 5))
+    RefineExponents(tolerance=0.0, max_iters=40).on_fitted(model, context)
     gain = agreement(1) - before
-    assert gain == pytest.approx(moment.findings["refine_gain"]) and gain >= 5 and moment.findings["refine_kept"] >= 2
-    assert agreement(1) == moment.findings["refine_agreement"], "the network ends in the best state"
+    assert gain == pytest.approx(context.findings["refine_gain"]) and gain >= 5 and context.findings["refine_kept"] >= 2
+    assert agreement(1) == context.findings["refine_agreement"], "the network ends in the best state"
     assert agreement(2) > unseen, "images it has not seen gain too"
 
 
@@ -156,20 +156,20 @@ def test_refinement_of_what_calibration_found_gains_too(residual, images):
     """Where nothing saturates only finer exponents help; what does not help is undone."""
     many = varied()
     model, structure = quantized(residual, many, bits=3)
-    SharedExponents().on_fitted(model, Moment(structure, [many], {}))
+    SharedExponents().on_fitted(model, PassContext(structure, [many], {}))
     groups = residual_groups(model, structure)
-    moment = Moment(structure, [many], {}, judge=Classification(model, 5))
-    RefineExponents(tolerance=0.0, max_iters=60).on_fitted(model, moment)
-    assert moment.findings["refine_gain"] > 0, moment.findings
+    context = PassContext(structure, [many], {}, judge=Classification(model, 5))
+    RefineExponents(tolerance=0.0, max_iters=60).on_fitted(model, context)
+    assert context.findings["refine_gain"] > 0, context.findings
     assert all(torch.equal(q.exponents, group[0].exponents) for group in groups for q in group)
 
 
 def test_refinement_stops_at_once_where_nothing_is_missing(residual, images):
     model, structure = quantized(residual, images, bits=16)
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    moment = Moment(structure, [images], {}, judge=Classification(model, 5))
-    RefineExponents().on_fitted(model, moment)
-    assert moment.findings["refine_rounds"] == 0 and moment.findings["refine_agreement"] >= 99
+    context = PassContext(structure, [images], {}, judge=Classification(model, 5))
+    RefineExponents().on_fitted(model, context)
+    assert context.findings["refine_rounds"] == 0 and context.findings["refine_agreement"] >= 99
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
@@ -177,13 +177,13 @@ def test_refinement_stops_at_once_where_nothing_is_missing(residual, images):
 def test_refinement_looks_at_what_a_relu_lets_through(residual, images):
     model, structure = quantized(residual, images)
     assert "stem" in structure.followed_by_relu
-    q, moment = model.stem.output_quantizer, Moment(structure, [images], {})
-    before_relu = refine_exponents._before_relu(model, moment)
+    q, context = model.stem.output_quantizer, PassContext(structure, [images], {})
+    before_relu = refine_exponents._before_relu(model, context)
     assert id(q) in before_relu and id(model.stem.input_quantizer) not in before_relu
     wanted = refine_exponents._scores(model, [images])
     model.stem.bias -= 100  # what saturates is negative
-    (error,), _ = refine_exponents._errors(model, [[q]], Moment(None, [images], {}), wanted, before_relu)
-    (all_of_it,), _ = refine_exponents._errors(model, [[q]], Moment(None, [images], {}), wanted, set())
+    (error,), _ = refine_exponents._errors(model, [[q]], PassContext(None, [images], {}), wanted, before_relu)
+    (all_of_it,), _ = refine_exponents._errors(model, [[q]], PassContext(None, [images], {}), wanted, set())
     assert error == 0 and all_of_it > 50
 
 

@@ -12,7 +12,7 @@ from torch.nn.utils import parametrizations, prune
 
 from qexp.errors import QexpError
 from qexp.network.facts import facts
-from qexp.passes.base import Moment, Pass
+from qexp.passes.base import Pass, PassContext
 from qexp.passes.bias_correction import BiasCorrection
 from qexp.passes.equalize import Equalize, find_pairs
 from qexp.passes.fold_bn import fold_bn
@@ -62,7 +62,7 @@ def test_computed_weights_become_parameters(how, edit):
     if edit == "fold":
         assert list(fold_bn(model, facts(model, X))) == ["2"]
     else:
-        edit_floats(Equalize(), model, Moment(facts(model, X), [X], {}))
+        edit_floats(Equalize(), model, PassContext(facts(model, X), [X], {}))
     with torch.no_grad():
         torch.testing.assert_close(model(X), before, rtol=1e-4, atol=1e-5)
 
@@ -112,7 +112,7 @@ def test_equalize_leaves_shared_layers_alone(how):
     model.last.weight.data[:, 0] *= 100
     model.stem.weight.data[0] *= 100
     with pytest.raises(QexpError, match="shares its weight or bias"):
-        edit_floats(Equalize(), model, Moment(facts(model, X), [X], {}))
+        edit_floats(Equalize(), model, PassContext(facts(model, X), [X], {}))
 
 
 def test_bias_correction_of_a_shared_bias_corrects_each_layer_for_itself():
@@ -125,8 +125,8 @@ def test_bias_correction_of_a_shared_bias_corrects_each_layer_for_itself():
         apply(m, resolve(m, structure, Recipe(sites={"weight": u}, wbit=3, abit=32)), structure)
         from qexp.calibration.calibrate import calibrate
 
-        moment = Moment(structure, [X], {}, calibration=calibrate(m, [X], progress=False))
-        BiasCorrection().on_fitted(m, moment)
+        context = PassContext(structure, [X], {}, calibration=calibrate(m, [X], progress=False))
+        BiasCorrection().on_fitted(m, context)
     with torch.no_grad():
         torch.testing.assert_close(model(X), apart(X))
 
@@ -183,7 +183,7 @@ def test_equalize_scales_channels_only_where_they_are(how):
     pairs, _ = find_pairs(model, facts(model, X))
     assert (pairs[0].first, pairs[0].second) == ("a", "b")
     assert len(pairs) == (3 if how == "vectors" else 1)
-    edit_floats(Equalize(), model, Moment(facts(model, X), [X], {}))
+    edit_floats(Equalize(), model, PassContext(facts(model, X), [X], {}))
 
 
 @pytest.mark.parametrize("mode", ["empirical", "analytic"])
@@ -198,14 +198,14 @@ def test_bias_correction_of_linear_layers_over_other_dimensions(how, mode):
         structure = facts(model, X)
         u = {"_target_": "qexp.quantizers.uniform.Uniform"}
         apply(model, resolve(model, structure, Recipe(sites={"weight": u}, wbit=3, abit=32)), structure)
-        moment = Moment(structure, [X], {}, calibration=calibrate(model, [X], progress=False))
+        context = PassContext(structure, [X], {}, calibration=calibrate(model, [X], progress=False))
         before = (model(X) - wanted).mean(0).norm()
-        BiasCorrection(mode).on_fitted(model, moment)
+        BiasCorrection(mode).on_fitted(model, context)
         assert (model(X) - wanted).mean(0).norm() < 0.5 * before
 
 
 class Doubles(Pass):
-    def on_float(self, model: nn.Module, moment: Moment) -> None:
+    def on_float(self, model: nn.Module, context: PassContext) -> None:
         model[5].weight.data.mul_(2)
 
 
@@ -215,12 +215,12 @@ class DoublesByDesign(Doubles):
 
 def test_an_edit_that_changes_results_is_named():
     model = net()
-    moment = Moment(facts(model, X), [X], {})
+    context = PassContext(facts(model, X), [X], {})
     with pytest.raises(
         QexpError, match=r"Doubles changed what the float network computes, by 0\.|Doubles changed .* by 1"
     ):
-        edit_floats(Doubles(), model, moment)
-    edit_floats(DoublesByDesign(), model, moment)
-    edit_floats(Pass(), model, moment)
+        edit_floats(Doubles(), model, context)
+    edit_floats(DoublesByDesign(), model, context)
+    edit_floats(Pass(), model, context)
     with pytest.raises(QexpError, match=r"bn=fold changed .*: use bn=keep"), unchanged(model, X, "bn=fold"):
         model[5].bias.data.add_(1)

@@ -11,7 +11,7 @@ from qexp.layers import quantizers
 from qexp.layers.swap import quantizers_off, swap
 from qexp.models.cifar_resnet import BasicBlock, CifarResNet
 from qexp.network.facts import facts
-from qexp.passes.base import Moment
+from qexp.passes.base import PassContext
 from qexp.passes.reconstruction.capture import inputs, targets
 from qexp.passes.reconstruction.joining import capacity, joined_units, largest_steps
 from qexp.passes.reconstruction.qdrop import QDrop
@@ -110,9 +110,9 @@ def test_joined_blocks_are_learned_kept_and_taken_again(tmp_path, caplog):
     def learned(k: int, folder=None) -> tuple[dict, nn.Module]:
         torch.manual_seed(0)
         net, x = quantized(CifarResNet(8), 3), torch.randn(8, 3, 32, 32)
-        moment = Moment(facts(net, x), [x], {}, folder=folder, progress=False)
-        QDrop(join=k, iterations=20, batch=4, step_lr=0, drop_prob=1.0).on_fitted(net, moment)
-        return moment.findings, net
+        context = PassContext(facts(net, x), [x], {}, folder=folder, progress=False)
+        QDrop(join=k, iterations=20, batch=4, step_lr=0, drop_prob=1.0).on_fitted(net, context)
+        return context.findings, net
 
     def codes(net: nn.Module) -> dict[str, torch.Tensor]:
         return {n: q.codes(net.get_submodule(n).weight) for n, _, q in quantizers(net)}

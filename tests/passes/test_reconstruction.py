@@ -16,7 +16,7 @@ from qexp.layers.swap import quantizers_off, swap
 from qexp.models.modules import Add
 from qexp.network.facts import facts
 from qexp.numerics import PerChannel
-from qexp.passes.base import Moment
+from qexp.passes.base import PassContext
 from qexp.passes.reconstruction import learn as learning
 from qexp.passes.reconstruction import reconstruct
 from qexp.passes.reconstruction.adaround import AdaRound
@@ -61,7 +61,7 @@ class Net(nn.Module):
 def made(digit_images):
     """Call with bits of weights and inputs; returns a quantized, calibrated network and what passes see of it."""
 
-    def make(wbits: int = 3, abits: int = 4, folder=None) -> tuple[nn.Module, Moment]:
+    def make(wbits: int = 3, abits: int = 4, folder=None) -> tuple[nn.Module, PassContext]:
         torch.manual_seed(0)
         net = Net().eval()
         images = list(digit_images.split(16))
@@ -75,7 +75,7 @@ def made(digit_images):
             step = LSQ(abits, (1, *structure.shapes[name]["input"][1:]), range=MSE())
             swap(layer, {"weight": weight, "input": step})
         calibrate(net, images, progress=False)
-        return net, Moment(structure, images, {}, folder=folder, progress=False)
+        return net, PassContext(structure, images, {}, folder=folder, progress=False)
 
     return make
 
@@ -93,16 +93,16 @@ def output_error(net: nn.Module, images: torch.Tensor) -> float:
 
 @pytest.mark.parametrize("method", [AdaRound, BRECQ, QDrop])
 def test_it_beats_nearest_rounding_and_leaves_the_float_network_alone(made, digit_images, method):
-    net, moment = made()
+    net, context = made()
     with torch.no_grad(), quantizers_off(net):
         floating = net(digit_images)
     before, grad = output_error(net, digit_images), [p.requires_grad for p in net.parameters()]
-    method(**short(method)).on_fitted(net, moment)
+    method(**short(method)).on_fitted(net, context)
     assert output_error(net, digit_images) < 0.9 * before
     with torch.no_grad(), quantizers_off(net):
         assert torch.equal(net(digit_images), floating)
     assert [p.requires_grad for p in net.parameters()] == grad
-    assert moment.findings["roundings_moved"] > 1 and moment.findings["reconstructed_units"] in (3, 4)
+    assert context.findings["roundings_moved"] > 1 and context.findings["reconstructed_units"] in (3, 4)
     for name, site, q in quantizers(net):
         if site == "weight":
             w = net.get_submodule(name).weight.detach()
@@ -124,16 +124,16 @@ def test_a_layer_alone_beats_nearest_rounding_on_real_images(digit_images):
     calibrate(net, images, progress=False)
     unseen = digit_images[48:]
     before = output_error(net[0], unseen)
-    AdaRound(iterations=300, batch=16).on_fitted(net, Moment(structure, images, {}, progress=False))
+    AdaRound(iterations=300, batch=16).on_fitted(net, PassContext(structure, images, {}, progress=False))
     assert output_error(net[0], unseen) < 0.9 * before
 
 
 def test_the_same_seed_gives_the_same_codes_and_another_seed_others(made):
     found = []
     for seed in (0, 0, 1):
-        net, moment = made()
-        moment.seed = seed
-        QDrop(**SHORT).on_fitted(net, moment)
+        net, context = made()
+        context.seed = seed
+        QDrop(**SHORT).on_fitted(net, context)
         found.append(codes(net))
     assert all(torch.equal(found[0][k], found[1][k]) for k in found[0])
     assert any(not torch.equal(found[0][k], found[2][k]) for k in found[0])
@@ -141,8 +141,8 @@ def test_the_same_seed_gives_the_same_codes_and_another_seed_others(made):
 
 @pytest.mark.parametrize("method", [AdaRound, BRECQ])
 def test_a_killed_run_goes_on_at_the_next_unit_and_ends_the_same(made, tmp_path, monkeypatch, method):
-    whole, moment = made(folder=tmp_path / "whole")
-    method(**short(method)).on_fitted(whole, moment)
+    whole, context = made(folder=tmp_path / "whole")
+    method(**short(method)).on_fitted(whole, context)
 
     calls, real = [], reconstruct.learn
 
@@ -152,37 +152,37 @@ def test_a_killed_run_goes_on_at_the_next_unit_and_ends_the_same(made, tmp_path,
             raise KeyboardInterrupt
         return real(*args)
 
-    killed, moment = made(folder=tmp_path / "killed")
+    killed, context = made(folder=tmp_path / "killed")
     monkeypatch.setattr(reconstruct, "learn", dies)
     with pytest.raises(KeyboardInterrupt):
-        method(**short(method)).on_fitted(killed, moment)
+        method(**short(method)).on_fitted(killed, context)
     assert all(isinstance(m.weight_quantizer, LearnedRounding) for m in (killed.stem, killed.block.conv1, killed.fc))
-    again, moment = made(folder=tmp_path / "killed")
+    again, context = made(folder=tmp_path / "killed")
     calls.clear()
     monkeypatch.setattr(reconstruct, "learn", lambda *args: calls.append(args[0].name) or real(*args))
-    method(**short(method)).on_fitted(again, moment)
+    method(**short(method)).on_fitted(again, context)
     state, same = again.state_dict(), whole.state_dict()
     assert state.keys() == same.keys() and all(torch.equal(state[k], same[k]) for k in same)
     assert calls and "stem" not in calls[:1], "what was learned is not learned again"
 
 
 def test_units_kept_for_another_content_are_not_taken(made, tmp_path):
-    net, moment = made(folder=tmp_path)
-    AdaRound(**SHORT).on_fitted(net, moment)
-    alone, moment = made(wbits=4)
-    AdaRound(**SHORT).on_fitted(alone, moment)
-    beside, moment = made(wbits=4, folder=tmp_path)
-    AdaRound(**SHORT).on_fitted(beside, moment)
+    net, context = made(folder=tmp_path)
+    AdaRound(**SHORT).on_fitted(net, context)
+    alone, context = made(wbits=4)
+    AdaRound(**SHORT).on_fitted(alone, context)
+    beside, context = made(wbits=4, folder=tmp_path)
+    AdaRound(**SHORT).on_fitted(beside, context)
     assert all(torch.equal(codes(alone)[k], v) for k, v in codes(beside).items())
 
 
 def test_spilling_to_disk_changes_nothing_and_leaves_nothing(made, tmp_path):
     found = []
     for memory_mb in (1024, 0.1, 0):
-        net, moment = made(folder=tmp_path / str(memory_mb))
-        QDrop(**SHORT, memory_mb=memory_mb, loss="fisher_diag").on_fitted(net, moment)
-        found.append((codes(net), moment.findings))
-        assert moment.findings["reconstruct_kept_mb"] <= memory_mb
+        net, context = made(folder=tmp_path / str(memory_mb))
+        QDrop(**SHORT, memory_mb=memory_mb, loss="fisher_diag").on_fitted(net, context)
+        found.append((codes(net), context.findings))
+        assert context.findings["reconstruct_kept_mb"] <= memory_mb
         assert not list((tmp_path / str(memory_mb)).rglob("*.activations"))
     for other, findings in found[1:]:
         assert findings["reconstruct_spilled_mb"] > 0
@@ -208,11 +208,11 @@ def test_mixing_takes_each_element_from_one_side_at_the_chance_asked_for(layout)
 
 def test_drop_prob_1_is_the_method_without_dropping(made, monkeypatch):
     """No number is drawn and no float input is kept; with 0 the activation quantizers have no part in the learning."""
-    net, moment = made()
+    net, context = made()
     monkeypatch.setattr(learning, "mixed", lambda *_: pytest.fail("mixed an activation"))
-    QDrop(**SHORT, drop_prob=1.0, step_lr=0.0, units="layers").on_fitted(net, moment)
-    plain, moment = made()
-    AdaRound(**SHORT).on_fitted(plain, moment)
+    QDrop(**SHORT, drop_prob=1.0, step_lr=0.0, units="layers").on_fitted(net, context)
+    plain, context = made()
+    AdaRound(**SHORT).on_fitted(plain, context)
     assert all(torch.equal(codes(plain)[k], v) for k, v in codes(net).items())
 
 
@@ -220,8 +220,8 @@ def test_drop_prob_0_learns_as_if_activations_were_float(made, monkeypatch):
     monkeypatch.setattr(reconstruct, "total", lambda *_: 0.0)  # so that no unit is taken back
     found = []
     for abits in (2, 8):
-        net, moment = made(abits=abits)
-        QDrop(**SHORT, drop_prob=0.0, step_lr=0.0).on_fitted(net, moment)
+        net, context = made(abits=abits)
+        QDrop(**SHORT, drop_prob=0.0, step_lr=0.0).on_fitted(net, context)
         found.append(codes(net))
     assert all(torch.equal(found[0][k], v) for k, v in found[1].items())
 
@@ -229,25 +229,25 @@ def test_drop_prob_0_learns_as_if_activations_were_float(made, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("method", [BRECQ, QDrop])
 def test_steps_are_learned_from_a_poor_start(made, digit_images, method):
-    net, moment = made(wbits=6, abits=4)
+    net, context = made(wbits=6, abits=4)
     steps = {n: q.scale for n, s, q in quantizers(net) if s == "input"}
     with torch.no_grad():
         steps["block.conv2"] *= 3
     poor, before = steps["block.conv2"].item(), output_error(net, digit_images)
     options = {"step_iterations": 150} if method is BRECQ else {}
-    method(iterations=150, batch=16, step_lr=5e-3, **options).on_fitted(net, moment)
+    method(iterations=150, batch=16, step_lr=5e-3, **options).on_fitted(net, context)
     assert 0 < steps["block.conv2"].item() < 0.9 * poor and output_error(net, digit_images) < 0.8 * before
 
 
 def test_importance_is_the_closed_form_at_the_scores(made):
     """The gradient of the divergence to the scores is `softmax(quantized) - softmax(float)`; in numpy, float64."""
-    net, moment = made(abits=2)
+    net, context = made(abits=2)
     unit = Unit("fc", ("fc",))
-    found = importance(net, moment.facts, unit, moment.images, Store(10))[:].double().numpy()
+    found = importance(net, context.facts, unit, context.images, Store(10))[:].double().numpy()
     with torch.no_grad():
-        quantized = torch.cat([net(x) for x in moment.images]).double().numpy()
+        quantized = torch.cat([net(x) for x in context.images]).double().numpy()
         with quantizers_off(net):
-            floating = torch.cat([net(x) for x in moment.images]).double().numpy()
+            floating = torch.cat([net(x) for x in context.images]).double().numpy()
 
     def softmax(z: np.ndarray) -> np.ndarray:
         e = np.exp(z - z.max(1, keepdims=True))
@@ -259,24 +259,24 @@ def test_importance_is_the_closed_form_at_the_scores(made):
 
 
 def test_importance_is_even_where_nothing_is_quantized(made):
-    net, moment = made()
+    net, context = made()
     for layer in (net.stem, net.block.conv1, net.block.conv2, net.fc):
         layer.enabled = False
-    found = importance(net, moment.facts, Unit("block", ()), moment.images, Store(10))
+    found = importance(net, context.facts, Unit("block", ()), context.images, Store(10))
     assert (found[:] == 1).all()
 
 
 def test_a_unit_that_ends_worse_keeps_what_it_had(made):
-    net, moment = made()
+    net, context = made()
     before = copy.deepcopy(net.state_dict())
-    AdaRound(iterations=2, batch=16, lr=50.0).on_fitted(net, moment)  # throws every rounding anywhere
+    AdaRound(iterations=2, batch=16, lr=50.0).on_fitted(net, context)  # throws every rounding anywhere
     after = net.state_dict()
-    assert moment.findings["roundings_moved"] == 0
+    assert context.findings["roundings_moved"] == 0
     assert all(torch.equal(after[k], v) for k, v in before.items())
 
 
 def test_it_stops_where_every_rounding_is_decided(made):
-    net, moment = made()
+    net, context = made()
     ticks: list[int] = []
     real = reconstruct.learn
 
@@ -286,14 +286,14 @@ def test_it_stops_where_every_rounding_is_decided(made):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(reconstruct, "learn", counted)
-        AdaRound(iterations=400, batch=16, lr=0.1, strength=1.0, beta=(2, 2)).on_fitted(net, moment)
-    assert max(ticks) < 400 and moment.findings["roundings_undecided"] == 0
+        AdaRound(iterations=400, batch=16, lr=0.1, strength=1.0, beta=(2, 2)).on_fitted(net, context)
+    assert max(ticks) < 400 and context.findings["roundings_undecided"] == 0
 
 
 def test_bad_input(made):
-    net, moment = made()
+    net, context = made()
     with pytest.raises(QexpError, match=r"64 calibration images do not fill a batch of 65.*n_calibrate.*at most 64"):
-        AdaRound(batch=65).on_fitted(net, moment)
+        AdaRound(batch=65).on_fitted(net, context)
     with pytest.raises(QexpError, match=r"loss='fisher'; allowed: mse, fisher_diag"):
         BRECQ(loss="fisher")
     with pytest.raises(QexpError, match=r"drop_prob=1.5; allowed: 0..1"):
@@ -303,4 +303,4 @@ def test_bad_input(made):
     with torch.no_grad():
         net.block.conv2.bias.fill_(float("inf"))
     with pytest.raises(QexpError, match=r"block.conv2: the reconstruction error is (nan|inf)"):
-        AdaRound(**SHORT).on_fitted(net, moment)
+        AdaRound(**SHORT).on_fitted(net, context)

@@ -8,7 +8,7 @@ from qexp.errors import QexpError
 from qexp.layers.swap import bake, swap
 from qexp.network.facts import Facts, facts
 from qexp.numerics import PerChannel
-from qexp.passes.base import Moment
+from qexp.passes.base import PassContext
 from qexp.passes.weight_correction import FORMS, WeightCorrection
 from qexp.quantizers.dorefa import DoReFaWeight
 from qexp.quantizers.gemmlowp import GEMMLOWP
@@ -48,7 +48,7 @@ def test_means_and_xi_of_the_vector():
     )
 
 
-def network(bits: int = 4) -> tuple[torch.nn.Sequential, Facts, Moment]:
+def network(bits: int = 4) -> tuple[torch.nn.Sequential, Facts, PassContext]:
     torch.manual_seed(0)
     net = torch.nn.Sequential(
         torch.nn.Conv2d(3, 8, 3),
@@ -71,19 +71,19 @@ def network(bits: int = 4) -> tuple[torch.nn.Sequential, Facts, Moment]:
         },
     )
     images = [torch.randn(8, 3, 8, 8)]
-    moment = Moment(structure, images, {})
+    context = PassContext(structure, images, {})
     calibrate(net, images, followed_by_relu=structure.followed_by_relu, progress=False)
-    return net, structure, moment
+    return net, structure, context
 
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("bits", [1, 2, 4])
 def test_every_output_channel_has_its_mean_back(form, bits):
-    net, _, moment = network(bits)
+    net, _, context = network(bits)
     codes = net[0].weight_quantizer.codes(net[0].weight)
     before = [layer.quantized_weight().detach().double() for layer in (net[0], net[2], net[4])]
-    WeightCorrection(form).on_fitted(net, moment)
-    assert moment.findings["corrected_weights"] == 3
+    WeightCorrection(form).on_fitted(net, context)
+    assert context.findings["corrected_weights"] == 3
     for layer, axis, uncorrected in zip((net[0], net[2], net[4]), (0, 1, 0), before):
         w, q = (t.detach().double().movedim(axis, 0).flatten(1) for t in (layer.weight, layer.quantized_weight()))
         assert torch.isfinite(q).all()
@@ -99,10 +99,10 @@ def test_every_output_channel_has_its_mean_back(form, bits):
 
 
 def test_the_layer_computes_gain_and_offset_as_an_epilogue_would():
-    net, _, moment = network()
+    net, _, context = network()
     conv, x = net[0], torch.randn(2, 3, 8, 8)
     plain = torch.nn.functional.conv2d(x, conv.quantized_weight())
-    WeightCorrection("var_mean").on_fitted(net, moment)
+    WeightCorrection("var_mean").on_fitted(net, context)
     q = conv.weight_quantizer
     sums = torch.nn.functional.conv2d(x, torch.ones(1, 3, 3, 3))
     expected = plain * q.gain.reshape(1, -1, 1, 1) + sums * q.offset.reshape(1, -1, 1, 1)
@@ -110,8 +110,8 @@ def test_the_layer_computes_gain_and_offset_as_an_epilogue_would():
 
 
 def test_it_survives_saving_and_baking():
-    net, _, moment = network()
-    WeightCorrection().on_fitted(net, moment)
+    net, _, context = network()
+    WeightCorrection().on_fitted(net, context)
     fresh, _, _ = network()
     fresh.load_state_dict(net.state_dict())
     x = torch.randn(2, 3, 8, 8)
@@ -122,13 +122,13 @@ def test_it_survives_saving_and_baking():
 
 
 def test_twice_and_none_are_refused():
-    net, structure, moment = network()
-    WeightCorrection().on_fitted(net, moment)
+    net, structure, context = network()
+    WeightCorrection().on_fitted(net, context)
     with pytest.raises(QexpError, match="corrected twice"):
-        WeightCorrection().on_fitted(net, moment)
+        WeightCorrection().on_fitted(net, context)
     plain = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3))
     with pytest.raises(QexpError, match="no layer has a quantized weight"):
-        WeightCorrection().on_fitted(plain, Moment(structure, [], {}))
+        WeightCorrection().on_fitted(plain, PassContext(structure, [], {}))
     with pytest.raises(QexpError, match="form="):
         WeightCorrection("median")
 
@@ -139,4 +139,4 @@ def test_a_method_that_cannot_carry_it_says_so():
     structure = facts(net, torch.zeros(1, 3, 8, 8))
     swap(layer, {"weight": DoReFaWeight(4, (8, 3, 3, 3))})
     with pytest.raises(QexpError, match="DoReFaWeight cannot carry a correction"):
-        WeightCorrection().on_fitted(net, Moment(structure, [], {}))
+        WeightCorrection().on_fitted(net, PassContext(structure, [], {}))

@@ -8,7 +8,7 @@ from qexp.errors import QexpError
 from qexp.layers.swap import swap
 from qexp.network.facts import facts
 from qexp.numerics import PerChannel
-from qexp.passes.base import Moment
+from qexp.passes.base import PassContext
 from qexp.passes.kmeans_clip import KMeansClip
 from qexp.passes.weight_correction import WeightCorrection
 from qexp.quantizers.kmeans import KMeans, centres
@@ -93,7 +93,7 @@ def test_means_of_channels_can_be_restored():
     q = KMeans(2, (8, 3, 3, 3))
     swap(layer, {"weight": q})
     q.fit(TensorStats.of(layer.weight))
-    WeightCorrection("mean").on_fitted(net, Moment(structure, [], {}))
+    WeightCorrection("mean").on_fitted(net, PassContext(structure, [], {}))
     torch.testing.assert_close(layer.quantized_weight().mean((1, 2, 3)), layer.weight.mean((1, 2, 3)))
     assert torch.equal(q.dequantize(q.codes(layer.weight)), q(layer.weight))
 
@@ -103,14 +103,14 @@ def test_the_float_clip_cuts_at_the_outermost_centres_and_skips_the_ends():
     net = torch.nn.Sequential(
         torch.nn.Conv2d(3, 8, 3), torch.nn.Conv2d(8, 8, 3), torch.nn.Flatten(), torch.nn.Linear(128, 4)
     )
-    moment = Moment(facts(net, torch.zeros(1, 3, 8, 8)), [], {})
+    context = PassContext(facts(net, torch.zeros(1, 3, 8, 8)), [], {})
     before = [net[i].weight.detach().clone() for i in (0, 1, 3)]
-    KMeansClip(bits=2).on_float(net, moment)
+    KMeansClip(bits=2).on_float(net, context)
     q = fitted(before[1], 2)
     assert torch.equal(net[1].weight, before[1].clamp(q.centres[0], q.centres[-1]))
     assert torch.equal(net[0].weight, before[0]) and torch.equal(net[3].weight, before[2])
-    assert 0 < moment.findings["kmeans_clipped"] < 50
+    assert 0 < context.findings["kmeans_clipped"] < 50
     with pytest.raises(QexpError, match="matches no weighted layer"):
-        KMeansClip(skip=["conv*"]).on_float(net, moment)
+        KMeansClip(skip=["conv*"]).on_float(net, context)
     with pytest.raises(QexpError, match="every weighted layer is skipped"):
-        KMeansClip(skip=["*"]).on_float(net, moment)
+        KMeansClip(skip=["*"]).on_float(net, context)

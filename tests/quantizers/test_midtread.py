@@ -11,7 +11,7 @@ from qexp.layers.swap import swap
 from qexp.network.facts import facts
 from qexp.numerics import PerChannel
 from qexp.numerics.bins import bins
-from qexp.passes.base import Moment
+from qexp.passes.base import PassContext
 from qexp.passes.rate import Rate, entropy
 from qexp.quantizers.gemmlowp import GEMMLOWP
 from qexp.quantizers.midtread import MidTread, clip_over_b
@@ -141,7 +141,7 @@ def test_the_rate_is_weighted_by_elements(per_channel):
     layer = torch.nn.Conv2d(3, 8, 3)
     net = torch.nn.Sequential(layer).eval()
     images = [torch.randn(4, 3, 8, 8)]
-    moment = Moment(facts(net, images[0]), images, {})
+    context = PassContext(facts(net, images[0]), images, {})
     y = net(images[0]).detach()
     swap(
         layer,
@@ -152,9 +152,9 @@ def test_the_rate_is_weighted_by_elements(per_channel):
     )
     layer.weight_quantizer.fit(TensorStats.of(layer.weight, PerChannel(0)))
     layer.output_quantizer.fit(TensorStats.of(y))
-    Rate(per_channel).on_fitted(net, moment)
+    Rate(per_channel).on_fitted(net, context)
     codes = layer.weight_quantizer.codes(layer.weight)
     expected = sum(entropy(c) for c in codes) / 8 if per_channel else entropy(codes)
-    assert moment.findings["rate_weight"] == pytest.approx(expected, abs=1e-4)
-    assert 0 < moment.findings["rate_activation"] <= 4
+    assert context.findings["rate_weight"] == pytest.approx(expected, abs=1e-4)
+    assert 0 < context.findings["rate_activation"] <= 4
     assert not layer.output_quantizer._forward_hooks

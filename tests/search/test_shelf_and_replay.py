@@ -9,9 +9,9 @@ from qexp.layers.quantized import quantizers
 from qexp.layers.swap import evaluating, quantizers_off
 from qexp.network.facts import facts
 from qexp.recipe import Recipe, apply, resolve
+from qexp.search.quantizers_by_width import QuantizersByWidth
 from qexp.search.replay import Replay, bytes_an_image
 from qexp.search.sensitivity import Comparison, ranked, sensitivity
-from qexp.search.shelf import Shelf
 from qexp.tasks.classification import Classification
 
 UNIFORM = {"_target_": "qexp.quantizers.uniform.Uniform", "range": {"_target_": "qexp.ranges.MinMax"}}
@@ -22,7 +22,7 @@ def shelved(model, images, widths=(2, 4, 8), **recipe):
     plan = resolve(model, found, Recipe(sites={"input": UNIFORM, "weight": UNIFORM}, wbit=4, abit=4, **recipe))
     apply(model, plan, found)
     seen = calibrate(model, [images], progress=False)
-    return Shelf(model, plan, found, widths, lambda: fit(model, seen)), found
+    return QuantizersByWidth(model, plan, found, widths, lambda: fit(model, seen)), found
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from torch import nn
 from qexp.layers.quantized import BAKED
 from qexp.layers.swap import baked_weights, swap
 from qexp.network.facts import facts
-from qexp.passes.base import Moment
+from qexp.passes.base import PassContext
 from qexp.passes.integer_layers import IntegerLayers
 from qexp.passes.rate import Rate
 from qexp.passes.refine_exponents import RefineExponents
@@ -59,9 +59,9 @@ IMAGES = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(1))
 @pytest.mark.parametrize(
     "run",
     [
-        lambda net: IntegerLayers().on_fitted(net, Moment(facts(net, IMAGES[:1]), [IMAGES], {})),
-        lambda net: RefineExponents().on_fitted(net, Moment(facts(net, IMAGES[:1]), [IMAGES], {})),
-        lambda net: Rate().on_fitted(net, Moment(facts(net, IMAGES[:1]), [IMAGES], {})),
+        lambda net: IntegerLayers().on_fitted(net, PassContext(facts(net, IMAGES[:1]), [IMAGES], {})),
+        lambda net: RefineExponents().on_fitted(net, PassContext(facts(net, IMAGES[:1]), [IMAGES], {})),
+        lambda net: Rate().on_fitted(net, PassContext(facts(net, IMAGES[:1]), [IMAGES], {})),
         lambda net: Distillation(network()).check(net, IMAGES[:1], 5),
         lambda net: evaluated(net, IMAGES),
     ],

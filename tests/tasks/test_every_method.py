@@ -22,7 +22,7 @@ from qexp.layers.quantized import quantizers
 from qexp.models.darknet import Darknet
 from qexp.models.mobilefacenet import MobileFaceNet
 from qexp.network.facts import facts
-from qexp.passes.base import Moment
+from qexp.passes.base import PassContext
 from qexp.passes.fold_bn import fold_bn
 from qexp.recipe import Plan, apply, resolve
 from qexp.run import pipeline, training
@@ -71,24 +71,24 @@ def configuration(compose: Callable[..., DictConfig]) -> Callable[[str], Setting
 
 def quantized(settings: Settings, model: nn.Module, images: Tensor) -> Plan:
     """Attaches and fits the recipe's quantizers, in place, in the order of a run; returns the plan."""
-    moment, passes = Moment(facts(model, images), [images], {}, progress=False), pipeline.load_passes(settings)
+    context, passes = PassContext(facts(model, images), [images], {}, progress=False), pipeline.load_passes(settings)
     if settings.bn == "fold":
-        moment.folded = fold_bn(model, moment.facts)
-        moment.facts = facts(model, images)
+        context.folded = fold_bn(model, context.facts)
+        context.facts = facts(model, images)
     for edit in passes:
-        edit.on_float(model, moment)
-    plan = resolve(model, moment.facts, replace(pipeline.recipe(settings), groups=None, first=None, last=None))
-    apply(model, plan, moment.facts)
+        edit.on_float(model, context)
+    plan = resolve(model, context.facts, replace(pipeline.recipe(settings), groups=None, first=None, last=None))
+    apply(model, plan, context.facts)
 
     def before_fit(seen) -> None:
-        moment.calibration = seen
+        context.calibration = seen
         for edit in passes:
-            edit.on_statistics(model, moment)
+            edit.on_statistics(model, context)
 
-    relus = moment.facts.followed_by_relu
+    relus = context.facts.followed_by_relu
     calibrate(model, [images], followed_by_relu=relus, progress=False, before_fit=before_fit)
     for edit in passes:
-        edit.on_fitted(model, moment)
+        edit.on_fitted(model, context)
     return plan
 
 

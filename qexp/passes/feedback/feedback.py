@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from qexp.errors import QexpError
 from qexp.layers.swap import evaluating, quantizers_off
-from qexp.passes.base import Moment, Pass
+from qexp.passes.base import Pass, PassContext
 from qexp.passes.feedback.grams import FORMS, Grams, columns, rows
 from qexp.passes.reconstruction.capture import inputs
 from qexp.passes.reconstruction.store import Store
@@ -79,32 +79,32 @@ class Feedback(Pass):
         """Returns the quantized values `[rows, n]` of one group's weights."""
         raise NotImplementedError
 
-    def on_fitted(self, model: nn.Module, moment: Moment) -> None:
+    def on_fitted(self, model: nn.Module, context: PassContext) -> None:
         """Rounds; reports the mean relative error of the layers with nearest and with chosen roundings, and how many moved."""
         started = time.perf_counter()
-        chosen = [n for n in moment.facts.order if _learns(model.get_submodule(n))]
+        chosen = [n for n in context.facts.order if _learns(model.get_submodule(n))]
         if not chosen:
             raise QexpError(
                 f"{type(self).__name__} found no weight with a LearnedRounding quantizer; choose quant=gptq, gpfq or qronos, or give the "
                 "recipe weight._target_: qexp.quantizers.learned_rounding.LearnedRounding"
             )
-        able = [n for n in chosen if self._able(model, moment, n)]
+        able = [n for n in chosen if self._able(model, context, n)]
         home = next(model.parameters()).device
         errors: list[tuple[float, float]] = []
         with evaluating(model), torch.no_grad():
-            model.to(moment.device or home)
+            model.to(context.device or home)
             try:
                 for name in tqdm(
-                    able, desc=type(self).__name__, unit="layer", leave=False, disable=not moment.progress
+                    able, desc=type(self).__name__, unit="layer", leave=False, disable=not context.progress
                 ):
-                    errors.append(self._round(model, moment, name))
+                    errors.append(self._round(model, context, name))
             finally:
                 model.to(home)
         quantizers = [model.get_submodule(n).weight_quantizer for n in able]
         weights = sum(q.shift.numel() for q in quantizers if q.shift is not None)
         nearest, after = (sum(e[i] for e in errors) / max(len(errors), 1) for i in (0, 1))
         log.info("%s: mean relative error of %d layers %.4g -> %.4g", type(self).__name__, len(able), nearest, after)
-        moment.findings |= {
+        context.findings |= {
             "rounded_layers": len(able),
             "roundings_moved": round(100 * sum(q.moved for q in quantizers) / max(weights, 1), 3),
             "layer_error_nearest": round(nearest, 6),
@@ -112,18 +112,18 @@ class Feedback(Pass):
             "feedback_seconds": round(time.perf_counter() - started, 1),
         }
 
-    def _able(self, model: nn.Module, moment: Moment, name: str) -> bool:
-        layer, calls = model.get_submodule(name), len(moment.facts.every_call.get(name, ((),)))
+    def _able(self, model: nn.Module, context: PassContext, name: str) -> bool:
+        layer, calls = model.get_submodule(name), len(context.facts.every_call.get(name, ((),)))
         why = "" if isinstance(layer, FORMS) else f"it is a {type(layer).__name__}"
         why = why or ("" if calls == 1 else f"it runs {calls} times")
         if why:
             log.info("%s: layer %s keeps its nearest roundings (%s)", type(self).__name__, name, why)
         return not why
 
-    def _round(self, model: nn.Module, moment: Moment, name: str) -> tuple[float, float]:
+    def _round(self, model: nn.Module, context: PassContext, name: str) -> tuple[float, float]:
         """Gives one layer its roundings; returns its relative error with the nearest ones and with those it has now."""
         layer = model.get_submodule(name)
-        grams, quantizer = self._grams(model, moment, name), layer.weight_quantizer
+        grams, quantizer = self._grams(model, context, name), layer.weight_quantizer
         w = rows(layer, layer.weight.double())
         nearest = rows(layer, quantizer(layer.weight).double())
         scale, zero = (rows(layer, _like(layer.weight, quantizer, t)) for t in (quantizer.scale, quantizer.zero_point))
@@ -147,16 +147,16 @@ class Feedback(Pass):
         log.info("%s %s: relative error %.4g -> %.4g%s", type(self).__name__, name, before, after, kept)
         return before, min(before, after)
 
-    def _grams(self, model: nn.Module, moment: Moment, name: str) -> Grams:
+    def _grams(self, model: nn.Module, context: PassContext, name: str) -> Grams:
         """Returns the Gram matrices of a layer's inputs over the calibration images."""
         layer, unit = model.get_submodule(name), Unit(name, (name,))
         device = layer.weight.device
-        store = Store(self.memory_mb, moment.folder, device)
-        seen = inputs(model, unit, moment.images, store)
+        store = Store(self.memory_mb, context.folder, device)
+        seen = inputs(model, unit, context.images, store)
         with quantizers_off(model):
-            floating = inputs(model, unit, moment.images, store)
+            floating = inputs(model, unit, context.images, store)
         grams = Grams.empty(layer)
-        generator = torch.Generator(device).manual_seed(moment.seed)
+        generator = torch.Generator(device).manual_seed(context.seed)
         for start in range(0, len(seen), _BATCH):
             part = slice(start, start + _BATCH)
             x = columns(layer, floating[part].to(device))

@@ -20,7 +20,7 @@ from qexp.calibration.cache import tensor_hash
 from qexp.errors import QexpError
 from qexp.layers.quantized import quantizers
 from qexp.layers.swap import evaluating, quantizers_off
-from qexp.passes.base import Moment, Pass
+from qexp.passes.base import Pass, PassContext
 from qexp.passes.reconstruction.capture import activation_quantizers, activations_off, importance, inputs, targets
 from qexp.passes.reconstruction.joining import joined_units
 from qexp.passes.reconstruction.learn import Options, Task, learn, total
@@ -78,26 +78,26 @@ class Reconstruction(Pass):
             raise QexpError(f"{type(self).__name__}: join={join!r} is not allowed; use 0 (no unit is joined) and more")
         self.sweeps, self.units, self.memory_mb, self.join = tuple(sweeps), units, memory_mb, join
 
-    def on_fitted(self, model: nn.Module, moment: Moment) -> None:
+    def on_fitted(self, model: nn.Module, context: PassContext) -> None:
         """Learns; reports how many roundings moved, how many were undecided, the seconds, and the memory activations took."""
-        started, n = time.perf_counter(), sum(map(len, moment.images))
+        started, n = time.perf_counter(), sum(map(len, context.images))
         largest = max(sweep.options.batch for sweep in self.sweeps)
         if n < largest:
             raise QexpError(
                 f"{type(self).__name__}: {n} calibration images do not fill a batch of {largest}; "
                 f"ask for more (n_calibrate) or lower batch to at most {n}"
             )
-        with evaluating(model), _frozen(model), _on(model, moment.device) as device:
-            example = moment.images[0][:2].to(device)
-            units = find_units(model, moment.facts, self.units, example)
+        with evaluating(model), _frozen(model), _on(model, context.device) as device:
+            example = context.images[0][:2].to(device)
+            units = find_units(model, context.facts, self.units, example)
             units = joined_units(model, units, self.join, example) if self.join else units
-            walk = _Walk(model, units, moment, self.memory_mb, self._content(model, moment))
+            walk = _Walk(model, units, context, self.memory_mb, self._content(model, context))
             with tqdm(
                 total=sum(len(units) * sweep.options.iterations for sweep in self.sweeps),
                 desc=type(self).__name__,
                 unit="it",
                 leave=False,
-                disable=not moment.progress,
+                disable=not context.progress,
             ) as bar:
                 for number, sweep in enumerate(self.sweeps):
                     with nullcontext() if sweep.activations else activations_off(model):
@@ -105,7 +105,7 @@ class Reconstruction(Pass):
                             walk.unit(number, sweep, index, bar)
         learned = [model.get_submodule(name).weight_quantizer for unit in units for name in unit.layers]
         weights = sum(q.shift.numel() for q in learned if q.shift is not None)
-        moment.findings |= {
+        context.findings |= {
             "reconstructed_units": len(units),
             "roundings_moved": round(100 * sum(q.moved for q in learned) / max(weights, 1), 3),
             "roundings_undecided": round(100 * walk.undecided / max(weights, 1), 4),
@@ -114,20 +114,22 @@ class Reconstruction(Pass):
             "reconstruct_spilled_mb": round(walk.spilled / 2**20, 1),
         }
 
-    def _content(self, model: nn.Module, moment: Moment) -> str:
+    def _content(self, model: nn.Module, context: PassContext) -> str:
         """Returns a hash of what the result follows from; kept units of another one are not taken."""
-        images = tensor_hash({str(i): batch for i, batch in enumerate(moment.images)})
+        images = tensor_hash({str(i): batch for i, batch in enumerate(context.images)})
         units = f"{self.units} join {self.join}" if self.join else f"{self.units}"
-        text = f"{self.sweeps} {units} {moment.seed} {tensor_hash(model.state_dict())} {images}"
+        text = f"{self.sweeps} {units} {context.seed} {tensor_hash(model.state_dict())} {images}"
         return hashlib.sha256(text.encode()).hexdigest()
 
 
 class _Walk:
     """The walk over the units, with what it keeps on disk."""
 
-    def __init__(self, model: nn.Module, units: Sequence[Unit], moment: Moment, memory_mb: float, content: str) -> None:
-        self.model, self.units, self.moment, self.memory_mb, self.content = model, units, moment, memory_mb, content
-        self.folder = moment.folder and moment.folder / FOLDER
+    def __init__(
+        self, model: nn.Module, units: Sequence[Unit], context: PassContext, memory_mb: float, content: str
+    ) -> None:
+        self.model, self.units, self.context, self.memory_mb, self.content = model, units, context, memory_mb, content
+        self.folder = context.folder and context.folder / FOLDER
         self.going_on = self.folder is not None  # until the first unit that no file holds
         self.undecided = self.kept = self.spilled = 0
         self.seconds_before = 0.0
@@ -148,7 +150,7 @@ class _Walk:
         self.undecided += int(report["undecided"])
 
     def _learned(self, number: int, sweep: Sweep, index: int, bar: tqdm) -> dict[str, float]:
-        model, moment, unit, options = self.model, self.moment, self.units[index], sweep.options
+        model, context, unit, options = self.model, self.context, self.units[index], sweep.options
         quantized = activation_quantizers(model, unit)
         steps = [p for q in quantized for p in q.parameters()] if sweep.steps else []
         if not sweep.roundings and not steps:
@@ -162,7 +164,7 @@ class _Walk:
         layers = [model.get_submodule(name) for name in unit.layers] if sweep.roundings else []
         fitted = [layer.weight_quantizer for layer in layers]
         soft = [SoftRounding(q, layer.weight) for q, layer in zip(fitted, layers)]
-        generator = torch.Generator().manual_seed(moment.seed * 1_000_003 + number * 10_007 + index)
+        generator = torch.Generator().manual_seed(context.seed * 1_000_003 + number * 10_007 + index)
         for layer, rounding in zip(layers, soft):
             layer.weight_quantizer = rounding
         for p in steps:
@@ -207,16 +209,16 @@ class _Walk:
 
     def _task(self, unit: Unit, sweep: Sweep) -> tuple[Task, Store]:
         """Returns what the unit is to become, from passes of the float network and of the one quantized so far."""
-        model, moment = self.model, self.moment
+        model, context = self.model, self.context
         store = Store(self.memory_mb, self.folder, next(model.parameters()).device)
-        y = targets(model, unit, moment.images, store)
-        x = inputs(model, unit, moment.images, store)
+        y = targets(model, unit, context.images, store)
+        x = inputs(model, unit, context.images, store)
         floating = weights = None
         if sweep.options.drop_prob < 1:
             with quantizers_off(model):
-                floating = inputs(model, unit, moment.images, store)
+                floating = inputs(model, unit, context.images, store)
         if sweep.loss == "fisher_diag":
-            weights = importance(model, moment.facts, unit, moment.images, store)
+            weights = importance(model, context.facts, unit, context.images, store)
         return Task(unit.name, lambda x: unit(model, x), x, y, floating, weights), store
 
     def _restored(self, unit: Unit, path: Path | None) -> dict[str, float] | None:

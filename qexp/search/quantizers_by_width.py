@@ -20,7 +20,7 @@ from qexp.recipe.plan import Entry, Plan, Source, build
 Key = tuple[str, str]  # a layer, and one of its sites
 
 
-class Shelf:
+class QuantizersByWidth:
     """The quantizers of a calibrated model at several widths.
 
     Searched are the weights and inputs of convolutions and linear layers that the plan quantizes and whose width no rule has settled

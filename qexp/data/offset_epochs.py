@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 
-class LaterEpochs:
+class OffsetEpochs:
     """A loader whose epochs are numbered on from those of the parts before, so that none of them is seen twice."""
 
     batch_sampler = None
@@ -15,7 +15,7 @@ class LaterEpochs:
         self.loader, self.before = loader, before
 
     @property
-    def sampler(self) -> LaterEpochs:
+    def sampler(self) -> OffsetEpochs:
         """Itself: where Lightning looks for `set_epoch`."""
         return self
 

@@ -20,15 +20,15 @@ from qexp.network.facts import Facts
 from qexp.recipe.plan import Plan
 from qexp.results import identity
 from qexp.results.judging import Judge
+from qexp.search.quantizers_by_width import Key, QuantizersByWidth
 from qexp.search.sensitivity import sensitivity
-from qexp.search.shelf import Key, Shelf
 from qexp.system.whole_files import whole
 
 log = logging.getLogger(__name__)
 
 
 @dataclass
-class Setting:
+class SearchContext:
     """A calibrated network and its surroundings.
 
     Attributes:
@@ -86,7 +86,9 @@ class Setting:
         return path
 
 
-def measured(setting: Setting, shelf: Shelf, keys: Sequence[Key], images: int, memory_mb: int) -> pd.DataFrame:
+def measured(
+    setting: SearchContext, shelf: QuantizersByWidth, keys: Sequence[Key], images: int, memory_mb: int
+) -> pd.DataFrame:
     """Returns the sensitivity table of these tensors; one measured earlier, on the same weights, images and quantizers, is read."""
     batches = setting.first(images)
     specs = [[*key, setting.plan[key].spec] for key in keys]

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from pytorch_lightning import Callback, LightningModule, Trainer
 
 
-class Growing(Callback):
+class CsvCallback(Callback):
     """Appends rows that begin with step and epoch to a CSV file; one that resumes drops what lies beyond its step.
 
     Attributes:
