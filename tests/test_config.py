@@ -110,7 +110,7 @@ def test_the_experiment_beats_the_groups_and_the_command_line_the_experiment(com
     assert config.study == "demo"
     assert compose("experiment=demo", "study=mine").study == "mine"
     assert compose("debug=fast").max_samples == 64 and compose("debug=fast", "max_samples=8").max_samples == 8
-    assert compose("debug=fast").schedule.epochs == 1
+    assert compose("debug=fast").schedule.max_steps == 2
 
 
 def test_a_schedule_brings_its_batch_norm_policy_and_keeps_how_float_is_trained(compose):

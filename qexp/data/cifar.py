@@ -110,10 +110,11 @@ def read_npz(path: Path) -> Arrays:
     arrays = []
     try:
         with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
-            missing = [name for name in Arrays._fields if name not in file]
+            names = Arrays._fields[:4]  # labels are the targets here
+            missing = [name for name in names if name not in file]
             if missing:
                 raise QexpError(f"{path}: no array {', '.join(missing)}; the file holds {', '.join(file.files)}")
-            for name in Arrays._fields:
+            for name in names:
                 arrays.append(_images(path, name, file[name]) if "images" in name else _labels(path, name, file[name]))
     except (zipfile.BadZipFile, ValueError, EOFError, OSError) as error:
         raise QexpError(f"{path}: cannot be read ({error}); it is truncated or no .npz file: make it anew") from error

@@ -88,6 +88,7 @@ def packed(
     path = folder / f"{what}-{pack_name(listing, resize)}"
     if not path.exists():
         try:
+            folder.mkdir(parents=True, exist_ok=True)
             # The points of a sweep that run side by side pack once.
             with locked(folder, lambda: log.info("%s: another process is packing in %s", what, folder)):
                 if not path.exists():

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
-from qexp.layers.quantized import GRADIENT, QUANTIZED, WEIGHTED, float_class
+from qexp.layers.quantized import GRADIENT, QUANTIZED, WEIGHTED, float_class, main
 from qexp.layers.swap import evaluating, quantizers_off
 from qexp.models.modules import Add, Concat
 from qexp.network.graph import Graph, Ref, Step, mapped, same, tensors
@@ -377,6 +377,7 @@ def _sites(module: nn.Module, args: tuple, kwargs: dict, out: Any) -> Shapes:
     """Returns the shapes of a layer's sites in one call."""
     given = tensors(_in_order(module, args, kwargs))
     sites = {"input" if len(given) == 1 else f"input.{i}": tuple(x.shape) for i, x in enumerate(given)}
+    out = main(out)
     if isinstance(out, Tensor):
         sites["output"] = tuple(out.shape)
         if issubclass(float_class(module), WEIGHTED):

@@ -12,6 +12,7 @@ from qexp.errors import QexpError
 from qexp.numerics.grid import UniformGrid
 from qexp.quantizers.base import GridQuantizer
 from qexp.ranges import Context, PowerOfTwo, RangeRule
+from qexp.ranges.base import rule_or
 from qexp.statistics.stats import TensorStats
 
 
@@ -45,7 +46,7 @@ class FixedPoint(GridQuantizer):
         **common: Any,
     ) -> None:
         super().__init__(bits, shape, **common)
-        self.range = range or PowerOfTwo()
+        self.range = rule_or(range, PowerOfTwo())
         self.hold_scale(zero_point=0.5 if bits == 1 else 0.0)
         self.symmetric = bits > 1
         self._fraction_bits = 0

@@ -13,6 +13,7 @@ from qexp.errors import QexpError
 from qexp.numerics.ops import dequantize, gemmlowp, gemmlowp_codes, round_to
 from qexp.quantizers.base import AffineQuantizer, fit_range
 from qexp.ranges import Context, MinMax, RangeRule
+from qexp.ranges.base import rule_or
 from qexp.statistics.stats import TensorStats
 
 log = logging.getLogger(__name__)
@@ -83,7 +84,7 @@ class GEMMLOWP(AffineQuantizer):
                 raise QexpError(f"GEMMLOWP({name}={value!r}): allowed are {allowed}")
         if noise == "uniform" and self.rounding == "stochastic":
             raise QexpError("GEMMLOWP: noise=uniform and rounding=stochastic add noise twice; choose one")
-        self.range, self.clamped, self.preserve_zero = range or MinMax(), zero_point == "clamped", preserve_zero
+        self.range, self.clamped, self.preserve_zero = rule_or(range, MinMax()), zero_point == "clamped", preserve_zero
         self.pow2_scale, self.noise, self.dynamic, self.zero_bit = pow2_scale, noise, ranges == "dynamic", zero_bit
         if noise == "uniform":
             self.properties = self.properties - {"idempotent", "monotone", "half_step"}

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from qexp.errors import QexpError
 from qexp.quantizers.base import AffineQuantizer, fit_range
 from qexp.ranges import MSE, Context, RangeRule
+from qexp.ranges.base import rule_or
 from qexp.statistics.stats import TensorStats
 
 _LEAST_ALPHA = 1e-8
@@ -109,7 +110,7 @@ class LCQ(AffineQuantizer):
             raise QexpError(f"LCQ: pieces={pieces!r} is not allowed; use a whole number from 1 on, such as 16")
         if table_bits is not None and not (isinstance(table_bits, int) and bits <= table_bits <= 16):
             raise QexpError(f"LCQ: table_bits={table_bits!r} is not allowed; use {bits}..16, or null")
-        self.range, self.pieces, self.normalize, self.table_bits = range or MSE(), pieces, normalize, table_bits
+        self.range, self.pieces, self.normalize, self.table_bits = rule_or(range, MSE()), pieces, normalize, table_bits
         self.alpha, self.theta = nn.Parameter(torch.ones(1)), nn.Parameter(torch.zeros(pieces))
         self.register_buffer("deviation", torch.ones(1), persistent=False)  # of the weight as last seen
 

@@ -14,6 +14,7 @@ from qexp.numerics.grid import UniformGrid
 from qexp.numerics.ops import round_to
 from qexp.quantizers.base import ROUNDINGS, Quantizer
 from qexp.ranges import Context, MinMax, RangeRule
+from qexp.ranges.base import rule_or
 from qexp.ranges.power_of_two import integer_bits
 from qexp.statistics.collectors import LeastMagnitude
 from qexp.statistics.stats import TensorStats
@@ -74,7 +75,7 @@ class MinMaxLevels(_Playground):
         **common: Any,
     ) -> None:
         super().__init__(bits, shape, **common)
-        self.range = range or MinMax()
+        self.range = rule_or(range, MinMax())
         self.register_buffer("low", torch.zeros(1))
 
     def fit(self, stats: TensorStats, followed_by_relu: bool = False) -> None:

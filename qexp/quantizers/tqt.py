@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from qexp.numerics.ops import lsq
 from qexp.quantizers.base import AffineQuantizer, fit_range, usual_magnitude
 from qexp.ranges import MSE, Context, RangeRule
+from qexp.ranges.base import rule_or
 from qexp.statistics.stats import TensorStats
 
 _REACH = 100.0  # |log2 t| stays below it, so that the step is a normal float32
@@ -56,7 +57,7 @@ class TQT(AffineQuantizer):
         **common: Any,
     ) -> None:
         super().__init__(bits, shape, signed=signed, **common)
-        self.range, self.normed = range or MSE(), normed
+        self.range, self.normed = rule_or(range, MSE()), normed
         self.log2_t = nn.Parameter(torch.zeros(self.granularity.scale_shape(self.shape)))
         self.register_buffer("square", torch.zeros_like(self.log2_t))
         self.register_buffer("seen", torch.zeros(()))

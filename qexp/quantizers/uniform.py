@@ -9,6 +9,7 @@ from torch import Tensor
 
 from qexp.quantizers.base import AffineQuantizer, fit_range
 from qexp.ranges import Context, MinMax, RangeRule
+from qexp.ranges.base import rule_or
 from qexp.statistics.stats import TensorStats
 
 
@@ -50,7 +51,7 @@ class Uniform(AffineQuantizer):
         **common: Any,
     ) -> None:
         super().__init__(bits, shape, signed=signed if symmetric else False, narrow=narrow, **common)
-        self.symmetric, self.range, self.pow2_scale = symmetric, range or MinMax(), pow2_scale
+        self.symmetric, self.range, self.pow2_scale = symmetric, rule_or(range, MinMax()), pow2_scale
         self.hold_scale()
 
     def fit(self, stats: TensorStats, followed_by_relu: bool = False) -> None:

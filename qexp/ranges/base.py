@@ -8,6 +8,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from qexp.errors import QexpError
 from qexp.numerics.grid import UniformGrid
 from qexp.statistics.stats import TensorStats
 
@@ -32,3 +33,18 @@ class RangeRule(Protocol):
     """Picks the range `(low, high)`, float64 `[G]` each, that the quantizer's levels are to span."""
 
     def __call__(self, stats: TensorStats, grid: UniformGrid, context: Context) -> tuple[Tensor, Tensor]: ...
+
+
+def rule_or(given: RangeRule | None, default: RangeRule) -> RangeRule:
+    """Returns the range rule that is given, or the default where none is.
+
+    Raises:
+        QexpError: A number or a word was given.
+    """
+    if given is None:
+        return default
+    if not callable(given):
+        raise QexpError(
+            f"range={given} is not allowed; use a mapping that makes a range rule, such as {{_target_: qexp.ranges.MSE}}"
+        )
+    return given

@@ -57,7 +57,10 @@ def read_rows(path: Path, layers: list[str]) -> dict[tuple[str, str], Row]:
         bits = _bits(said.pop("bits"), f"plan={path}: {key[0]} ({key[1]}), bits", key[1])
         # a file of an earlier version has no source; there a float tensor narrower than a float arrives quantized
         arrives = said.get(
-            "source", Source.ARRIVES.value if said.get("quantizer") == "float" and bits < FLOAT else ""
+            "source",
+            Source.ARRIVES.value
+            if said.get("quantizer") == "float" and bits < FLOAT and key[1].startswith("input")
+            else "",
         ) == (Source.ARRIVES.value)
         if key[0] not in layers and not arrives:
             raise QexpError(f"plan={path}: the model has no layer {key[0]!r}{near(key[0], layers)}")

@@ -116,7 +116,7 @@ class Record:
         """
         metrics = {
             "status": "failed",
-            "error": f"{type(error).__name__}: {error}",
+            "error": f"{'QexpError' if isinstance(error, QexpError) else type(error).__name__}: {error}",
             **row,
             "point": self.folder.name,
             **({"mistake": True} if isinstance(error, QexpError) and not self.checked else {}),

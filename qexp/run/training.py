@@ -165,7 +165,7 @@ def _trainer(asked: TrainerOptions, **options: Any) -> Trainer:
         advice = (
             f"; torch finds no GPU here (trainer.accelerator={asked.accelerator}): use trainer=cpu" if no_gpu else ""
         )
-        raise QexpError(f"{error}{advice}") from None
+        raise QexpError(f"trainer: {error.__cause__}{advice}" if error.__cause__ else f"{error}{advice}") from None
 
 
 def check_trainer(settings: Settings) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from functools import cache, partial
+from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -60,7 +60,6 @@ def find(spec: Mapping[str, Any], where: str = "") -> Callable[..., Any]:
     return _located(spec[TARGET], where)
 
 
-@cache
 def _located(name: str, where: str) -> Callable[..., Any]:
     parts = name.split(".")
     for split in range(len(parts) - 1, 0, -1):

@@ -7,7 +7,7 @@ import qexp_kernels
 from qexp_kernels import build
 
 from qexp.command.build_kernels import BuildKernels
-from qexp.report.study import StudyPage
+from qexp.command.study_page import StudyPage
 
 
 def slow_build(monkeypatch, seconds: float) -> list[str]:

@@ -20,7 +20,13 @@ def test_every_target_is_sourced_and_its_parts_exist(path):
     targets = read_targets(path)
     assert len(targets) and (targets.tolerance > 0).all()
     for name, group in (("model", "model"), ("quant", "quant")):
-        assert all((ROOT / "conf" / group / f"{value}.yaml").exists() for value in targets[name])
+        known = {
+            text.split("name:")[1].split()[0]
+            for f in (ROOT / "conf" / group).rglob("*.yaml")
+            if "name:" in (text := f.read_text())
+        }
+        known |= {f.stem for f in (ROOT / "conf" / group).rglob("*.yaml")}
+        assert set(targets[name]) <= known, set(targets[name]) - known
     assert all((ROOT / "conf" / "dataset" / f"{d}.yaml").exists() for t in targets.dataset for d in t.split("|"))
 
 

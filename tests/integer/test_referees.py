@@ -13,9 +13,10 @@ import torch
 
 from qexp.integer.fast import Fast
 from qexp.integer.program import IntegerProgram
-from qexp.passes.base import PassContext
-from qexp.run import datasets, float_network, integer_proof, pipeline
+from qexp.results.run_folder import Record
+from qexp.run import datasets, integer_proof, pipeline
 from qexp.run.exporters import first
+from qexp.run.settings import Settings, read
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -31,19 +32,16 @@ EXACT = [
 ]
 
 
-def exported(cfg: Any, path: Path, count: int) -> tuple[IntegerProgram, np.ndarray]:
+def exported(settings: Settings, path: Path, count: int) -> tuple[IntegerProgram, np.ndarray]:
     """Writes the file of a network that is quantized as a run would do; returns its program and test images."""
-    data = datasets.load_data(cfg.dataset.data)
-    model = float_network.float_model(cfg, data)
-    images = pipeline.calibration_images(cfg, data)
-    structure, folded = pipeline.fold(cfg, model, data.example())
-    context: PassContext = pipeline.moment_of(cfg, structure, folded, images, None)
-    passes = pipeline.load_passes(cfg)
-    pipeline.attach(cfg, model, structure)
-    pipeline.find_ranges(cfg, model, context, passes)
-    for edit in passes:
-        edit.on_fitted(model, context)
-    program = integer_proof.lowered(cfg, model, data).program
+    data = datasets.load_data(settings.data.module)
+    run = pipeline.start(settings, data, Record(path.parent / "run"))
+    pipeline.fold(run)
+    pipeline.attach(run)
+    pipeline.find_ranges(run)
+    for edit in run.passes:
+        edit.on_fitted(run.model, run.context)
+    program = integer_proof.lowered(run).program
     onnx_file.write(program, path)
     return program, torch.cat([x for x, _ in first(data, count)]).numpy()
 
@@ -78,9 +76,9 @@ def by_openvino(program: IntegerProgram, path: Path, images: np.ndarray) -> dict
 
 @pytest.fixture
 def config(compose, tmp_path):
-    def made(*overrides: str) -> Any:
+    def made(*overrides: str) -> Settings:
         quiet = ("trainer=cpu", "trainer.enable_progress_bar=false", f"runs_dir={tmp_path}", "deploy=int8")
-        return compose(*quiet, *overrides)
+        return read(compose(*quiet, *overrides))
 
     return made
 

@@ -17,8 +17,8 @@ from qexp.calibration.calibrate import wanted
 from qexp.command.keys import check_key
 from qexp.errors import RENAMED, QexpError
 from qexp.network.facts import facts
+from qexp.network.linking import _one_after
 from qexp.numerics.granularity import PerBlock, PerChannel, PerGroup, PerTensor
-from qexp.passes.integer_bn import _one_after
 from qexp.quantizers.base import ROUNDINGS, GridQuantizer, Quantizer
 from qexp.ranges import MSE, Clip, MinMax
 from qexp.recipe import Recipe, apply, resolve

@@ -9,8 +9,10 @@ from qexp.errors import QexpError
 from qexp.numerics import PerChannel, PerGroup, UniformGrid
 from qexp.quantizers.base import ROUNDINGS
 from qexp.quantizers.dorefa import DoReFaInput
+from qexp.quantizers.gemmlowp import GEMMLOWP
 from qexp.quantizers.lsq import LSQ
 from qexp.quantizers.pact import PACT
+from qexp.quantizers.tqt import TQT
 from qexp.quantizers.uniform import Uniform
 from qexp.statistics.stats import TensorStats
 
@@ -126,3 +128,9 @@ def test_unscaled_dorefa_takes_its_codes_in_float32():
     low = (X.abs() * 3).bfloat16()
     assert torch.equal(q.codes(low), q.codes(low.float()))
     assert q(low).dtype == torch.bfloat16 and torch.equal(q(low), q.dequantize(q.codes(low)).bfloat16())
+
+
+@pytest.mark.parametrize("method", [Uniform, TQT, GEMMLOWP])
+def test_a_number_is_no_range_rule(method):
+    with pytest.raises(QexpError, match="range=3 is not allowed; use a mapping that makes a range rule"):
+        method(4, (2,), range=3)

@@ -11,6 +11,7 @@ from qexp.network.facts import facts
 from qexp.quantizers.midtread import clip_over_b
 from qexp.recipe import apply, resolve
 from qexp.run import pipeline
+from qexp.run.settings import read
 
 
 def network(classifier: str) -> nn.Sequential:
@@ -25,7 +26,7 @@ def network(classifier: str) -> nn.Sequential:
 def planned(compose, net: nn.Module, images: Tensor):
     cfg = compose("quant=sources/cnn_quantization", "bits=w4a4", "model.first=null", "model.last=null")
     structure = facts(net, images)
-    return structure, resolve(net, structure, pipeline.recipe(cfg))
+    return structure, resolve(net, structure, pipeline.recipe(read(cfg)))
 
 
 def whole(x: Tensor, low: Tensor, high: Tensor, bits: int) -> Tensor:

@@ -9,13 +9,13 @@ import pandas as pd
 import pytest
 import torch
 from pytorch_lightning import Callback
-from tests.pipeline.test_training import Stop
 
 from qexp.layers import quantizers
 from qexp.models.weights import save_weights
 from qexp.recipe.plan import Entry, Plan, Source
 from qexp.run import pipeline, stages, training
 from qexp.run.settings import read
+from tests.run.test_training import Stop
 
 QAT = ("schedule=qat", "quant=lsq", "bits=w2a2", "trainer.limit_train_batches=4", "study=s")
 DISTILL = ("schedule.distill.logits=1", "schedule.distill.features=0.1")
@@ -265,7 +265,6 @@ def test_an_averaged_training_that_had_ended_resumes_to_its_average(run, tmp_pat
 
 def test_options_without_sense_are_refused(run):
     for asked, said in (
-        ("schedule.ema=1.5", "a decay between 0 and 1"),
         ("schedule.oscillation.freeze=2", "a frequency between 0 and 1"),
         ("schedule.oscillation.dampen=-1", "above 0"),
     ):

@@ -93,7 +93,6 @@ def test_a_resumed_second_step_is_the_uninterrupted_one(run, tmp_path, monkeypat
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
-        (["schedule.two_step=1.5"], "two_step=1.5 is not allowed"),
         (["schedule.two_step=0.1"], "one whole epoch"),
         (["schedule.progressive=[4]"], "leave schedule.progressive"),
         (["layer_wbit=32", "ends_bit=32"], "the recipe quantizes none"),

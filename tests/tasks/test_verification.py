@@ -153,7 +153,7 @@ def test_what_is_missing_is_named(faces, tmp_path):
     broken.list = tmp_path / "pairs.csv"
     with pytest.raises(QexpError, match=r"1 images .* missing: Nobody/Nobody_0001\.png"):
         broken.setup()
-    with pytest.raises(QexpError, match="nothing to calibrate on"):
+    with pytest.raises(QexpError, match="held_out=0 leaves no calibration images"):
         data(faces, held_out=0).calibration_batches(4, 2, 0)
     with pytest.raises(QexpError, match="no folder and no zip file"):
         FacePairs(**{**vars_of(faces), "root": str(tmp_path / "nowhere")}).setup()

@@ -63,7 +63,7 @@ def _check_parts(spec: Any, key: str) -> None:
     """Raises for options of a quantizer that are specifications or words and were given something else."""
     if not isinstance(spec, Mapping):
         return
-    if spec.get("range") is not None:
+    if isinstance(spec.get("range"), Mapping):  # some methods also take a number or a word
         specification(spec["range"], f"{key}.range")
     for name in ("granularity", "rounding"):
         if spec.get(name) is not None and not isinstance(spec[name], str | Mapping):

@@ -63,6 +63,7 @@ class Settings:
         Raises:
             QexpError: A value that is not allowed, with its key and what is.
         """
+        seed = whole(cfg.get("seed", 0), "seed", 0, 2**32 - 1)  # first: other keys take its value
         schedule = Schedule.of(cfg.get("schedule"))
         return cls(
             network=Network.of(cfg.get("model"), "model"),
@@ -80,7 +81,7 @@ class Settings:
             n_calibrate=whole(cfg.get("n_calibrate", 512), "n_calibrate", 0),
             max_samples=none_or(whole, cfg.get("max_samples"), "max_samples", 1),
             kernels=choice(cfg.get("kernels", "auto"), "kernels", ("auto", "cuda", "cpp", "reference")),
-            seed=whole(cfg.get("seed", 0), "seed", 0, 2**32 - 1),
+            seed=seed,
             study=_study(cfg.get("study", "default")),
             runs_dir=Path(text(cfg.get("runs_dir", "runs"), "runs_dir")),
             force=truth(cfg.get("force", False), "force"),
