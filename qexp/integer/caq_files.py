@@ -237,7 +237,7 @@ def refuse(model: nn.Module, facts: Facts) -> None:
     if other:
         raise QexpError(
             f"export=fpga: {', '.join(other[:4])} are no INQ weights; the FPGA tool reads power-of-two exponents and weights: run "
-            "quant=caq_shift, or quant=inq or inq_shift with 4-bit weights (bits=w4a8)"
+            "quant=caq_shift, or quant=inq with 4-bit weights (bits=w4a8)"
         )
     held(model, facts)
 

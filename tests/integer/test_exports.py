@@ -116,8 +116,9 @@ def test_what_the_fpga_tool_cannot_read_is_refused(run, proven):
     assert json.loads((folder / "metrics.json").read_text())["status"] == "ok", "the run's own record stays"
 
 
-def test_the_remedies_for_the_fpga_tool_work(run, tmp_path: Path):
-    metrics = run("quant=inq_shift", "bits=w4a8", "schedule=ptq", "study=s")
+@pytest.mark.parametrize("quant", ["inq", "caq_shift"])
+def test_the_remedies_for_the_fpga_tool_work(run, tmp_path: Path, quant: str):
+    metrics = run(f"quant={quant}", "bits=w4a8", "schedule=ptq", "study=s")
     taken = run("export=fpga", f"weights={tmp_path / 'runs' / 's' / metrics['point']}")
     assert taken["status"] == "ok", taken["error"]
 
