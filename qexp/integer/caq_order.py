@@ -48,7 +48,8 @@ def held(model: nn.Module, facts: Facts) -> list[Held]:
         more = f" and {len(bare) - 4} more" if len(bare) > 4 else ""
         raise QexpError(
             f"export=fpga: the results of {', '.join(bare[:4])}{more} have no power-of-two exponents, and"
-            " CAQ's engine needs those of the images and of every weighted layer; run quant=caq_shift, or quant=inq with 4-bit weights (bits=w4a8)"
+            " CAQ's engine needs those of the images and of every weighted layer; run quant=caq_shift, or quant=inq "
+            "with 4-bit weights (bits=w4a8)"
         )
     sites = {id(q): (layer, site) for layer, site, q in reversed(list(quantizers(model)))}
     return [Held(name, tuple(q.exponents.tolist()), sites[id(q)]) for name, q in found]
