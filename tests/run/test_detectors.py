@@ -6,11 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from qexp.run import pipeline
+from qexp.run.saved_network import load
 from qexp.run.settings import read
 from tests.darknet import write_cfg
+from tests.loaded import evaluated
 from tests.shelf import METHODS, own
 
 
@@ -83,6 +86,14 @@ def test_a_detector_is_quantized_as_any_network(detect, folder, method):
     assert not (kept / "correct.npy").exists()
     names = {row.split(",")[0] for row in (kept / "layers.csv").read_text().splitlines()[1:]}
     assert {"layers.0.conv", "layers.8.conv"} <= names
+
+
+@pytest.mark.parametrize("method", ["mse", "lsq"])
+def test_a_detector_is_loaded_back_bit_for_bit(detect, folder, monkeypatch, method):
+    images = torch.rand(2, 3, 64, 64)
+    metrics, outputs = evaluated(monkeypatch, images, lambda: detect(f"quant={method}", "bits=w4a4", "study=loaded"))
+    with torch.no_grad():
+        assert torch.equal(load(folder / "runs" / "loaded" / metrics["point"])(images), outputs)
 
 
 def test_training_lowers_the_loss_and_keeps_the_best_by_its_own_measure(detect, folder):

@@ -7,10 +7,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from qexp.report.point_pages import write_point_pages
 from qexp.run import pipeline
+from qexp.run.saved_network import load
 from qexp.run.settings import read
+from tests.loaded import evaluated
 from tests.people import PEOPLE, write_people
 from tests.shelf import METHODS, own
 
@@ -55,6 +58,13 @@ def test_a_face_network_is_trained_quantized_and_judged(verify, folder):
     page = (kept / "verification.html").read_text()
     assert "Pairs whose cosine shifted most" in page and "data:image/jpeg" in page
     assert len(np.load(kept / "correct.npy")) == 2 * PEOPLE and json.loads((kept / "metrics.json").read_text())
+
+
+def test_a_face_network_is_loaded_back_bit_for_bit(verify, folder, monkeypatch):
+    images = torch.rand(2, 3, 32, 32)
+    metrics, outputs = evaluated(monkeypatch, images, lambda: verify("quant=mse", "bits=w4a4"))
+    with torch.no_grad():
+        assert torch.equal(load(folder / "runs" / "faces" / metrics["point"])(images), outputs)
 
 
 @pytest.mark.parametrize("quant", ["lsq", "pact"])

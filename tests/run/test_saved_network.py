@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,11 @@ from safetensors import safe_open
 
 from qexp.data.digits import Digits
 from qexp.errors import QexpError
-from qexp.layers.swap import baked_weights
-from qexp.run import training
+from qexp.run import pipeline
+from qexp.run.datasets import load_data
 from qexp.run.saved_network import FILE, load
+from qexp.run.settings import read
+from tests.loaded import evaluated as watched
 
 
 @pytest.fixture
@@ -21,20 +24,8 @@ def evaluated(run, monkeypatch, tmp_path):
     images = next(iter(Digits(max_samples=100).test_dataloader()))[0]
 
     def one(*overrides: str) -> tuple[Path, torch.Tensor, torch.Tensor]:
-        seen = {}
-        evaluate = training.evaluate
-
-        def watching(model, data, settings, phase, folder):
-            if phase != "float":
-                with torch.no_grad(), baked_weights(model):
-                    seen["scores"] = model.eval()(images)
-            return evaluate(model, data, settings, phase, folder)
-
-        with monkeypatch.context() as patched:
-            patched.setattr(training, "evaluate", watching)
-            metrics = run("study=s", *overrides)
-        assert metrics["status"] == "ok", metrics["error"]
-        return tmp_path / "runs" / "s" / metrics["point"], images, seen["scores"]
+        metrics, scores = watched(monkeypatch, images, lambda: run("study=s", *overrides))
+        return tmp_path / "runs" / "s" / metrics["point"], images, scores
 
     return one
 
@@ -93,3 +84,21 @@ def test_what_is_missing_changed_or_damaged_is_said(evaluated, tmp_path, digits_
     (folder / FILE).write_bytes(whole[: len(whole) // 2])
     with pytest.raises(QexpError, match="is damaged"):
         load(folder)
+
+
+@pytest.mark.data
+@pytest.mark.slow
+def test_resnet20_on_real_images(compose, tmp_path, monkeypatch):
+    weights = Path(os.environ["QEXP_DATA_DIR"]) / "weights" / "cifar10_resnet20-12fca82f.th"
+    settings = read(
+        compose(
+            *("model=resnet20", "dataset=cifar10", f"weights={weights}", "quant=mse", "bits=w4a4", "study=s"),
+            *("max_samples=500", "trainer=cpu", "trainer.enable_progress_bar=false", f"runs_dir={tmp_path}"),
+        )
+    )
+    images = torch.cat([x for x, _ in load_data(settings.data.module).test_dataloader()])
+    metrics, scores = watched(monkeypatch, images, lambda: pipeline.run(settings))
+    folder = tmp_path / "s" / metrics["point"]
+    with torch.no_grad():
+        assert torch.equal(load(folder)(images), scores)
+    assert (folder / FILE).stat().st_size < 100_000, "scales, and no weights"
