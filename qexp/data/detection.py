@@ -32,7 +32,7 @@ class DetectionData(DataSet):
     """Annotated pictures, their training split divided into train and calibration.
 
     Batches are `(images [B, C, H, W] float, targets)`, a target a dictionary of `boxes` `[n, 4]` (corners in shares of the image),
-    `labels`, `difficult`. An image is squashed to `size` (bilinear, antialiased) whatever its shape. `findings` counts and reports dropped
+    `labels`, `difficult`. An image is squashed to `size` (bilinear, antialiased) from any shape. `findings` counts and reports dropped
     and changed boxes and images. A data set implements `read` and `load`.
 
     Args:
@@ -227,6 +227,6 @@ class DetectionData(DataSet):
 
 
 def _largest(objects: Objects) -> int:
-    """Returns the class of the largest object, -1 where there is none."""
+    """Returns the class of the largest object, or -1 without objects."""
     boxes = objects.boxes
     return int(objects.labels[(boxes[:, 2:] - boxes[:, :2]).prod(1).argmax()]) if len(boxes) else -1

@@ -1,6 +1,6 @@
 """Runs a program fast and bit-exact: 8-bit dot products or floating point if provably exact, or else integers.
 
-A sum of integer products whose every partial sum stays below 2^24 is exact in float32 in whatever order it is added, below 2^53 in
+A sum of integer products whose every partial sum stays below 2^24 is exact in float32 for any order of addition, below 2^53 in
 float64. The executor chooses one of the two per layer in advance, from the weights and the possible input codes. The same holds for a
 requantization, whose product of accumulator and multiplier is exact in float64 below 2^53. If the tensors between them are not watched, a
 convolution's bias, clamp and requantization are one pass over its sums.

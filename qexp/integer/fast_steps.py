@@ -104,7 +104,7 @@ def fused(fast: Machine, chain: list[Op]) -> Callable[..., Tensor] | None:
 def _clamp_behind(op: Requantize, clamp: Clamp, most: int) -> tuple[int, int] | None:
     """Returns limits behind a requantization that replace a clamp before it; None if no single pair does.
 
-    A requantization keeps the order, so a limit passes through it as a code does; one beyond `most`, the greatest sum, is none.
+    A requantization keeps the order, so it maps a limit like a code; a limit beyond `most`, the greatest sum, has no effect.
     """
     limits = [op.low, op.high]
     if (op.multiplier <= 0).any():

@@ -20,7 +20,7 @@ LARGE = 1e300  # no number of a program is beyond
 
 @dataclass(frozen=True)
 class Whole:
-    """A whole number within limits; True is none."""
+    """A whole number within limits; True does not count as one."""
 
     low: int = 0
     high: int = 2**31 - 1

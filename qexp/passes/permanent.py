@@ -1,4 +1,4 @@
-"""Weights that a network computes anew in each call (weight norm, spectral norm, pruning masks) become ordinary parameters."""
+"""Turns weights that a network computes in each call (weight norm, spectral norm, pruning masks) into ordinary parameters."""
 
 from __future__ import annotations
 

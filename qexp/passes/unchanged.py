@@ -51,7 +51,7 @@ def check_results(model: nn.Module, images: Tensor, before: list[Tensor], edit: 
     if change > TOLERANCE:
         raise QexpError(
             f"{edit} changed what the float network computes, by {change:.3g} of its results (allowed: {TOLERANCE:g}); the network does "
-            f"something that this edit does not know of: {'use bn=keep' if edit == 'bn=fold' else 'run without it'}"
+            f"something that this edit does not handle: {'use bn=keep' if edit == 'bn=fold' else 'run without it'}"
         )
 
 

@@ -21,7 +21,7 @@ def make(spec: Mapping[str, Any], *, where: str = "", as_partial: bool = False, 
         spec: `_target_` and arguments. `_partial_: true` returns a function that still takes arguments. Arguments that are
             specifications themselves are made first.
         where: The key that holds the specification, for errors: `schedule.optimizer`.
-        as_partial: Return a function that still takes arguments, whatever the specification contains.
+        as_partial: Return a function that still takes arguments, also without `_partial_` in the specification.
         **more: Arguments that replace those of the specification.
 
     Raises:

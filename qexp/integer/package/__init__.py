@@ -11,7 +11,7 @@
 Element i of a layer's weights is bits `[i * bits, (i + 1) * bits)` of its bytes in `weights.bin`, lowest bit first, two's complement where
 `signed`; elements in C order, a layer begins at a whole byte. A layer with `levels: [rows, count]` has first that table (int32, little
 endian, a row for all weights or one for each output); its elements are then places in their row of it. So binary weights take 1 bit,
-and those of 16 levels 4, whatever the levels are.
+and weights with 16 levels take 4, for any levels.
 """
 
 from __future__ import annotations
