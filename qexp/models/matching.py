@@ -206,7 +206,7 @@ def _renamed(state: dict[str, Any], renames: KeyMap) -> dict[str, Any]:
 def _chosen(fitting: list[Part], own: Mapping[str, Any], is_lightning: bool, where: str) -> Part:
     """Returns the file's network if several places fit; copies named as teacher or average come last."""
     trained = [part for part in fitting if not part.spare] or fitting
-    if is_lightning:  # a Lightning module's model is the network, whatever its name
+    if is_lightning:  # in a Lightning checkpoint, the attribute `model` is the network
         trained = [part for part in trained if part.prefix == "model."] or trained
     first, *others = trained
     for other in others:
