@@ -27,7 +27,7 @@ MISTAKES = {
         ["+quant.rules.stem={layers: stem, weight: {bits: 4}}"],
         ["quant.rules.stem", "'stem'", "matches no layer", "such as conv1"],
     ),
-    "a rule that is none": (["+quant.rules.wide=3"], ["quant.rules.wide=3: a rule is a mapping"]),
+    "a rule that is none": (["+quant.rules.wide=3"], ["quant.rules.wide=3 is not allowed; use a mapping"]),
     "bits outside the method's range": (
         ["quant=kmeans", "layer_wbit=9"],
         ["conv2 (weight)", "bits=9", "allowed are 1..8", "32 leaves the tensor in float"],

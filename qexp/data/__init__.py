@@ -1,1 +1,1 @@
-"""Data sets as Lightning data modules that yield ready-made batches and keep train, calibration and test apart."""
+"""Data sets as Lightning data modules with ready-made batches and separate training, calibration and test parts."""

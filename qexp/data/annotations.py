@@ -1,4 +1,4 @@
-"""Annotated pictures of a detection set: where its objects lie, read from VOC's XML or from a table, and checked."""
+"""Reads and checks the objects of a detection set's pictures, from VOC's XML or from a table."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Objects(NamedTuple):
 
 
 class Row(NamedTuple):
-    """One object as a file states it: corners counted from 1, both pixels inside."""
+    """One object as in its file: corners counted from 1, both pixels inside."""
 
     corners: tuple[float, float, float, float]
     name: str
@@ -54,7 +54,7 @@ class Row(NamedTuple):
 
 
 def read_xml(path: Path) -> list[Row]:
-    """Returns the objects of one VOC annotation file, parts of objects left out.
+    """Returns the objects of one VOC annotation file, without parts of objects.
 
     Raises:
         QexpError: The file is damaged.
@@ -73,10 +73,10 @@ def read_xml(path: Path) -> list[Row]:
 
 
 def read_table(path: Path) -> dict[str, list[Row]]:
-    """Returns, by image, the objects of a table with columns image, xmin, ymin, xmax, ymax, class and maybe difficult.
+    """Returns, by image, the objects of a table with columns image, xmin, ymin, xmax, ymax, class and optionally difficult.
 
     Raises:
-        QexpError: No such file, a missing column, or a row that is no box.
+        QexpError: The file or a column is missing, or a row is not a box.
     """
     if not path.is_file():
         raise QexpError(f"{path}: no such file; the boxes of the images are read from it")
@@ -100,12 +100,12 @@ def read_table(path: Path) -> dict[str, list[Row]]:
 def objects(
     rows: Sequence[Row], size: tuple[int, int], classes: Sequence[str], corners: str, tally: Counter
 ) -> Objects:
-    """Returns a picture's objects with corners counted from 0; what had to be changed or left out is added to `tally`.
+    """Returns a picture's objects with corners counted from 0; adds changed and dropped boxes to the counts in `tally`.
 
-    A box that reaches over the edge is cut at it; one that is empty, before or after, is left out.
+    A box that reaches over the edge is clipped at it; a box that is empty, before or after, is dropped.
 
     Args:
-        rows: As read.
+        rows: Rows of the file.
         size: Width and height of the picture in pixels.
         classes: Names in the order of their labels.
         corners: `pixels`: the first and the last pixel belong to the box, as VOC counts, so that it spans `xmin - 1 .. xmax`;
@@ -113,7 +113,7 @@ def objects(
         tally: Counts of `clipped_boxes`, `empty_boxes`, `difficult_boxes`.
 
     Raises:
-        QexpError: A class that is not among `classes`, or a corner that is no finite number.
+        QexpError: A class is not among `classes`, or a corner is not a finite number.
     """
     shift = CORNERS[corners]
     boxes, labels, difficult = [], [], []

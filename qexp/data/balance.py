@@ -1,4 +1,4 @@
-"""Seeded draws that treat the classes alike."""
+"""Seeded draws with equal numbers per class."""
 
 import torch
 from torch import Tensor
@@ -7,8 +7,8 @@ from torch import Tensor
 def balanced(labels: Tensor, n: int, seed: int) -> Tensor:
     """The positions [min(n, N)] of a class-balanced random draw without replacement from `labels` [N].
 
-    Class counts differ by at most one while every class has enough members; a class that runs out is made up for by
-    the others. Classes alternate in the result, and a larger `n` only appends to a smaller one's draw.
+    Class counts differ by at most one while every class has enough members; the other classes
+    replace one that runs out. Classes alternate in the result, and a larger `n` only appends to a smaller one's draw.
     """
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(labels), generator=generator)
@@ -17,7 +17,7 @@ def balanced(labels: Tensor, n: int, seed: int) -> Tensor:
     for c in range(len(classes)):
         members = shuffled == c
         turn[members] = torch.arange(int(members.sum()))
-    # Which class goes first is drawn anew for each turn: the remainder of n / classes favours none.
+    # Each turn draws which class goes first, so that the remainder of n / classes favours no class.
     turns = int(turn.max()) + 1 if len(turn) else 0
     tie = torch.rand(turns, len(classes), generator=generator, dtype=torch.float64)
     return order[(turn + tie[turn, shuffled]).argsort()[:n]]

@@ -1,4 +1,4 @@
-"""What every image data set offers: three disjoint parts, a class-balanced calibration draw, a content hash."""
+"""The base class of image data sets: three disjoint parts, a class-balanced calibration draw, a content hash."""
 
 import hashlib
 import json
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 class Arrays(NamedTuple):
     """The training and the test split: images uint8 [N, C, H, W], labels int64 [N].
 
-    Targets of another kind (maps, clean images, numbers: any tensor of N rows) stand beside the labels, by which draws treat classes alike.
+    Targets of another kind (maps, clean images, numbers: any tensor of N rows) are kept beside the labels, which balance the draws.
     """
 
     train_images: Tensor
@@ -33,7 +33,7 @@ class Arrays(NamedTuple):
     test_targets: Tensor | None = None
 
     def targets(self, split: str) -> Tensor:
-        """Returns what the batches of a split hold beside the images: its targets, else its labels."""
+        """Returns the targets of a split's batches, or its labels if it has no targets."""
         own = self.train_targets if split == "train" else self.test_targets
         return own if own is not None else self.train_labels if split == "train" else self.test_labels
 
@@ -43,24 +43,24 @@ class ImageData(DataSet):
 
     The calibration part is a seeded class-balanced draw from the training split. Ranges are found on it and the `best`
     checkpoint is chosen on it; it is never trained on, and nothing is ever fitted to the test split.
-    A data set writes `read` and the class attributes.
+    A data set implements `read` and the class attributes.
 
     Args:
         batch_size: Training batch.
         eval_batch_size: Validation and test batch.
-        mean: Of each channel, of images divided by `max_value`.
-        std: Likewise.
+        mean: Mean of each channel, of images divided by `max_value`.
+        std: Standard deviation of each channel, likewise.
         augment: `{padding: pixels, flip: true|false}` of the training part; `null` for none.
         calibration_size: Images held out of the training split.
-        max_samples: Test on so many images only.
-        sampling: Which: the `first`, or a `balanced` draw that treats the classes alike (the same one whatever the seed).
-        seed: Of the calibration draw, of order and augmentation.
+        max_samples: Number of test images; null is all.
+        sampling: Which test images: the `first`, or a class-`balanced` draw (the same for every seed).
+        seed: Seed of the calibration draw, of order and augmentation.
         size: Side of the network's input; images of another size are resized.
-        drop_last: Leave out a last training batch that is not full.
+        drop_last: Drop a last training batch that is not full.
         channels_last: Memory format of the batches.
-        max_value: What pixel values are divided by before mean and std; null for the set's own (255). 1 where a checkpoint
+        max_value: Divisor of pixel values before mean and std; null for the set's own (255). Use 1 for a checkpoint that
             subtracts its mean from 0..255.
-        channel_order: Of the checkpoint, `rgb` or `bgr`; mean and std are given in it.
+        channel_order: Channel order of the checkpoint and of mean and std, `rgb` or `bgr`.
     """
 
     num_classes: int
@@ -92,11 +92,11 @@ class ImageData(DataSet):
         if any(s <= 0 for s in self.normalize.std):
             raise QexpError(f"{name}: std={list(std)}; every channel's must be above 0")
         if sampling not in ("first", "balanced"):
-            raise QexpError(f"{name}: sampling={sampling!r}; allowed: first, balanced")
+            raise QexpError(f"{name}: sampling={sampling!r} is not allowed; use first or balanced")
         try:
             self.augment = Augment(**augment) if augment else None
         except TypeError:
-            raise QexpError(f"{name}: augment={dict(augment)}; allowed keys: padding, flip") from None
+            raise QexpError(f"{name}: augment={dict(augment)} is not allowed; use the keys padding and flip") from None
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.calibration_size, self.max_samples, self.seed = calibration_size, max_samples, seed
         self.check_max_samples()
@@ -107,7 +107,7 @@ class ImageData(DataSet):
         raise NotImplementedError
 
     def setup(self, stage: str | None = None) -> None:
-        """Reads and checks the images, once, whatever the stage."""
+        """Reads and checks the images once, for all stages."""
         self.calibration_part  # noqa: B018 - a cached property
 
     @cached_property
@@ -123,7 +123,7 @@ class ImageData(DataSet):
                 )
         if arrays.train_targets is not None and self.augment is not None:
             raise QexpError(
-                f"{type(self).__name__}: dataset.data.augment is not allowed: it would move images and not their targets; use null"
+                f"{type(self).__name__}: dataset.data.augment is not allowed, since it would move images and not their targets; use null"
             )
         channels = arrays.train_images.shape[1]
         if len(self.normalize.mean) != channels or len(self.normalize.std) != channels:
@@ -147,7 +147,7 @@ class ImageData(DataSet):
 
     @cached_property
     def train_part(self) -> Tensor:
-        """Positions in the training split that are trained on, ascending."""
+        """Positions of the training images in the training split, ascending."""
         keep = torch.ones(len(self.arrays.train_labels), dtype=torch.bool)
         keep[self.calibration_part] = False
         return keep.nonzero().flatten()
@@ -196,7 +196,7 @@ class ImageData(DataSet):
     def calibration_indices(self, n: int, seed: int) -> list[int]:
         """Positions in the training split of a class-balanced draw of `n` images from the calibration part.
 
-        With fewer at hand than asked it logs a warning and returns them all: the length of the list is what was used.
+        If there are fewer, it logs a warning and returns them all: the length of the list is the number used.
         """
         part = self.calibration_part
         self.check_draw(n, len(part), "dataset.data.calibration_size")
@@ -220,11 +220,11 @@ class ImageData(DataSet):
 
     @property
     def preprocessing(self) -> dict[str, Any]:
-        """What happens to an image before the network: mean, std, max_value, size, channel order, and the training augmentation."""
+        """The preprocessing of images: mean, std, max_value, size, channel order, and the training augmentation."""
         return {**asdict(self.normalize), "augment": asdict(self.augment) if self.augment else None}
 
     def notes(self) -> dict[str, Any]:
-        """What the results say of the images besides their score, by column name."""
+        """Columns about the images in the results, by name."""
         return {"calibration_from": f"{len(self.calibration_part)} images of the training side, seed {self.seed}"}
 
     def content_hash(self) -> str:

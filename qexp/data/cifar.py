@@ -117,7 +117,9 @@ def read_npz(path: Path) -> Arrays:
             for name in names:
                 arrays.append(_images(path, name, file[name]) if "images" in name else _labels(path, name, file[name]))
     except (zipfile.BadZipFile, ValueError, EOFError, OSError) as error:
-        raise QexpError(f"{path}: cannot be read ({error}); it is truncated or no .npz file: make it anew") from error
+        raise QexpError(
+            f"{path}: cannot be read ({error}); it is truncated or not an .npz file: write it again"
+        ) from error
     return Arrays(*arrays)
 
 

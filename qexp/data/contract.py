@@ -1,4 +1,4 @@
-"""What a run needs of a data set: the abstract class that every data set extends."""
+"""The abstract class that every data set extends."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class DataSet(LightningDataModule, ABC):
     """Images in three disjoint parts: training, calibration (which also validates) and test.
 
     Ranges are found on the calibration part and the `best` checkpoint is chosen on it; nothing is trained on it, and nothing is fitted to
-    the test part. A batch of a loader is `(images [N, C, H, W], targets)`; what targets are is between the data set and its task.
+    the test part. A batch of a loader is `(images [N, C, H, W], targets)`; data set and task agree on the form of targets.
 
     Attributes:
-        class_names: What the classes are called; empty where there are none.
-        max_samples: Test on so many samples only; None is all.
+        class_names: Names of the classes; empty without classes.
+        max_samples: Number of test samples; None is all.
     """
 
     class_names: tuple[str, ...] = ()
@@ -32,7 +32,7 @@ class DataSet(LightningDataModule, ABC):
 
     @abstractmethod
     def setup(self, stage: str | None = None) -> None:
-        """Reads and checks the images, once, whatever the stage."""
+        """Reads and checks the images once, for all stages."""
 
     @abstractmethod
     def train_dataloader(self) -> Iterable[tuple[Tensor, Any]]:
@@ -57,11 +57,11 @@ class DataSet(LightningDataModule, ABC):
     @property
     @abstractmethod
     def preprocessing(self) -> dict[str, Any]:
-        """What happens to an image before the network: mean, std, max_value, size, channel order."""
+        """The preprocessing of images: mean, std, max_value, size, channel order."""
 
     @abstractmethod
     def content_hash(self) -> str:
-        """Returns a hash of images, targets and preprocessing; augmentation, batch sizes and seed do not enter."""
+        """Returns a hash of images, targets and preprocessing; independent of augmentation, batch sizes and seed."""
 
     def fingerprint(self) -> str:
         """Returns `content_hash()`, computed once."""
@@ -72,7 +72,7 @@ class DataSet(LightningDataModule, ABC):
         return self.content_hash()
 
     def notes(self) -> dict[str, Any]:
-        """Returns what the results record of the images besides their score, by column name."""
+        """Returns the columns about the images in the results, by name."""
         return {}
 
     def check_max_samples(self, what: str = "the whole test split") -> None:
@@ -83,15 +83,15 @@ class DataSet(LightningDataModule, ABC):
             )
 
     def check_draw(self, n: int, held_out: int, more: str) -> None:
-        """Checks that calibration images can be drawn; logs a warning where fewer are held out than are asked for.
+        """Checks that calibration images can be drawn; logs a warning if fewer are held out than requested.
 
         Args:
-            n: Images asked for.
+            n: Number of requested images.
             held_out: Images of the calibration part.
-            more: The key that holds out more, `dataset.data.calibration_size`.
+            more: The key that sets the number of held-out images, `dataset.data.calibration_size`.
 
         Raises:
-            QexpError: Nothing is asked for, or nothing is held out.
+            QexpError: No images are requested, or none are held out.
         """
         name = type(self).__name__
         if n < 1:

@@ -1,4 +1,4 @@
-"""One image file -> uint8 pixels, resized and cropped as the weights ask; files in a folder or in a zip archive alike."""
+"""Decodes image files from a folder or a zip archive to uint8 pixels, resized and cropped as the weights need."""
 
 from __future__ import annotations
 
@@ -16,19 +16,30 @@ import numpy as np
 
 from qexp.errors import QexpError
 
-MODES = ("RGB", "L", "1", "P", "LA", "PA", "RGBA", "RGBX", "CMYK", "YCbCr")  # 8 bits a channel: RGB follows exactly
+MODES = (
+    "RGB",
+    "L",
+    "1",
+    "P",
+    "LA",
+    "PA",
+    "RGBA",
+    "RGBX",
+    "CMYK",
+    "YCbCr",
+)  # 8 bits per channel: the conversion to RGB is exact
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
 
 
 class BadImage(Exception):
-    """An image that cannot be decoded; the message says why."""
+    """An image cannot be decoded; the message gives the reason."""
 
 
 @dataclass(frozen=True)
 class Resize:
-    """What torchvision does to an image before it normalises: resize with Pillow, centre crop.
+    """torchvision's preprocessing before normalisation: resize with Pillow, centre crop.
 
-    Pillow averages over what it shrinks. OpenCV's bilinear resize, with which CAQ was measured, does not: images of 500 x 375 come out
+    Pillow averages when it shrinks. OpenCV's bilinear resize, with which CAQ was measured, does not: images of 500 x 375 come out
     up to 35 grey levels apart (1.15 in the mean), those that need no resize are equal.
 
     Attributes:
@@ -43,9 +54,9 @@ class Resize:
 
     def __post_init__(self) -> None:
         if self.interpolation not in INTERPOLATIONS:
-            raise QexpError(f"interpolation={self.interpolation!r}; allowed: {', '.join(INTERPOLATIONS)}")
+            raise QexpError(f"interpolation={self.interpolation!r} is not allowed; use {', '.join(INTERPOLATIONS)}")
         if min(self.resize if isinstance(self.resize, tuple) else (self.resize,)) < 1 or self.crop < 1:
-            raise QexpError(f"resize={self.resize}, crop={self.crop}; pixels, at least 1")
+            raise QexpError(f"resize={self.resize}, crop={self.crop} is not allowed; use 1 pixel or more")
 
     def __call__(self, image) -> np.ndarray:
         """The pixels uint8 [3, crop, crop] of a Pillow image in RGB."""
@@ -60,7 +71,7 @@ class Resize:
 def of_weights(name: str | None, network: str | None) -> tuple[int, str] | None:
     """The `(resize, interpolation)` of torchvision's weights `name`; None for what is no torchvision weight name.
 
-    A name nobody knows is left to the loading of weights, which says so.
+    An unknown name is not an error here; loading the weights raises it.
     """
     if not name or not re.fullmatch(r"(\w+_Weights\.)?[A-Z][A-Z0-9_]*", str(name)):
         return None
@@ -77,20 +88,20 @@ def of_weights(name: str | None, network: str | None) -> tuple[int, str] | None:
 def rgb(content: bytes):
     """The Pillow image in RGB of an encoded file, and the mode it was stored in.
 
-    Grey is repeated, a palette looked up, CMYK converted and transparency dropped, as torchvision's loader does.
+    Like torchvision's loader, it repeats grey, looks up palettes, converts CMYK and drops transparency.
 
     Raises:
-        BadImage: Truncated, no image at all, or of more than 8 bits a channel.
+        BadImage: The file is truncated, is not an image, or has more than 8 bits per channel.
     """
     from PIL import Image, UnidentifiedImageError
 
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of metadata; what spoils pixels is an error
+            warnings.simplefilter("ignore")  # warnings about metadata; damaged pixels raise errors
             image = Image.open(io.BytesIO(content))
             mode = image.mode
             if mode not in MODES:
-                raise BadImage(f"its mode is {mode}, not 8 bits a channel")
+                raise BadImage(f"its mode is {mode}, not 8 bits per channel")
             image.load()
             if mode in ("P", "PA") and "transparency" in image.info:
                 image = image.convert("RGBA")
@@ -113,7 +124,7 @@ def rgb(content: bytes):
 class Source:
     """Reads files by name from a folder or a zip archive.
 
-    Every process opens the archive for itself: a descriptor inherited by a fork shares its place in the file.
+    Every process opens the archive itself, since a descriptor inherited by a fork shares its file position.
 
     Args:
         path: The folder or the `.zip`.
@@ -145,7 +156,7 @@ class Source:
         return sorted(p.as_posix() for p in found if not any(part.startswith((".", "__MACOSX")) for part in p.parts))
 
     def stamp(self, name: str) -> list[int]:
-        """Size and time of change of a file (checksum, in an archive): what tells one state of it from another."""
+        """Size and modification time of a file, or its checksum in an archive; they identify the file's state."""
         if self.path.is_dir():
             stat = (self.path / name).stat()
             return [stat.st_size, stat.st_mtime_ns]
@@ -156,8 +167,8 @@ class Source:
         """The bytes of a file.
 
         Raises:
-            BadImage: It is damaged in its archive.
-            QexpError: The disk does not give it: that is no fault of the image, and not to be counted as one.
+            BadImage: The file is damaged in its archive.
+            QexpError: The disk cannot read it; this does not count as a bad image.
         """
         try:
             return (self.path / name).read_bytes() if self.path.is_dir() else self.archive().read(name)

@@ -1,4 +1,4 @@
-"""What every detection set offers: pictures with boxes in three disjoint parts, decoded when needed, and a calibration draw."""
+"""The base class of detection sets: pictures with boxes in three disjoint parts, decoded when needed, and a calibration draw."""
 
 from __future__ import annotations
 
@@ -32,23 +32,23 @@ class DetectionData(DataSet):
     """Annotated pictures, their training split divided into train and calibration.
 
     Batches are `(images [B, C, H, W] float, targets)`, a target a dictionary of `boxes` `[n, 4]` (corners in shares of the image),
-    `labels`, `difficult`. An image is squashed to `size` (bilinear, antialiased) whatever its shape. What had to be left out or changed
-    is counted in `findings` and reported. A data set writes `read` and `load`.
+    `labels`, `difficult`. An image is squashed to `size` (bilinear, antialiased) from any shape. `findings` counts and reports dropped
+    and changed boxes and images. A data set implements `read` and `load`.
 
     Args:
         batch_size: Training batch.
         eval_batch_size: Validation and test batch.
         size: Height and width of the network's input.
-        mean: Of each channel in the network's order, of images in 0..1 (0..255 with `max_value: 1`).
-        std: Likewise.
-        max_value: What pixel values are divided by.
-        channel_order: Of the checkpoint, `rgb` or `bgr`.
+        mean: Mean of each channel in the network's order, of images in 0..1 (0..255 with `max_value: 1`).
+        std: Standard deviation of each channel, likewise.
+        max_value: Divisor of pixel values.
+        channel_order: Channel order of the checkpoint, `rgb` or `bgr`.
         augment: Train on random crops, mirrored and with changed colours.
         calibration_size: Images held out of the training split.
-        max_samples: Test on the first so many images only.
-        seed: Of the calibration draw, of order and augmentation.
+        max_samples: Number of test images, taken from the front; null is all.
+        seed: Seed of the calibration draw, of order and augmentation.
         corners: `pixels`: annotated corners are the first and the last pixel of a box, counted from 1; `as_given`: coordinates.
-        keep: So many squashed test images stay in memory from the first evaluation on.
+        keep: Number of squashed test images that stay in memory after the first evaluation.
         workers: Processes that decode and augment training images.
     """
 
@@ -75,7 +75,7 @@ class DetectionData(DataSet):
         super().__init__()
         name = type(self).__name__
         if corners not in CORNERS:
-            raise QexpError(f"{name}: corners={corners!r}; allowed are {', '.join(CORNERS)}")
+            raise QexpError(f"{name}: corners={corners!r} is not allowed; use {' or '.join(CORNERS)}")
         self.normalize = Normalize(
             tuple(map(float, mean)), tuple(map(float, std)), float(max_value), channel_order=channel_order
         )
@@ -91,7 +91,7 @@ class DetectionData(DataSet):
         return len(self.class_names)
 
     def read(self, split: str) -> list[Picture]:
-        """The pictures of the `train` or `test` split, in order; adds what it leaves out to `tally`."""
+        """The pictures of the `train` or `test` split, in order; adds dropped boxes and images to the counts in `tally`."""
         raise NotImplementedError
 
     def load(self, picture: Picture) -> bytes:
@@ -99,12 +99,12 @@ class DetectionData(DataSet):
         raise NotImplementedError
 
     def setup(self, stage: str | None = None) -> None:
-        """Reads the annotations, once, whatever the stage."""
+        """Reads the annotations once, for all stages."""
         self.splits  # noqa: B018 - a cached property
 
     @cached_property
     def splits(self) -> dict[str, list[Picture]]:
-        """The pictures by split; logs once what was left out or changed."""
+        """The pictures by split; logs once which were dropped or changed."""
         found = {split: self.read(split) for split in ("train", "test")}
         for split, pictures in found.items():
             if not pictures:
@@ -114,8 +114,8 @@ class DetectionData(DataSet):
         both = {str(p.source) for p in found["train"]} & {str(p.source) for p in found["test"]}
         if both:
             raise QexpError(
-                f"{type(self).__name__}: {len(both)} images are in the train and in the test split; nothing may be fitted to what "
-                "is tested: choose disjoint lists (trainval and test, or train and val)"
+                f"{type(self).__name__}: {len(both)} images are in the train and in the test split; test images must not be used "
+                "for fitting: choose disjoint lists (trainval and test, or train and val)"
             )
         if self.findings:
             what = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in self.findings.items())
@@ -124,7 +124,7 @@ class DetectionData(DataSet):
 
     @property
     def findings(self) -> dict[str, int]:
-        """How many boxes and images were clipped, left out or are difficult, by what."""
+        """Counts of boxes and images that were clipped or dropped, or are difficult, by kind."""
         return {name: count for name, count in sorted(self.tally.items()) if count}
 
     @cached_property
@@ -140,7 +140,7 @@ class DetectionData(DataSet):
 
     @cached_property
     def train_part(self) -> Tensor:
-        """Places in the training split that are trained on, ascending."""
+        """Places of the training pictures in the training split, ascending."""
         keep = torch.ones(len(self.splits["train"]), dtype=torch.bool)
         keep[self.calibration_part] = False
         return keep.nonzero().flatten()
@@ -188,7 +188,7 @@ class DetectionData(DataSet):
         return Pictures(self, "train")[0, None][0][None]
 
     def decode(self, picture: Picture) -> Image.Image:
-        """A picture as RGB, whatever its file holds.
+        """A picture as RGB, for any file format.
 
         Raises:
             QexpError: The file is damaged.
@@ -205,12 +205,12 @@ class DetectionData(DataSet):
 
     @property
     def preprocessing(self) -> dict[str, Any]:
-        """What happens to an image before the network."""
+        """The preprocessing of images."""
         how = {"size": list(self.size), "corners": self.corners, "augment": self.augment}
         return {**asdict(self.normalize), **how}
 
     def notes(self) -> dict[str, Any]:
-        """What the results say of the images besides their score: the calibration part, and what was changed or left out."""
+        """Columns about the images in the results: the calibration part, and counts of changed and dropped items."""
         part = f"{len(self.calibration_part)} images of the training side, seed {self.seed}"
         return {"calibration_from": part, **self.findings}
 
@@ -227,6 +227,6 @@ class DetectionData(DataSet):
 
 
 def _largest(objects: Objects) -> int:
-    """Returns the class of the largest object, -1 where there is none."""
+    """Returns the class of the largest object, or -1 without objects."""
     boxes = objects.boxes
     return int(objects.labels[(boxes[:, 2:] - boxes[:, :2]).prod(1).argmax()]) if len(boxes) else -1

@@ -25,16 +25,16 @@ def _transforms() -> v2.Compose:
 
 
 def augmented(image: Image.Image, boxes: Tensor, seed: int) -> tuple[Image.Image, Tensor, Tensor]:
-    """A changed image, its boxes `[k, 4]` in shares of its new size, and which of the objects they are `[k]`.
+    """A changed image, its boxes `[k, 4]` in shares of its new size, and their objects `[k]`.
 
     Colours change for every second picture; a third are shrunk onto a larger mean-coloured canvas; a crop overlaps some object by a
-    random least share; every second one is mirrored. Objects whose centre is cropped away are gone. A picture that would lose all its
-    objects stays as it is.
+    random least share; every second one is mirrored. Objects whose centre is outside the crop are dropped. A picture that would
+    lose all its objects is not changed.
 
     Args:
-        image: RGB.
+        image: RGB image.
         boxes: Corners in shares of the image `[n, 4]`.
-        seed: What everything random follows from.
+        seed: Seed of all random choices.
 
     Source: Liu et al. 2016, arXiv:1512.02325, section 2.2 (data augmentation).
     Differs from the paper: the canvas is at most twice as wide, not four times.

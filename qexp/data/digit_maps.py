@@ -1,4 +1,4 @@
-"""The handwritten digits as two other tasks: where the ink is, and what was there before the noise."""
+"""The handwritten digits for two other tasks: finding the ink, and removing noise."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class DigitMasks(Digits):
 
 
 class NoisyDigits(Digits):
-    """Digits with noise on them, the same one whatever the seed; the target is the clean image, its values in 0..1.
+    """Digits with noise, which is the same for every seed; the target is the clean image, its values in 0..1.
 
     Args:
         noise: Standard deviation, of pixels in 0..16.

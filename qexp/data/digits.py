@@ -12,8 +12,8 @@ from qexp.data.base import Arrays, ImageData
 class Digits(ImageData):
     """8x8 grey digits with values 0..16: 1,297 training images, calibration part included, and 500 for testing.
 
-    scikit-learn knows no split, so the test split is drawn once and for all, 50 of each class whatever the seed. The
-    writers are not told apart: both splits hold digits of the same hands.
+    scikit-learn has no split, so the test split is a fixed draw of 50 per class, the same for every seed. The
+    writers are not separated: both splits hold digits of the same writers.
 
     Source: Alpaydin, Kaynak, Optical Recognition of Handwritten Digits, 1998, doi:10.24432/C50P49 (its test part).
     """

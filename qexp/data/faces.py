@@ -1,4 +1,4 @@
-"""Face pairs: images of faces and the pairs a network has to judge."""
+"""Face pairs: images of faces and the pairs that a network judges."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class FacePairs(DataSet):
 
     Three disjoint parts: pairs that are judged; `held_out` pairs, on whose images ranges are found and by which the best checkpoint is
     chosen; images to train on, labelled by person. Where the folder holds images that no pair of the list names, the held-out pairs and the
-    training images are drawn from those, and the whole list is judged. Where it does not, the held-out pairs are set aside from the list,
-    with every pair that shares an image with them; `left_out` counts those.
+    training images are drawn from those, and the whole list is judged. Otherwise the held-out pairs are taken from the list, and every
+    pair that shares an image with them is not judged; `left_out` counts both.
 
     Memory: each image once, as uint8 (LFW at 160 x 160: 0.6 GB for the images of its pairs).
 
@@ -43,14 +43,14 @@ class FacePairs(DataSet):
         size: Height and width of the network's input; images of another size are resized.
         batch_size: Training batch.
         eval_batch_size: Validation and test batch.
-        mean, std: Of each channel, in the checkpoint's order, of images in 0..1.
-        channel_order: Of the checkpoint, `rgb` or `bgr`.
+        mean, std: Mean and standard deviation of each channel, in the checkpoint's order, of images in 0..1.
+        channel_order: Channel order of the checkpoint, `rgb` or `bgr`.
         folds: Folds to judge; null takes all.
-        train_folds: Folds whose images are trained on (and that are not judged).
+        train_folds: Folds that give training images and are not judged.
         held_out: Pairs for calibration and validation; 0 judges every pair, and nothing can be calibrated.
-        max_samples: Judge so many pairs only, taken alike from every fold and of both kinds.
+        max_samples: Number of pairs to judge, taken equally from every fold and of both kinds.
         augment: `{padding: pixels, flip: true|false}` of the training part.
-        seed: Of the draw, of order and augmentation.
+        seed: Seed of the draw, of order and augmentation.
         channels_last: Memory format of the batches.
     """
 
@@ -75,7 +75,7 @@ class FacePairs(DataSet):
     ) -> None:
         super().__init__()
         if held_out < 0:
-            raise QexpError(f"FacePairs: held_out={held_out}; at least 0")
+            raise QexpError(f"FacePairs: held_out={held_out} is not allowed; use 0 or more")
         self.root, self.list, self.size = Path(root), Path(pairs), tuple(size)
         self.normalize = Normalize(tuple(map(float, mean)), tuple(map(float, std)), channel_order=channel_order)
         self.batch_size, self.eval_batch_size, self.channels_last = batch_size, eval_batch_size, channels_last
@@ -85,7 +85,7 @@ class FacePairs(DataSet):
         self.augment = Augment(**augment) if augment else None
 
     def setup(self, stage: str | None = None) -> None:
-        """Reads the list and the images, once, whatever the stage."""
+        """Reads the list and the images once, for all stages."""
         self.faces  # noqa: B018 - a cached property
 
     @cached_property
@@ -125,7 +125,7 @@ class FacePairs(DataSet):
             )
         return every_kind(judged, self.max_samples), held, sorted(trained)
 
-    left_out = 0  # pairs of the list that are not judged, since calibration saw one of their images
+    left_out = 0  # pairs of the list that are not judged, since calibration uses one of their images
 
     @property
     def pairs(self) -> list[Pair]:
@@ -146,7 +146,7 @@ class FacePairs(DataSet):
 
     @cached_property
     def faces(self) -> Tensor:
-        """The images the three parts need, uint8 `[N, 3, H, W]` in RGB."""
+        """The images of the three parts, uint8 `[N, 3, H, W]` in RGB."""
         missing = sorted(set(self.places) - self._names)
         if missing:
             raise QexpError(
@@ -185,7 +185,7 @@ class FacePairs(DataSet):
 
     @cached_property
     def people(self) -> Tensor:
-        """Number of the person on each of `faces`, `[N]`, for those that are trained on; -1 elsewhere."""
+        """Person number of each image of `faces`, `[N]`, for training images; -1 for the others."""
         labels = torch.full((len(self.places),), -1, dtype=torch.int64)
         who = sorted({Path(name).parent.name for name in self._parts[2]})
         number = {name: i for i, name in enumerate(who)}
@@ -205,7 +205,7 @@ class FacePairs(DataSet):
         both = judged & {Path(name).parent.name for name in self._parts[2]}
         if both:
             log.warning(
-                "%d people who are judged are trained on too, by other images: the accuracy is not that of strangers",
+                "%d people in judged pairs also have training images: the accuracy does not hold for unknown people",
                 len(both),
             )
         options = {"indices": trained, "augment": self.augment, "shuffle": True, "seed": self.seed}
@@ -227,7 +227,7 @@ class FacePairs(DataSet):
         return TensorLoader(self.faces, positions, self.eval_batch_size, self.normalize, **options)
 
     def calibration_batches(self, n: int, batch_size: int, seed: int) -> list[Tensor]:
-        """So many images of the held-out pairs, in batches `[B, 3, H, W]`."""
+        """Images of the held-out pairs, in batches `[B, 3, H, W]`."""
         indices = np.array(self._images_of(self.held_out), dtype=np.int64)
         self.check_draw(n, len(indices), "dataset.data.held_out")
         chosen = np.random.default_rng(seed).permutation(indices)[:n]
@@ -247,11 +247,11 @@ class FacePairs(DataSet):
 
     @property
     def preprocessing(self) -> dict[str, Any]:
-        """What happens to an image before the network."""
+        """The preprocessing of images."""
         return {**asdict(self.normalize), "size": list(self.size)}
 
     def notes(self) -> dict[str, Any]:
-        """What the results say of the images besides their score."""
+        """Columns about the images in the results."""
         rest = (
             "of other images"
             if not self.left_out

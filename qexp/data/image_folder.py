@@ -1,4 +1,4 @@
-"""Image files sorted into classes, a user's own among them: packed once, then evaluated from a memory-mapped file."""
+"""Image files sorted into classes, such as a user's own: packed once, then evaluated from a memory-mapped file."""
 
 from __future__ import annotations
 
@@ -26,31 +26,32 @@ log = logging.getLogger(__name__)
 
 
 class ImageFolder(ImageData):
-    """Images in files, the evaluation and calibration images of which are decoded once and kept as a pack.
+    """Images in files; evaluation and calibration images are decoded once and kept as a pack.
 
-    What an image shows is told by its folder, by a list (`labels`), or by its name (`label_from`). Where there is a training
-    folder, calibration images are a class-balanced seeded draw from it. Where there is none, they are drawn from the
-    evaluation images and left out of the evaluation; the results say which (`calibration_from`).
+    The class of an image comes from its folder, from a list (`labels`), or from its name (`label_from`). If there is a training
+    folder, calibration images are a class-balanced seeded draw from it. Otherwise they are drawn from the evaluation images and
+    excluded from the evaluation; the column `calibration_from` of the results records this.
 
     Args:
         root: The folder.
-        name: What messages, files and results call the data set.
-        num_classes: Outputs of the network; as many classes must there be.
+        name: Name of the data set in messages, files and results.
+        num_classes: Outputs of the network; must equal the number of classes.
         test: Evaluation images: a folder or a `.zip` below `root`; `null` is `root` itself.
-        train: Training images, likewise; `null`, or one that is not there, for none.
-        classes: A file below `root` that lists the classes, `id`, `id,name` or `index,id,name` a line; the sorted folders by default.
+        train: Training images, likewise; `null` or a missing folder means none.
+        classes: File below `root` with the classes, `id`, `id,name` or `index,id,name` per line; by default the folders.
         labels: A file below `root` with lines `file,class` for the evaluation images.
         label_from: A regular expression whose group is the class (id or number) in a file's name.
-        pack_dir: Where packs are kept.
-        resize: Shorter side, or `[height, width]` to squash to, before the crop; of the weights, else of `usual`, else 8/7 crop.
+        pack_dir: Folder of the packs.
+        resize: Shorter side, or `[height, width]` to squash to, before the crop. By default it comes from the weights, then from
+            `usual`, then 8/7 crop.
         crop: Side of the square that is cut from the middle.
         interpolation: `nearest`, `bilinear`, `bicubic`, `lanczos`; by default as for `resize`.
         usual: `{resize, interpolation}` of the network.
-        weights: The run's weights: where they are torchvision's, their transforms are used.
-        network: torchvision's name of the network, to find a bare weight name by.
+        weights: The run's weights; the transforms of torchvision's weights are used.
+        network: torchvision's name of the network, used to find a bare weight name.
         bad_images: `skip` (counted and reported) or `error`.
-        workers: Processes that decode; by the number of processors where `null`.
-        note: What a reader of the results must know about the images.
+        workers: Processes that decode; `null` follows the number of processors.
+        note: Remark about the images, for readers of the results.
         options: The arguments of `ImageData`; `augment` is `{scale: [low, high], flip: true|false}` of the random crop.
     """
 
@@ -88,12 +89,14 @@ class ImageFolder(ImageData):
         self.labels_file, self.label_from = labels, label_from
         if train is not None and _same_or_inside(self.root / (test or ""), self.root / train):
             raise QexpError(
-                f"{name}: test={test} and train={train} hold the same images; nothing may be fitted to what is evaluated: name "
+                f"{name}: test={test} and train={train} hold the same images; evaluation images must not be used for fitting: name "
                 "disjoint folders, or train=null, and a part of the evaluation images is set aside"
             )
         usual = {"resize": None, "interpolation": "bilinear", **(usual or {})}
         if usual["resize"] is None:
-            usual["resize"] = round(crop * 8 / 7)  # 256 for 224: the middle shows as much of the image at any size
+            usual["resize"] = round(
+                crop * 8 / 7
+            )  # 256 for 224: the crop covers the same share of the image at any size
         if found := of_weights(weights, network):
             usual["resize"], usual["interpolation"] = found
         size = resize if resize is not None else usual["resize"]
@@ -105,7 +108,7 @@ class ImageFolder(ImageData):
         self.bad_images, self.workers, self.note = bad_images, workers, note
         self.random_crop = {"scale": (0.08, 1.0), "flip": True, **(augment or {})}
         if set(self.random_crop) != {"scale", "flip"}:
-            raise QexpError(f"{name}: augment={dict(augment or {})}; allowed keys: scale, flip")
+            raise QexpError(f"{name}: augment={dict(augment or {})} is not allowed; use the keys scale and flip")
         self.class_names = tuple(map(str, range(num_classes)))
 
     def read(self) -> Arrays:
@@ -154,14 +157,14 @@ class ImageFolder(ImageData):
     def _source(self, below: str | None) -> Source:
         path = self.root / below if below else self.root
         if not path.exists():
-            raise QexpError(f"{self.name}: {path} is not there. {self.how_to_get()}")
+            raise QexpError(f"{self.name}: {path} does not exist. {self.how_to_get()}")
         return Source(path)
 
     def how_to_get(self) -> str:
-        """What to do where the images are missing."""
+        """Returns instructions for missing images."""
         return (
             "Name the folder, dataset.data.root=..., and in it the evaluation images, dataset.data.test=FOLDER (null for "
-            "the folder itself): one folder a class, or a list of labels"
+            "the folder itself): one folder per class, or a list of labels"
         )
 
     @cached_property
@@ -185,14 +188,14 @@ class ImageFolder(ImageData):
 
     @property
     def test_candidates(self) -> Tensor:
-        """The evaluation images that no calibration image was taken from, in their order."""
+        """The evaluation images without those used for calibration, in their order."""
         keep = torch.ones(len(self.arrays.test_labels), dtype=torch.bool)
         if self.listings[1] is None:
             keep[self.calibration_part] = False
         return keep.nonzero().flatten()
 
     def train_dataloader(self):
-        """The training images that are not held out, decoded anew each epoch, randomly cropped and mirrored."""
+        """The training images that are not held out, decoded again each epoch, randomly cropped and mirrored."""
         training = self.listings[1]
         if training is None:
             where = self.root / self.train if self.train else f"{self.root} (dataset.data.train=null)"
@@ -211,7 +214,7 @@ class ImageFolder(ImageData):
         return {**super().preprocessing, **asdict(self.resize), "augment": self.random_crop}
 
     def notes(self) -> dict[str, Any]:
-        """What the results say of the images besides their score."""
+        """Columns about the images in the results."""
         n, seed = len(self.calibration_part), self.seed
         packs = {id(a): a for a in (self.arrays.train_images, self.arrays.test_images)}.values()
         source = f"{n} images of the training side, seed {seed}"
@@ -221,14 +224,14 @@ class ImageFolder(ImageData):
         return out | ({"note": self.note} if self.note else {})
 
     def content_hash(self) -> str:
-        """Returns a hash of the packs and of what the calibration part holds."""
+        """Returns a hash of the packs and of the calibration part."""
         packs = [self.arrays.train_images.content, self.arrays.test_images.content]
         text = json.dumps([self.normalize.identity(), packs, self.calibration_part.tolist()])
         return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _same_or_inside(one: Path, other: Path) -> bool:
-    """Returns whether two folders that are there are the same, or one lies in the other."""
+    """Returns whether two existing folders are the same, or one contains the other."""
     if not (one.exists() and other.exists()):
         return False
     one, other = one.resolve(), other.resolve()

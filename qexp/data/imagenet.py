@@ -1,4 +1,4 @@
-"""ImageNet as its owners hand it out: one folder a class, or the flat validation folder with the development kit.
+"""ImageNet as distributed: one folder per class, or the flat validation folder with the development kit.
 
 Source: Russakovsky, Deng, Su, Krause et al. 2015, ImageNet Large Scale Visual Recognition Challenge, arXiv:1409.0575.
 """
@@ -23,7 +23,7 @@ class ImageNet(ImageFolder):
     """1,000 classes in the order of their WordNet ids, 50,000 validation images.
 
     `<root>/val/<wnid>/*.JPEG`, or `<root>/val/ILSVRC2012_val_*.JPEG` with the development kit's folder (`data/meta.mat` and
-    the ground truth) somewhere below `root`. With fewer than all class folders a list of classes gives the numbers:
+    the ground truth) somewhere below `root`. If class folders are missing, a list of classes gives the numbers:
     `classes.csv`, `LOC_synset_mapping.txt` or `synset_words.txt` below `root`, or the development kit.
 
     Args:
@@ -45,7 +45,7 @@ class ImageNet(ImageFolder):
         return by_folder(source, classes or self._known(required=len(there) != CLASSES))
 
     def _known(self, required: bool) -> Classes | None:
-        """The classes by the lists that may lie beside the images; None where the folders themselves are the list."""
+        """The classes from a list beside the images; None if the folders themselves are the list."""
         for name in LISTS:
             if (self.root / name).is_file():
                 return read_classes(self.root / name)
@@ -54,7 +54,7 @@ class ImageNet(ImageFolder):
             return Classes(wnids, names)
         if required:
             raise QexpError(
-                f"{self.name}: {self.root} does not hold all {CLASSES} class folders, so their numbers cannot be told. Put a list of "
+                f"{self.name}: {self.root} does not hold all {CLASSES} class folders, so their numbers are unknown. Put a list of "
                 f"all classes there ({', '.join(LISTS)}) or the development kit ({TRUTH}, meta.mat)"
             )
         return None
@@ -68,7 +68,7 @@ class ImageNet(ImageFolder):
             return None
         raise QexpError(
             f"{self.name}: {self.root / (self.test or '')} holds images without class folders, and there is no development kit "
-            f"to tell their classes. Unpack ILSVRC2012_devkit_t12 (data/meta.mat, data/{TRUTH}) into {self.root}, or sort the "
+            f"with their classes. Unpack ILSVRC2012_devkit_t12 (data/meta.mat, data/{TRUTH}) into {self.root}, or sort the "
             "images into folders by class"
         )
 
@@ -113,5 +113,5 @@ def read_meta(path: Path) -> dict[int, tuple[str, str]]:
     except (OSError, ValueError, KeyError, TypeError, NotImplementedError) as error:
         raise QexpError(f"{path}: cannot be read as the development kit's list of classes ({error})") from error
     if not leaves:
-        raise QexpError(f"{path}: no classes in it")
+        raise QexpError(f"{path}: it holds no classes")
     return leaves

@@ -1,4 +1,4 @@
-"""Which images there are and what each shows: folders named by class, a list of labels, or labels in the file names."""
+"""Lists images with their classes: from folders named by class, a list of labels, or labels in the file names."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Classes:
 
     @cached_property
     def _numbers(self) -> dict[str, int]:
-        """Index by id, and by name where one class alone has it (ImageNet has two cranes)."""
+        """Index by id, and by name if only one class has the name (ImageNet has two cranes)."""
         count = Counter(self.names)
         named = {name: i for i, name in enumerate(self.names) if count[name] == 1}
         return named | {id: i for i, id in enumerate(self.ids)}
@@ -69,19 +69,19 @@ class Classes:
         """The index of a class given as id, name or number.
 
         Raises:
-            QexpError: There is no such class, naming `where` it was asked for.
+            QexpError: There is no such class; the message names `where` it was given.
         """
         if spelled in self._numbers:
             return self._numbers[spelled]
         if re.fullmatch(r"\d+", spelled) and int(spelled) < len(self.ids):
             return int(spelled)
         allowed = f"0..{len(self.ids) - 1}, or a class such as {self.ids[0]}{near(spelled, [*self.ids, *self.names])}"
-        raise QexpError(f"{where}: label {spelled!r} is out of range; allowed: {allowed}")
+        raise QexpError(f"{where}: label {spelled!r} is out of range; use {allowed}")
 
 
 @dataclass(frozen=True)
 class Listing:
-    """Images of one split: names below `source` and a label for each, in the order they are evaluated in."""
+    """Images of one split: names below `source` and one label per image, in the order of evaluation."""
 
     source: Source
     names: tuple[str, ...]
@@ -98,10 +98,10 @@ class Listing:
 
 
 def read_classes(path: Path) -> Classes:
-    """The classes of a file with one a line: `id`, `id,name` or `index,id,name`, in index order; `n01440764 words` too.
+    """The classes of a file with one per line: `id`, `id,name` or `index,id,name`, in index order; `n01440764 words` too.
 
     Raises:
-        QexpError: Not readable, indices that do not count 0, 1, 2, ..., or a class twice.
+        QexpError: The file is not readable, indices do not count 0, 1, 2, ..., or a class occurs twice.
     """
     lines = [line for line in read_text(path).splitlines() if line.strip()]
     if all(re.match(r"n\d{8}\s", line) for line in lines):  # WordNet's own lists: words with commas after a blank
@@ -118,7 +118,7 @@ def read_classes(path: Path) -> Classes:
     ids, names = tuple(row[0].strip() for row in rows), tuple(row[-1].strip() for row in rows)
     twice = [name for name, n in Counter(ids).items() if n > 1]
     if twice or not ids:
-        raise QexpError(f"{path}: {f'class {twice[0]!r} stands there twice' if twice else 'no classes in it'}")
+        raise QexpError(f"{path}: {f'class {twice[0]!r} occurs twice' if twice else 'no classes in it'}")
     return Classes(ids, names)
 
 
@@ -131,7 +131,7 @@ def read_text(path: Path) -> str:
 
 
 def images(source: Source) -> list[str]:
-    """The names of the image files of a source; files that may be images of another kind are counted and named in a warning."""
+    """The names of the image files of a source; a warning counts and names files that may be images of another kind."""
     names = source.names()
     found = [name for name in names if name.lower().endswith(SUFFIXES)]
     others = [
@@ -156,7 +156,7 @@ def by_folder(source: Source, classes: Classes | None) -> tuple[Listing, Classes
     """Images in folders named by class, and the classes: those given, or the folders in sorted order.
 
     Raises:
-        QexpError: An image outside a class folder, a folder that is no class or (where folders are the list) holds no image.
+        QexpError: An image is outside a class folder, or a folder is not a class or (if folders are the list) holds no image.
     """
     names = images(source)
     loose = [name for name in names if "/" not in name]
@@ -185,7 +185,7 @@ def by_list(source: Source, path: Path, classes: Classes) -> Listing:
     """Images named by a file of lines `file,class`, in its order.
 
     Raises:
-        QexpError: A file that is not there, stands there twice or has no label; a label out of range.
+        QexpError: A file is missing, occurs twice or has no label, or a label is out of range.
     """
     rows = [row for row in csv.reader(read_text(path).splitlines()) if row]
     if rows and rows[0][0].strip().lower() in ("file", "image", "filename", "imageid"):
@@ -205,12 +205,12 @@ def by_name(source: Source, pattern: str, classes: Classes) -> Listing:
     """Images whose names hold their class: group 1 of the regular expression `pattern`, as id, name or number.
 
     Raises:
-        QexpError: A name the pattern does not match; a label out of range.
+        QexpError: The pattern does not match a name, or a label is out of range.
     """
     try:
         find = re.compile(pattern)
     except re.error as error:
-        raise QexpError(f"label_from={pattern!r} is no regular expression ({error})") from error
+        raise QexpError(f"label_from={pattern!r} is not a regular expression ({error})") from error
     if find.groups != 1:
         raise QexpError(f"label_from={pattern!r} has {find.groups} groups; one is needed, around the class")
     names = images(source)

@@ -1,4 +1,4 @@
-"""A loader that goes on where an earlier training ended."""
+"""A loader that continues the epochs of an earlier training."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 class OffsetEpochs:
-    """A loader whose epochs are numbered on from those of the parts before, so that none of them is seen twice."""
+    """A loader whose epoch numbers continue those of earlier parts, so that no epoch is repeated."""
 
     batch_sampler = None
 
@@ -16,7 +16,7 @@ class OffsetEpochs:
 
     @property
     def sampler(self) -> OffsetEpochs:
-        """Itself: where Lightning looks for `set_epoch`."""
+        """Returns itself; Lightning looks here for `set_epoch`."""
         return self
 
     def set_epoch(self, epoch: int) -> None:

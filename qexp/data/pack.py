@@ -1,4 +1,4 @@
-"""A pack: images of one size as raw uint8 in one memory-mapped file, with labels and checksums; finished whole or not at all.
+"""A pack: images of one size as raw uint8 in one memory-mapped file, with labels and checksums; it is complete or does not exist.
 
 Layout: 4,096 bytes of header (magic, version, length, JSON), the pixels `[N, C, H, W]`, a footer in JSON (labels, chunks
 with their sha256, what was skipped and why). While it is being written there are `NAME.part`, the pixels so far, and
@@ -30,7 +30,7 @@ _FIXED = struct.Struct("<8sII")  # magic, version, bytes of JSON
 
 @dataclass(frozen=True)
 class Chunk:
-    """A run of images that were decoded together: how many were kept, the sha256 of their pixels, their labels, the rest."""
+    """Images that were decoded together: number kept, sha256 of the pixels, labels, and skipped files."""
 
     kept: int
     sha256: str
@@ -40,17 +40,17 @@ class Chunk:
 
 
 class Pack:
-    """The images of a finished pack file; each chunk's checksum is compared when it is first read in this process.
+    """The images of a finished pack file; the first read of a chunk in a process compares its checksum.
 
-    Reads as a tensor does where loaders need it: `len`, `shape`, `dtype`, `ndim`, and indexing by a slice or by positions,
-    which copies those images out of the mapping. The pixels stay on disk and in the system's page cache, which gives
-    them up where memory is short.
+    Supports the tensor interface that loaders need: `len`, `shape`, `dtype`, `ndim`, and indexing by a slice or by positions,
+    which copies those images out of the mapping. The pixels stay on disk and in the system's page cache, which frees
+    them when memory is short.
 
     Args:
         path: The file.
 
     Raises:
-        QexpError: No pack, of another version, cut short or damaged.
+        QexpError: The file is not a pack, has another version, is cut short or damaged.
     """
 
     dtype = torch.uint8
@@ -71,7 +71,7 @@ class Pack:
         return self.shape[0]
 
     def __getitem__(self, chosen: slice | Tensor | list[int]) -> Tensor:
-        """The images `[n, C, H, W]` of a slice or of positions, as a tensor of their own."""
+        """The images `[n, C, H, W]` of a slice or of positions, copied into a new tensor."""
         at = np.arange(len(self))[chosen if isinstance(chosen, slice) else np.asarray(chosen, dtype=np.int64)]
         if not len(at):
             return torch.empty((0, *self.shape[1:]), dtype=torch.uint8)
@@ -92,7 +92,7 @@ class Pack:
 
     @property
     def skipped(self) -> list[tuple[str, str]]:
-        """The images that could not be decoded, and why."""
+        """The images that could not be decoded, with the reasons."""
         return [tuple(s) for chunk in self.chunks for s in chunk.skipped]
 
     @property
@@ -106,7 +106,7 @@ class Pack:
 
     @property
     def content(self) -> str:
-        """The sha256 of the chunks' checksums, labels and shape: what the pack holds, whatever its name."""
+        """The sha256 of the chunks' checksums, labels and shape: identifies the content, independent of the name."""
         text = json.dumps([list(self.shape), [[c.kept, c.sha256, c.labels] for c in self.chunks]])
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -136,14 +136,14 @@ def _read_ends(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 class PackWriter:
-    """Writes a pack chunk by chunk; what an interrupted writer left is taken up after the last complete chunk.
+    """Writes a pack chunk by chunk; an interrupted writer is continued after its last complete chunk.
 
     Args:
-        path: The file that will be there once everything is written.
+        path: The file that exists once everything is written.
         shape: `(C, H, W)` of an image.
 
     Attributes:
-        chunks: What is written so far.
+        chunks: Chunks written so far.
     """
 
     def __init__(self, path: Path, shape: tuple[int, int, int]) -> None:
@@ -195,7 +195,7 @@ class PackWriter:
         self.chunks.append(chunk)
 
     def _write(self, content: memoryview) -> None:
-        while len(content):  # a nearly full disk takes a part and refuses the rest at the next call
+        while len(content):  # a nearly full disk writes a part and fails at the next call
             content = content[self._file.write(content) :]
 
     def finish(self, about: dict[str, Any]) -> None:
@@ -220,12 +220,12 @@ class PackWriter:
         self.journal.unlink()
 
     def close(self) -> None:
-        """Lets go of the part file; it stays for the next writer."""
+        """Closes the part file; it stays for the next writer."""
         self._file.close()
 
 
 class _room_on_disk:
-    """Inside, a full disk is a `QexpError` that says what is kept and what to do."""
+    """Context manager: a full disk raises a `QexpError` that names the kept file and what to do."""
 
     def __init__(self, writer: PackWriter) -> None:
         self.writer = writer

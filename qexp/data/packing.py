@@ -1,4 +1,4 @@
-"""From a listing of image files to a pack: decoded once, by several processes, in bounded memory, resumable."""
+"""Packs a listing of image files: decodes each once, with several processes, in bounded memory, resumable."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from qexp.system.locks import locked
 
 log = logging.getLogger(__name__)
 CHUNK = 32  # images decoded, checksummed and journalled together
-AHEAD = 2  # chunks a process may be ahead of the writer: with CHUNK, what bounds the memory
-_FEW = 500  # images that are decoded before processes would have started
-_NAMED = 8  # skipped files that a warning names
+AHEAD = 2  # chunks that a process may be ahead of the writer; with CHUNK, this bounds the memory
+_FEW = 500  # number of images that are decoded faster than processes start
+_NAMED = 8  # number of skipped files named in a warning
 
 
 class Chunks(Dataset):
@@ -55,7 +55,7 @@ class Chunks(Dataset):
 
 
 def pack_name(listing: Listing, resize: Resize) -> str:
-    """The file name of the pack of these files, with these labels, resized so: other files, another name."""
+    """The file name of a pack; it depends on the files, their labels and the resizing."""
     digest = hashlib.sha256(json.dumps([VERSION, asdict(resize)], sort_keys=True).encode())
     for name, label in zip(listing.names, listing.labels):
         digest.update(json.dumps([name, label, *listing.source.stamp(name)]).encode())
@@ -70,26 +70,26 @@ def packed(
     workers: int | None = None,
     bad_images: str = "skip",
 ) -> Pack:
-    """The pack of a listing in `folder`: opened where it is there, made first where it is not.
+    """Opens the pack of a listing in `folder`; makes it first if it does not exist.
 
     Args:
         listing: The images.
-        resize: Pixels an image ends with.
-        folder: Where packs are kept.
+        resize: Resizing and crop of the images.
+        folder: Folder of the packs.
         what: Name of the data set and split, for file name, progress bar and messages.
         workers: Processes that decode; as many as there are processors (8 at most) by default, none for a few images.
         bad_images: `skip` counts and reports an image that cannot be decoded; `error` stops at it.
 
     Raises:
-        QexpError: A full disk, no image that can be decoded, or (with `error`) one that cannot.
+        QexpError: The disk is full, no image can be decoded, or (with `error`) one image cannot be decoded.
     """
     if bad_images not in ("skip", "error"):
-        raise QexpError(f"bad_images={bad_images!r}; allowed: skip, error")
+        raise QexpError(f"bad_images={bad_images!r} is not allowed; use skip or error")
     path = folder / f"{what}-{pack_name(listing, resize)}"
     if not path.exists():
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            # The points of a sweep that run side by side pack once.
+            # Runs of a sweep in parallel pack only once.
             with locked(folder, lambda: log.info("%s: another process is packing in %s", what, folder)):
                 if not path.exists():
                     _make(path, listing, resize, what, workers, bad_images)
@@ -103,7 +103,7 @@ def packed(
 
 
 def report(pack: Pack, what: str, bad_images: str) -> None:
-    """Says what was skipped; raises where nothing is left, or where nothing may be skipped."""
+    """Logs skipped images; raises if no image is left, or if none may be skipped."""
     if not pack.skipped:
         return
     named = "; ".join(f"{name}: {why}" for name, why in pack.skipped[:_NAMED])

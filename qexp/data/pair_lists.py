@@ -1,4 +1,4 @@
-"""Lists of face pairs: which two images, the same person or not, in which fold."""
+"""Lists of face pairs: two images, whether they show the same person, and the fold."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ def read_pairs(path: Path) -> list[Pair]:
     """Returns the pairs of a list, in order, each once.
 
     Two forms are read: the official `pairs.txt` (a line `folds count`, then for each fold `count` lines `name i j` and as many lines
-    `name i other j`), and a CSV of lines `fold,a,b,same`. A pair that stands there twice is counted once and reported.
+    `name i other j`), and a CSV of lines `fold,a,b,same`. A pair that occurs twice counts once and is reported.
 
     Raises:
-        QexpError: No such file, a line that is neither, a list cut short or without a pair, an image paired with itself, a pair said
-            to be of one person and of two.
+        QexpError: The file is missing, a line has neither form, the list is cut short or empty, an image is paired with itself, or a
+            pair is marked both as one person and as two.
     """
     if not path.is_file():
         raise QexpError(f"pairs={path}: no such file; it is the list of face pairs (pairs.txt, or lines fold,a,b,same)")
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
-        raise QexpError(f"{path}: is no text ({error}); pairs.txt, or lines fold,a,b,same are needed") from None
+        raise QexpError(f"{path}: is not text ({error}); pairs.txt, or lines fold,a,b,same are needed") from None
     pairs = _csv(path, lines) if "," in lines[0] else _official(path, lines)
     if not pairs:
         raise QexpError(f"{path}: no pairs in it; pairs.txt, or lines fold,a,b,same are needed")
@@ -47,16 +47,18 @@ def read_pairs(path: Path) -> list[Pair]:
         images = tuple(sorted((pair.a, pair.b)))
         if pair.a == pair.b:
             raise QexpError(
-                f"{path}: {pair.a} is paired with itself, which any network judges rightly; take the pair out"
+                f"{path}: {pair.a} is paired with itself, which any network judges correctly; remove the pair"
             )
         if kinds.setdefault(images, pair.same) != pair.same:
-            raise QexpError(f"{path}: {pair.a} and {pair.b} are said to be one person and two people; correct the list")
+            raise QexpError(
+                f"{path}: {pair.a} and {pair.b} are marked both as one person and as two people; correct the list"
+            )
         key = (pair.fold, *images)
         if key not in seen:
             seen.add(key)
             once.append(pair)
     if len(once) < len(pairs):
-        log.warning("%s: %d pairs stand in their fold twice; each counts once", path, len(pairs) - len(once))
+        log.warning("%s: %d pairs occur twice in their fold; each counts once", path, len(pairs) - len(once))
     return once
 
 
@@ -108,7 +110,7 @@ def _official(path: Path, lines: list[str]) -> list[Pair]:
 
 
 def set_aside(pairs: list[Pair], count: int, seed: int) -> tuple[list[Pair], list[Pair]]:
-    """Returns so many pairs, half of them of the same person, and those of the rest that share no image with them."""
+    """Returns `count` pairs, half of them of the same person, and the remaining pairs that share no image with them."""
     generator = np.random.default_rng(seed)
     chosen = []
     for same in (True, False):
@@ -124,9 +126,9 @@ def set_aside(pairs: list[Pair], count: int, seed: int) -> tuple[list[Pair], lis
 
 
 def every_kind(pairs: list[Pair], count: int | None) -> list[Pair]:
-    """Returns so many of the pairs, in their order: the first of each fold and kind, then the second, and so on; all for None.
+    """Returns a number of pairs in their order: the first of each fold and kind, then the second, and so on; None is all.
 
-    A list has a fold's pairs of one person before those of two: its beginning alone would be judged rightly by saying "one" always.
+    A list has a fold's pairs of one person before those of two people, so its beginning alone would hold only one answer.
     """
     turns: dict[tuple[int, bool], int] = {}
     order = []
@@ -138,7 +140,7 @@ def every_kind(pairs: list[Pair], count: int | None) -> list[Pair]:
 
 
 def make_pairs(names: list[str], count: int, seed: int) -> list[Pair]:
-    """Returns so many pairs of these images, half of them of one person (the folder is the person)."""
+    """Returns `count` pairs of these images, half of them of one person (the folder is the person)."""
     generator = np.random.default_rng(seed)
     people: dict[str, list[str]] = {}
     for name in names:

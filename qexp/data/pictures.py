@@ -1,4 +1,4 @@
-"""Pictures of a detection set as a data loader hands them out: decoded, augmented, the same ones for the same (seed, epoch)."""
+"""Loading of a detection set's pictures: decoded, augmented, and the same for the same (seed, epoch)."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ class Picture(NamedTuple):
     """One annotated image: how to get its bytes, and its objects, boxes in shares of its width and height."""
 
     name: str
-    source: Any  # whatever `load` of its data set understands
+    source: Any  # any value that `load` of its data set accepts
     size: tuple[int, int]  # width, height in pixels
     objects: Objects
 
 
 class Album(Protocol):
-    """What `Pictures` needs of a data set."""
+    """The interface of a data set that `Pictures` needs."""
 
     splits: dict[str, list[Picture]]
 
@@ -34,18 +34,18 @@ class Album(Protocol):
         """Returns a picture as RGB."""
 
     def pixels(self, image: Image.Image) -> Tensor:
-        """Returns an image at the network's size, uint8 `[3, H, W]`."""
+        """Returns an image in the network's size, uint8 `[3, H, W]`."""
 
     def normalize(self, images: Tensor) -> Tensor:
-        """Returns images as the network takes them."""
+        """Returns images in the form of the network's input."""
 
 
 class Draws(Sampler[tuple[int, int]]):
-    """Yields (place, seed of its augmentation) in a new order each epoch, all of it following from `seed` and the epoch's number.
+    """Yields (place, seed of its augmentation) in a new order each epoch, determined by `seed` and the epoch's number.
 
     Args:
-        places: The part of the split to go through.
-        seed: Of order and augmentation.
+        places: Places of the split to visit.
+        seed: Seed of order and augmentation.
     """
 
     def __init__(self, places: Tensor, seed: int) -> None:
@@ -69,10 +69,10 @@ class Pictures(Dataset):
     """A split, indexed by (place, seed): image as the network takes it and its target; without a seed nothing is random.
 
     Args:
-        data: Where pictures come from and what becomes of them.
+        data: The data set, which loads and prepares pictures.
         split: `train` or `test`.
         augment: Draw crop, mirroring and colours from the seed.
-        keep: So many squashed images are held in memory once decoded.
+        keep: Number of squashed images kept in memory once decoded.
     """
 
     def __init__(self, data: Album, split: str, augment: bool = False, keep: int = 0) -> None:

@@ -1,4 +1,4 @@
-"""A last training batch of one image, which a batch norm on vectors cannot normalise."""
+"""Handles a last training batch of one image, which a batch norm on vectors cannot normalise."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 
 def spare_single_image(model: nn.Module, data: LightningDataModule) -> None:
-    """Leaves a last training batch of one image out of each epoch where the network cannot be trained on it; logs it.
+    """Drops a last training batch of one image from each epoch if the network cannot be trained on it; logs it.
 
     A batch norm that gets one value per channel from one image (vectors, maps of one pixel) has no variance to divide by.
 
@@ -37,7 +37,7 @@ def spare_single_image(model: nn.Module, data: LightningDataModule) -> None:
         return
     if size == 1 or mine == 1:
         raise QexpError(
-            f"dataset.data.batch_size={size} is not allowed here: {norm} normalises vectors over the batch, which takes at least "
+            f"dataset.data.batch_size={size} is not allowed here: {norm} normalises vectors over the batch, which needs at least "
             f"2 images, and each batch would be one ({images} training images)"
         )
     log.info(
@@ -46,12 +46,12 @@ def spare_single_image(model: nn.Module, data: LightningDataModule) -> None:
         images,
         norm,
     )
-    data.drop_last = True  # what it leaves out is that one image
+    data.drop_last = True  # it drops only that one image
 
 
 @torch.no_grad()
 def norm_of_vectors(model: nn.Module, example: Tensor) -> str | None:
-    """Returns the name of the first batch norm that gets one value per channel of one image `[1, C, H, W]`, None where none does."""
+    """Returns the name of the first batch norm that gets one value per channel of one image `[1, C, H, W]`, None if none does."""
     found: list[str] = []
 
     def see(name: str) -> Any:

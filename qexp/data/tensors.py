@@ -20,7 +20,7 @@ class Augment:
     flip: bool = False
 
     def __call__(self, images: Tensor, shift: Tensor, mirrored: Tensor) -> Tensor:
-        """Images [N, C, H, W] moved by `shift` [N, 2] in 0..2*padding and mirrored where `mirrored` [N] says so."""
+        """Images [N, C, H, W] moved by `shift` [N, 2] in 0..2*padding and mirrored where `mirrored` [N] is true."""
         if self.padding:
             height, width = images.shape[-2:]
             windows = F.pad(images, (self.padding,) * 4).unfold(2, height, 1).unfold(3, width, 1)
@@ -32,16 +32,16 @@ class Augment:
 
 @dataclass(frozen=True)
 class Normalize:
-    """Float images `(x / max_value - mean) / std` of uint8 ones in RGB, as a checkpoint takes them.
+    """Float images `(x / max_value - mean) / std` of uint8 images in RGB, as a checkpoint needs them.
 
     Networks that come from Caffe take blue first and subtract a mean from 0..255 without scaling:
     `Normalize((104, 117, 123), (1, 1, 1), max_value=1, channel_order="bgr")`.
 
     Attributes:
-        mean, std: Of each channel, in the checkpoint's order, after the division by `max_value`.
-        max_value: What pixel values are divided by.
-        size: Images are resized to so many pixels a side; None leaves them.
-        channel_order: Of the checkpoint, `rgb` or `bgr`.
+        mean, std: Mean and standard deviation of each channel, in the checkpoint's order, after the division by `max_value`.
+        max_value: Divisor of pixel values.
+        size: Side of the resized images in pixels; None keeps their size.
+        channel_order: Channel order of the checkpoint, `rgb` or `bgr`.
     """
 
     mean: tuple[float, ...]
@@ -52,16 +52,18 @@ class Normalize:
 
     def __post_init__(self) -> None:
         if self.channel_order not in ("rgb", "bgr"):
-            raise QexpError(f"channel_order={self.channel_order!r}; allowed are rgb, bgr")
+            raise QexpError(f"channel_order={self.channel_order!r} is not allowed; use rgb or bgr")
         if self.channel_order == "bgr" and len(self.mean) != 3:
             raise QexpError(
                 f"channel_order=bgr, but mean={list(self.mean)}: only images of three channels have an order"
             )
         if not self.max_value > 0:
-            raise QexpError(f"max_value={self.max_value}; a number above 0 is needed: 255, or 1 to keep 0..255")
+            raise QexpError(
+                f"max_value={self.max_value} is not allowed; use a number above 0: 255, or 1 to keep 0..255"
+            )
 
     def identity(self) -> dict[str, Any]:
-        """What tells one normalisation from another; RGB goes without saying, so that what was kept before stays valid."""
+        """Returns a key of the normalisation; it omits RGB, so that earlier cached results stay valid."""
         own = asdict(self)
         if self.channel_order == "rgb":
             del own["channel_order"]
@@ -81,21 +83,21 @@ class Normalize:
 class TensorLoader:
     """Yields `(images [B, C, H, W] float, labels [B] int64)` batches, the same ones for the same (seed, epoch).
 
-    The order and every random crop and flip of an epoch follow from `seed` and the epoch number alone, so a run that
-    resumes at epoch k sees what an uninterrupted one saw. Lightning finds `set_epoch` through `sampler`. Under
-    torch.distributed each rank takes every world-size-th image; with `shuffle` the ranks get equally many (a few images
-    come twice), without it each image comes exactly once.
+    The order and every random crop and flip of an epoch depend only on `seed` and the epoch number, so a run that
+    resumes at epoch k uses the same batches as an uninterrupted run. Lightning finds `set_epoch` through `sampler`. Under
+    torch.distributed each rank takes every world-size-th image; with `shuffle` the ranks get the same number (a few images
+    occur twice), without it each image occurs exactly once.
 
     Args:
         images: uint8 [N, C, H, W].
         labels: int64 [N].
-        batch_size: Images a batch, on each rank.
-        normalize: From uint8 to the network's input.
-        indices: The part of `images` to go through; all by default.
+        batch_size: Images per batch on each rank.
+        normalize: Conversion from uint8 to the network's input.
+        indices: Positions in `images` to use; all by default.
         augment: Random crops and flips; none by default.
         shuffle: A new order each epoch instead of the given one.
-        seed: Of order and augmentation.
-        drop_last: Leave out a last batch that is not full.
+        seed: Seed of order and augmentation.
+        drop_last: Drop a last batch that is not full.
         channels_last: Memory format of the batches.
     """
 
@@ -116,7 +118,7 @@ class TensorLoader:
         channels_last: bool = False,
     ) -> None:
         if batch_size < 1:
-            raise QexpError(f"TensorLoader: batch_size={batch_size}; at least 1 is needed")
+            raise QexpError(f"TensorLoader: batch_size={batch_size} is not allowed; use 1 or more")
         self.images, self.labels = images, labels
         self.indices = torch.arange(len(images)) if indices is None else torch.as_tensor(indices, dtype=torch.int64)
         self.batch_size, self.normalize, self.augment = batch_size, normalize, augment
@@ -126,14 +128,14 @@ class TensorLoader:
 
     @property
     def sampler(self) -> "TensorLoader":
-        """Itself: where Lightning looks for `set_epoch`."""
+        """Returns itself; Lightning looks here for `set_epoch`."""
         return self
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
     def _shard(self) -> Tensor:
-        """The places of the epoch's order that this rank goes through."""
+        """The places of the epoch's order that this rank visits."""
         n = len(self.indices)
         if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
             return torch.arange(n)
@@ -147,7 +149,7 @@ class TensorLoader:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         n = len(self.indices)
-        # Drawn for the whole set at once: the numbers do not depend on the batch size or on the number of ranks.
+        # Draws for the whole set at once, so that the numbers do not depend on the batch size or the number of ranks.
         state = np.random.SeedSequence([self.seed, self.epoch]).generate_state(1, np.uint64)[0]
         generator = torch.Generator().manual_seed(int(state >> np.uint64(1)))
         order = torch.randperm(n, generator=generator) if self.shuffle else torch.arange(n)

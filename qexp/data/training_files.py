@@ -1,4 +1,4 @@
-"""Training batches straight from image files: too many to pack, cropped anew each epoch, the same for the same seed."""
+"""Training batches read from image files: too many to pack, cropped again each epoch, the same for the same seed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from qexp.errors import QexpError
 
 
 class Order(Sampler):
-    """Every position once an epoch in a new order, with the seed of its random crop: both follow from seed and epoch."""
+    """Yields every position once per epoch in a new order, with the seed of its crop; both depend on seed and epoch."""
 
     def __init__(self, n: int, seed: int) -> None:
         self.n, self.seed, self.epoch = n, seed, 0
@@ -84,7 +84,7 @@ class TrainingFiles(Dataset):
         workers: int | None,
         channels_last: bool,
     ) -> DataLoader:
-        """Batches `(images [B, 3, H, W] float, labels [B] int64)`; the same for the same (seed, epoch), whatever the processes."""
+        """Batches `(images [B, 3, H, W] float, labels [B] int64)`; the same for the same (seed, epoch) and any number of processes."""
         if workers is None:
             workers = min(len(os.sched_getaffinity(0)), 8)
         return DataLoader(

@@ -19,14 +19,14 @@ from qexp.errors import QexpError
 class VOC(DetectionData):
     """VOC in its standard folder: `<root>/VOCdevkit/VOC2007/{Annotations,ImageSets/Main,JPEGImages}`.
 
-    An image of the list without an annotation file is left out and counted: without its objects every detection in it would be wrong.
+    An image of the list without an annotation file is dropped and counted: without its objects every detection in it would be wrong.
 
     Args:
-        root: Folder that holds `VOCdevkit` (or is it, or is the year's folder).
+        root: Folder that holds `VOCdevkit`; `VOCdevkit` itself or the year's folder also work.
         year: `2007`, `2012`.
         train: The list to train on: `trainval`, `train`.
         test: The list to test on: `test`, `val`.
-        options: As `DetectionData` takes them.
+        options: Options of `DetectionData`.
     """
 
     def __init__(self, root: str | Path, year: int = 2007, train: str = "trainval", test: str = "test", **options: Any):
@@ -37,7 +37,7 @@ class VOC(DetectionData):
         """The year's folder.
 
         Raises:
-            QexpError: It is not there, or is incomplete.
+            QexpError: The folder is missing or incomplete.
         """
         name = f"VOC{self.year}"
         places = [self.root / "VOCdevkit" / name, self.root / name, self.root]
@@ -55,7 +55,7 @@ class VOC(DetectionData):
         if not path.is_file():
             known = sorted(p.stem for p in path.parent.glob("*.txt") if "_" not in p.stem)
             raise QexpError(
-                f"{path}: no such list; there are {', '.join(known) or 'none'}. Test annotations are an archive of their own"
+                f"{path}: no such list; there are {', '.join(known) or 'none'}. Test annotations are a separate archive"
             )
         names = [line.split()[0] for line in path.read_text().splitlines() if line.strip()]
         self.tally["duplicate_images"] += len(names) - len(set(names))
@@ -79,13 +79,13 @@ class VOC(DetectionData):
 class VOCZips(DetectionData):
     """Zip files of images, each with its boxes in `<name>_boxes.csv` beside it (image, xmin, ymin, xmax, ymax, class[, difficult]).
 
-    An image without a row is left out and counted, as is a row whose image is not in the zip.
+    An image without a row is dropped and counted, as is a row whose image is not in the zip.
 
     Args:
         root: The folder.
         train: Name of the zip to train on, without `.zip`.
         test: Name of the zip to test on.
-        options: As `DetectionData` takes them.
+        options: Options of `DetectionData`.
     """
 
     def __init__(self, root: str | Path, train: str, test: str, **options: Any) -> None:
@@ -115,7 +115,7 @@ class VOCZips(DetectionData):
                     out.append(Picture(name, (split, names[name], info.CRC), size, shares(found, size)))
         except (zipfile.BadZipFile, EOFError) as error:
             raise QexpError(
-                f"{path}: cannot be read ({error}); it is cut short or no zip file: fetch it again"
+                f"{path}: cannot be read ({error}); it is cut short or not a zip file: fetch it again"
             ) from error
         return out
 
@@ -139,4 +139,4 @@ def _size(name: str, file: Any) -> tuple[int, int]:
         with Image.open(file) as image:
             return image.size
     except (OSError, SyntaxError, ValueError) as error:
-        raise QexpError(f"{name}: no readable image ({error}); fetch it again") from error
+        raise QexpError(f"{name}: not a readable image ({error}); fetch it again") from error

@@ -1,1 +1,1 @@
-"""Integer programs and the files other tools read: what is exported is what was simulated."""
+"""Integer programs and the files that other tools read; an export computes exactly what was simulated."""

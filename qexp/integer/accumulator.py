@@ -1,4 +1,4 @@
-"""What a narrower accumulator does to a network: its score and overflows against its width."""
+"""Measures the effect of narrower accumulators on a network: score and overflows by width."""
 
 from __future__ import annotations
 
@@ -29,14 +29,15 @@ def study(
 ) -> pd.DataFrame:
     """Returns one row for each width and kind of overflow: images, score, sums that did not fit and their share, worst layer.
 
-    `value` is the score of the network's task, a share in percent; None where the task cannot judge outputs alone.
+    `value` is the score of the network's task, a share in percent; None if the task cannot judge outputs alone.
 
-    The register holds the sum of products of a convolution or linear layer and overflows at its end (of a wrapping one the point makes
-    no difference); the bias joins outside. See `qexp.integer.reference` for registers that overflow at each addition.
+    The register holds the sum of products of a convolution or linear layer and overflows at the end of the sum (for a wrapping
+    register the point makes no difference). The bias is added outside. `qexp.integer.reference` has registers that overflow at each
+    addition.
 
     Args:
         program: The network.
-        batches: Called for each row; yields images `[N, C, H, W]` and targets.
+        batches: Function called once per row; yields images `[N, C, H, W]` and targets.
         widths: Bits, sign included.
         overflows: `saturate`, `wrap`.
         progress: Show a bar.

@@ -1,4 +1,4 @@
-"""Integer arithmetic that is stated, not implied: a factor as `multiplier * 2^-shift`, a shift that rounds, a width that overflows."""
+"""Explicit integer arithmetic: a factor as `multiplier * 2^-shift`, a shift that rounds, a width that overflows."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 from qexp.errors import QexpError
 
 ROUNDINGS = ("half_even", "half_up", "half_away", "floor", "trunc")
-FLOAT32 = "float32"  # a requantization's: as runtimes compute it, see `requantized`
+FLOAT32 = "float32"  # rounding of a requantization as runtimes compute it, see `requantized`
 OVERFLOWS = ("saturate", "wrap")
 MAX_SHIFT = 46  # beyond it `zero_point << shift` leaves int64 for 16-bit codes
 BYTE_SHIFT = 53  # the same for 8-bit codes
-SUM_BITS = 62  # what products and sums may take of int64
+SUM_BITS = 62  # bits of int64 that products and sums may use
 
 Ints = NDArray[np.int64]
 
@@ -46,14 +46,14 @@ def shift_round(x: Any, shift: Any, rounding: str = "half_even") -> Any:
         return whole + ((double >= one) & (rest != 0))
     if rounding == "half_away":
         return whole + ((double > one) | ((double == one) & (x >= 0)))
-    raise QexpError(f"rounding={rounding!r}; integer arithmetic has {', '.join(ROUNDINGS)}")
+    raise QexpError(f"rounding={rounding!r} is not allowed; use {', '.join(ROUNDINGS)}")
 
 
 def requantized(x: Any, factor: Any, addend: Any, shift: Any, rounding: str) -> Any:
     """Returns `(x * factor + addend) / 2^shift` rounded to integers, int64 of NumPy or torch.
 
-    With `float32`, what runtimes compute: number and product rounded to the 24 bits of a float32, the result half to even, and the zero
-    point (`addend / 2^shift`) added last. In integers all the same: rounding to 24 bits is what the conversion of an integer does.
+    With `float32`, it computes as runtimes do: number and product are rounded to the 24 bits of a float32, the result half to even, and
+    the zero point (`addend / 2^shift`) is added last. The arithmetic is still on integers: converting an integer rounds to 24 bits.
 
     >>> [requantized(np.array([11]), 3, 0, 1, name).tolist() for name in ("half_even", "float32")]
     [[16], [16]]
@@ -80,17 +80,17 @@ def float32_factor(ratio: NDArray[np.float32]) -> tuple[Ints, Ints]:
     if not (np.isfinite(fraction).all() and (fraction > 0).all()):
         raise QexpError("a factor between two grids is zero, negative or not finite")
     whole, shift = np.ldexp(fraction, 24).astype(np.int64), 24 - exponent.astype(np.int64)
-    # Lost: of factors that make nothing of 32 bits.
+    # A factor this small turns every 32-bit number into 0.
     lost, left = np.maximum(shift - BYTE_SHIFT, 0), np.maximum(-shift, 0)
     return (whole >> np.minimum(lost, 62)) << left, np.clip(shift, 0, BYTE_SHIFT)
 
 
 def multiplier(ratio: NDArray[np.float64], bits: int | Ints = 31) -> tuple[Ints, Ints]:
-    """Returns multiplier and shift of positive factors: `ratio ~ multiplier * 2^-shift`, a power of two exactly and as 1 (a plain shift).
+    """Returns multiplier and shift of positive factors, `ratio ~ multiplier * 2^-shift`; a power of two is exact, with multiplier 1.
 
     Args:
         ratio: Factors > 0, any shape.
-        bits: Width of the multipliers without a sign, at most 31, one or one a factor; their relative error is at most 2^-bits.
+        bits: Width of the multipliers without a sign, at most 31, one number or one per factor; their relative error is at most 2^-bits.
 
     >>> [a.tolist() for a in multiplier(np.array([0.25, 8.0, 0.3]), 8)]
     [[1, 8, 154], [2, 0, 9]]
@@ -111,7 +111,7 @@ def multiplier(ratio: NDArray[np.float64], bits: int | Ints = 31) -> tuple[Ints,
 
 
 def round_reals(x: NDArray, rounding: str) -> NDArray:
-    """Returns real numbers rounded by name, in their own type.
+    """Returns real numbers rounded by the named rule, in their own type.
 
     >>> [round_reals(np.array([-2.5, -0.5, 0.5, 1.5]), name).tolist() for name in ("half_even", "half_up", "half_away")]
     [[-2.0, -0.0, 0.0, 2.0], [-2.0, 0.0, 1.0, 2.0], [-3.0, -1.0, 1.0, 2.0]]
@@ -128,7 +128,7 @@ def nearest(x: Any) -> Any:
 
 
 def limit(x: Any, bits: int, overflow: str) -> tuple[Any, int]:
-    """Returns integers as a two's complement register of `bits` holds them, and how many did not fit.
+    """Returns integers as a two's complement register of `bits` holds them, and the number that did not fit.
 
     Args:
         x: Integers of NumPy or torch.
@@ -136,7 +136,7 @@ def limit(x: Any, bits: int, overflow: str) -> tuple[Any, int]:
         overflow: `saturate` at the ends, or `wrap` around.
     """
     if overflow not in OVERFLOWS:
-        raise QexpError(f"overflow={overflow!r}; allowed are {', '.join(OVERFLOWS)}")
+        raise QexpError(f"overflow={overflow!r} is not allowed; use {' or '.join(OVERFLOWS)}")
     low, high = -(1 << (bits - 1)), (1 << (bits - 1)) - 1
     lost = int(((x < low) | (x > high)).sum())
     if not lost:

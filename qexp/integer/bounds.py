@@ -1,4 +1,4 @@
-"""Between which numbers the sums of a layer stay, whatever the codes and in whatever order they are added."""
+"""Bounds of a layer's partial sums, for any input codes and any order of addition."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def partial_sums(op: Conv | Linear, low: int, high: int) -> tuple[int, int]:
 
 
 def greatest_pair(op: Conv | Linear) -> int:
-    """Returns the greatest sum of two products of a layer's weights and bytes 0..255, whichever two stand side by side.
+    """Returns the greatest sum of any two neighbouring products of a layer's weights with bytes 0..255.
 
     Processors without dot-product instructions (x86 before VNNI) add such pairs in 16 bits, which saturate beyond 32,767.
     """
@@ -27,13 +27,13 @@ def greatest_pair(op: Conv | Linear) -> int:
 
 
 def by_output(weight: Ints, zero: Ints, groups: int, low: int, high: int) -> tuple[Ints, Ints]:
-    """Returns the same for each output, `[O]` and `[O]`.
+    """Returns the least and the greatest partial sum of each output, `[O]` and `[O]`.
 
     Args:
         weight: [O, I / groups, ...].
-        zero: Zero point of the input, one or one a channel.
-        groups: Of the convolution.
-        low, high: Of the input's codes.
+        zero: Zero point of the input, one number or one per channel.
+        groups: Groups of the convolution.
+        low, high: Least and greatest code of the input.
     """
     outputs, per = weight.shape[:2]
     zero = np.broadcast_to(zero, (per * groups,)).reshape(groups, per)

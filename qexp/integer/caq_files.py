@@ -1,4 +1,4 @@
-"""Files of a CAQ network as the FPGA tool reads them: exponents as text, maps of maxima as floats, power-of-two weights as 4-bit codes."""
+"""Files of a CAQ network for the FPGA tool: exponents as text, maps of maxima as floats, power-of-two weights as 4-bit codes."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from qexp.network.facts import Facts
 from qexp.quantizers.power_of_two import INQ
 
 ZERO, UNUSED, POSITIVE = 7, 15, 8  # 4-bit codes: zero, none, and the bit of a positive weight
-_EXPONENTS = 7  # that 3 bits hold beside zero
+_EXPONENTS = 7  # exponents that 3 bits hold beside zero
 HEADER = struct.Struct("<bb4h")  # least exponent, type of the elements, N, C, H, W
 WORDS, FLOATS = 0, 1  # types of elements: 16-bit words of 4-bit codes, or float32
 _BYTE_ZERO, _BYTE_NEGATIVE = 0x40, 0x80
 
 
 def write_exponents(path: Path, vector: Sequence[int]) -> None:
-    """Writes a tensor's exponents, or those of several one after the other: one integer a line, in the order of the channels."""
+    """Writes a tensor's exponents, or those of several one after the other: one integer per line, in the order of the channels."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(f"{exponent}\n" for exponent in vector))
 
@@ -36,7 +36,7 @@ def read_exponents(path: Path) -> list[int]:
     try:
         return [int(line) for line in path.read_text().split()]
     except ValueError as error:
-        raise QexpError(f"{path}: a file of exponents holds one integer a line ({error})") from None
+        raise QexpError(f"{path}: a file of exponents holds one integer per line ({error})") from None
 
 
 def write_features(folder: Path, tensors: Sequence[Held], calibration: Calibration) -> dict[str, tuple[int, ...]]:
@@ -76,7 +76,7 @@ def codes(weight: Tensor, n2: int) -> np.ndarray:
     bad = (w != 0) & ((mantissa != 0.5) | (place < 0) | (place >= _EXPONENTS))
     if bad.any():
         raise QexpError(
-            f"{int(bad.sum())} of {w.size} weights, such as {w[bad][0]:g}, are none of the powers of two that 4-bit codes "
+            f"{int(bad.sum())} of {w.size} weights, such as {w[bad][0]:g}, are not among the powers of two that 4-bit codes "
             f"hold, 2^{n2}..2^{n2 + _EXPONENTS - 1}; "
             "run the recipe with 4-bit weights (bits=w4a8)"
         )
@@ -99,7 +99,7 @@ def _groups(width: int) -> list[int]:
 def pack(weight: Tensor, n2: int) -> np.ndarray:
     """Returns the 16-bit words of a weight `[N, C, H, W]`, the first code in the lowest bits, nibbles without a code 15.
 
-    Four codes a word for 1x1 kernels, along the input channels; else the codes of a kernel row, at most three (2x2: two).
+    Four codes per word for 1x1 kernels, along the input channels; else the codes of a kernel row, at most three (2x2: two).
     """
     code = codes(weight, n2).astype(np.uint16)
     n, c, h, w = code.shape
@@ -135,7 +135,7 @@ def write_weight(path: Path, weight: Tensor, n2: int) -> None:
 
 
 def write_floats(path: Path, values: Tensor) -> None:
-    """Writes what is neither a convolution's nor a linear layer's weight (`[N]`): its header (0, element 1, N, 1, 1, 1), then float32."""
+    """Writes a vector `[N]` other than a weight of a convolution or linear layer: header (0, element 1, N, 1, 1, 1), then float32."""
     shape = (*values.shape, 1, 1, 1, 1)[:4]
     path.write_bytes(_header(path, 0, FLOATS, shape) + values.detach().cpu().numpy().astype("<f4").tobytes())
 
@@ -145,7 +145,7 @@ def _header(path: Path, n2: int, element: int, shape: tuple[int, ...]) -> bytes:
         return HEADER.pack(n2, element, *shape)
     except struct.error:
         raise QexpError(
-            f"{path.stem}: exponent {n2} and shape {list(shape)} do not fit the header of CAQ's files, one signed byte and 16 bits a size"
+            f"{path.stem}: exponent {n2} and shape {list(shape)} do not fit the header of CAQ's files, one signed byte and 16 bits per size"
         ) from None
 
 
@@ -157,7 +157,7 @@ def read_weight(path: Path) -> Tensor:
         return torch.from_numpy(np.frombuffer(data[HEADER.size :], dtype="<f4").astype(np.float32)).reshape(shape)
     if element != WORDS:
         raise QexpError(
-            f"{path}: element type {element}, expected 0 (4-bit codes) or 1 (floats); this is no file of weights"
+            f"{path}: element type {element}, expected 0 (4-bit codes) or 1 (floats); this is not a file of weights"
         )
     return unpack(np.frombuffer(data[HEADER.size :], dtype="<u2"), tuple(shape), n2)
 
@@ -209,7 +209,7 @@ def export(
 
 @torch.no_grad()
 def parameters(model: nn.Module, facts: Facts) -> dict[str, Tensor]:
-    """Returns what the engine computes with, float32, in the order of its layers.
+    """Returns the parameters of the engine, float32, in the order of its layers.
 
     For each weighted layer its weight as the network computes with it, its bias if it has one, and of a batch norm that follows mean,
     variance, factor and offset.
@@ -228,7 +228,7 @@ def parameters(model: nn.Module, facts: Facts) -> dict[str, Tensor]:
 
 
 def refuse(model: nn.Module, facts: Facts) -> None:
-    """Raises for a network the FPGA tool has no form of, naming the tensors.
+    """Raises, naming the tensors, if the FPGA tool has no form for the network.
 
     Raises:
         QexpError: A tensor of the engine has no power-of-two scales, or a weight is neither float nor INQ.
@@ -236,7 +236,7 @@ def refuse(model: nn.Module, facts: Facts) -> None:
     other = [f"{n}.{site}" for n, site, q in quantizers(model) if site == "weight" and not isinstance(q, INQ)]
     if other:
         raise QexpError(
-            f"export=fpga: {', '.join(other[:4])} are no INQ weights; the FPGA tool reads power-of-two exponents and weights: run "
+            f"export=fpga: {', '.join(other[:4])} are not INQ weights; the FPGA tool reads power-of-two exponents and weights: run "
             "quant=caq_shift, or quant=inq with 4-bit weights (bits=w4a8)"
         )
     held(model, facts)
@@ -246,7 +246,7 @@ def check(model: nn.Module, facts: Facts, folder: Path, net: str) -> dict[str, i
     """Returns what a folder's files hold, after comparing them with the network: `tensors`, `layers`, `weight_bytes`.
 
     Raises:
-        QexpError: An exponent or a weight that was read back is not the network's; its file is named.
+        QexpError: An exponent or a weight in a file differs from the network's; the message names the file.
     """
     tensors, parts, inq = held(model, facts), parameters(model, facts), _weights(model)
     together = read_exponents(folder / f"{net}_q")

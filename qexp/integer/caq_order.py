@@ -1,4 +1,4 @@
-"""Which tensors CAQ's engine has exponents for, and in which order: the images, then one result for each weighted layer."""
+"""The tensors with exponents in CAQ's engine, in its order: the images, then one result per weighted layer."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Held:
 
     Attributes:
         name: `data`, or the weighted layer whose result it is.
-        exponents: Of its channels, in order.
+        exponents: Exponents of its channels, in order.
         site: Layer and site of the quantizer they belong to.
     """
 
@@ -35,11 +35,11 @@ class Held:
 def held(model: nn.Module, facts: Facts) -> list[Held]:
     """Returns the images and the result of each weighted layer, in the engine's order.
 
-    A layer's result is what its batch norm gives, where it has one. Maxima, averages, sums and ReLUs are computed on the exponents of the
-    results they take: the results that meet in a sum share one vector.
+    A layer's result is the output of its batch norm, if it has one. Maxima, averages, sums and ReLUs use the exponents of the results
+    they read: results that are added share one vector.
 
     Raises:
-        QexpError: A tensor of these has no exponents, named.
+        QexpError: One of these tensors has no exponents; the message names it.
     """
     layers = in_order(model, facts)
     found = [(IMAGES, arriving(model, facts, facts.first)), *((name, _result(model, facts, name)) for name in layers)]
@@ -73,11 +73,11 @@ def in_order(model: nn.Module, facts: Facts) -> list[str]:
 
 
 def _reach(names: tuple[str, ...], facts: Facts, known: dict[str, frozenset[str]]) -> frozenset[str]:
-    """Returns all layers that a tensor was computed by."""
+    """Returns all layers that took part in computing a tensor."""
     out = frozenset(names)
     for name in names:
         if name not in known:
-            known[name] = frozenset()  # a layer that is called again further down ends the walk
+            known[name] = frozenset()  # a layer that runs again later ends the search
             operands = facts.sources.get(name, ())
             known[name] = frozenset().union(*(_reach(operand, facts, known) for operand in operands))
         out |= known[name]

@@ -1,4 +1,4 @@
-"""What stands at the two ends of a program: how pixels become codes, and what the codes of scores mean."""
+"""The two ends of a program: the conversion of pixels to codes, and the meaning of the codes of scores."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DECODE = "score = (code - zero_point) * scale; the greatest code is the predicti
 
 
 def preprocessing(data: Any) -> dict[str, Any] | None:
-    """Returns how a data set makes network inputs of pixels: size, order of channels, greatest pixel value, mean, std; None if unknown."""
+    """Returns a data set's preprocessing (size, channel order, greatest pixel value, mean, std); None if unknown."""
     normalize = getattr(data, "normalize", None)
     if normalize is None:
         return None
@@ -38,7 +38,7 @@ def normalized_pixels(how: dict[str, Any] | None) -> NDArray[np.float32] | None:
 
 
 def pixel_codes(program: IntegerProgram) -> NDArray[np.int64] | None:
-    """Returns the code of each pixel value, `[C, 256]`; None where it is not known how pixels are prepared."""
+    """Returns the code of each pixel value, `[C, 256]`; None if the preparation of pixels is not known."""
     pixels = normalized_pixels(program.about.get("preprocessing"))
     if pixels is None or pixels.shape[1] != program.tensors[program.input].shape[0]:
         return None
@@ -46,7 +46,7 @@ def pixel_codes(program: IntegerProgram) -> NDArray[np.int64] | None:
 
 
 def described(program: IntegerProgram) -> dict[str, dict[str, Any]]:
-    """Returns what feeds a program and what reads it, as JSON holds it."""
+    """Returns the description of a program's inputs and outputs for JSON."""
     start, end = program.tensors[program.input], program.tensors[program.output]
     how = program.about.get("preprocessing")
     return {

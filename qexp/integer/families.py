@@ -1,4 +1,4 @@
-"""Layers that compute in their own way, and the unit of the program that does the same."""
+"""Layers with a special way to compute, and the unit of the program that does the same."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Options = dict[str, Any]
 
 
 def unit(layer: nn.Module, name: str) -> Options:
-    """Returns what is known of a layer's unit before its integers are: empty where it computes plainly."""
+    """Returns the properties of a layer's unit that need no integers yet; empty for an ordinary layer."""
     if isinstance(layer, Winograd):
         tiles = {"outputs": layer._outputs, "two_d": layer._two_d, "clamp_int16": layer._clamp}
         return {"name": "winograd", **tiles} if isinstance(layer, nn.Conv2d) and layer._clamp else {}
@@ -34,7 +34,7 @@ def unit(layer: nn.Module, name: str) -> Options:
 
 
 def shift_options(layer: Shift, how: Options, unit: np.ndarray) -> Options:
-    """Returns the unit of a shift layer, given the real values `[O]` of one of the program's sums."""
+    """Returns the unit of a shift layer, given the real value `[O]` of 1 in the program's sums."""
     outputs = len(layer.weight)
     after = np.exp2(-layer._qout(outputs).double().numpy().reshape(-1))
     return how | {"drop": drop(unit, after, layer._inflation, outputs)}

@@ -1,8 +1,8 @@
-"""The same program, fast: 8-bit dot products or floating point where that is provably exact, else integers; bit for bit the reference.
+"""Runs a program fast and bit-exact: 8-bit dot products or floating point if provably exact, or else integers.
 
-A sum of integer products whose every partial sum stays below 2^24 is exact in float32 in whatever order it is added, below 2^53 in
-float64: which of the two a layer takes is settled beforehand, from its weights and the codes that can arrive. The same holds for a
-requantization, whose product of accumulator and multiplier is exact in float64 below 2^53. Where nobody asks for what lies between, a
+A sum of integer products whose every partial sum stays below 2^24 is exact in float32 for any order of addition, below 2^53 in
+float64. The executor chooses one of the two per layer in advance, from the weights and the possible input codes. The same holds for a
+requantization, whose product of accumulator and multiplier is exact in float64 below 2^53. If the tensors between them are not watched, a
 convolution's bias, clamp and requantization are one pass over its sums.
 """
 
@@ -33,10 +33,10 @@ class Fast(Machine):
     """Runs a program with PyTorch: `run(codes)` returns the codes of the scores, int64.
 
     Args:
-        program: What to run.
+        program: The program to run.
         accumulator: A narrower register, at the end of each sum (`point="end"`); by default one that never overflows.
-        device: Where.
-        watched: Names of the tensors that `keep` must hear; None: of all.
+        device: Device to run on.
+        watched: Names of the tensors passed to `keep`; None is all.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Fast(Machine):
         return tensors[self.program.output].long()
 
     def _chain(self, op: Op) -> list[Op]:
-        """Returns a layer or sum with the clamp and the requantization behind it, where they alone read what is between, unwatched."""
+        """Returns a layer or sum with the clamp and requantization behind it, if nothing else reads or watches the tensors between."""
         if not isinstance(op, Conv | Linear | Add) or getattr(op, "unit", None) or self.accumulator is not None:
             return [op]
         chain = [op]

@@ -1,4 +1,4 @@
-"""What a fast executor does for each operation: a function of tensors, its constants prepared beforehand."""
+"""The function of a fast executor for each operation, with constants prepared in advance."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _weighted(fast: Machine, op: Conv | Linear) -> Callable[..., Tensor]:
     if op.unit:
         return _own_unit(fast, op)
     sums = _sums(fast, op)
-    if sums is None:  # beyond 53 bits: as the reference
+    if sums is None:  # beyond 53 bits: computes as the reference does
         return lambda x: torch.from_numpy(Reference(fast.program).weighted(op, x.cpu().long().numpy())).to(fast.device)
     source = fast.program.tensors[op.inputs[0]]
     low, high = partial_sums(op, source.low, source.high)
@@ -55,7 +55,7 @@ def _weighted(fast: Machine, op: Conv | Linear) -> Callable[..., Tensor]:
 
 
 def _sums(fast: Machine, op: Conv | Linear) -> Callable[[Tensor], Tensor] | None:
-    """Returns what computes a layer's sums of products exactly; None where no floating type holds them."""
+    """Returns a function that computes a layer's sums of products exactly; None if no floating type holds them."""
     source = fast.program.tensors[op.inputs[0]]
     if fast.in_bytes(op):
         return int8.convolution(op, source.low)
@@ -78,7 +78,7 @@ def _sums(fast: Machine, op: Conv | Linear) -> Callable[[Tensor], Tensor] | None
 
 
 def fused(fast: Machine, chain: list[Op]) -> Callable[..., Tensor] | None:
-    """Returns operations that follow each other in one pass; None where that is not exact: a layer or sum, a clamp, a requantization."""
+    """Returns consecutive operations (a layer or sum, a clamp, a requantization) as one pass; None if this is not exact."""
     first, last = chain[0], chain[-1]
     if isinstance(first, Add):
         return _clamped_sum(fast, first, last) if isinstance(last, Clamp) else None
@@ -102,9 +102,9 @@ def fused(fast: Machine, chain: list[Op]) -> Callable[..., Tensor] | None:
 
 
 def _clamp_behind(op: Requantize, clamp: Clamp, most: int) -> tuple[int, int] | None:
-    """Returns the limits behind a requantization that do what a clamp before it does; None where no one pair does.
+    """Returns limits behind a requantization that replace a clamp before it; None if no single pair does.
 
-    A requantization keeps the order, so a limit passes through it as a code does; one beyond `most`, the greatest sum, is none.
+    A requantization keeps the order, so it maps a limit like a code; a limit beyond `most`, the greatest sum, has no effect.
     """
     limits = [op.low, op.high]
     if (op.multiplier <= 0).any():
@@ -129,7 +129,7 @@ def _clamped_sum(fast: Machine, op: Add, clamp: Clamp) -> Callable[..., Tensor] 
 
 
 def _line(op: Requantize, reach: int) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
-    """Returns a requantization of integers up to `reach` as `x * factor + summand`; None where float64 does not hold every step of it."""
+    """Returns a requantization of integers up to `reach` as `x * factor + summand`; None if float64 does not hold every step exactly."""
     most = (reach + int(np.abs(op.zero).max())) * int(np.abs(op.multiplier).max()) + int(np.abs(op.addend).max())
     if most >= DOUBLE:
         return None
@@ -138,7 +138,7 @@ def _line(op: Requantize, reach: int) -> tuple[NDArray[np.float64], NDArray[np.f
 
 
 def _own_unit(fast: Machine, op: Conv | Linear) -> Callable[..., Tensor]:
-    """A layer of another unit: the unit itself, on NumPy integers."""
+    """A layer with a special unit runs the unit itself, on NumPy integers."""
     reference = Reference(fast.program, fast.accumulator)
     return lambda x: torch.from_numpy(reference.weighted(op, x.cpu().long().numpy())).to(fast.device)
 
@@ -171,7 +171,7 @@ def _requantize(fast: Machine, op: Requantize) -> Callable[..., Tensor]:
 
 
 def _as_runtimes(fast: Machine, op: Requantize) -> Callable[..., Tensor]:
-    """A requantization in float32 is one, but for its zero point."""
+    """A requantization in float32 is one pass, except for its zero point."""
     ndim, dtype = fast.ndim(op.inputs[0]), fast.codes_type(op.output)
     factor = fast.constant(np.ldexp(op.multiplier.astype(np.float64), -op.shift), torch.float32, ndim)
     after = fast.constant(op.addend >> op.shift, torch.float32, ndim)

@@ -1,4 +1,4 @@
-"""A program on disk: `program.json` says what it is, `constants.safetensors` holds its arrays; nothing is unpickled.
+"""A program on disk: `program.json` describes it, `constants.safetensors` holds its arrays; nothing is unpickled.
 
 `program.json` has `format`, `version`, `checksum` (of all but itself), the tensors in order of their making, the operations in order of
 execution; an array is a reference `{"array": key, "dtype", "shape", "sha256"}`. Arrays are stored in the narrowest of int8, int16,
@@ -28,7 +28,7 @@ _DTYPES = (np.int8, np.int16, np.int32, np.int64)
 
 
 def save(program: IntegerProgram, folder: Path) -> None:
-    """Writes a program's two files into a folder, which is made."""
+    """Writes a program's two files into a folder and makes the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     document, arrays = to_json(program)
     save_file(arrays, folder / CONSTANTS)
@@ -39,7 +39,7 @@ def load(folder: Path) -> IntegerProgram:
     """Returns the program a folder holds.
 
     Raises:
-        QexpError: A file is missing, cut short, of another version, or was changed; it says what differs.
+        QexpError: A file is missing, cut short, of another version, or was changed; the message names the difference.
     """
     for name in (PROGRAM, CONSTANTS):
         if not (folder / name).is_file():
@@ -99,7 +99,7 @@ def to_json(program: IntegerProgram) -> tuple[dict[str, Any], dict[str, NDArray]
 def from_json(document: dict[str, Any], arrays: dict[str, NDArray], where: str = "program") -> IntegerProgram:
     """Returns the program that JSON and arrays describe, after checking every sum."""
     if not isinstance(document, dict) or document.get("format") != FORMAT:
-        raise QexpError(f"{where}: no {FORMAT}")
+        raise QexpError(f"{where}: not a {FORMAT}")
     if document.get("version") != VERSION:
         raise QexpError(
             f"{where}: version {document.get('version')!r}; this qexp reads version {VERSION}: write the program again"
@@ -163,7 +163,7 @@ _DOCUMENT = {
     **{"input": str, "output": str, "rounding": str, "about": {}},
     **{"tensors": [_TENSOR], "ops": [{"op": str, "layer": str}]},
 }
-_FIELDS = {  # what an operation's field may hold, by its annotation
+_FIELDS = {  # schema of an operation's field, by its annotation
     **{"str": str, "int": Whole(-(2**63), 2**63 - 1), "Ints": _ARRAY, "dict[str, Any]": {}},
     **{"tuple[str, ...]": [str], "tuple[int, int]": Exactly(2, Whole())},
 }
@@ -177,7 +177,7 @@ def narrowest(values: NDArray) -> NDArray:
 
 
 def checksum(document: dict[str, Any]) -> str:
-    """Returns the SHA-256 of a document, its keys in order (those of its arrays are inside)."""
+    """Returns the SHA-256 of a document with sorted keys; the document holds the checksums of its arrays."""
     return hashlib.sha256(json.dumps(document, sort_keys=True, default=str).encode()).hexdigest()
 
 

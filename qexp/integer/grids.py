@@ -1,4 +1,4 @@
-"""What a quantizer means in integers, found by asking it: the grid of an activation, the integer weights and their unit."""
+"""Finds a quantizer's integers by probing it: the grid of an activation, the integer weights and their unit."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from qexp.quantizers.base import Quantizer
 
 Ints = NDArray[np.int64]
 Reals = NDArray[np.float64]
-_PROBES = 33  # codes of a wide grid that are looked at
-_NEAR = 1e-3  # of a step: how near to a decision the probes go
-_MOST = 2**15  # greatest integer weight that a set of levels may ask for
+_PROBES = 33  # number of codes of a wide grid that are probed
+_NEAR = 1e-3  # distance of the probes from a decision, in steps
+_MOST = 2**15  # greatest integer weight of a set of levels
 # And the least of the greatest: levels without a common step are rounded to a finer one than that of 12 bits.
 _LEAST = 2**11
 _SUM = 2**31  # sums of such levels stay below it, where that costs no more than the above
@@ -25,7 +25,7 @@ _SUM = 2**31  # sums of such levels stay below it, where that costs no more than
 
 @dataclass(frozen=True)
 class Grid:
-    """Evenly spaced codes: `clip(round(x / scale + zero), low, high)`, one or one a channel (scale and zero)."""
+    """Evenly spaced codes: `clip(round(x / scale + zero), low, high)`; scale and zero are one number or one per channel."""
 
     scale: Reals
     zero: Ints
@@ -45,16 +45,16 @@ def is_power_of_two(values: Reals) -> bool:
 
 
 def cannot(where: str, reason: str, remedy: str) -> QexpError:
-    """Returns the error for what has no integer form: where, why, what to do."""
+    """Returns the error for a part without an integer form: where, why, what to do."""
     return QexpError(f"{where}: cannot be lowered to integers: {reason}; {remedy}")
 
 
 @torch.no_grad()
 def activation_grid(quantizer: Quantizer, where: str) -> Grid:
-    """Returns the grid of an activation's quantizer, after trying that it rounds as such a grid does.
+    """Returns the grid of an activation's quantizer, after checking that it rounds like this grid.
 
     Raises:
-        QexpError: It does not: levels that are not evenly spaced, a zero between two codes, ranges from each batch, noise.
+        QexpError: The quantizer differs: uneven levels, a zero between two codes, ranges from each batch, or noise.
     """
     affine = "give this tensor an even grid with a rule (_target_: qexp.quantizers.uniform.Uniform)"
     kind = type(quantizer).__name__
@@ -68,10 +68,10 @@ def activation_grid(quantizer: Quantizer, where: str) -> Grid:
     scale, zero = (_flat(torch.as_tensor(v)) for v in (quantizer.scale, quantizer.zero_point))
     limits = [_flat(torch.as_tensor(v)) for v in quantizer.limits]
     if not np.array_equal(zero, np.rint(zero)):
-        raise cannot(where, f"zero is no code of {kind} at {quantizer.bits} bits", affine)
+        raise cannot(where, f"{kind} has no code for zero at {quantizer.bits} bits", affine)
     low, high = (np.broadcast_to(v, scale.shape if v.size > 1 else (1,)) for v in limits)
     if low.size > 1 and (len(set(low)) > 1 or len(set(high)) > 1):
-        raise cannot(where, "its channels have widths of their own", "give the tensor one width")
+        raise cannot(where, "its channels have different widths", "give the tensor one width")
     grid = Grid(scale, _narrow(zero).astype(np.int64), int(low[0]), int(high[0]), quantizer.rounding)
     grid = Grid(_narrow(grid.scale), grid.zero, grid.low, grid.high, grid.rounding)
     if not _rounds_evenly(quantizer, grid):
@@ -80,7 +80,7 @@ def activation_grid(quantizer: Quantizer, where: str) -> Grid:
 
 
 def _rounds_evenly(quantizer: Quantizer, grid: Grid) -> bool:
-    """Tries codes, values and decisions of a quantizer against those of a grid."""
+    """Compares codes, values and decisions of a quantizer with those of a grid."""
     count = min(_PROBES, grid.high - grid.low + 1)
     codes = np.unique(np.linspace(grid.low, grid.high, count).round())[:, None]
     scale, zero = grid.scale[None], grid.zero[None]
@@ -101,7 +101,7 @@ def _rounds_evenly(quantizer: Quantizer, grid: Grid) -> bool:
         return False
     values = quantizer.dequantize(torch.from_numpy(np.repeat(codes, channels, 1)).float().reshape(ask(codes).shape))
     expected = np.broadcast_to((codes - zero) * scale, (len(codes), channels))
-    apart = max(1e-4, span * 2.0**-23)  # float32 holds the outermost of 2^16 levels no better
+    apart = max(1e-4, span * 2.0**-23)  # float32 is no more exact at the outermost of 2^16 levels
     return bool((np.abs(values.double().numpy().reshape(len(codes), -1) - expected) <= apart * scale).all())
 
 
@@ -114,7 +114,7 @@ def _flat(values: Tensor) -> Reals:
 
 
 def _narrow(values: NDArray) -> NDArray:
-    """Returns one number where all are equal."""
+    """Returns one number if all are equal."""
     return values[:1] if (values == values[0]).all() else values
 
 
@@ -122,9 +122,10 @@ def _narrow(values: NDArray) -> NDArray:
 def integer_weight(weight: Tensor, quantizer: Quantizer, where: str, reach: int) -> tuple[Ints, Reals]:
     """Returns integer weights `[O, ...]` and the real value of one, `[O]`: `w^ = integers * unit`.
 
-    Codes less their zero point where the method has even codes; else the levels as multiples of a step: powers of two of the least of
-    them, signs of a binary method, additive powers. Levels that are no multiples of one step (k-means, logarithms, corrected weights) are
-    rounded to integers of up to 16 bits: then `integers * unit` is near the level, within half a unit.
+    For evenly spaced codes, the integers are the codes minus their zero point. Otherwise they are the levels as multiples of a step:
+    powers of two in units of the least one, signs of a binary method, additive powers. Levels that are not multiples of one step
+    (k-means, logarithms, corrected weights) are rounded to integers of up to 16 bits: `integers * unit` is within half a unit of the
+    level.
 
     Args:
         weight: The float weight `[O, I, ...]`.
@@ -133,7 +134,7 @@ def integer_weight(weight: Tensor, quantizer: Quantizer, where: str, reach: int)
         reach: Greatest magnitude of an input's integer, which bounds the sums.
 
     Raises:
-        QexpError: More levels than the quantizer has bits for: it does not hold its weights to a grid.
+        QexpError: There are more levels than the bits allow: the quantizer does not keep its weights on a grid.
     """
     values = quantizer(weight).detach().cpu().double().numpy()
     outputs = len(values)
@@ -145,7 +146,7 @@ def integer_weight(weight: Tensor, quantizer: Quantizer, where: str, reach: int)
         )
         scale, zero = (v.reshape(outputs, -1).cpu().double().numpy() for v in (scale, zero))
         codes = quantizer.codes(weight).cpu().double().numpy().reshape(outputs, -1)
-        values32 = values.reshape(outputs, -1)  # rounded to float32, as everything the network computes
+        values32 = values.reshape(outputs, -1)  # rounded to float32, like all results of the network
         exact = np.abs((codes - zero) * scale - values32) <= np.maximum(1e-4 * scale, np.abs(values32) * 2.0**-21)
         if exact.all() and (scale == scale[:, :1]).all():
             twice = 2 if (zero != np.rint(zero)).any() else 1  # a binary method's zero lies half-way between its codes
@@ -160,7 +161,7 @@ def integer_weight(weight: Tensor, quantizer: Quantizer, where: str, reach: int)
 
 
 def _multiples(values: Reals, where: str, quantizer: Quantizer, reach: int) -> tuple[Ints, float]:
-    """Returns values `[O, ...]` as integer multiples of the greatest step that fits them all, else of one that is fine enough."""
+    """Returns values `[O, ...]` as integer multiples of the greatest common step, or else of a sufficiently fine step."""
     magnitudes = np.unique(np.abs(values))
     magnitudes = magnitudes[magnitudes > 0]
     if not len(magnitudes):
@@ -174,8 +175,8 @@ def _multiples(values: Reals, where: str, quantizer: Quantizer, reach: int) -> t
     if len(np.unique(values)) > 2**quantizer.bits:
         raise cannot(
             where,
-            f"{type(quantizer).__name__} leaves {len(np.unique(values))} different values, more than {quantizer.bits} bits have codes for",
-            "choose a method that holds every weight to its levels",
+            f"{type(quantizer).__name__} produced {len(np.unique(values))} distinct weight values, more than {quantizer.bits} bits allow",
+            "use a method that keeps all weights on its grid",
         )
     flat = np.abs(values.reshape(len(values), -1)) / magnitudes[-1]
     room = (_SUM / max(reach, 1) - flat.shape[1] / 2) / flat.sum(1).max()

@@ -1,4 +1,4 @@
-"""Convolutions on 8-bit codes with the processor's dot products, through oneDNN as PyTorch calls it; exact, or not offered."""
+"""Exact convolutions on 8-bit codes with the processor's dot products, through PyTorch's oneDNN."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _EXACT = 2**24  # below it float32, in which the sums come back, holds every int
 
 
 def suits(op: Conv, low: int, high: int) -> bool:
-    """Returns whether a convolution of codes between `low` and `high` has this form: all of it fits, and the machine is exact."""
+    """Returns whether a convolution of codes between `low` and `high` can run in this form exactly on this machine."""
     shift = _shift(low)
     fits = low + shift >= 0 and high + shift <= 255 and np.abs(op.weight).max(initial=0) <= 127 and op.zero.size == 1
     return bool(fits) and max(map(abs, partial_sums(op, low, high))) < _EXACT and available()
@@ -51,7 +51,7 @@ def _through_onednn(weight: Tensor, zero: int, stride, padding, dilation, groups
 
 @cache
 def available() -> bool:
-    """Whether this PyTorch has oneDNN's convolutions and they add the greatest products there are without a loss.
+    """Whether this PyTorch has oneDNN's convolutions and they add the greatest possible products exactly.
 
     Processors without dot-product instructions add pairs of products in 16 bits, which saturates.
     """

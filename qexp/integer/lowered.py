@@ -1,4 +1,4 @@
-"""An integer program with what ties it to the network it was read from."""
+"""An integer program with its links to the network it was read from."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from qexp.integer.values import Value
 
 @dataclass(frozen=True)
 class Site:
-    """What happens at a tensor of a layer, for those who simulate it: a float `x` becomes codes of `tensor`.
+    """The program's treatment of one tensor of a layer, for the simulation: a float `x` becomes codes of `tensor`.
 
     Attributes:
         tensor: The program's tensor that holds the codes.
         arriving: The value before: `x = (code - zero) * unit`; None for images, which the quantizer itself encodes.
-        op: The requantization; None where the tensor is on its grid already.
+        op: The requantization; None if the tensor is on its grid already.
         leaving: The value after.
         quantized: Whether the network has a quantizer there; otherwise the tensor is float in the ordinary simulation.
     """
@@ -31,11 +31,11 @@ class Site:
 
 @dataclass
 class Lowered:
-    """A program, and how the network it was read from computes the same numbers.
+    """A program, and the data with which its network computes the same numbers.
 
     Attributes:
         program: The operations.
-        sites: By (layer, site), what happens to activations; the layer `""` is the network's result.
+        sites: By (layer, site), the treatment of activations; the layer `""` is the network's result.
         constants: By layer and site, the real values (float64) of weights, biases and statistics that the integers stand for.
         steps: By layer, the real value of an integer weight of 1, `[O]`.
     """

@@ -1,4 +1,4 @@
-"""From the quantized network to its integer program: the graph is read in order, each tensor gets its integers."""
+"""Turns a quantized network into its integer program: reads the graph in order and gives each tensor its integers."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from qexp.network.recorder import record
 
 @torch.no_grad()
 def lower(model: nn.Module, example: Tensor, about: dict[str, Any] | None = None, as_runtimes: bool = False) -> Lowered:
-    """Returns the integer program of a quantized, calibrated classifier; the model is left as it was.
+    """Returns the integer program of a quantized, calibrated classifier; the model stays unchanged.
 
     Args:
         model: Network whose activations and weights carry quantizers.
         example: Images `[N, C, H, W]`, for the shapes.
-        about: What to write into the program of its origin.
+        about: Description of the origin, written into the program.
         as_runtimes: Requantize results of layers in float32, as 8-bit runtimes do (`deploy=int8`); by default more exactly.
 
     Raises:
-        QexpError: By layer and reason, what has no integer form.
+        QexpError: A part of the network has no integer form; the message names the layer and the reason.
     """
     seen = record(model, example, leaves=(StridedPad,))
     if seen.graph is None:

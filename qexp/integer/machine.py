@@ -1,4 +1,4 @@
-"""Where a fast executor runs a program, and in which types it keeps codes and sums exactly."""
+"""Device and number types of a fast executor: types that hold codes and sums exactly."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Machine:
     """A program, the register of its sums, and a device.
 
     Args:
-        program: What runs.
+        program: The program to run.
         accumulator: A narrower register; None is one that never overflows.
         device: Where.
     """

@@ -4,8 +4,8 @@ Every tensor of a program has a real value, so the graph computes with real valu
 requantizes, or ahead of what only moves codes (pools, shortcuts), so that runtimes fuse it with the layer before. Grids of up to 8 bits
 lie in int8 or uint8, of up to 16 in int16 or uint16; a grid that does not fill its type is cut by a `Clip` before it, and its width is
 written into the model's metadata (`qexp.bits`, a JSON object from tensor to bits), so that a reader for custom widths finds it. Weights
-of up to 4 bits are int8 (int4 on demand). Biases are int32, in steps of the sums they are added to, and a program that has finer ones is
-refused; `deploy=int8` makes a network whose program runtimes compute to the last code, and `compare` counts those that differ.
+of up to 4 bits are int8 (int4 on demand). Biases are int32, in steps of the sums they are added to, and a program with finer biases is
+rejected. With `deploy=int8`, runtimes compute the program to the last code; `compare` counts the codes that differ.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from qexp.integer.program import Conv, IntegerProgram, Linear, Requantize
 REMEDY = "run the point anew with deploy=int8, which computes as runtimes do, and export that"
 PAIR = 2**15 - 1  # two products of bytes, as old x86 processors hold them
 HELD = 2**24  # codes in memory at a time
-SCORE = 2.0**-20  # of the greatest score: what float32 loses of one
+SCORE = 2.0**-20  # relative to the greatest score: the error of float32
 INSTALL = (
     "export=onnx needs onnx and onnxruntime, which are not installed: pip install 'qexp[export]' (in a clone: "
     "pip install -e '.[export]')"
@@ -37,24 +37,24 @@ INSTALL = (
 
 
 def check_installed() -> None:
-    """Raises where a file could not be written or run."""
+    """Raises if the packages to write or run a file are missing."""
     try:
-        import onnx  # noqa: F401 - whether they are there
+        import onnx  # noqa: F401 - checks that they are installed
         import onnxruntime  # noqa: F401
     except ImportError:
         raise QexpError(INSTALL) from None
 
 
 def write(program: IntegerProgram, path: Path, int4: bool = False) -> dict[str, Any]:
-    """Writes the program as an ONNX file and returns what it holds: `bytes`, `nodes`, and `bits` by tensor.
+    """Writes the program as an ONNX file and returns a summary: `bytes`, `nodes`, and `bits` by tensor.
 
     Args:
-        program: What to write.
+        program: The program to write.
         path: The file.
         int4: Store weights of up to 4 bits two to a byte.
 
     Raises:
-        QexpError: onnx is not installed, or an operation has no QDQ form; layer and reason are named.
+        QexpError: onnx is not installed, or an operation has no QDQ form. The message names layer and reason.
     """
     check_installed()
     import onnx
@@ -69,7 +69,7 @@ def write(program: IntegerProgram, path: Path, int4: bool = False) -> dict[str, 
 
 
 def session(model: Path | bytes, threads: int = 0) -> Any:
-    """Returns an onnxruntime session on the CPU, of a file or a serialized model; 0 threads leave the choice to it."""
+    """Returns an onnxruntime session on the CPU, of a file or a serialized model; 0 threads let onnxruntime choose."""
     check_installed()
     import onnxruntime
 
@@ -80,7 +80,7 @@ def session(model: Path | bytes, threads: int = 0) -> Any:
 
 
 def fed(program: IntegerProgram, images: NDArray[np.float32]) -> dict[str, NDArray]:
-    """Returns images `[N, C, H, W]` as a program's file takes them: as they are, or as the pixels they were made of."""
+    """Returns images `[N, C, H, W]` in the input form of a program's file: unchanged, or as pixels."""
     if takes_pixels(program):
         return {"pixels": program.encode(images).astype(np.uint8)}
     return {"images": np.ascontiguousarray(images)}
@@ -88,12 +88,12 @@ def fed(program: IntegerProgram, images: NDArray[np.float32]) -> dict[str, NDArr
 
 @dataclass
 class Found:
-    """How what onnxruntime computes differs from a program.
+    """Differences between the results of onnxruntime and of a program.
 
     Attributes:
-        images: Compared.
+        images: Number of images compared.
         codes, differ, most: Codes compared, those that differ, and by how much at most.
-        scores: Scores that are not the program's, as float32 holds them.
+        scores: Number of scores that differ from the program's in float32.
         first: The first tensor with a code that differs, in order of execution.
     """
 
@@ -120,10 +120,10 @@ class Found:
 
 
 def comparison(program: IntegerProgram, path: Path) -> Callable[[NDArray[np.float32]], Found]:
-    """Returns what compares onnxruntime's codes and scores with the program's on images `[N, C, H, W]`, adding to what it found before.
+    """Returns a function that compares onnxruntime with the program on images `[N, C, H, W]` and accumulates the differences.
 
     Args:
-        program: What the file was written from.
+        program: The program that the file was written from.
         path: The file.
     """
     import onnx
@@ -169,10 +169,10 @@ def compare(program: IntegerProgram, path: Path, images: NDArray[np.float32]) ->
 
 
 def refuse(program: IntegerProgram) -> None:
-    """Raises where a file could not compute what the program does: a bias between two steps of the sums it is added to.
+    """Raises if a file cannot compute the program: a bias lies between two steps of its sums.
 
     Raises:
-        QexpError: Layer, reason, and what to run instead.
+        QexpError: The file cannot compute the program. The message names the layer, the reason and the setting to use instead.
     """
     for op in program.ops:
         if isinstance(op, Conv | Linear) and not op.unit and (op.bias % (1 << op.align)).any():
@@ -183,7 +183,7 @@ def refuse(program: IntegerProgram) -> None:
 
 
 def saturating(program: IntegerProgram) -> list[str]:
-    """Returns the layers whose products x86 processors without VNNI add in too few bits, so that onnxruntime has other codes there."""
+    """Returns the layers with different codes on x86 without VNNI, which adds their products in too few bits."""
     layers = [op for op in program.ops if isinstance(op, Conv | Linear) and op.weight.size > len(op.weight)]
     return [op.layer for op in layers if _bytes(op) and greatest_pair(op) > PAIR]
 
@@ -194,7 +194,7 @@ def _bytes(op: Conv | Linear) -> bool:
 
 
 def why(program: IntegerProgram, int4: bool = False) -> str:
-    """Returns why a file may compute other codes than its program, and what to run instead."""
+    """Returns why a file may compute other codes than its program, and the setting to use instead."""
     if int4 and any(
         isinstance(op, Conv | Linear) and op.weight.min() >= -8 and op.weight.max() <= 7 for op in program.ops
     ):

@@ -57,12 +57,12 @@ class Graph:
         self.nodes: list[Any] = []
         self.constants: dict[str, Any] = {}
         self.bits: dict[str, int] = {}
-        self.codes: dict[str, str] = {}  # of a program's tensor that lies on a grid: the name of its codes
-        self.real: dict[str, str] = {}  # of a program's tensor: the name of its real value
+        self.codes: dict[str, str] = {}  # by tensor of the program on a grid: the name of its codes
+        self.real: dict[str, str] = {}  # by tensor of the program: the name of its real value
         self.unclamped: dict[
             str, tuple[str, Clamp]
-        ] = {}  # of a clamp's tensor: the real value before it, where clamps come after grids
-        self.quantized: dict[tuple, str] = {}  # by tensor and grid: its value on that grid, for whoever asks again
+        ] = {}  # by clamped tensor: the real value before the clamp, if clamps come after grids
+        self.quantized: dict[tuple, str] = {}  # by tensor and grid: its value on that grid, for reuse
 
     def model(self) -> Any:
         """Returns the finished ONNX model."""
@@ -196,9 +196,9 @@ class Graph:
         return self._node("Min", [self._node("Max", [x, low], f"{name}.least"), high], name)
 
     def _on_grid(self, tensor: str, grid: TensorSpec, name: str) -> str:
-        """Returns the real value of a tensor on a grid of one scale; a clamp before it comes after it, where the grid's ends are not it.
+        """Returns the real value of a tensor on a grid of one scale; a clamp before it moves behind it, unless the grid's ends do the same.
 
-        Rounding keeps the order, so both give the same codes, and runtimes fuse a layer with the quantize node right behind it.
+        Rounding is monotonic, so both give the same codes, and runtimes fuse a layer with the quantize node right behind it.
         """
         if tensor not in self.unclamped:
             return self._quantized(self.real[tensor], grid, name)
@@ -212,7 +212,7 @@ class Graph:
         return self.quantized[key]
 
     def _ends_within(self, grid: TensorSpec, clamp: Clamp) -> bool:
-        """Whether a grid ends within a clamp's limits."""
+        """Whether a grid lies within a clamp's limits."""
         source = self.program.tensors[clamp.inputs[0]]
         low, high = ((end - grid.zero_point) * grid.unit for end in (grid.low, grid.high))
         least, most = ((end - source.zero_point) * source.unit for end in (clamp.low, clamp.high))
@@ -225,7 +225,7 @@ class Graph:
         return self._node("DequantizeLinear", [self._integers(name, whole, kind), scale, zero], f"{name}.real", axis=0)
 
     def _grids(self, name: str) -> list[TensorSpec | None]:
-        """Returns the grids that the readers of a tensor put it on, through what only moves codes; None for one that does not."""
+        """Returns the grids of a tensor's readers, looking through operations that only move codes; None for a reader without one."""
         found: list[TensorSpec | None] = [None] if name == self.program.output else []
         for reader in (op for op in self.program.ops if name in op.inputs):
             grid = self.program.tensors[reader.output]
@@ -239,16 +239,16 @@ class Graph:
         return found
 
     def _ahead(self, op: Op) -> TensorSpec | None:
-        """Returns the grid that everybody puts the result of a mover on, None if there is no such one: then codes can be moved as well."""
+        """Returns the grid that all readers of a mover's result share, so that codes can be moved; None if they share none."""
         grids = self._grids(op.output)
         if None in grids or len({_key(g) for g in grids}) != 1:
             return None
         return grids[0]
 
     def _moved(self, op: Op, xs: list[str], name: str, out: TensorSpec) -> str:
-        """Returns what only moves codes (a maximum, a shortcut, a concatenation), on 8-bit codes where that makes no difference.
+        """Returns an operation that only moves codes (a maximum, a shortcut, a concatenation), on 8-bit codes if this is exact.
 
-        Runtimes fuse a layer with the quantize node behind it; so that node goes ahead of what moves, and stands behind it once more.
+        Runtimes fuse a layer with the quantize node behind it. So that node is placed before the moving operation and again behind it.
         """
         ahead = self._ahead(op)
         if ahead is not None:
@@ -265,18 +265,18 @@ class Graph:
         grid = ahead or out
         if grid.unit.size > 1 or grid.zero_point.size > 1 or _kind(grid) not in ("UINT8", "INT8"):
             return y
-        low, high = KINDS[_kind(grid)]  # all of them: nothing is left to cut off
+        low, high = KINDS[_kind(grid)]  # the grid uses all codes of its type: no clip is needed
         y = self._quantized(y, replace(grid, low=low, high=high), f"{name}.kept")
         self.quantized[y, *_key(grid)] = y
         return y
 
     def _weighted(self, i: int, op: Conv | Linear, x: str) -> str:
         if op.unit:
-            raise QexpError(f"export=onnx: {op.layer} computes in a {op.unit['name']!r} unit, which ONNX has not")
+            raise QexpError(f"export=onnx: {op.layer} computes in a {op.unit['name']!r} unit, which ONNX does not have")
         into, out = self.program.tensors[op.inputs[0]], self.program.tensors[op.output]
         if into.unit.size > 1:
             raise QexpError(
-                f"export=onnx: {op.layer}: its input has a scale for each channel, which QDQ convolutions have not"
+                f"export=onnx: {op.layer}: its input has one scale per channel, which QDQ convolutions do not have"
             )
         step = np.broadcast_to(out.unit.ravel() * 2.0**op.align / into.unit.ravel(), (len(op.weight),)).astype(
             np.float32
@@ -366,7 +366,7 @@ class Graph:
         return self._node("Conv", [x, ones], name, **shape)
 
     def _strided_pad(self, op: StridedPad, x: str, name: str) -> str:
-        """Returns the parameter-free shortcut, as a convolution with ones: runtimes compute it on codes, and none mistakes its zeros.
+        """Returns the parameter-free shortcut as a convolution with ones: runtimes compute it on codes, with correct zeros.
 
         (OpenVINO 2026.4 leaves other numbers in channels that a `Pad` adds to 8-bit codes.)
         """
@@ -412,14 +412,14 @@ def takes_pixels(program: IntegerProgram) -> bool:
 
 
 def _of_zeros(op: Conv) -> NDArray[np.int64]:
-    """Returns what a convolution's sums have too much where its input counts from 0 and not from each channel's zero."""
+    """Returns the excess of a convolution's sums when its input counts from 0 and not from each channel's zero."""
     outputs, per = op.weight.shape[:2]
     zero = np.repeat(op.zero.reshape(op.groups, per), outputs // op.groups, axis=0)
     return (op.weight.sum((2, 3)) * zero).sum(1)
 
 
 def _key(spec: TensorSpec) -> tuple[float, int, int, int]:
-    """Returns what tells one grid for a whole tensor from another."""
+    """Returns a key that identifies a grid for a whole tensor."""
     return float(spec.unit.ravel()[0]), int(spec.zero_point.ravel()[0]), spec.low, spec.high
 
 
@@ -441,6 +441,6 @@ def _pads(op: MaxPool, shape: tuple[int, ...], dilation: tuple[int, int]) -> lis
 
 
 def _broadcast(values: NDArray, dims: int) -> NDArray[np.float32]:
-    """Returns one value, or one a channel, in the shape that broadcasts against `[N, C, ...]`."""
+    """Returns one value, or one per channel, in the shape that broadcasts against `[N, C, ...]`."""
     values = np.asarray(values, np.float32).ravel()
     return values.reshape(-1, *(1,) * (dims - 1)) if values.size > 1 else values.reshape(())

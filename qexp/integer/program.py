@@ -17,14 +17,14 @@ VERSION = 1  # of the format; a program of another one is refused
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """What a tensor of integers means: the real value of code q is `(q - zero_point) * unit`.
+    """The meaning of a tensor of integers: the real value of code q is `(q - zero_point) * unit`.
 
     Attributes:
         name: Unique in the program.
         shape: Without the batch: `(C, H, W)` or `(features,)`.
-        low, high: No code lies outside, whatever the input.
-        unit: Real value of one step, one or one a channel (the first dimension).
-        zero_point: Code of zero, one or one a channel.
+        low, high: Bounds of the codes for any input.
+        unit: Real value of one step, one number or one per channel (the first dimension).
+        zero_point: Code of zero, one number or one per channel.
     """
 
     name: str
@@ -42,7 +42,7 @@ class TensorSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class Op:
-    """One operation: `inputs` are tensors, `output` is the tensor it makes; `layer` says where in the network it comes from."""
+    """One operation: `inputs` are tensors, `output` is the tensor it makes; `layer` names its layer in the network."""
 
     kind: ClassVar[str] = ""
     layer: str
@@ -59,9 +59,9 @@ class Conv(Op):
     Attributes:
         weight: [O, I / groups, kh, kw].
         bias: [O], in units of the result.
-        zero: Zero point of the input, one or one a channel.
-        align: Bits of the bias below the accumulator's last one, so that rounding it costs next to nothing.
-        unit: How the layer computes, where not in the ordinary way: `{"name": "winograd", ...}`; see `qexp.integer.hardware`.
+        zero: Zero point of the input, one number or one per channel.
+        align: Bits of the bias below the accumulator's last bit, so that its rounding error is negligible.
+        unit: Special unit of the layer, such as `{"name": "winograd", ...}`; see `qexp.integer.hardware`.
     """
 
     kind = "conv"
@@ -92,7 +92,7 @@ class Linear(Op):
 class Requantize(Op):
     """`y = clip(round(((x - zero) * multiplier + addend) / 2^shift), low, high)`: another grid; a multiplier of 1 is a plain shift.
 
-    The addend holds the new zero point (`zero_point << shift`), or a batch norm's integer summand. All four are one number or one a
+    The addend holds the new zero point (`zero_point << shift`), or a batch norm's integer summand. All four are one number or one per
     channel.
     """
 
@@ -108,7 +108,7 @@ class Requantize(Op):
 
 @dataclass(frozen=True, kw_only=True)
 class Clamp(Op):
-    """`y = clip(x, low, high)`: a ReLU or ReLU6 in codes; limits one or one a channel."""
+    """`y = clip(x, low, high)`: a ReLU or ReLU6 in codes; limits are one number or one per channel."""
 
     kind = "clamp"
     low: Ints
@@ -133,7 +133,7 @@ class Concat(Op):
 
 @dataclass(frozen=True, kw_only=True)
 class MaxPool(Op):
-    """The greatest code of each of `size` windows; what lies beyond the border takes no part."""
+    """The greatest code of each of `size` windows; positions beyond the border are ignored."""
 
     kind = "max_pool"
     window: tuple[int, int]
@@ -191,11 +191,11 @@ class IntegerProgram:
     """A network as integers: from codes of images to codes of scores.
 
     Attributes:
-        tensors: By name, in order of their making; the first is the input.
-        ops: In order of execution.
+        tensors: Tensors by name, in order of creation; the first is the input.
+        ops: Operations in order of execution.
         input, output: Names of tensors.
         rounding: How `encode` rounds.
-        about: Free text of the maker: model, recipe, weights.
+        about: Free text: model, recipe, weights.
     """
 
     tensors: dict[str, TensorSpec] = field(default_factory=dict)
@@ -213,7 +213,7 @@ class IntegerProgram:
         return round_reals(x, self.rounding).astype(np.int64)
 
     def decode(self, codes: Ints, tensor: str | None = None) -> NDArray[np.float64]:
-        """Returns the real values of a tensor's codes (of the output's, if none is named)."""
+        """Returns the real values of a tensor's codes; by default those of the output."""
         spec = self.tensors[tensor or self.output]
         return (codes - channels(spec.zero_point, codes.ndim)) * channels(spec.unit, codes.ndim)
 
@@ -231,6 +231,6 @@ class IntegerProgram:
 
 
 def channels(values: NDArray, ndim: int) -> NDArray:
-    """Returns one value, or one a channel, in the shape that broadcasts against `[N, C, ...]` of `ndim` dimensions."""
+    """Returns one value, or one per channel, in the shape that broadcasts against `[N, C, ...]` of `ndim` dimensions."""
     values = np.asarray(values)
     return values.reshape((1, -1) + (1,) * (ndim - 2)) if values.size > 1 else values.reshape((1,) * ndim)

@@ -1,4 +1,4 @@
-"""The definition of a program's arithmetic: NumPy integers, one short function an operation, no float anywhere."""
+"""The definition of a program's arithmetic: NumPy integers, one short function per operation, no floats."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Reference:
     """Runs a program on codes: `run(codes)` returns the codes of the scores.
 
     Args:
-        program: What to run.
+        program: The program to run.
         accumulator: The register of convolutions and linear layers; by default one that never overflows.
     """
 
@@ -48,7 +48,7 @@ class Reference:
 
         Args:
             codes: Codes of the images `[N, C, H, W]`, from `program.encode`.
-            keep: Called with the name and codes of every tensor, in order.
+            keep: Function called with the name and codes of every tensor, in order.
         """
         spec = self.program.tensors[self.program.input]
         codes = _whole(codes)
@@ -71,7 +71,7 @@ class Reference:
         return tensors[self.program.output]
 
     def compute(self, op: Op, xs: list[Ints]) -> Ints:
-        """Returns what one operation makes of its inputs."""
+        """Returns the result of one operation."""
         if isinstance(op, Conv | Linear):
             return self.weighted(op, xs[0])
         return COMPUTE[type(op)](op, *xs)
@@ -162,7 +162,7 @@ COMPUTE: dict[type[Op], Callable[..., Ints]] = {
 
 
 def _whole(x: Ints) -> Ints:
-    """Returns the array, after checking that it holds integers: nothing else may lie between input and output codes."""
+    """Returns the array after checking that it holds integers, which all tensors of a program must."""
     if not isinstance(x, np.ndarray) or x.dtype != np.int64:
         raise QexpError(f"integers (int64) are needed, got {getattr(x, 'dtype', type(x).__name__)}")
     return x

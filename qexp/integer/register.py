@@ -1,4 +1,4 @@
-"""The register that sums a layer's products, and the products in the order in which it adds them."""
+"""The register that sums a layer's products, and the order in which it adds them."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class Accumulator:
     Attributes:
         bits: Width, sign included; 64 never overflows.
         overflow: `saturate` at the ends, or `wrap` around.
-        point: Where that happens: at the `end` of the sum, or at `each` addition, in the order input channel, kernel row, kernel
+        point: Where the overflow happens: at the `end` of the sum, or at `each` addition, in the order input channel, kernel row, kernel
             column, starting at zero. (Wrapping gives the same result at either point.)
-        overflows: What was lost so far, by layer: sums that did not fit (`end`), or additions that did not (`each`).
-        widest: Bits that the sums of each layer would have needed (at `end`), or the additions did.
+        overflows: Count of overflows so far, by layer: sums (`end`) or additions (`each`) that did not fit.
+        widest: Bits that each layer's sums (`end`) or additions (`each`) would have needed.
     """
 
     bits: int = 64
@@ -38,12 +38,12 @@ class Accumulator:
     def __post_init__(self) -> None:
         if self.overflow not in OVERFLOWS or self.point not in POINTS or not 2 <= self.bits <= 64:
             raise QexpError(
-                f"accumulator of {self.bits} bits, overflow={self.overflow!r}, point={self.point!r}; allowed are 2..64 bits, "
+                f"accumulator of {self.bits} bits, overflow={self.overflow!r}, point={self.point!r} is not allowed; use 2..64 bits, "
                 f"{' | '.join(OVERFLOWS)}, {' | '.join(POINTS)}"
             )
 
     def sum(self, layer: str, terms: Iterator[Ints]) -> Ints:
-        """Returns terms added up, as the register adds them; a term is an array of products, one a sum."""
+        """Returns the sum of terms, as the register adds them; a term is an array with one product per sum."""
         total: Ints | int = 0
         for term in terms:
             total = total + term

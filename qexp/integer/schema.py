@@ -1,4 +1,4 @@
-"""What a JSON document must look like, checked as a whole before anything is read by it.
+"""Schemas of JSON documents; a document is checked as a whole before it is used.
 
 A schema is a type (`str`), a `Whole` number within limits, a list `[schema]` of any length, a mapping `{key: schema}` whose keys must all
 be there (others may be), `Either` of several, or `ANY`.
@@ -20,7 +20,7 @@ LARGE = 1e300  # no number of a program is beyond
 
 @dataclass(frozen=True)
 class Whole:
-    """A whole number within limits; True is none."""
+    """A whole number within limits; True does not count as one."""
 
     low: int = 0
     high: int = 2**31 - 1
@@ -35,7 +35,7 @@ class Either:
 
 @dataclass(frozen=True)
 class Exactly:
-    """A list of so many of one schema."""
+    """A list of a fixed number of items of one schema."""
 
     count: int
     of: Any
@@ -52,7 +52,7 @@ def read_json(path: Path) -> Any:
     """Returns the content of a JSON file.
 
     Raises:
-        QexpError: It cannot be read, is no JSON, or nested beyond reason.
+        QexpError: The file cannot be read, is not JSON, or is nested too deeply.
     """
     try:
         if path.stat().st_size > LARGEST:
@@ -66,7 +66,7 @@ def check(value: Any, schema: Any, where: str) -> None:
     """Checks a value against a schema.
 
     Raises:
-        QexpError: It differs; the place, what was got and what is allowed are named.
+        QexpError: The value differs. The message names the place, the value and what is allowed.
     """
     wanted = _differs(value, schema)
     if wanted:
@@ -95,7 +95,7 @@ def _fits(value: Any, schema: Any) -> bool:
 
 
 def _differs(value: Any, schema: Any) -> str | None:
-    """Returns what would be allowed, where the value itself (not what is inside it) differs."""
+    """Returns what would be allowed, if the value itself (not its content) differs."""
     if schema is ANY:
         return None
     if schema is None:

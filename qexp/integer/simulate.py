@@ -1,7 +1,7 @@
-"""The quantized network, computing in PyTorch what its integer program computes: every rounding is the program's own.
+"""Simulates the integer program in PyTorch: the quantized network uses the program's own roundings.
 
-`rounding=integer` of a run. The network stays what it is (eager layers, real values); inside the context each quantizer rounds with the
-program's multiplier and shift, weights and biases have the values their integers stand for, and all sums are float64, which holds
+A run uses it with `rounding=integer`. The network keeps its form (eager layers, real values). Inside the context each quantizer rounds
+with the program's multiplier and shift, weights and biases have the values of their integers, and all sums are float64, which holds
 them exactly.
 """
 
@@ -24,10 +24,10 @@ Keep = Callable[[str, Tensor], None]
 
 
 class IntegerSite(nn.Module):
-    """Real values in, real values of the program's codes out.
+    """Replaces a quantizer: takes real values and returns the real values of the program's codes.
 
     Args:
-        site: What the program does here.
+        site: The program's operations at this site.
         inner: The network's own quantizer, which encodes images.
         keep: Called with the name of the program's tensor and its codes.
     """
@@ -39,7 +39,7 @@ class IntegerSite(nn.Module):
     def __getattr__(self, name: str) -> Any:
         try:
             return super().__getattr__(name)
-        except AttributeError:  # whatever a layer asks of its quantizer: bits, scale, zero_point ...
+        except AttributeError:  # any attribute that a layer reads from its quantizer: bits, scale, zero_point ...
             return getattr(super().__getattr__("inner"), name)
 
     def codes(self, x: Tensor) -> Tensor:
@@ -64,7 +64,7 @@ class IntegerSite(nn.Module):
 
 
 class _Constant(nn.Module):
-    """Returns a tensor, whatever comes in; `scale` is the real value of one of its integers."""
+    """Returns the input as a tensor; `scale` is the real value of one of its integers."""
 
     gain = None
 
@@ -84,10 +84,10 @@ class _Constant(nn.Module):
 
 @contextmanager
 def integer_rounding(model: nn.Module, lowered: Lowered, keep: Keep | None = None) -> Iterator[None]:
-    """Inside, the network computes in float64 and rounds as its program does; afterwards it is as it was.
+    """Context manager: the network computes in float64 and rounds as its program does; afterwards it is restored.
 
     Args:
-        model: The network the program was read from; evaluated, never trained, inside.
+        model: The network that the program was read from; inside the context it is evaluated and never trained.
         lowered: The program and its sites.
         keep: Called with the name of each tensor of the program that a quantizer makes, and its codes (int64).
     """
@@ -115,14 +115,14 @@ def _in_float64(module: nn.Module, args: tuple) -> tuple:
 
 
 def _place(model: nn.Module, name: str, site: str, here: Site, keep: Keep | None) -> Callable[[], None]:
-    """Puts the program's rounding at a site; returns what takes it away again."""
+    """Installs the program's rounding at a site; returns a function that removes it."""
     layer = model.get_submodule(name) if name else model
     if here.quantized:
         inner = layer.site(site)
         setattr(layer, attribute(site), IntegerSite(here, inner, keep))
         return lambda: setattr(layer, attribute(site), inner)
     rounding = IntegerSite(here, nn.Identity(), keep)
-    kind = site.split(" ")[0]  # a site of the program alone: a float tensor of the ordinary simulation
+    kind = site.split(" ")[0]  # only the program has this site: the tensor is float in the ordinary simulation
     if kind == "output":
         return layer.register_forward_hook(lambda module, args, result: rounding(result)).remove
     before = getattr(layer, attribute(kind), None)
@@ -138,7 +138,7 @@ def _place(model: nn.Module, name: str, site: str, here: Site, keep: Keep | None
 
 
 def _hold(layer: Quantized, constants: dict[str, np.ndarray], step: np.ndarray) -> Callable[[], None]:
-    """Gives a layer the weights, biases or statistics of the program; returns what gives it its own again."""
+    """Gives a layer the weights, biases or statistics of the program; returns a function that restores its own."""
     before = {site: layer.site(site) for site in constants}
     baked = layer._buffers.pop(BAKED, None)
     for site, values in constants.items():
@@ -154,11 +154,11 @@ def _hold(layer: Quantized, constants: dict[str, np.ndarray], step: np.ndarray) 
 
 
 def _units(x: Tensor, unit: np.ndarray) -> Tensor:
-    """Returns a tensor counted in units, int64."""
+    """Returns a tensor in units, int64."""
     return torch.floor(x.double() / _spread(unit, x) + 0.5).long()
 
 
 def _spread(values: np.ndarray, x: Tensor) -> Tensor:
-    """Returns one value, or one a channel, in the shape that broadcasts against `[N, C, ...]`."""
+    """Returns one value, or one per channel, in the shape that broadcasts against `[N, C, ...]`."""
     values = torch.from_numpy(np.array(values)).to(x.device)
     return values.reshape(1, -1, *[1] * (x.ndim - 2)) if values.numel() > 1 else values.reshape([1] * x.ndim)

@@ -39,7 +39,7 @@ def write(model: nn.Module, folder: Path, images: Tensor) -> dict[str, Any]:
         images: A few real images `[N, C, H, W]`, at least two.
 
     Raises:
-        QexpError: The network cannot be traced; why is said.
+        QexpError: The network cannot be traced; the message gives the reason.
     """
     with evaluating(model), baked_weights(model):
         scores = model(images)
@@ -61,7 +61,7 @@ def _lean(model: nn.Module) -> nn.Module:
     for _, layer in quantized_layers(model):
         if type(layer) in QUANTIZED.values() and BAKED in layer._buffers:
             layer.weight.data = layer._buffers.pop(BAKED)
-            if layer.bias is not None:  # before the weight's scale is gone, which a bias may be counted in
+            if layer.bias is not None:  # before the weight's scale is removed, which may be the unit of a bias
                 layer.bias.data = layer.quantized_bias()
                 layer.bias_quantizer = nn.Identity()
             layer.weight_quantizer = nn.Identity()
@@ -69,7 +69,7 @@ def _lean(model: nn.Module) -> nn.Module:
 
 
 def _traced(model: nn.Module, images: Tensor) -> torch.export.ExportedProgram:
-    """Returns the traced network, its quantizers decomposed into the operations that define them, without where it was traced."""
+    """Returns the traced network with quantizers decomposed into their operations and without source locations."""
     any_batch = ({0: torch.export.Dim("N")},)
     table = {getattr(torch.ops.qexp, name).default: reference for name, reference in REFERENCES.items()}
     noisy = logging.getLogger("torch.export")
@@ -79,7 +79,7 @@ def _traced(model: nn.Module, images: Tensor) -> torch.export.ExportedProgram:
         program = torch.export.export(model, (images,), dynamic_shapes=any_batch, strict=False).run_decompositions(
             table
         )
-    except Exception as error:  # whatever a foreign model's forward raises while being traced
+    except Exception as error:  # a foreign model's forward may raise anything while it is traced
         reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
         raise QexpError(
             f"export=torch: {type(model).__name__} cannot be traced by torch.export ({type(error).__name__}: {reason}); "
@@ -87,7 +87,7 @@ def _traced(model: nn.Module, images: Tensor) -> torch.export.ExportedProgram:
         ) from error
     finally:
         noisy.setLevel(before)
-    for node in program.graph.nodes:  # its source lines and this machine's paths would be half of the archive
+    for node in program.graph.nodes:  # source lines and paths of this machine would be half of the archive
         node.meta = {key: node.meta[key] for key in ("val", "torch_fn") if key in node.meta}
     return program
 
@@ -101,7 +101,7 @@ def read(folder: Path) -> tuple[nn.Module, Tensor, Tensor]:
     try:
         vectors = load_file(folder / GOLDEN)
         return torch.export.load(folder / ARCHIVE).module(), vectors["images"], vectors["scores"]
-    except Exception as error:  # of the archive's reader, which names none
+    except Exception as error:  # raised by the archive's reader, which documents no exceptions
         raise QexpError(
             f"{folder}: {ARCHIVE} or {GOLDEN} is missing, cut short or damaged ({type(error).__name__}: {error}); export the run again"
         ) from None

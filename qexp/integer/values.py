@@ -1,4 +1,4 @@
-"""A program while it is written: tensors as the lowering knows them, and the operations that turn one into another."""
+"""A program under construction: its tensors, and the operations that turn one into another."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from qexp.integer.program import Add, IntegerProgram, Op, Requantize, TensorSpec
 Ints = NDArray[np.int64]
 Reals = NDArray[np.float64]
 ZERO = np.zeros(1, np.int64)  # of codes whose zero is 0
-FLOAT_BITS = 52  # products below it are exact in float64 too, which fast executors use
-WIDE_BITS = 31  # of a tensor that is float in the simulation: one sign and 30 bits
+FLOAT_BITS = 52  # products below it are exact in float64, which fast executors use
+WIDE_BITS = 31  # width of a tensor that is float in the simulation: one sign and 30 bits
 
 
 @dataclass(frozen=True)
@@ -25,11 +25,11 @@ class Value:
 
     Attributes:
         tensor: Its name; empty for the network's input before it has codes.
-        unit, zero: One or one a channel.
-        low, high: Between which all codes lie, whatever the images.
+        unit, zero: One number or one per channel.
+        low, high: Bounds of all codes, for any images.
         shape: Without the batch.
-        most: Of the real values' magnitudes, one or one a channel; None: what `unit`, `low` and `high` say.
-        sums: Of what a layer has added up, the unit as runtimes hold it (float32), None elsewhere.
+        most: Largest magnitude of the real values, one number or one per channel; None follows from `unit`, `low` and `high`.
+        sums: Unit of a layer's sums as runtimes hold it (float32); None for other tensors.
     """
 
     tensor: str
@@ -43,12 +43,12 @@ class Value:
 
     @property
     def span(self) -> Reals:
-        """The greatest magnitudes of the real values, one or one a channel: no channel speaks for another."""
+        """The greatest magnitudes of the real values, one number or one per channel."""
         return self.reach * self.unit if self.most is None else self.most
 
     @property
     def reach(self) -> int:
-        """The greatest distance of a code from zero's."""
+        """The greatest distance of a code from the zero point."""
         zero = (int(self.zero.min()), int(self.zero.max()))
         return max(abs(self.high - zero[0]), abs(self.low - zero[1]), 1)
 
@@ -62,7 +62,7 @@ class Writer:
     """Adds operations to a program.
 
     Args:
-        as_runtimes: Requantize what layers add up as runtimes do, in float32 (grids of at most 8 bits, ties to even).
+        as_runtimes: Requantize the sums of layers as runtimes do, in float32 (grids of at most 8 bits, ties to even).
     """
 
     def __init__(self, as_runtimes: bool = False) -> None:
@@ -87,7 +87,7 @@ class Writer:
         return value
 
     def fresh(self, name: str) -> str:
-        """Returns a name no tensor has yet."""
+        """Returns a name that no tensor has yet."""
         names, n = self.program.tensors, 2
         if name not in names:
             return name
@@ -100,7 +100,7 @@ class Writer:
         return next((op for op in self.program.ops if op.output == value.tensor), None)
 
     def value(self, name: str) -> Value:
-        """Returns what is known of a tensor."""
+        """Returns the value of a tensor."""
         t = self.program.tensors[name]
         return Value(t.name, t.unit, t.zero_point, t.low, t.high, t.shape)
 
@@ -154,8 +154,8 @@ class Writer:
     def settle(self, values: list[Value], layer: str, name: str, least_unit: float = 0.0) -> tuple[list[Value], list]:
         """Returns values whose units are one number each, powers of two that fit a common sum, and the operations used.
 
-        Tensors that are float in the simulation come here: they get the finest power-of-two step with which the sum of all of them
-        cannot leave 31 bits, whatever the images.
+        It also handles tensors that are float in the simulation: they get the finest power-of-two step at which the sum of all of
+        them stays within 31 bits, for any images.
         """
         if all(v.even and is_power_of_two(v.unit) for v in values):
             finest = min(float(v.unit[0]) for v in values)
@@ -186,7 +186,7 @@ class Writer:
         low = sum((v.low - int(v.zero.max())) << s for v, s in zip(values, shifts))
         high = sum((v.high - int(v.zero.min())) << s for v, s in zip(values, shifts))
         if any(v.zero.size > 1 for v in values):
-            raise cannot(layer, "an operand has a zero point a channel", "use granularity: tensor there")
+            raise cannot(layer, "an operand has one zero point per channel", "use granularity: tensor there")
         op = Add(
             layer=layer,
             inputs=tuple(v.tensor for v in values),
@@ -197,7 +197,7 @@ class Writer:
         return self.emit(op, Value(op.output, np.array([finest]), np.zeros(1, np.int64), low, high, values[0].shape))
 
     def rewrite(self, value: Value, **changes: Any) -> Value:
-        """Changes the operation that made a tensor nobody has read yet, and what is known of the tensor."""
+        """Changes the operation that made a tensor, and the tensor's value; no operation may have read it yet."""
         index = next(i for i, op in enumerate(self.program.ops) if op.output == value.tensor)
         self.program.ops[index] = replace(self.program.ops[index], **changes)
         return self.declare(value)

@@ -1,4 +1,4 @@
-"""The proof: real images through the simulation and through the integers, and every code compared."""
+"""The proof: runs real images through the simulation and through the integers, and compares every code."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Take = Callable[[str, Tensor], None]
 
 @dataclass
 class Compared:
-    """How the codes of one tensor differ: how many of how many, by one, by more, by how much at most."""
+    """Differences of the codes of one tensor: number compared, different, different by one, by more, and the maximum."""
 
     total: int = 0
     differ: int = 0
@@ -48,15 +48,15 @@ class Compared:
 
 @dataclass
 class Verdict:
-    """What a proof found.
+    """The result of a proof.
 
     Attributes:
-        images: How many were tried.
+        images: Number of images compared.
         integer: By tensor, against the network simulated with the program's own rounding (`rounding=integer`).
         simulated: By tensor, against the network as it was evaluated, with real scales.
-        predictions: Images whose prediction differs from the integers': `integer`, `simulated`; None where the network's task decides
-            nothing for an image.
-        score: The integers' score by the network's task; None without targets, or where the task cannot judge outputs alone.
+        predictions: Images whose prediction differs from the integers': `integer`, `simulated`; None if the network's task decides
+            nothing per image.
+        score: The integers' score by the network's task; None without targets, or if the task cannot judge outputs alone.
         reference: Images that also went through the NumPy definition, which agreed with the fast executor in every code.
     """
 
@@ -70,7 +70,7 @@ class Verdict:
 
     @property
     def equal(self) -> bool:
-        """Whether simulation with integer rounding and integers are the same numbers, everywhere."""
+        """Whether the simulation with integer rounding and the integers agree in every code."""
         codes = sum(c.differ for c in self.integer.values())
         return codes == 0 and not self.predictions["integer"] and self.reference_differ == 0
 
@@ -109,7 +109,7 @@ class Verdict:
         }
 
     def frame(self, lowered: Lowered) -> pd.DataFrame:
-        """Returns one row a tensor, in order of execution: what `integer.csv` holds."""
+        """Returns the rows of `integer.csv`: one per tensor, in order of execution."""
         rows = []
         for (layer, site), here in lowered.sites.items():
             spec = lowered.program.tensors[here.tensor]
@@ -143,15 +143,15 @@ def verify(
     progress: bool = True,
     judge: Judge | None = None,
 ) -> Verdict:
-    """Returns what differs between a network and its integer program, on real images.
+    """Returns the differences between a network and its integer program on real images.
 
     Args:
         model: The quantized network.
         lowered: Its program.
         batches: Images `[N, C, H, W]` and targets (or None).
-        reference: Of the first batch, so many images also go through the NumPy definition.
+        reference: Number of images of the first batch that also go through the NumPy definition.
         progress: Whether to show a bar.
-        judge: The network's task, which scores the integers' outputs; without one codes alone are compared.
+        judge: The network's task, which scores the integers' outputs; without it only codes are compared.
     """
     verdict, program, judging = Verdict(), lowered.program, Judging(judge)
     gaps: dict[str, list[int | None]] = {"integer": [], "simulated": []}
@@ -208,7 +208,7 @@ def _against_the_definition(
 
 @contextmanager
 def listening(model: nn.Module, lowered: Lowered, take: Take) -> Iterator[None]:
-    """Inside, `take(tensor, codes)` hears the codes of every quantizer of the network as it is."""
+    """Context manager: calls `take(tensor, codes)` with the codes of every quantizer of the unchanged network."""
     heard: dict[int, list[tuple[str, str, str]]] = {}
     for (name, site), here in lowered.sites.items():
         if here.quantized:
@@ -221,7 +221,7 @@ def listening(model: nn.Module, lowered: Lowered, take: Take) -> Iterator[None]:
                 inner = layer.site(site)
                 if len(places) == 1:
                     stack.callback(inner.register_forward_pre_hook(_hears(take, tensor)).remove)
-                else:  # one quantizer on several tensors: each has an ear of its own
+                else:  # a quantizer on several tensors: each tensor gets its own wrapper
                     stack.callback(setattr, layer, attribute(site), inner)
                     setattr(layer, attribute(site), _Ear(inner, tensor, take))
         yield
@@ -235,7 +235,7 @@ def _hears(take: Take, tensor: str) -> Callable[[nn.Module, tuple], None]:
 
 
 class _Ear(nn.Module):
-    """A quantizer that says its codes."""
+    """Wraps a quantizer and passes its codes to a callback."""
 
     def __init__(self, inner: nn.Module, tensor: str, take: Take) -> None:
         super().__init__()
@@ -244,7 +244,7 @@ class _Ear(nn.Module):
     def __getattr__(self, name: str) -> Any:
         try:
             return super().__getattr__(name)
-        except AttributeError:  # whatever a layer asks of its quantizer
+        except AttributeError:  # any attribute that a layer reads from its quantizer
             return getattr(super().__getattr__("inner"), name)
 
     def forward(self, x: Tensor) -> Tensor:

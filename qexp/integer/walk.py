@@ -1,4 +1,4 @@
-"""A walk over the steps of a recorded network: each tensor gets its integers, by rules that are handed in."""
+"""Visits the steps of a recorded network and gives each tensor its integers, by rules given as arguments."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from qexp.network.graph import Ref, Step
 from qexp.quantizers.base import Quantizer
 
 FLOAT_INPUT = (
-    "give the first layer's input bits: where a list or a rule says 32 for it, say 8 (layer_abit=[8,...]); "
+    "give the first layer's input bits: where a list or a rule has 32 for it, use 8 (layer_abit=[8,...]); "
     "where the recipe has no quantizer there, add deploy=integer or name one with a rule"
 )
 
@@ -27,8 +27,8 @@ class Walk:
     Args:
         model: The network.
         example: Images `[N, C, H, W]`, for the shapes.
-        layers: What each type of layer becomes: a function `(walk, step, name, layer, *values) -> value`.
-        functions: What each function or method becomes, by name: `(walk, step, name) -> value`.
+        layers: Conversion of each type of layer: a function `(walk, step, name, layer, *values) -> value`.
+        functions: Conversion of each function or method, by name: `(walk, step, name) -> value`.
         as_runtimes: Requantize results of layers in float32, as 8-bit runtimes do.
     """
 
@@ -86,7 +86,7 @@ class Walk:
         return self.operand(step.operands[0], step.name)
 
     def sole_user(self, step: Step) -> bool:
-        """Whether only this step reads the tensor of its argument, under whatever name."""
+        """Whether only this step reads the tensor of its argument, under any name."""
         tensor = self.values[step.operands[0].step].tensor
         same = {n for n, value in self.values.items() if value.tensor == tensor}
         return {user for n in same for user in n.users} - same == {step}
@@ -122,9 +122,9 @@ class Walk:
         return new
 
     def integers(self, value: Value, where: str) -> Value:
-        """Returns the value, after checking that it has codes: images have none before their quantizer."""
+        """Returns the value after checking that it has codes; images have no codes before their quantizer."""
         if not value.tensor:
-            raise cannot(where, "the images arrive as floats", FLOAT_INPUT)
+            raise cannot(where, "the images are not quantized", FLOAT_INPUT)
         return value
 
     def settle(self, values: list[Value], name: str, sites: list[str]) -> list[Value]:

@@ -1,4 +1,4 @@
-"""Activations with learned slopes and shifts, which keep both signs: what stands before a sign in a one-bit network."""
+"""Activations with learned slopes and shifts for one-bit networks; they keep both signs for the sign function that follows."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class RPReLU(nn.Module):
     Gradients: `dx = g (1 or slope)`, `dxi = -sum dx`, `dzeta = sum g`, `dslope = sum of g (x - xi) where x <= xi`.
 
     Args:
-        channels: Of the tensor `[N, C, H, W]`.
-        slope: First slope below xi; xi and zeta start at 0.
+        channels: Channels of the tensor `[N, C, H, W]`.
+        slope: Initial slope below xi; xi and zeta start at 0.
 
     Source: Liu et al. 2020, "ReActNet" (arXiv 2003.03488), equation 2.
     """
@@ -42,8 +42,8 @@ class Maxout(nn.Module):
     Gradients: `dx = g (gp or gn)`, `dgp = sum g relu(x)`, `dgn = -sum g relu(-x)`.
 
     Args:
-        channels: Of the tensor `[N, C, H, W]`.
-        positive, negative: First slopes.
+        channels: Channels of the tensor `[N, C, H, W]`.
+        positive, negative: Initial slopes.
 
     Source: Tu et al. 2022, "AdaBin" (arXiv 2208.08084), section 3.4.
     """

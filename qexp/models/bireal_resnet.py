@@ -1,4 +1,4 @@
-"""Residual networks whose blocks suit one-bit convolutions: what a sign looks at has both signs, and the sum skips each convolution.
+"""Residual networks for one-bit convolutions: inputs of a sign have both signs, and a shortcut skips each convolution.
 
 Source: Liu et al. 2018, "Bi-Real Net" (arXiv 1808.00278); the three stages for 32x32 images: He et al. 2015 (arXiv 1512.03385),
 section 4.2.
@@ -25,7 +25,7 @@ _ALLOWED = {
     "shortcut_span": ("conv", "block"),
     "shortcut_down": ("strided_zero", "avg_zero", "avg_conv"),
 }
-# names in a plain network's file: its shortcuts are not taken over, which may be others here
+# names in an ordinary network's file; its shortcuts are not loaded, since they may differ here
 _PLAIN = {r"\.(shortcut|downsample)\.": None, r"^fc\.": "linear."}
 
 
@@ -81,9 +81,9 @@ class BiRealResNet(nn.Module):
     Args:
         depth: 6n + 2: 8, 14, 20, 32, ...
         num_classes: Outputs of the classifier.
-        in_channels: Of the images.
-        activation: `hardtanh` (IR-Net, ReCU), `prelu`, `rprelu` (ReActNet), `maxout` (AdaBin), `relu`. After a ReLU nothing is negative:
-            the sign of a next layer says nothing there, unless a learned shift stands between.
+        in_channels: Channels of the images.
+        activation: `hardtanh` (IR-Net, ReCU), `prelu`, `rprelu` (ReActNet), `maxout` (AdaBin), `relu`. After a ReLU nothing is
+            negative: the sign of the next layer carries no information, unless a learned shift is between.
         shortcut_span: `conv` sums around each convolution; `block` around two, as ordinary residual networks do.
         shortcut_down: Where the shape changes: `strided_zero` takes every second pixel and adds zero channels (IR-Net, AdaBin), `avg_zero`
             averages 2x2 pixels first (ReCU), `avg_conv` averages and convolves 1x1 with a batch norm (Bi-Real Net, ReActNet).
@@ -146,10 +146,10 @@ class BiRealResNet(nn.Module):
         return self.linear(self.tail(self.flatten(self.pool(x))))
 
     def _start_from(self, path: Path) -> None:
-        """Takes over the weights of a plain residual network; only activations, shortcuts and the last norm may be new."""
+        """Loads the weights of an ordinary residual network; only activations, shortcuts and the last norm may be new."""
         if not path.is_file():
             raise QexpError(
-                f"BiRealResNet: start={path} is no file; name the weights of a CifarResNet of the same depth"
+                f"BiRealResNet: start={path} is not a file; name the weights of a CifarResNet of the same depth"
             )
         plain = CifarResNet(self.depth, "A", self.linear.out_features)
         plain.conv1 = nn.Conv2d(self.conv1.in_channels, self.conv1.out_channels, 3, padding=1, bias=False)

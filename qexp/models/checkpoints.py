@@ -1,6 +1,6 @@
-"""What a weight file holds, read so that a foreign file can do no harm: nothing is unpickled but tensors and plain values.
+"""Reads weight files safely: only tensors and plain values are unpickled, so a foreign file can do no harm.
 
-The form is told by the bytes of the file, not by its name. What a file claims to unpack to is looked at before anything is unpacked.
+The bytes of the file decide its form, not its name. The unpacked size that a file claims is checked before anything is unpacked.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ EXPORTED = (
     "is a program written by torch.export, not a file of weights; save its weights in Python: "
     "torch.save(torch.export.load(FILE).state_dict, 'weights.pt')"
 )
-MAGIC = {  # of files that are often taken for weights of PyTorch
+MAGIC = {  # endings of files that are often mistaken for weights of PyTorch
     b"\x1f\x8b": "is compressed with gzip; unpack it first",
     b"BZh": "is compressed with bzip2; unpack it first",
     b"\xfd7zXZ": "is compressed with xz; unpack it first",
@@ -47,10 +47,10 @@ def read(path: Path, room: int) -> Any:
 
     Args:
         path: The file.
-        room: Bytes that its tensors may take in memory where that is more than twice the size of the file.
+        room: Bytes that its tensors may take in memory, if that is more than twice the size of the file.
 
     Raises:
-        QexpError: No checkpoint, damaged, one that unpacks to more than `room`, or one that holds objects of foreign classes.
+        QexpError: The file is not a checkpoint, is damaged, unpacks to more than `room`, or holds objects of foreign classes.
     """
     try:
         return _reader(path, room)(path)
@@ -63,12 +63,12 @@ def read(path: Path, room: int) -> Any:
             f"{path}: refused, for it holds Python objects besides tensors, and unpickling those runs their code. "
             f"Where you trust it, save its state_dict alone: torch.save(model.state_dict(), ...) or safetensors"
         ) from error
-    except Exception as error:  # bytes that anybody wrote: the readers raise whatever a wrong byte leads them to
+    except Exception as error:  # the bytes come from anywhere: the readers may raise anything for a wrong byte
         raise _damaged(path, error) from error
 
 
 def _reader(path: Path, room: int) -> Callable[[Path], Any]:
-    """Returns what reads a file of this form."""
+    """Returns the function that reads a file of this form."""
     with path.open("rb") as file:
         head = file.read(32)
     if path.suffix == ".safetensors" or _is_safetensors(head, path):
@@ -102,7 +102,7 @@ def _plain() -> list[Any]:
 
 
 def _check_archive(path: Path, room: int) -> None:
-    """Checks what a zip claims to be and to unpack to."""
+    """Checks the form and the unpacked size that a zip claims."""
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
     names = [entry.filename for entry in entries]
@@ -120,10 +120,10 @@ def _check_archive(path: Path, room: int) -> None:
 
 
 def check_size(path: Path, claimed: int, room: int) -> None:
-    """Checks what a file claims to unpack to, before anything is unpacked.
+    """Checks the size that a file claims to unpack to, before anything is unpacked.
 
     Raises:
-        QexpError: It is more than twice the file, and more than `room`.
+        QexpError: The size is more than twice the file's and more than `room`.
     """
     if claimed > max(2 * path.stat().st_size, room):
         raise QexpError(

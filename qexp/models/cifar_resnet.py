@@ -50,8 +50,8 @@ class BasicBlock(nn.Module):
 class PreActBlock(nn.Module):
     """BN, ReLU, conv, BN, ReLU, conv, and the sum with the shortcut of the block's input.
 
-    Differs from Quantized_ResNet: its shortcut B is a convolution alone, of what the block's first ReLU gives; here it is one of the
-    block's input, with a batch norm.
+    Differs from Quantized_ResNet: its shortcut B is a convolution alone, of the result of the block's first ReLU. Here it is a convolution
+    of the block's input, with a batch norm.
     """
 
     def __init__(self, in_channels: int, channels: int, stride: int, shortcut: Shortcut) -> None:
@@ -97,7 +97,7 @@ class Bottleneck(nn.Module):
 
 
 class PreActBottleneck(nn.Module):
-    """The same with batch norm and ReLU before each convolution; its shortcut is that of `PreActBlock`."""
+    """`Bottleneck` with batch norm and ReLU before each convolution and the shortcut of `PreActBlock`."""
 
     def __init__(self, in_channels: int, channels: int, stride: int, shortcut: Shortcut) -> None:
         super().__init__()
@@ -131,7 +131,7 @@ class CifarResNet(nn.Module):
             (`false`: the block is then linear after the sum unless a quantizer clips there).
         pre_activation: BN and ReLU before each convolution, none after the sum; `post_add_relu` does not apply.
         stem_channels: Outputs of the first convolution; by default those of the first stage.
-        pool: Side of the average pooling window; the classifier sees what the windows leave of the 8x8 map.
+        pool: Side of the average pooling window; the classifier reads all windows of the 8x8 map.
         bottleneck: Blocks of 1x1, 3x3 and 1x1 convolutions, whose results have four times the channels of a basic block's.
         init: Weights of the convolutions: `he_normal` by fan-out, or `kaiming_uniform` by fan-in as PACT-Quantization has it.
     """
@@ -190,14 +190,16 @@ class CifarResNet(nn.Module):
 def _check(depth: int, shortcut: str, post_add_relu: bool | str, pool: int, init: str, bottleneck: bool) -> None:
     def allow(name: str, got: object, allowed: Sequence[object]) -> None:
         if got not in allowed:
-            raise QexpError(f"CifarResNet: {name}={got!r}; allowed: {', '.join(map(str, allowed))}")
+            raise QexpError(f"CifarResNet: {name}={got!r} is not allowed; use {', '.join(map(str, allowed))}")
 
     if bottleneck and (depth < 11 or (depth - 2) % 9):
         raise QexpError(
-            f"CifarResNet: depth={depth}; allowed with bottlenecks: 9n + 2 with n >= 1 (11, 29, 164, 1001, ...)"
+            f"CifarResNet: depth={depth} is not allowed; with bottlenecks use 9n + 2 with n >= 1 (11, 29, 164, 1001, ...)"
         )
     if not bottleneck and (depth < 8 or (depth - 2) % 6):
-        raise QexpError(f"CifarResNet: depth={depth}; allowed: 6n + 2 with n >= 1 (8, 14, 20, 32, 44, 56, 110, ...)")
+        raise QexpError(
+            f"CifarResNet: depth={depth} is not allowed; use 6n + 2 with n >= 1 (8, 14, 20, 32, 44, 56, 110, ...)"
+        )
     allow("shortcut", shortcut, ("A", "B"))
     allow("post_add_relu", post_add_relu, (True, False, "stage"))
     allow("pool", pool, (1, 2, 4, 8))

@@ -34,7 +34,7 @@ class Darknet(Detector):
     Args:
         cfg: The file.
         num_classes: Classes of the data set; the file's own must agree.
-        size: Height and width of the input, where not the file's own.
+        size: Height and width of the input, if they differ from the file's.
     """
 
     def __init__(self, cfg: str | Path, num_classes: int | None = None, size: Sequence[int] | None = None) -> None:
@@ -72,7 +72,7 @@ class Darknet(Detector):
 
     @property
     def weight_readers(self) -> dict[str, Callable[[Path], dict[str, Tensor]]]:
-        """By file ending, what reads weights in a format of this network's own."""
+        """Readers of this network's own weight formats, by file ending."""
         parts = [(n, m) for n, m in self.named_modules() if isinstance(m, nn.Conv2d | nn.BatchNorm2d)]
         return {".weights": lambda path: read_weights(path, parts)}
 
@@ -95,7 +95,7 @@ class Darknet(Detector):
 
 
 def _sources(section: Section, place: int) -> tuple[int, ...]:
-    """Returns the places a section reads; -1 is the image."""
+    """Returns the indices of the layers that a section reads; -1 is the image."""
     key = {"route": "layers", "shortcut": "from"}.get(section.name)
     named = [int(v) for v in section.numbers(key)] if key else []
     named = [v if v >= 0 else place + v for v in named]
@@ -110,7 +110,7 @@ def _activation(section: Section) -> dict[str, nn.Module]:
         return {}
     if name not in ACTIVATIONS:
         known = ", ".join(("linear", *ACTIVATIONS))
-        raise QexpError(f"[{section.name}] in line {section.line}: activation={name}; allowed are {known}")
+        raise QexpError(f"[{section.name}] in line {section.line}: activation={name} is not allowed; use {known}")
     return {name: ACTIVATIONS[name]()}
 
 
@@ -121,13 +121,13 @@ def _convolution(section: Section, came: list[int]) -> tuple[nn.Module, int, int
     parts: dict[str, nn.Module] = OrderedDict()
     parts["conv"] = nn.Conv2d(came[0], filters, size, stride, padding, groups=section.whole("groups", 1), bias=not norm)
     if norm:
-        parts["bn"] = nn.BatchNorm2d(filters, eps=1e-6)  # what Darknet divides by is sqrt(variance) + 1e-6
+        parts["bn"] = nn.BatchNorm2d(filters, eps=1e-6)  # Darknet divides by sqrt(variance) + 1e-6
     parts.update(_activation(section))
     return nn.Sequential(parts), filters, stride
 
 
 class Shortcut(nn.Module):
-    """The sum of two layers, then an activation where the file asks for one."""
+    """The sum of two layers, then the activation of the file's section, if any."""
 
     def __init__(self, activation: dict[str, nn.Module]) -> None:
         super().__init__()
@@ -158,7 +158,7 @@ def _shortcut(section: Section, came: list[int]) -> tuple[nn.Module, int, int]:
 def _route(section: Section, came: list[int]) -> tuple[nn.Module, int, int]:
     if "groups" in section.options:
         raise QexpError(
-            f"[route] in line {section.line}: groups={section.options['groups']}; parts of a layer are not read"
+            f"[route] in line {section.line}: groups={section.options['groups']}; groups of a layer are not supported"
         )
     return (Route() if len(came) > 1 else nn.Identity()), sum(came), 1
 
@@ -167,7 +167,7 @@ def _maxpool(section: Section, came: list[int]) -> tuple[nn.Module, int, int]:
     size, stride = section.whole("size", 2), section.whole("stride", 2)
     around = section.whole("padding", size - 1)
     parts: dict[str, nn.Module] = OrderedDict()
-    if around % 2:  # the odd pixel goes behind; a window that sees a repeated pixel sees the pixel itself
+    if around % 2:  # an odd pixel is added behind; a maximum does not change by repeated pixels
         before, behind = around // 2, around - around // 2
         parts["pad"] = nn.ReplicationPad2d((before, behind, before, behind))
     parts["pool"] = nn.MaxPool2d(size, stride, padding=0 if around % 2 else around // 2)
@@ -194,7 +194,7 @@ MAKERS = {
 
 
 def _head(section: Section, cells: list[float], channels: int, num_classes: int | None) -> Head:
-    """Returns what a `[yolo]` section says, checked against the layer before it and the data set."""
+    """Returns the settings of a `[yolo]` section, checked against the layer before it and the data set."""
     sides = section.numbers("anchors")
     pairs = list(zip(sides[::2], sides[1::2]))
     mask = [int(v) for v in section.numbers("mask")] if "mask" in section.options else range(len(pairs))

@@ -48,7 +48,7 @@ def read_cfg(path: str | Path) -> list[Section]:
     """Returns the sections of a `.cfg` in order; the first one describes the input.
 
     Raises:
-        QexpError: No such file, a line that is no option, or a file that does not start with `[net]`.
+        QexpError: The file is missing or does not start with `[net]`, or a line is not an option.
     """
     path = Path(path)
     if not path.is_file():
@@ -84,7 +84,7 @@ def read_weights(path: str | Path, layers: list[tuple[str, nn.Module]]) -> dict[
     """
     raw = Path(path).read_bytes()
     if len(raw) < 16:
-        raise QexpError(f"{path}: {len(raw)} bytes are no .weights file; fetch it again")
+        raise QexpError(f"{path}: {len(raw)} bytes are not a .weights file; fetch it again")
     major, minor = (int(v) for v in np.frombuffer(raw[:8], "<i4"))
     header = 20 if major * 10 + minor >= 2 else 16
     numbers = torch.from_numpy(np.frombuffer(raw, "<f4", offset=header, count=(len(raw) - header) // 4).copy())

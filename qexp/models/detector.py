@@ -1,4 +1,4 @@
-"""What a detector is here: one tensor of images in, one tensor of raw predictions out; boxes are read off the predictions afterwards."""
+"""The base class of detectors: one tensor of images in, one tensor of raw predictions out; decoding gives boxes afterwards."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 class Detector(nn.Module):
     """A network `[N, C, H, W] -> [N, P, K]`: K numbers for each of P candidate boxes, in a fixed order.
 
-    `forward` holds everything that can carry a quantizer. What the numbers mean is said by the two methods, which compute in float
+    `forward` holds everything that can carry a quantizer. The two methods define the meaning of the numbers; they compute in float
     and never inside `forward`.
     """
 
@@ -20,7 +20,7 @@ class Detector(nn.Module):
         raise NotImplementedError
 
     def loss(self, raw: Tensor, boxes: Sequence[Tensor], labels: Sequence[Tensor]) -> Tensor:
-        """The training loss of a batch, for each image's true boxes `[n, 4]` (corners, shares) and labels `[n]`, 0..classes-1."""
+        """The training loss of one batch, for each image's true boxes `[n, 4]` (corners, shares) and labels `[n]`, 0..classes-1."""
         raise NotImplementedError
 
 

@@ -1,7 +1,7 @@
 """Gives the blocks of torchvision's networks a module for every add, concatenation and activation.
 
-Each class here is a torchvision block with another `forward`. An instance takes it on in place (`__class__`), so its
-parameters, keys, hooks and outputs stay what they were, to the bit; pickle and deepcopy find the class by name.
+Each class here is a torchvision block with another `forward`. An instance changes its class in place (`__class__`), so its
+parameters, keys, hooks and outputs stay the same, to the bit; pickle and deepcopy find the class by name.
 """
 
 from typing import ClassVar
@@ -31,7 +31,7 @@ def expose_adds(model: nn.Module) -> None:
     Afterwards `BasicBlock` has `add, relu1, relu2`; `Bottleneck` `add, relu1, relu2, relu3`; `InvertedResidual` `add`
     where it is residual; Fire and Inception blocks `concat` (the widest Inception blocks also `concat3x3` and
     `concat3x3dbl`); their convolutions `relu`; MobileNetV2 `pool`; the residual blocks of MobileNetV3, MNASNet, EfficientNet,
-    RegNet and ConvNeXt `add`. Other modules are left alone, a second call too.
+    RegNet and ConvNeXt `add`. Other modules do not change; a second call changes nothing.
     """
     for module in list(model.modules()):
         exposed = EXPOSED.get(type(module))

@@ -20,15 +20,15 @@ def read_int8(path: Path, model: nn.Module, room: int) -> dict[str, Tensor]:
     """The float state of `model` with the weights `q * s` of the file.
 
     A layer without a bias of its own is followed by a batch norm in the order of registration: that one becomes the
-    identity plus the bias (`weight = sqrt(1 + eps)` on a variance of 1), so that the network computes what was folded.
+    identity plus the bias (`weight = sqrt(1 + eps)` on a variance of 1), so that the network computes the folded result.
 
     Args:
         path: The file.
         model: The network.
-        room: Bytes the arrays may take in memory where that is more than twice the size of the file.
+        room: Bytes that the arrays may take in memory, if that is more than twice the size of the file.
 
     Raises:
-        QexpError: Damaged, no such file, a layer of the file that the network lacks or the reverse, other shapes, scales that are none.
+        QexpError: The file is missing or damaged, layers or shapes differ from the network's, or a scale is not allowed.
     """
     arrays = _arrays(path, room)
     stored = sorted({name.rpartition(".")[0] for name in arrays})
@@ -73,7 +73,7 @@ def read_int8(path: Path, model: nn.Module, room: int) -> dict[str, Tensor]:
 
 
 def _arrays(path: Path, room: int) -> dict[str, NDArray]:
-    """Returns the arrays of an `.npz`, after a look at what it and each array claim to be."""
+    """Returns the arrays of an `.npz` after checking the claims of its headers."""
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
@@ -85,14 +85,14 @@ def _arrays(path: Path, room: int) -> dict[str, NDArray]:
             return {name: file[name] for name in file.files}
     except QexpError:
         raise
-    except Exception as error:  # bytes that anybody wrote: the readers raise whatever a wrong byte leads them to
+    except Exception as error:  # the bytes come from anywhere: the readers may raise anything for a wrong byte
         raise QexpError(
             f"{path}: damaged or truncated ({type(error).__name__}: {error}); fetch or write it again"
         ) from error
 
 
 def _check_header(file: zipfile.ZipExtFile, size: int) -> None:
-    """Checks that an array's header asks for no more bytes than lie behind it."""
+    """Checks that an array's header claims no more bytes than the file holds for it."""
     major, _ = npy.read_magic(file)
     read = {1: npy.read_array_header_1_0, 2: npy.read_array_header_2_0}.get(major)
     if read is None:

@@ -1,4 +1,4 @@
-"""Key maps as text: `{"^net[.]": "", "total_ops$": null}`, as the command line and YAML have them."""
+"""Key maps as text: `{"^net[.]": "", "total_ops$": null}`, in the form of the command line and of YAML."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ EXAMPLE = '{"^net[.]": "", "total_ops$": null}'
 
 
 def parsed(text: str) -> dict[str, Any]:
-    r"""Returns the mapping a text says; a backslash stands for itself, as regular expressions have it.
+    r"""Returns the mapping that a text describes; a backslash stays a backslash, as regular expressions need it.
 
     Raises:
-        QexpError: It is no mapping.
+        QexpError: The text is not a mapping.
 
     >>> parsed(r'{"^net\.(\d)": "\\1", "total_ops$": null}')
     {'^net\\.(\\d)': '\\1', 'total_ops$': None}

@@ -1,4 +1,4 @@
-"""Which tensors of a checkpoint are a network's: looked for in every mapping and below every prefix, taken only where all fit."""
+"""Finds a network's tensors in a checkpoint: searches every mapping and every prefix, and accepts only a complete fit."""
 
 from __future__ import annotations
 
@@ -28,25 +28,25 @@ SPARE = {
     "target",
     "momentum",
 }  # copies beside the trained network
-# What tools that count operations or average weights leave behind.
+# Left behind by tools that count operations or average weights.
 COUNTED = ("total_ops", "total_params", "n_averaged")
-DEPTH = 3  # mappings within mappings that are looked into, and dots of a prefix
-LOOKS = 2000  # mappings that are looked into
-SHOWN = 4  # names an error lists before it only counts
+DEPTH = 3  # largest depth of nested mappings, and of dots in a prefix
+LOOKS = 2000  # largest number of mappings to search
+SHOWN = 4  # number of names in an error; the others are counted
 
 KeyMap = list[tuple[re.Pattern[str], str | None]]
 
 
 @dataclass(frozen=True)
 class Part:
-    """Tensors of a file under the names they would have in the network.
+    """Tensors of a file with their names in the network.
 
     Attributes:
         place: Keys of the mappings around them, `state_dict`.
-        prefix: What their names began with, `module.`.
+        prefix: Prefix of their names, such as `module.`.
         state: Tensors by name.
         besides: Names of other tensors of the same mapping.
-        versions: Of the modules, as the file has them.
+        versions: Versions of the modules in the file.
     """
 
     place: str
@@ -57,7 +57,7 @@ class Part:
 
     @property
     def spare(self) -> bool:
-        """Whether it is called a copy that is kept beside the trained network."""
+        """Whether its name marks a copy beside the trained network."""
         return bool(SPARE & set(re.split(r"[^a-z]+", f"{self.place}.{self.prefix}".lower())))
 
     @property
@@ -69,18 +69,18 @@ def match(content: Any, model: nn.Module, key_map: Mapping[str, str | None], whe
     """Returns the state that `model.load_state_dict` takes strictly.
 
     A checkpoint may hold it alone or within mappings (`state_dict`, `net`, ...), below a prefix (`module.`, or the name a Lightning
-    module gave the network), beside other tensors. A quantized run's scales and clips are left out: what is read are the float weights
-    beneath. BN counters that old files lack are filled in.
+    module gave the network), beside other tensors. Scales and clips of a quantized run are skipped; the function reads the float
+    weights. BN counters that old files lack are filled in.
 
     Args:
-        content: What the file holds.
+        content: Content of the file.
         model: The network.
         key_map: Regular expression -> replacement for names, applied in order to names without prefix; None drops a name, with prefix
             or without.
         where: The file, for errors.
 
     Raises:
-        QexpError: No weights, none that fit, several networks that fit, or values that are no float weights.
+        QexpError: There are no weights, none fit, several networks fit, or values are not float weights.
     """
     own = model.state_dict()
     renames = _compiled(key_map)
@@ -106,7 +106,7 @@ def match(content: Any, model: nn.Module, key_map: Mapping[str, str | None], whe
 
 
 def _mappings(content: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yields each mapping that has tensors under names, by the keys around it."""
+    """Yields each mapping from names to tensors, with the keys of the mappings around it."""
     waiting, seen = [("", content)], set()
     while waiting and len(seen) < LOOKS:
         place, node = waiting.pop(0)
@@ -121,7 +121,7 @@ def _mappings(content: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 
 def _parts(place: str, mapping: Mapping[str, Any], own: Mapping[str, Any], renames: KeyMap) -> Iterator[Part]:
-    """Yields what a mapping holds below each prefix under which all of the network may lie; below none, or a common one, always."""
+    """Yields a mapping's tensors below each prefix that may hold the whole network; always without prefix and with common ones."""
     found = {
         key.replace("._orig_mod.", "."): value
         for key, value in mapping.items()
@@ -159,7 +159,7 @@ def _parts(place: str, mapping: Mapping[str, Any], own: Mapping[str, Any], renam
 
 
 def _common_prefix(found: Collection[str], own: Collection[str]) -> str:
-    """Returns the known prefixes that every name has and no name of the network begins with."""
+    """Returns the known prefixes of every name that no name of the network begins with."""
     prefix, growing = "", True
     while growing:
         growing = False
@@ -184,7 +184,7 @@ def _compiled(key_map: Mapping[str, str | None]) -> KeyMap:
             find = re.compile(pattern)
             find.sub(replacement or "", "")
         except (re.error, RecursionError, OverflowError) as error:
-            raise QexpError(f"key_map: {pattern!r} -> {replacement!r} is no regular expression ({error})") from error
+            raise QexpError(f"key_map: {pattern!r} -> {replacement!r} is not a regular expression ({error})") from error
         out.append((find, replacement))
     return out
 
@@ -204,9 +204,9 @@ def _renamed(state: dict[str, Any], renames: KeyMap) -> dict[str, Any]:
 
 
 def _chosen(fitting: list[Part], own: Mapping[str, Any], is_lightning: bool, where: str) -> Part:
-    """Returns the one network of a file, where several places fit: not a copy called a teacher or an average, if there is another."""
+    """Returns the file's network if several places fit; copies named as teacher or average come last."""
     trained = [part for part in fitting if not part.spare] or fitting
-    if is_lightning:  # what a Lightning module calls its model is the network
+    if is_lightning:  # in a Lightning checkpoint, the attribute `model` is the network
         trained = [part for part in trained if part.prefix == "model."] or trained
     first, *others = trained
     for other in others:
@@ -232,14 +232,14 @@ def _shape(value: Any) -> list[int] | None:
 
 
 def _faults(state: Mapping[str, Any], own: Mapping[str, Any]) -> list[str]:
-    """Returns what keeps a state from being the network's, in words."""
+    """Returns why a state does not fit the network, in words."""
     missing, unexpected = [k for k in own if k not in state], [k for k in state if k not in own]
     shapes = [
         f"{k}: file {_shape(state[k])}, model {_shape(own[k])}"
         for k in own
         if k in state and isinstance(own[k], Tensor) and _shape(state[k]) != _shape(own[k])
     ]
-    renamed = [] if 2 * len(missing) > len(own) else unexpected  # another network's names say nothing about this one's
+    renamed = [] if 2 * len(missing) > len(own) else unexpected  # the names of another network do not help
     faults = [
         f"{len(missing)} missing: {listed(k + near(k, renamed, 1) for k in missing[:SHOWN])}{_more(missing)}"
         if missing
@@ -271,10 +271,10 @@ def _not_alone(part: Part, where: str) -> QexpError:
 
 
 def _checked(key: str, value: Any, own: Any, where: str) -> Any:
-    """Returns a tensor the network can take as it is.
+    """Returns a tensor in the type that the network needs.
 
     Raises:
-        QexpError: It is of another kind than the network's, or holds values that are no numbers.
+        QexpError: Its type differs from the network's, or it holds values that are not finite.
     """
     if not isinstance(own, Tensor):
         return value
@@ -302,7 +302,7 @@ def _checked(key: str, value: Any, own: Any, where: str) -> Any:
         raise QexpError(f"{where}: {key} holds complex values; the network has {_dtype(own)}")
     if own.dtype.is_floating_point:
         seen = value.to(own.dtype)
-        strange = ~torch.isfinite(seen) & (seen != own.detach().cpu())  # a mask may hold infinities of its own
+        strange = ~torch.isfinite(seen) & (seen != own.detach().cpu())  # a mask may hold infinities
         if strange.any():
             raise QexpError(
                 f"{where}: {key} holds {int(strange.sum()):,} of {seen.numel():,} values that are not finite (nan or inf) as "
@@ -329,7 +329,7 @@ def _below(versions: Any, prefix: str) -> dict[str, Any]:
 
 
 def _versions(own: Mapping[str, Any], versions: Mapping[str, Any]) -> OrderedDict[str, Any]:
-    """Returns the versions of the network's modules, the file's where it says one: modules change their layout from one to the next."""
+    """Returns the module versions, from the file if it has them: the layout of a module depends on its version."""
     out = OrderedDict()
     for name, entry in getattr(own, "_metadata", {}).items():
         said = versions.get(name)
@@ -348,6 +348,6 @@ def _more(names: Collection[str]) -> str:
 
 
 def listed(names: Collection[str] | Iterator[str]) -> str:
-    """Returns the first names, and how many more there are."""
+    """Returns the first names and the number of the others."""
     names = list(names)
     return ", ".join(names[:SHOWN]) + _more(names)

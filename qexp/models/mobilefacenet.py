@@ -16,15 +16,15 @@ SETTINGS = ((2, 64, 5, 2), (4, 128, 1, 2), (2, 128, 6, 1), (4, 128, 1, 2), (2, 1
 class MobileFaceNet(nn.Module):
     """Embeddings `[N, features]` of aligned faces `[N, 3, height, width]`, to be compared by their cosine.
 
-    The last depthwise convolution covers the whole map, so that every place of the face has weights of its own.
+    The last depthwise convolution covers the whole map, so that every place of the face has its own weights.
 
     Args:
         features: Length of the embedding.
         settings: (expansion, channels, blocks, stride) of each stage.
-        size: Height and width of the input; multiples of what the strides make together (16).
+        size: Height and width of the input; multiples of the product of the strides (16).
 
     Raises:
-        QexpError: A size that the strides do not divide.
+        QexpError: The strides do not divide the size.
 
     Source: Chen et al. 2018 (arXiv 1804.07573), table 1.
     """

@@ -66,7 +66,7 @@ class MobileNetV2(nn.Module):
     def __init__(self, shortcut: Shortcut = "all", num_classes: int = 10) -> None:
         super().__init__()
         if shortcut not in ("all", "changed"):
-            raise QexpError(f"MobileNetV2: shortcut={shortcut!r}; allowed: all, changed")
+            raise QexpError(f"MobileNetV2: shortcut={shortcut!r} is not allowed; use all or changed")
         self.conv1 = nn.Conv2d(3, 32, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(32)
         self.relu1 = nn.ReLU()

@@ -9,7 +9,7 @@ class Add(nn.Module):
     """The sum of two tensors of one shape.
 
     Attributes:
-        inplace: Write the sum where the first operand lies; only for who knows that nobody else reads it (see `lean`).
+        inplace: Writes the sum into the first operand; only safe if nothing else reads that operand (see `lean`).
     """
 
     inplace: bool = False

@@ -1,4 +1,4 @@
-"""SSD's boxes: the priors, what raw predictions mean relative to them, and the loss."""
+"""SSD's boxes: the priors, the decoding of raw predictions relative to them, and the loss."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from qexp.models.detector import corners
 
 
 class Map(NamedTuple):
-    """One feature map of a detector: cells a side, pixels from cell to cell, and its boxes in pixels."""
+    """One feature map of a detector: cells per side, pixels from cell to cell, and its boxes in pixels."""
 
     cells: int
     step: float
@@ -26,7 +26,7 @@ class Map(NamedTuple):
 
     @property
     def boxes(self) -> int:
-        """Boxes a cell: two squares, and two of each ratio."""
+        """Boxes per cell: two squares, and two of each ratio."""
         return 2 + 2 * len(self.ratios)
 
 
@@ -38,7 +38,7 @@ SIZES = {  # of the priors, in pixels of a 300-pixel image: published for VOC, a
 
 
 def ssd300_maps(sizes: str = "voc", cells: Sequence[int] = (38, 19, 10, 5, 3, 1)) -> list[Map]:
-    """The six maps of SSD300; cells at the published steps, or evenly spaced where a network has maps of other sizes."""
+    """The six maps of SSD300; cells at the published steps, or evenly spaced for maps of other sizes."""
     steps = (8, 16, 32, 64, 100, 300) if tuple(cells) == (38, 19, 10, 5, 3, 1) else tuple(300 / n for n in cells)
     least = SIZES[sizes]
     return [Map(*one) for one in zip(cells, steps, least, least[1:], RATIOS)]
@@ -101,19 +101,19 @@ class MultiBox(nn.Module):
         return torch.cat([shift, (size / self.priors[:, 2:]).clamp_min(1e-6).log() / self.variances[1]], 1)
 
     def assign(self, true: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """For each prior the box it answers for `[P, 4]` (corners) and its class `[P]`, 0 for background."""
+        """For each prior its target box `[P, 4]` (corners) and its class `[P]`, 0 for background."""
         kinds = torch.zeros(len(self.priors), dtype=torch.int64, device=true.device)
         if not len(true):
             return self.priors.new_zeros(len(self.priors), 4), kinds
         overlaps = box_iou(true, corners(self.priors))
         overlap, which = overlaps.max(0)
-        # Of two boxes with one best prior the later takes it.
+        # If two boxes have the same best prior, the later box gets it.
         for number, best in enumerate(overlaps.argmax(1).tolist()):
             overlap[best], which[best] = 2.0, number
         return true[which], torch.where(overlap >= 0.5, labels[which] + 1, kinds)
 
     def loss(self, raw: Tensor, boxes: Sequence[Tensor], labels: Sequence[Tensor]) -> Tensor:
-        """The loss of a batch."""
+        """The loss of one batch."""
         with torch.no_grad():
             pairs = [self.assign(true, label) for true, label in zip(boxes, labels)]
             targets = torch.stack([self.encode(box) for box, _ in pairs])

@@ -1,4 +1,4 @@
-"""A small network that answers for each pixel: seconds to train on the 8x8 digits."""
+"""A small network with an output per pixel; it trains in seconds on the 8x8 digits."""
 
 from torch import Tensor, nn
 
@@ -8,8 +8,8 @@ class Pixelwise(nn.Module):
 
     Args:
         outputs: Values per pixel: scores of classes, or channels of an image.
-        channels: Of the input.
-        width: Channels in between.
+        channels: Channels of the input.
+        width: Channels of the inner layers.
     """
 
     def __init__(self, outputs: int, channels: int = 1, width: int = 16) -> None:

@@ -17,7 +17,7 @@ VGG16 = (64, 64, "M", 128, 128, "M", 256, 256, 256, "C", 512, 512, 512, "M", 512
 
 
 class L2Norm(nn.Module):
-    """Each pixel's channels scaled to unit length, times a learned factor a channel: `[N, C, H, W]` -> the same shape.
+    """Each pixel's channels scaled to unit length, times one learned factor per channel: `[N, C, H, W]` -> the same shape.
 
     Source: Liu, Rabinovich, Berg 2015, arXiv:1506.04579, section 3.3.
     """
@@ -207,7 +207,7 @@ def rows(maps: Sequence[Tensor], loc: nn.ModuleList, conf: nn.ModuleList) -> Ten
 
 
 def _load_features(features: nn.Module, path: Path) -> None:
-    """Gives a backbone its weights out of a classifier's file."""
+    """Loads a backbone's weights from a classifier's file."""
     if not path.is_file():
         raise QexpError(
             f"{path}: no such file; model.net.backbone names torchvision's squeezenet1_1 weights, null for none"
@@ -218,4 +218,4 @@ def _load_features(features: nn.Module, path: Path) -> None:
             {k.removeprefix("features."): v for k, v in state.items() if k.startswith("features.")}
         )
     except (RuntimeError, pickle.UnpicklingError, EOFError, AttributeError) as error:
-        raise QexpError(f"{path}: are no weights of squeezenet1_1 ({str(error).splitlines()[0]})") from error
+        raise QexpError(f"{path}: not weights of squeezenet1_1 ({str(error).splitlines()[0]})") from error

@@ -9,7 +9,7 @@ class ToyBlock(nn.Module):
     """[N, Cin, H, W] -> [N, C, H / stride, W / stride]: an optional strided BN and convolution, then a residual branch.
 
     The branch is depthwise 3x3, BN, 1x1 to `expansion` times the channels, ReLU, 1x1 back; nothing follows the sum.
-    The places a quantizer goes: outputs of `down.conv`, `bn`, `relu` and `add`.
+    Quantizers belong on the outputs of `down.conv`, `bn`, `relu` and `add`.
     """
 
     def __init__(self, in_channels: int, channels: int, stride: int, expansion: int = 4) -> None:

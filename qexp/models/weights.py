@@ -1,6 +1,6 @@
-"""Float weights from wherever they are kept, loaded strictly: a file, a torchvision name, a URL, a finished run.
+"""Loads float weights strictly from a file, a torchvision name, a URL or a finished run.
 
-Nothing is unpickled but tensors (`weights_only=True`, or safetensors), and every key must fit.
+Only tensors are unpickled (`weights_only=True`, or safetensors), and every key must fit.
 """
 
 import hashlib
@@ -24,13 +24,13 @@ from qexp.models.key_maps import EXAMPLE, parsed
 from qexp.models.matching import listed, match
 from qexp.system.whole_files import whole
 
-# Bytes a file may unpack to: those, and the network with copies of it (of an optimizer, averages).
+# A file may unpack to this many bytes plus the network and its copies (an optimizer's, averages).
 ROOM, COPIES = 64 << 20, 8
 
 
 @dataclass(frozen=True)
 class WeightsRecord:
-    """Where a model's weights came from: the source as given, the sha256 of the file, and its kind."""
+    """The origin of a model's weights: the source as given, the sha256 of the file, and its kind."""
 
     source: str
     sha256: str
@@ -55,7 +55,7 @@ def load_weights(
         cache_dir: Where downloads are kept; `$QEXP_DATA_DIR/weights` by default, or `data/weights` without it.
 
     Raises:
-        QexpError: The source is not there, damaged, refused, or does not fit.
+        QexpError: The source is missing, damaged, not allowed, or does not fit.
     """
     source = str(source)
     try:
@@ -70,14 +70,14 @@ def load_weights(
     elif is_regular:
         path, kind = Path(source), "file"
     elif is_there:
-        raise QexpError(f"weights={source}: no regular file (a pipe or a device); save the weights as a file")
+        raise QexpError(f"weights={source}: not a regular file (a pipe or a device); save the weights as a file")
     elif re.fullmatch(r"(\w+_Weights\.)?[A-Z][A-Z0-9_]*", source):
         path, kind = _from_torchvision(source, model, cache), "torchvision"
     else:
         raise _not_found(source)
     if not os.access(path, os.R_OK):
         raise QexpError(f"weights={source}: the file may not be read; change its permissions")
-    own = getattr(model, "weight_readers", {})  # by file ending: what a network reads in a format of its own
+    own = getattr(model, "weight_readers", {})  # by file ending: readers of the network's own formats
     room = ROOM + COPIES * sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
     if path.suffix in own:
         found = own[path.suffix](path)
@@ -92,7 +92,7 @@ def load_weights(
 
 
 def save_weights(model: nn.Module, path: str | Path) -> None:
-    """Writes the model's `state_dict` as safetensors; the file is complete or not there at all."""
+    """Writes the model's `state_dict` as safetensors; the file is complete or does not exist."""
     path = Path(path)
     try:
         with whole(path) as part:
@@ -104,7 +104,7 @@ def save_weights(model: nn.Module, path: str | Path) -> None:
 
 
 def _as_mapping(key_map: Mapping[str, str | None] | str | None) -> Mapping[str, str | None]:
-    """Returns a key map as a mapping, whether it came as one or as text."""
+    """Returns a key map as a mapping; accepts a mapping or text."""
     said = parsed(key_map) if isinstance(key_map, str) else key_map or {}
     if not isinstance(said, Mapping):
         raise QexpError(f"key_map={key_map} is not allowed; use a mapping: {EXAMPLE}")
@@ -176,7 +176,7 @@ def _fetch(url: str, path: Path, digest: str) -> Path:
 
 
 def _download(url: str, part: Path, name: str) -> None:
-    """Writes what a URL holds to `part`, under a bar called `name`."""
+    """Downloads a URL to `part`, with a progress bar named `name`."""
     with urllib.request.urlopen(url, timeout=30) as response, part.open("wb") as file:
         total = int(response.headers.get("Content-Length") or 0)
         with tqdm(total=total or None, unit="B", unit_scale=True, desc=name, leave=False) as bar:

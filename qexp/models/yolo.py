@@ -1,4 +1,4 @@
-"""What YOLO's raw predictions mean: boxes from anchors, scores, and the loss."""
+"""Decoding of YOLO's raw predictions: boxes from anchors, scores, and the loss."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ class Yolo(nn.Module):
     `scale_xy` s, a side `anchor * exp(t)`, a class's score `sigmoid(objectness) * sigmoid(class)`.
 
     The loss is the complete-IoU loss of each true box's anchors, cross-entropy of objectness everywhere but where a prediction overlaps
-    a true box by more than `ignore`, and of the classes. A true box is answered for by its best anchor over all heads.
+    a true box by more than `ignore`, and of the classes. The best anchor over all heads predicts a true box.
 
     Source: Redmon, Farhadi 2018, arXiv:1804.02767, section 2; scale_xy and the IoU loss: Bochkovskiy et al. 2020, arXiv:2004.10934.
-    Differs from the paper: only the best anchor answers, not all above a threshold.
+    Differs from the paper: only the best anchor predicts a box, not all above a threshold.
 
     Args:
         heads: The output maps in the order of their rows.
@@ -70,7 +70,7 @@ class Yolo(nn.Module):
         return self.boxes(raw), raw[..., 4:5].sigmoid() * raw[..., 5:].sigmoid()
 
     def loss(self, raw: Tensor, boxes: Sequence[Tensor], labels: Sequence[Tensor]) -> Tensor:
-        """The loss of a batch, summed over boxes and divided by their number."""
+        """The loss of one batch, summed over boxes and divided by their number."""
         found = self.boxes(raw)
         total, n = raw.sum() * 0, max(sum(map(len, boxes)), 1)
         for image, (true, label) in enumerate(zip(boxes, labels)):
@@ -89,7 +89,7 @@ class Yolo(nn.Module):
         return total / n
 
     def responsible(self, true: Tensor) -> Tensor:
-        """The row `[n]` that answers for each box `[n, 4]`: the anchor of the most similar size, in the cell of the box's centre."""
+        """The row `[n]` that predicts each box `[n, 4]`: the anchor of the most similar size, in the cell of the box's centre."""
         centre, size = (true[:, :2] + true[:, 2:]) / 2, true[:, 2:] - true[:, :2]
         both = torch.minimum(size[:, None], self.anchor).prod(-1)
         overlap = both / (size.prod(-1)[:, None] + self.anchor.prod(-1) - both)

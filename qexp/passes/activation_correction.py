@@ -1,4 +1,4 @@
-"""Activation correction: the mean of each channel of a quantized output is restored in every batch."""
+"""Activation correction: restores the mean of each channel of a quantized output in every batch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from qexp.quantizers.base import Quantizer
 
 
 def restore_mean(x: Tensor, quantized: Tensor) -> Tensor:
-    """Returns `quantized` plus, where it is positive, what the mean of its channel lacks of `relu(x)`; both `[N, C, ...]`.
+    """Returns `quantized` with each channel's mean moved to that of `relu(x)`; only positive values change. Both `[N, C, ...]`.
 
     `d_c = (sum relu(x) - sum x_q) / (#{x > 0} + 1e-8)`, over the batch.
 
@@ -31,15 +31,16 @@ class _Restore:
 
 
 class ActivationCorrection(Pass):
-    """Restores the mean of every quantized output that a ReLU follows, in each batch: an analysis, not a method for hardware.
+    """Restores the mean of every quantized output that a ReLU follows, in each batch.
 
-    It needs the float result at inference, so the record says `not_mappable`; the codes know nothing of it.
+    This is an analysis and not a method for hardware: it needs the float result at inference. The record therefore holds
+    `not_mappable`. The codes do not change.
 
     Source: the option of cnn-quantization.
     """
 
     def on_fitted(self, model: nn.Module, context: PassContext) -> None:
-        """Hooks the outputs; raises where there is none."""
+        """Hooks the outputs; raises if there is none."""
         found = [
             q for name, site, q in quantizers(model) if site == "output" and name in context.facts.followed_by_relu
         ]

@@ -1,4 +1,4 @@
-"""What a pass is: an edit of the model at one of four moments of a run."""
+"""The base class of passes: edits of the model at one of four moments of a run."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from qexp.results.judging import Judge
 
 @dataclass
 class PassContext:
-    """What a pass may look at besides the model.
+    """What a pass may use besides the model.
 
     Attributes:
-        facts: What the graph says; a pass that puts other modules into the float model reads it off anew.
+        facts: Facts of the model's graph. A pass that replaces modules of the float model reads them again.
         images: Calibration batches `[N, C, H, W]`.
-        findings: What passes report, by name; goes into the record.
+        findings: Results of the passes, by name; they go into the record.
         calibration: Statistics by (layer, site) of the float model; None before calibration.
-        folded: How the results of convolutions with a folded batch norm are distributed, by layer.
-        folder: The run's folder, for what a long pass keeps so that a killed run can go on; None keeps nothing.
-        seed: The run's.
-        device: Where a pass that computes much may do so; None leaves the model where it is.
+        folded: Distribution of the results of each convolution with a folded batch norm, by layer.
+        folder: The run's folder. A long pass keeps files in it, so that a killed run can be resumed; None keeps nothing.
+        seed: Seed of the run.
+        device: Device for passes with much computation; None leaves the model where it is.
         progress: Show progress bars.
-        judge: The network's task, which knows what its outputs decide; None where a pass is tried without one.
+        judge: The network's task, which computes decisions from its outputs; None if a pass is tried without one.
     """
 
     facts: Facts
@@ -45,14 +45,14 @@ class PassContext:
 
 
 class Pass:
-    """An edit of the model, in place; a subclass writes the moments it needs, the others do nothing.
+    """An edit of the model, in place. A subclass overrides the methods it needs; the others do nothing.
 
-    A recipe lists passes by name under `passes:`, and `passes=` on the command line adds others, named in `conf/passes`. At each moment the
-    recipe's come first, then the others, each in the order written; a name that stands in both takes the recipe's place.
+    A recipe lists passes by name under `passes:`. `passes=` on the command line adds others, named in `conf/passes`. At each moment the
+    passes of the recipe run first, then the others, each in the order written. A name in both runs once, in the recipe's position.
 
     Attributes:
-        keeps_results: Whether the float network computes the same after `on_float`, which every run then checks; a pass whose edit changes
-            results by design sets it to False.
+        keeps_results: Whether the float network computes the same results after `on_float`; every run then checks this. A pass that
+            changes results by design sets it to False.
     """
 
     keeps_results: bool = True
@@ -61,10 +61,10 @@ class Pass:
         """Edits the float weights, after batch norm is folded (where it is) and before quantizers are attached."""
 
     def on_statistics(self, model: nn.Module, context: PassContext) -> None:
-        """Edits quantizers that know what was seen but not yet their range: bits for each channel, say."""
+        """Edits quantizers that have statistics but no range yet: sets bits for each channel, for example."""
 
     def on_fitted(self, model: nn.Module, context: PassContext) -> None:
         """Edits the calibrated model: corrects biases, re-estimates batch norms, learns roundings."""
 
     def on_trained(self, model: nn.Module, context: PassContext) -> None:
-        """Looks at the network after its training with quantizers, before it is evaluated; not called where nothing was trained."""
+        """Inspects or edits the network after its training with quantizers and before its evaluation; not called without training."""

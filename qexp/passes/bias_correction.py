@@ -1,4 +1,4 @@
-"""Expected-input bias correction: the mean shift that rounded weights give each output is taken off the bias."""
+"""Expected-input bias correction: subtracts from the bias the mean shift that rounded weights cause in each output."""
 
 from __future__ import annotations
 
@@ -37,28 +37,28 @@ def relu_mean(mean: Tensor, std: Tensor) -> Tensor:
 
 
 class BiasCorrection(Pass):
-    """Takes `sum (W_q - W)[o, i, kh, kw] E[x_i]` off the bias of every layer with quantized weights, from the first to the last.
+    """Subtracts `sum (W_q - W)[o, i, kh, kw] E[x_i]` from the bias of every layer with quantized weights, first to last.
 
-    One forward pass of the quantized network over the calibration images corrects each layer as it comes to it, so that every layer
-    sees the inputs that the corrected layers before it give. A layer without a bias gets one. A quantizer on the bias is fitted anew.
-    Layers whose batch norm was measured again after quantization hold no shift any more and are left out.
+    One forward pass of the quantized network over the calibration images corrects each layer just before the layer runs, so that
+    its inputs come from corrected layers. A layer without a bias gets one. A quantizer on the bias is fitted again. Layers whose
+    batch norm was measured again after quantization have no shift left and are skipped.
 
     Args:
         mode: Where E[x_i] comes from: `empirical`, the mean of the layer's quantized input channel; `analytic`, the folded batch norm
-            and the ReLU before the layer (empirical where none is known, through adds and pools).
+            and the ReLU before the layer (empirical if none is known, such as behind adds and pools).
         images: How many calibration images are run, in one batch.
 
     Source: Nagel et al. 2019 (arXiv 1906.04721), section 4.2 and equations 17-19.
-    Differs from the paper: `empirical` weighs E[x_i] of the quantized input; padded borders are counted as if they were not.
-    Matching each layer's mean result to the float network's instead (their appendix D) was tried and is left out: on ResNet-20 it
-    measured worse at every width (W4A8 90.85 against 91.36 %, W3A8 58.6 against 85.1 %).
+    Differs from the paper: `empirical` weighs E[x_i] of the quantized input; padding at the borders is ignored.
+    Their appendix D, which matches each layer's mean result to the float network's, is not offered: on ResNet-20 it was worse at
+    every width (W4A8 90.85 against 91.36 %, W3A8 58.6 against 85.1 %).
     """
 
     def __init__(self, mode: Literal["empirical", "analytic"] = "empirical", images: int = 128) -> None:
         if mode not in MODES:
-            raise QexpError(f"BiasCorrection(mode={mode!r}): allowed are {', '.join(MODES)}")
+            raise QexpError(f"BiasCorrection(mode={mode!r}) is not allowed; use {' or '.join(MODES)}")
         if images < 1:
-            raise QexpError(f"BiasCorrection(images={images}): at least 1 calibration image is needed")
+            raise QexpError(f"BiasCorrection(images={images}) is not allowed; use 1 or more")
         self.mode, self.images = mode, images
 
     @torch.no_grad()
@@ -80,14 +80,14 @@ class BiasCorrection(Pass):
             def hook(layer: Quantized, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
                 nonlocal analytic
                 if name in done:
-                    return  # a layer that is called again keeps its first correction
+                    return  # a layer that runs several times keeps its first correction
                 mean = known_input(name, model, context) if self.mode == "analytic" else None
                 analytic += mean is not None
                 if mean is None:
                     x = operands(args, kwargs)[0]
                     mean = channel_mean(layer.input_quantizer(x), activation_axis(layer, x.ndim))
                 error = layer.quantized_weight().double() - layer.weight.double()
-                untie(model, name, "bias")  # each layer has errors of its own to take off
+                untie(model, name, "bias")  # each layer has its own error to subtract
                 done[name] = _shift(layer, -response(layer, error, mean), name, context)
 
             return hook
@@ -105,7 +105,9 @@ class BiasCorrection(Pass):
         context.findings |= {"corrected_biases": len(done), "largest_bias_shift": round(done[largest], 4)}
         if self.mode == "analytic":
             log.info(
-                "bias correction: %d of %d inputs known from batch norms, the others measured", analytic, len(done)
+                "bias correction: %d of %d input means come from batch norms, the others were measured",
+                analytic,
+                len(done),
             )
             context.findings["analytic_inputs"] = analytic
 
@@ -116,28 +118,28 @@ def channel_mean(x: Tensor, axis: int = 1) -> Tensor:
 
 
 def known_input(name: str, model: nn.Module, context: PassContext) -> Tensor | None:
-    """Returns E[x] of each input channel of a layer, from the folded batch norm before it, None where that does not tell."""
+    """Returns E[x] of each input channel of a layer, from the folded batch norm before it; None if that does not determine it."""
     operands = context.facts.sources.get(name, ())
     chain = operands[0] if operands else ()
-    # A ReLU6 is not looked through, nor what took its place.
+    # The search does not pass a ReLU6 or a module that replaced one.
     if chain and isinstance(model.get_submodule(chain[-1]), nn.ReLU | nn.ReLU6):
         inner = context.facts.sources.get(chain[-1], ())
         chain += inner[0] if inner else ()
     normal = context.folded.get(chain[-1]) if chain else None
-    # a layer that is called several times has several before it, of which the graph names one
+    # a layer that runs several times has several predecessors, and the graph names only one of them
     if normal is None or any(
         context.facts.calls.get(part, 1) > 1 for part in chain if isinstance(model.get_submodule(part), nn.ReLU6)
     ):
         return None
     taken, shape = channels(model.get_submodule(name))[1], context.facts.shapes[name].get("input", ())
     if len(normal.mean) != taken or shape[1:2] != (taken,):
-        return None  # maps flattened into vectors, or a linear layer over positions
+        return None  # flattened maps, or a linear layer over positions
     between = [model.get_submodule(part) for part in chain[:-1]]
     if not all(isinstance(m, nn.Identity | nn.Dropout | nn.ReLU | nn.ReLU6) for m in between):
         return None
     if any(isinstance(m, nn.ReLU6) for m in between):
         return relu_mean(normal.mean, normal.std) - relu_mean(normal.mean - 6, normal.std)
-    # followed by a ReLU, wherever else its result goes
+    # a ReLU follows, whatever else reads the result
     if name in context.facts.rectified or chain[-1] in context.facts.followed_by_relu:
         return relu_mean(normal.mean, normal.std)
     return normal.mean.double()

@@ -1,4 +1,4 @@
-"""Bits for each channel: wide channels get more, narrow ones less, the mean stays."""
+"""Bits for each channel: channels with a wide range get more bits, others fewer; the mean stays the same."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ def allocate(
 ) -> Tensor:
     """Returns the bits of each channel, int64 `[C]`, in `0..most`.
 
-    `plain` rounds `log2(bins)`. `fixed` moves the budget it asks for by half the miss, up to ten times, until the mean is within 0.01
-    of `bits`; this can swing for ever. The guard `remainder` then gives (takes) single bits one at a time to (from) the channel with
-    the largest (smallest) `log2(bins) - bits`, ties to the lower index, until they sum to `floor(C * bits)`, so that the budget is
-    met and never exceeded; `none` returns the last of the ten.
+    `plain` rounds `log2(bins)`. `fixed` moves the requested budget by half the miss, up to ten times, until the mean is within 0.01
+    of `bits`; this may oscillate. The guard `remainder` then adds (removes) one bit at a time at the channel with the largest
+    (smallest) `log2(bins) - bits`, ties to the lower index, until the sum is `floor(C * bits)`: the budget is met and never
+    exceeded. The guard `none` returns the last of the ten results.
 
     Args:
         spread: Standard deviation or mean absolute deviation of each channel, `[C]`.
-        bits: Bits a channel on average, whole or not.
-        rounding: Of `log2(bins)`.
+        bits: Mean bits per channel; may be fractional.
+        rounding: How `log2(bins)` is rounded.
         target: See above.
         guard: See above.
         most: Greatest width of a channel.
@@ -71,7 +71,7 @@ def allocate(
 
 
 def _meet(exact: Tensor, given: Tensor, budget: int, most: int) -> Tensor:
-    """Returns `given` after single bits were given or taken until the sum is the budget, or no channel can change."""
+    """Returns `given` with single bits added or removed until the sum is the budget, or until no channel can change."""
     while (missing := budget - int(given.sum())) != 0:
         step = 1 if missing > 0 else -1
         free = given < most if step > 0 else given > 0
@@ -83,18 +83,18 @@ def _meet(exact: Tensor, given: Tensor, budget: int, most: int) -> Tensor:
 
 
 class BitAllocation(Pass):
-    """Gives each channel of weights and activations a width of its own, at the width the plan has for the tensor on average.
+    """Gives each channel of weights and activations its own width; the mean is the tensor's width in the plan.
 
-    Quantizers per channel on an unsigned uniform grid take part (quant=gemmlowp and the aciq family); a channel of 0 bits becomes a
-    constant. Integer hardware needs a scale for each input channel to follow the activations' widths, so this is for simulation
-    unless the consumer can take them.
+    It changes quantizers per channel on an unsigned uniform grid (quant=gemmlowp and the aciq family). A channel of 0 bits becomes a
+    constant. For activations, integer hardware needs one scale per input channel; without that support, the result is for
+    simulation only.
 
     Args:
         sites: Tensors to allocate.
-        bits: Mean width of a site that differs from the plan's, such as `{output: 3.5}`.
-        widest: Tensors wider than this in the plan keep one width (the source allocates up to 4 bits); null allocates all.
+        bits: Mean width per site, if it differs from the plan's, such as `{output: 3.5}`.
+        widest: Tensors wider than this in the plan keep one width (the source allocates up to 4 bits); null includes all tensors.
         rounding, target, guard, most: See `allocate`.
-        prior: Spread of activations: `gauss` their standard deviation, `laplace` their b.
+        prior: Spread of activations: `gauss` uses their standard deviation, `laplace` their b.
 
     Source: Banner et al. 2019 (arXiv 1810.05723), section 4.
     Differs from the paper: the spread is the standard deviation (or b), as in their code, not the clip range; the guard.
@@ -115,18 +115,18 @@ class BitAllocation(Pass):
         given = {"rounding": rounding, "prior": prior, "target": target, "guard": guard}
         for name, allowed in (choices | {"guard": ("remainder", "none")}).items():
             if given[name] not in allowed:
-                raise QexpError(f"BitAllocation({name}={given[name]!r}): allowed are {', '.join(allowed)}")
+                raise QexpError(f"BitAllocation({name}={given[name]!r}) is not allowed; use {' or '.join(allowed)}")
         wrong = [s for s in [*sites, *(bits or {})] if s not in ("weight", "input", "output")]
         if wrong or not all(0 < b <= most for b in (bits or {}).values()) or not 1 <= most <= 16:
             raise QexpError(
-                f"BitAllocation(sites={list(sites)}, bits={dict(bits or {})}, most={most}): sites are weight, input, output, "
-                "bits lie above 0 and up to most, most is 1..16"
+                f"BitAllocation(sites={list(sites)}, bits={dict(bits or {})}, most={most}) is not allowed; use the sites weight, "
+                "input, output, bits above 0 and up to `most`, and `most` of 1..16"
             )
         self.sites, self.bits, self.widest, self.prior = tuple(sites), dict(bits or {}), widest, prior
         self.options = {"rounding": rounding, "target": target, "guard": guard, "most": most}
 
     def on_statistics(self, model: nn.Module, context: PassContext) -> None:
-        """Sets the widths, and reports the mean width of each site and what missed its target."""
+        """Sets the widths; reports the mean width of each site and the tensors that missed their target."""
         elements: dict[str, list[tuple[float, int]]] = {}
         missed, seen = [], set()
         for name, site, q in quantizers(model):
@@ -135,7 +135,7 @@ class BitAllocation(Pass):
             if not (isinstance(q, AffineQuantizer) and q.granularity.axis is not None and q.signed is False):
                 continue
             if id(q) in seen:
-                raise QexpError(f"{name} ({site}): bit allocation cannot serve a quantizer that several tensors share")
+                raise QexpError(f"{name} ({site}): bit allocation cannot change a quantizer that several tensors share")
             seen.add(id(q))
             bits = self.bits.get(site.split(".")[0], q.bits)
             found = allocate(self._spread(model, context, name, site, q), bits, **self.options)
@@ -147,7 +147,7 @@ class BitAllocation(Pass):
             log.info("%s (%s): bits of channels %s", name, site, _brief(found))
         if not elements and not self._too_wide(model):
             raise QexpError(
-                f"bit allocation found no {' or '.join(self.sites)} to serve; it needs quantizers per channel on an unsigned grid "
+                f"bit allocation found no {' or '.join(self.sites)} to change; it needs quantizers per channel on an unsigned grid "
                 "(quant=gemmlowp with granularity: channel, or quant=ladder/aciq/alloc)"
             )
         for site, found in elements.items():

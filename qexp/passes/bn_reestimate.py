@@ -1,4 +1,4 @@
-"""Batch norms that see the quantized network: their running statistics measured again."""
+"""Measures the running statistics of batch norms again, in the quantized network."""
 
 from __future__ import annotations
 
@@ -17,18 +17,19 @@ log = logging.getLogger(__name__)
 
 
 class BnReestimate(Pass):
-    """Moves every batch norm's running mean and variance by what quantization moved them, on the calibration images.
+    """Moves every batch norm's running mean and variance by the shift that quantization causes on the calibration images.
 
-    Once the quantizers have their ranges, before any training: `mean + (mean_q - mean_f)`, `var * var_q / var_f`, where q and f are the
-    quantized and the float network on the same images, each batch norm seeing what the measured ones before it give. The statistics are
-    means over batches, each counted alike; the batches are as even as the images allow. What else behaves otherwise in training (dropout,
-    quantizers with memory) stays as in evaluation.
+    It runs once the quantizers have their ranges and before any training: `mean + (mean_q - mean_f)`, `var * var_q / var_f`, where q
+    and f are the quantized and the float network on the same images. Each batch norm gets its input from batch norms measured before.
+    The statistics are means over batches of equal weight; batch sizes are as even as possible. Other modules that differ in training
+    (dropout, quantizers with memory) stay in evaluation mode.
 
     Args:
-        batch: Images a batch, at most (one more where a single image would be left over); at least 2.
-        relative: False takes `mean_q` and `var_q` themselves. Networks trained on augmented images lose by that, since calibration images
-            are not augmented: padded crops alone move the first mean of the public ResNet-20 by a quarter of its standard deviation.
-        after_training: Measure again, themselves, when a training with quantizers has ended; the same caution holds.
+        batch: Largest number of images per batch (one more if a single image would be left over); at least 2.
+        relative: False uses `mean_q` and `var_q` themselves. This makes networks trained on augmented images worse, since calibration
+            images are not augmented: padded crops alone move the first mean of the public ResNet-20 by a quarter of its standard
+            deviation.
+        after_training: Also measure `mean_q` and `var_q` after training with quantizers; the same warning applies.
 
     Source: Sun et al. 2019 (arXiv 1904.02848), after post-training quantization; Nagel et al. 2022 (arXiv 2203.11086), section 4.1.
     Differs from the papers: `relative`.
@@ -37,7 +38,7 @@ class BnReestimate(Pass):
     def __init__(self, batch: int = 128, relative: bool = True, after_training: bool = False) -> None:
         if batch < 2:
             raise QexpError(
-                f"BnReestimate(batch={batch}): a batch of at least 2 images is needed to measure a variance"
+                f"BnReestimate(batch={batch}) is not allowed; use 2 or more, since a variance needs 2 images"
             )
         self.batch, self.relative, self.after_training = batch, relative, after_training
 
@@ -50,7 +51,7 @@ class BnReestimate(Pass):
 
     @torch.no_grad()
     def _settle(self, model: nn.Module, context: PassContext, relative: bool) -> None:
-        """Replaces the statistics; reports how many batch norms, and by how many of its old standard deviations a mean moved at most."""
+        """Replaces the statistics; reports the number of batch norms and the largest shift of a mean, in old standard deviations."""
         norms = {
             name: m
             for name, m in model.named_modules()
@@ -92,7 +93,7 @@ class BnReestimate(Pass):
 def measured(
     model: nn.Module, norms: Mapping[str, nn.Module], batches: Sequence[Tensor], progress: bool
 ) -> dict[str, tuple[Tensor, Tensor]]:
-    """Returns mean and variance of what each batch norm meets, `[C]` each, every one normalising by the batch; their statistics change."""
+    """Returns mean and variance of each batch norm's input, `[C]` each. Every one normalises by the batch; its statistics change."""
     momentum = {name: m.momentum for name, m in norms.items()}
     with evaluating(model):
         for m in norms.values():

@@ -1,4 +1,4 @@
-"""Sums of two 8-bit tensors get scales with which no pair of codes lies so near to a tie that runtimes round it differently."""
+"""Gives sums of two 8-bit tensors scales at which no sum is so near a tie that runtimes round it differently."""
 
 from __future__ import annotations
 
@@ -21,17 +21,18 @@ from qexp.quantizers.uniform import Uniform
 log = logging.getLogger(__name__)
 TRIES = 6000
 STEP = 2.0**-19  # of a scale, from one try to the next: six thousand of them are about one percent
-WORD = 2.0**-23  # what four float32 operations may lose of a number
-FAR = 2.0  # such losses, of the zeros' parts, that a sum should be away from a tie
+WORD = 2.0**-23  # relative error of four float32 operations
+FAR = 2.0  # smallest distance of a sum from a tie, in such errors of the zero points' part
 
 
 class ClearSums(Pass):
-    """Raises the scale of one operand of each residual sum, by a percent at most, until no sum of two codes is nearly a tie.
+    """Raises the scale of one operand of each residual sum, by one percent at most, until no sum of two codes is nearly a tie.
 
-    Runtimes compute `(a - za) * sa / sy + (b - zb) * sb / sy` in float32, each in its own order, and one sum in a million lies where the
-    order decides the code; two layers later it is thousands. There are but 65,536 pairs of codes, so all of them are tried. Some runtimes
-    take the zeros' parts, `za * sa / sy + zb * sb / sy`, out of the sum as one number, whose rounding counts however small the sum is: the
-    first scale with room for that is taken, else the one with most. The operand is one whose quantizer nothing else uses. Sums of more
+    Runtimes compute `(a - za) * sa / sy + (b - zb) * sb / sy` in float32, each in its own order. For one sum in a million the order
+    decides the code; two layers later thousands of codes differ. There are only 65,536 pairs of codes, so the pass tries all of them.
+    Some runtimes compute the zero points' part, `za * sa / sy + zb * sb / sy`, as one number, and its rounding error is the same for
+    small sums. The pass takes the first scale with a margin for that error, or else the scale with the largest margin. It changes an
+    operand whose quantizer nothing else uses. Sums of more
     than 8 bits, or with learned scales that still move, are left alone.
     """
 
@@ -66,7 +67,7 @@ def _narrow(quantizer: nn.Module) -> bool:
 
 
 def _readers(model: nn.Module, facts: Facts, name: str) -> list[Quantizer]:
-    """Returns the quantizers that a sum passes next, through layers that only clamp or move codes."""
+    """Returns the quantizers that a sum reaches next, through layers that only clamp or move codes."""
     found: list[Quantizer] = []
     module = model.get_submodule(name)
     own = module.site("output") if isinstance(module, Quantized) and "output" in module.sites else None
@@ -107,7 +108,7 @@ def _clear(name: str, free: Quantizer, other: Quantizer, grids: Sequence[Quantiz
 
 
 def _room(a: NDArray, b: NDArray, apart: float, scale: float, zero: int, low: int, high: int) -> float:
-    """Returns how far the sums of `a [A]` and `b [B]` stay from ties, in what float32 loses of `apart`; -1 where one is nearly a tie."""
+    """Returns the distance of the sums of `a [A]` and `b [B]` from ties, in float32 errors of `apart`; -1 if one is nearly a tie."""
     x, y = (a / scale)[:, None], (b / scale)[None]
     total = x + y
     slack = WORD * (np.abs(x) + np.abs(y) + np.abs(total) + abs(zero) + 1)
@@ -118,6 +119,6 @@ def _room(a: NDArray, b: NDArray, apart: float, scale: float, zero: int, low: in
 
 
 def _codes(quantizer: Quantizer) -> NDArray:
-    """Returns the codes of a grid, less their zero."""
+    """Returns the codes of a grid minus their zero point."""
     low, high = map(int, quantizer.limits)
     return np.arange(low, high + 1, dtype=np.float64) - float(quantizer.zero_point)

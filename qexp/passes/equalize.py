@@ -1,4 +1,4 @@
-"""Cross-layer equalization: consecutive layers share out their weight ranges, channel by channel."""
+"""Cross-layer equalization: makes the weight ranges of consecutive layers equal, channel by channel."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from qexp.passes.tied import tied_with
 
 log = logging.getLogger(__name__)
 
-# what a positive factor passes through unchanged
+# modules that a positive factor passes through unchanged
 _HOMOGENEOUS = (
     *(nn.Identity, nn.Dropout, nn.Dropout2d, nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.Flatten),
     *(nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d),
@@ -32,7 +32,7 @@ _HOMOGENEOUS_NAMES = {
 
 
 class ClippedReLU(nn.Module):
-    """`clip(x, 0, bound)` with a bound for each channel: what a ReLU6 becomes between equalized layers.
+    """`clip(x, 0, bound)` with one bound per channel: replaces a ReLU6 between equalized layers.
 
     Args:
         bound: In a shape that broadcasts against the tensor, such as `[C, 1, 1]`.
@@ -56,18 +56,18 @@ class Pair:
 
 
 class Equalize(Pass):
-    """Scales output channel i of a layer by `1/s_i` and what meets it in the next layer by `s_i`, `s_i = sqrt(r1_i / r2_i)`.
+    """Scales output channel i of a layer by `1/s_i` and its weights in the next layer by `s_i`, with `s_i = sqrt(r1_i / r2_i)`.
 
     `r1_i` is the largest magnitude of the first layer's weights of that channel, `r2_i` of the second's; afterwards both are
     `sqrt(r1_i r2_i)`. All pairs are swept until every factor is within `tolerance` of 1. Pairs come from the graph: weighted layers
-    with nothing between them but what a positive factor passes through (ReLU, PReLU, leaky ReLU, pooling, flattening), and no branch.
-    Depthwise layers stand in two pairs. A channel of zeros in either layer keeps its factor 1.
+    with only modules between them that a positive factor passes through (ReLU, PReLU, leaky ReLU, pooling, flattening), and no branch.
+    Depthwise layers are in two pairs. A channel of zeros in either layer keeps its factor 1.
 
     Args:
-        sweeps: Over all pairs, at most.
-        tolerance: Of the factors, at which sweeping ends.
-        relu6: What becomes of a ReLU6 between two layers: `relu` replaces it, as published, which changes what it clipped; `clip` gives
-            it a bound for each channel, which changes nothing; `skip` leaves the pair alone.
+        sweeps: Largest number of sweeps over all pairs.
+        tolerance: Distance of the factors from 1 at which the sweeps end.
+        relu6: Treatment of a ReLU6 between two layers: `relu` replaces it, as published, which changes clipped values; `clip` gives
+            it a bound for each channel, which keeps the results; `skip` skips the pair.
         absorb: Move `c = max(0, beta - 3 gamma)` of each channel, from the folded batch norm, out of the first layer's bias into the
             second's, so that few large values widen its input. Exact where the input exceeds c, away from padded borders.
 
@@ -82,18 +82,20 @@ class Equalize(Pass):
         absorb: bool = False,
     ) -> None:
         if relu6 not in ("relu", "clip", "skip"):
-            raise QexpError(f"Equalize(relu6={relu6!r}): allowed are relu, clip, skip")
+            raise QexpError(f"Equalize(relu6={relu6!r}) is not allowed; use relu, clip or skip")
         if sweeps < 1 or tolerance <= 0:
-            raise QexpError(f"Equalize(sweeps={sweeps}, tolerance={tolerance}): allowed are sweeps >= 1, tolerance > 0")
+            raise QexpError(
+                f"Equalize(sweeps={sweeps}, tolerance={tolerance}) is not allowed; use sweeps >= 1 and tolerance > 0"
+            )
         self.sweeps, self.tolerance, self.relu6, self.absorb = sweeps, tolerance, relu6, absorb
         self.keeps_results = not absorb  # and where a ReLU6 becomes a ReLU, which `on_float` finds out
 
     @torch.no_grad()
     def on_float(self, model: nn.Module, context: PassContext) -> None:
-        """Equalizes in place; reports pairs, sweeps, channels of zeros, and how much the network's results moved."""
+        """Equalizes in place; reports pairs, sweeps, channels of zeros, and the change of the network's results."""
         pairs, refused = find_pairs(model, context.facts, self.relu6 != "skip")
         for reason, count in Counter(refused.values()).items():
-            log.info("equalize: %d layers left alone: %s", count, reason)
+            log.info("equalize: %d layers are not scaled: %s", count, reason)
         if not pairs:
             reasons = "; ".join(sorted(set(refused.values()))) or context.facts.trace_error or "one layer only"
             raise QexpError(f"equalization found no pair of layers it may scale: {reasons}")
@@ -123,14 +125,14 @@ class Equalize(Pass):
         context.findings |= {"equalize_dead": dead} | ({"absorbed_biases": absorbed} if self.absorb else {})
 
     def _free(self, model: nn.Module, pair: Pair) -> None:
-        """Makes a pair's ReLU6s something that factors pass through; bounds by channel start at 6."""
+        """Replaces a pair's ReLU6s by clamps with one bound per channel, which start at 6 and can be scaled."""
         for name in pair.relu6:
             weight = model.get_submodule(pair.first).weight
             bound = weight.new_full((channels(model.get_submodule(pair.first))[0], *[1] * (weight.ndim - 2)), 6.0)
             _put(model, name, nn.ReLU() if self.relu6 == "relu" else ClippedReLU(bound))
 
     def _even_out(self, model: nn.Module, pair: Pair, total: Tensor) -> float:
-        """Scales one pair, multiplies its factors into `total` `[C]`, and returns how far from 1 the farthest was."""
+        """Scales one pair, multiplies its factors into `total` `[C]`, and returns the largest distance of a factor from 1."""
         r1, r2 = _ranges(model, pair).double()
         s = torch.where((r1 > 0) & (r2 > 0), torch.sqrt(r1 / torch.where(r2 > 0, r2, 1.0)), 1.0)
         scale_outputs(model.get_submodule(pair.first), 1 / s)
@@ -139,7 +141,7 @@ class Equalize(Pass):
         return float((s - 1).abs().max())
 
     def _settle(self, model: nn.Module, pair: Pair, total: Tensor, context: PassContext) -> None:
-        """Tells bounds and known distributions of the first layer's results what they were scaled by."""
+        """Scales the bounds and the known distributions of the first layer's results by its factors."""
         if pair.first in context.folded:
             normal = context.folded[pair.first]
             normal.mean, normal.std = (t / total.to(t) for t in (normal.mean, normal.std))
@@ -150,11 +152,11 @@ class Equalize(Pass):
 
 
 def find_pairs(model: nn.Module, structure: Facts, relu6: bool = True) -> tuple[list[Pair], dict[str, str]]:
-    """Returns the pairs of layers that can be equalized, in order of execution, and for each other weighted layer why not.
+    """Returns the pairs of layers that can be equalized, in order of execution, and the reason for each other weighted layer.
 
     Args:
         model: Float network.
-        structure: What its graph says.
+        structure: Facts of its graph.
         relu6: Whether a ReLU6 may stand between them.
     """
     if structure.trace_error:
@@ -198,7 +200,7 @@ def find_pairs(model: nn.Module, structure: Facts, relu6: bool = True) -> tuple[
 
 
 def _not_channels(model: nn.Module, structure: Facts, first: str, second: str) -> str:
-    """Returns why the channels that leave one layer are not those that the next one weighs, by the tensors' shapes; "" if they are."""
+    """Returns why the output channels of one layer are not the input channels of the next one, by shapes; "" if they are."""
     leaving, entering = structure.shapes[first]["output"], structure.shapes[second]["input"]
     count, incoming = channels(model.get_submodule(first))[0], channels(model.get_submodule(second))[1]
     linear = [issubclass(float_class(model.get_submodule(n)), nn.Linear) for n in (first, second)]
@@ -215,7 +217,7 @@ def _not_channels(model: nn.Module, structure: Facts, first: str, second: str) -
 
 
 def _spatial(model: nn.Module, part: str) -> bool:
-    """Whether what stands between two layers works on other dimensions than the first two alone."""
+    """Whether the modules between two layers work on other dimensions than the first two."""
     known = (nn.Identity, nn.Dropout, nn.ReLU, nn.ReLU6, nn.LeakyReLU)
     return (
         "pool" in part or "flatten" in part if part.endswith("()") else not isinstance(model.get_submodule(part), known)
@@ -233,7 +235,7 @@ def _ranges(model: nn.Module, pair: Pair) -> Tensor:
 
 
 def _absorb(model: nn.Module, pair: Pair, context: PassContext) -> int:
-    """Moves what a channel never falls below from the first layer's bias into the second's; returns how many channels had some."""
+    """Moves each channel's lower bound from the first layer's bias into the second's; returns the number of channels moved."""
     normal = context.folded.get(pair.first)
     between = context.facts.chains[pair.first][:-1]
     plain = all(
@@ -241,7 +243,7 @@ def _absorb(model: nn.Module, pair: Pair, context: PassContext) -> int:
         for part in between
     )
     if normal is None or not plain or pair.first not in context.facts.followed_by_relu:
-        return 0  # only a ReLU passes on a constant that its input never falls below
+        return 0  # only a ReLU keeps a lower bound of its input
     first, second = model.get_submodule(pair.first), model.get_submodule(pair.second)
     c = (normal.mean - 3 * normal.std).clamp_min(0)
     first.bias.sub_(c.to(first.bias))

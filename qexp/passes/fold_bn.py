@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Normal:
-    """What a folded batch norm made of its convolution's result: mean beta and standard deviation |gamma| of each channel, `[C]`."""
+    """The distribution of a folded batch norm's result: mean beta and standard deviation |gamma| of each channel, `[C]`."""
 
     mean: Tensor
     std: Tensor
@@ -27,7 +27,7 @@ class Normal:
 def fold_bn(model: nn.Module, facts: Facts) -> dict[str, Normal]:
     """Folds every batch norm into its convolution, in place; the float output does not change.
 
-    Returns by convolution how its results are distributed now, as far as the batch norm knew.
+    Returns the distribution of each convolution's results, as recorded in the batch norm.
 
     `W' = W gamma / sqrt(var + eps)` for each output channel, `b' = beta + (b - mean) gamma / sqrt(var + eps)`; the batch norm becomes
     `nn.Identity`. Pairs come from the graph, so grouped, depthwise and transposed convolutions and any naming are handled. A weight that
@@ -74,5 +74,5 @@ def fold_bn(model: nn.Module, facts: Facts) -> dict[str, Normal]:
 
 
 def _is_plain(layer: nn.Module) -> bool:
-    """Whether a layer computes as torch's own of its kind."""
+    """Whether a layer computes the same as torch's layer of its type."""
     return type(layer).forward.__module__.startswith("torch.nn.modules.")

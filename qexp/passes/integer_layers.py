@@ -1,4 +1,4 @@
-"""What happened inside layers that compute on integers: overflows, widths of accumulators, constants that saturated."""
+"""Reports on layers that compute on integers: overflows, accumulator widths, saturated constants."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from qexp.passes.base import Pass, PassContext
 from qexp.system.within import evaluating
 
 log = logging.getLogger(__name__)
-_GREATEST = ("accumulator_bits",)  # what is not summed over layers
+_GREATEST = ("accumulator_bits",)  # findings that are not summed over layers
 
 
 class IntegerLayers(Pass):
@@ -34,6 +34,4 @@ class IntegerLayers(Pass):
                     log.info("%s: %s %d", name, what, number)
         overflows = {k: v for k, v in context.findings.items() if k.endswith("overflows") and v}
         if overflows:
-            log.warning(
-                "16 bits do not hold what is computed, so values saturate: %s (first calibration batch)", overflows
-            )
+            log.warning("16 bits do not hold all results, so values saturate: %s (first calibration batch)", overflows)

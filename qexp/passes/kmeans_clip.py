@@ -1,4 +1,4 @@
-"""Float weights cut at the outermost of their cluster centres."""
+"""Clips float weights at the outermost of their cluster centres."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class KMeansClip(Pass):
     Source: the mode `clip` of cnn-quantization's k-means models.
     """
 
-    keeps_results = False  # weights beyond the outermost centres are cut
+    keeps_results = False  # weights beyond the outermost centres are clipped
 
     def __init__(self, bits: int = 4, skip: Sequence[str] = ("@ends",), seed: int = 0, n_init: int = 10) -> None:
         self.skip, self.options = list(skip), {"bits": bits, "seed": seed, "n_init": n_init}

@@ -1,4 +1,4 @@
-"""How many weights of a network with 1-bit weights are not 1-bit."""
+"""Counts the weights of a 1-bit network that are not 1-bit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weights that a network computes anew in each call (weight norm, spectral norm, pruning masks) become plain parameters."""
+"""Turns weights that a network computes in each call (weight norm, spectral norm, pruning masks) into ordinary parameters."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def computes_weights(model: nn.Module) -> bool:
 
 
 def make_permanent(model: nn.Module, images: Tensor) -> list[str]:
-    """Makes every computed weight the parameter it evaluates to, in place; returns the names of the layers.
+    """Replaces every computed weight by a parameter with its value, in place; returns the names of the layers.
 
-    Float edits write into weights and quantizers sit on them: a weight that is computed from other parameters forgets the edit, and a
-    layer with parametrizations is of a class of its own.
+    Float edits change weights, and quantizers are attached to them. A weight that is computed from other parameters loses the edit,
+    and a layer with parametrizations has a special class.
 
     Args:
         model: Float network.
@@ -48,7 +48,7 @@ def make_permanent(model: nn.Module, images: Tensor) -> list[str]:
 @torch.no_grad()
 def _made_permanent(model: nn.Module) -> list[str]:
     done: dict[str, str] = {}
-    with evaluating(model):  # spectral norm takes another step each time it is asked in training
+    with evaluating(model):  # in training, spectral norm takes another step at each access
         for name, module in list(model.named_modules()):
             if parametrize.is_parametrized(module):
                 done[name] = _parametrizations(module)
@@ -73,12 +73,12 @@ def _made_permanent(model: nn.Module) -> list[str]:
 
 
 def _parametrizations(module: nn.Module) -> str:
-    """Removes a module's parametrizations; returns what they were."""
+    """Removes a module's parametrizations; returns a description of them."""
     kinds = []
     for tensor, steps in list(module.parametrizations.items()):
         kinds += [type(step).__name__.strip("_") for step in steps]
         parametrize.remove_parametrizations(module, tensor, leave_parametrized=True)
-        if tensor not in module._parameters:  # of several originals torch leaves a plain tensor
+        if tensor not in module._parameters:  # torch leaves an ordinary tensor in place of several originals
             value = getattr(module, tensor)
             delattr(module, tensor)
             module.register_parameter(tensor, nn.Parameter(value.detach().clone()))
@@ -86,7 +86,7 @@ def _parametrizations(module: nn.Module) -> str:
 
 
 def _removed(module: nn.Module, hook: object) -> str:
-    """Removes a hook that computes a weight; returns what it was, nothing for other hooks."""
+    """Removes a hook that computes a weight; returns a description of it, empty for other hooks."""
     if isinstance(hook, WeightNorm):
         remove_weight_norm(module, hook.name)
         return "weight norm"

@@ -1,4 +1,4 @@
-"""Images as cameras and memories hold them: what a data set subtracts and divides by goes into the weights of the first layers."""
+"""Pixels as network input: moves the data set's mean and standard deviation into the weights of the first layers."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from qexp.layers.quantized import float_class
 from qexp.network.recorder import record
 
 FORMS = ("exact", "nearest")
-CODE = 1e-3  # of a step between pixel values: nearer to a whole number is one
+CODE = 1e-3  # in steps between pixel values: a number nearer than this to a whole number counts as whole
 PIXELS = 256
 
 
 @dataclass(frozen=True)
 class PixelGrid:
-    """How a network takes pixels: as `(pixel - zero) * unit`, so that what pads images is a pixel too.
+    """The input grid of a network on pixels: `(pixel - zero) * unit`, so that the padding is a pixel value too.
 
     Attributes:
-        unit: A power of two near what a pixel is in the normalised image: floats hold every pixel without a loss, and weights keep
-            the magnitude they train well with.
+        unit: A power of two near the size of a pixel step in the normalised image: floats hold every pixel exactly, and weights keep
+            a magnitude that suits training.
         zero: Per channel, the pixel that a normalised image has at zero, or the nearest.
-        off: Per channel, how far that pixel is from where the normalised image is zero.
+        off: Per channel, distance of that pixel from the zero of the normalised image.
     """
 
     unit: float
@@ -63,12 +63,12 @@ def readers(model: nn.Module, example: Tensor) -> list[str]:
     """Returns the convolutions that read the images.
 
     Raises:
-        QexpError: Something else reads them too, or the network has no graph that would tell.
+        QexpError: Another layer reads the images too, or the network has no graph to find that out.
     """
     graph = record(model, example).graph
     where = "quant.pixels"
     if graph is None:
-        raise QexpError(f"{where} needs to know who reads the images, but {type(model).__name__} has no graph")
+        raise QexpError(f"{where} needs to know which layers read the images, but {type(model).__name__} has no graph")
     steps = [step for step in graph.steps if any(ref.step.op == "input" for ref in step.operands)]
     for step in steps:
         layer = model.get_submodule(step.module) if step.op == "module" else None
@@ -85,16 +85,16 @@ def readers(model: nn.Module, example: Tensor) -> list[str]:
 def fold_pixels(
     model: nn.Module, names: Sequence[str], grid: PixelGrid, how: Mapping[str, Any], form: str = "exact"
 ) -> None:
-    """Lets convolutions take `(pixel - zero) * unit` in the place of `(pixel / max_value - mean) / std`, in place.
+    """Changes convolutions, in place, to read `(pixel - zero) * unit` instead of `(pixel / max_value - mean) / std`.
 
-    `W' = W / (max_value * std * unit)` per input channel, and the bias takes up what lies between `zero` and the mean. A convolution that
+    `W' = W / (max_value * std * unit)` per input channel, and the bias takes the difference between `zero` and the mean. A convolution that
     pads does so with `zero`: exact where the mean is a pixel value, else off by at most half a step of a pixel (`nearest`).
 
     Args:
         model: The float network.
         names: The convolutions that read the images.
-        grid: How the images will come.
-        how: What the data set does now: `mean`, `std`, `max_value`.
+        grid: The grid of the images.
+        how: The data set's current normalisation: `mean`, `std`, `max_value`.
         form: `exact` refuses what `nearest` does not.
 
     Raises:

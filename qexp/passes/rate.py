@@ -1,4 +1,4 @@
-"""What the codes of a network cost when they are stored with an ideal variable-length code."""
+"""The size of a network's codes when they are stored with an ideal variable-length code."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from qexp.system.within import evaluating, hooked
 
 
 def entropy(codes: Tensor) -> float:
-    """Returns the bits a value of codes coded by how often each occurs.
+    """Returns the entropy of codes in bits per value.
 
     >>> round(entropy(torch.tensor([0, 0, 1, 1, 2, 2, 2, 5])), 7)
     1.9056391
@@ -26,12 +26,12 @@ def entropy(codes: Tensor) -> float:
 
 
 class Rate(Pass):
-    """Reports the mean entropy of the codes, weighted by elements: `rate_weight` and `rate_activation`, in bits a value.
+    """Reports the mean entropy of the codes, weighted by elements: `rate_weight` and `rate_activation`, in bits per value.
 
     Activations are those of the first calibration batch in the quantized network. The rate of each tensor alone is in `layers.csv`.
 
     Args:
-        per_channel: Code each channel by its own frequencies; otherwise one code a tensor.
+        per_channel: Code each channel by its own frequencies; otherwise one code per tensor.
     """
 
     def __init__(self, per_channel: bool = False) -> None:

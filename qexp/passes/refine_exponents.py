@@ -1,4 +1,4 @@
-"""Exponents moved, layer by layer, where that brings the integer network's decisions and scores nearer to the float network's."""
+"""Moves exponents, layer by layer, if that brings the integer network's decisions and scores nearer to the float network's."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ log = logging.getLogger(__name__)
 
 
 class RefineExponents(Pass):
-    """Tries the exponents of a layer one lower and one higher, the layers whose codes err most first, and keeps what is better.
+    """Tries each layer's exponents one lower and one higher and keeps the better; layers with the largest error come first.
 
     A move is kept where the quantized network's scores are then nearer to the float one's (mean squared difference, on the calibration
     images) and it decides alike on no fewer of them; it is tried again from there, else undone and not tried again. Lower exponents let
     less saturate, higher ones have finer steps. The search ends when no more than `tolerance` points of agreement are missing, when no
-    move is left, or after `max_iters`; where the task decides nothing for an image, distances alone count. The error that orders the
+    move is left, or after `max_iters`; if the task decides nothing per image, only distances count. The error that orders the
     layers is the norm-1 error of their codes, `100 sum|q - a/s| / sum|a/s|`, before a ReLU of what it lets through. Tensors that meet in an
     addition are one layer here, so that they keep sharing.
 
@@ -90,7 +90,7 @@ class RefineExponents(Pass):
             context.findings |= {"refine_agreement": best.agreed, "refine_gain": best.agreed - first.agreed}
 
     def _next(self, errors: list[float], spent: set[tuple[tuple[int, ...], int]]) -> tuple[tuple[int, ...], int] | None:
-        """Returns the layers to move together, the worst first, and which way: what has not been tried in vain; None if all has."""
+        """Returns the layers to move together, worst first, and the direction; skips failed moves, and is None if all failed."""
         order = sorted(range(len(errors)), key=lambda i: -errors[i])
         for start in range(0, len(order), self.layers_per_iter):
             chosen = tuple(sorted(order[start : start + self.layers_per_iter]))
@@ -105,7 +105,7 @@ class State:
     """How near the quantized network is to the float one.
 
     Attributes:
-        agreed: Share of images on which both decide alike, in percent; None where the task decides nothing for an image.
+        agreed: Share of images on which both decide alike, in percent; None if the task decides nothing per image.
         distance: Mean squared difference of their scores.
     """
 
@@ -113,7 +113,7 @@ class State:
     distance: float
 
     def better_than(self, other: State) -> bool:
-        """Whether its scores are nearer and it decides alike no less often; decisions alone say too little on few images."""
+        """Whether the scores are nearer and no fewer decisions agree; decisions alone are too coarse on few images."""
         return self.distance < other.distance and (self.agreed is None or self.agreed >= other.agreed)
 
     def agrees(self, tolerance: float) -> bool:
@@ -122,7 +122,7 @@ class State:
 
     @property
     def words(self) -> str:
-        """How near, for people."""
+        """Returns the distance as text for the log."""
         return f"squared distance {self.distance:.4g}" if self.agreed is None else f"agreement {self.agreed:.2f} %"
 
 
@@ -155,7 +155,7 @@ def _scores(model: nn.Module, images: Sequence[Tensor]) -> Tensor:
 def _errors(
     model: nn.Module, layers: list[list[CAQShift]], context: PassContext, wanted: Tensor, before_relu: set[int]
 ) -> tuple[list[float], State]:
-    """Returns the norm-1 error of each layer's codes (the worst of a group), in percent, and how near the scores are to `wanted`."""
+    """Returns the norm-1 error of each layer's codes (the worst of a group), in percent, and the distance of the scores from `wanted`."""
     sums: dict[int, list[Tensor]] = {}
 
     def see(q: CAQShift, args: tuple[Tensor, ...], y: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""One exponent vector for tensors that meet in an addition, so that the sum is plain integer arithmetic."""
+"""Gives tensors that are added to each other one exponent vector, so that the sum is plain integer arithmetic."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from qexp.passes.base import Pass, PassContext
 from qexp.quantizers.caq import CAQShift
 
 log = logging.getLogger(__name__)
-_UNASKED = 1 << 20  # above any exponent: a channel that asks for none
+_UNASKED = 1 << 20  # above any exponent: marks a channel that needs none
 
 
 def residual_groups(model: nn.Module, facts: Facts) -> list[list[CAQShift]]:
-    """Returns the quantizers of tensors that meet in additions, one list for each set that is connected, in order of execution.
+    """Returns the quantizers of tensors that are added to each other, one list per connected set, in order of execution.
 
     A stage of a residual network, whose additions feed one another, is one group.
     """
@@ -65,7 +65,7 @@ class SharedExponents(Pass):
 
 
 def share(group: list[CAQShift], take: str = "min") -> None:
-    """Gives all quantizers of a group one exponent vector, in place; channels without a say in one tensor take the others' exponent."""
+    """Gives all quantizers of a group one exponent vector, in place; a channel without an exponent takes the others'."""
     if len({q.scale.numel() for q in group}) > 1:
         names = ", ".join(f"{q.name} {q.scale.numel()}" for q in group)
         raise QexpError(f"tensors that meet in an addition have different numbers of exponents: {names}")

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 
 def sharers(model: nn.Module) -> dict[int, list[str]]:
-    """Returns the names of the modules that hold each parameter, by where its values lie: one entry per piece of memory."""
+    """Returns the names of the modules that hold each parameter: one entry per piece of memory."""
     found: dict[int, list[str]] = {}
     for name, module in model.named_modules():
         for parameter in module._parameters.values():
@@ -23,7 +23,7 @@ def tied_with(model: nn.Module, name: str, tensors: tuple[str, ...] = ("weight",
 
 
 def untie(model: nn.Module, name: str, tensor: str) -> list[str]:
-    """Gives a layer a copy of its own of a weight or bias that it shares, in place; returns the layers that keep the other one."""
+    """Gives a layer its own copy of a shared weight or bias, in place; returns the layers that keep the shared one."""
     others = tied_with(model, name, (tensor,))
     if others:
         module = model.get_submodule(name)

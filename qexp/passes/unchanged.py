@@ -1,4 +1,4 @@
-"""The check of every edit of a float network that must not change what the network computes."""
+"""Checks that an edit of a float network does not change its results."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ IMAGES = 4
 
 @contextmanager
 def unchanged(model: nn.Module, images: Tensor, edit: str) -> Iterator[None]:
-    """Raises on leaving if what was done to the network inside changed its results on some images.
+    """Context manager: raises at the end if the edits inside changed the network's results on some images.
 
     Args:
         model: Float network.
@@ -32,7 +32,7 @@ def unchanged(model: nn.Module, images: Tensor, edit: str) -> Iterator[None]:
 
 
 def edit_floats(edit: Pass, model: nn.Module, context: PassContext) -> None:
-    """Lets a pass edit the float weights, in place.
+    """Runs a pass on the float weights, in place.
 
     Raises:
         QexpError: The network does not compute the same afterwards, though the pass does not declare that it changes results.
@@ -46,12 +46,12 @@ def edit_floats(edit: Pass, model: nn.Module, context: PassContext) -> None:
 
 
 def check_results(model: nn.Module, images: Tensor, before: list[Tensor], edit: str) -> None:
-    """Raises, naming the edit, if the network's results on the images are not those `before`."""
+    """Raises, naming the edit, if the network's results on the images differ from `before`."""
     change = relative_change(before, results(model, images))
     if change > TOLERANCE:
         raise QexpError(
             f"{edit} changed what the float network computes, by {change:.3g} of its results (allowed: {TOLERANCE:g}); the network does "
-            f"something that this edit does not know of: {'use bn=keep' if edit == 'bn=fold' else 'run without it'}"
+            f"something that this edit does not handle: {'use bn=keep' if edit == 'bn=fold' else 'run without it'}"
         )
 
 

@@ -1,4 +1,4 @@
-"""Weight correction: the mean (and spread) of each channel of the weights that quantization shifted is restored."""
+"""Weight correction: restores the mean (and spread) of each weight channel after quantization."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class WeightCorrection(Pass):
 
     @torch.no_grad()
     def on_fitted(self, model: nn.Module, context: PassContext) -> None:
-        """Corrects every quantized weight; reports how many, and the largest shift of a mean in units of its step."""
+        """Corrects every quantized weight; reports their number and the largest shift of a mean, in steps."""
         count, largest = 0, 0.0
         for name, site, q in quantizers(model):
             if site != "weight":

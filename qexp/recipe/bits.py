@@ -1,4 +1,4 @@
-"""Bit widths as a user types them: one number, a list with one entry a group of the model, or a mapping of patterns."""
+"""Bit widths as a user types them: one number, a list with one entry per group of the model, or a mapping of patterns."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from qexp.errors import QexpError
 from qexp.numerics.widths import FLOAT
 from qexp.recipe.patterns import match
 
-MOST = 16  # bits of a quantizer; biases, which are added to sums, may have more
+MOST = 16  # bits of a quantizer; biases are added to sums and may have more
 Group = str | Sequence[str]
 
 
 @dataclass(frozen=True)
 class Bits:
-    """Widths of one kind of tensor: `default` for every layer, and what names a layer: its bits and who said so.
+    """Widths of one kind of tensor: `default` for every layer, and `named` with bits and source per layer.
 
-    `many` holds the layers named along with others, by an entry of a list or by a pattern for several: a rule may leave one of them in
-    float, where naming it alone asks for a width.
+    `many` holds the layers that a list entry or a pattern names together with others. A rule may leave one of these in float; a layer
+    named alone must get its width.
     """
 
     default: int | None = None
@@ -33,14 +33,15 @@ def parse(
     """Returns the widths that `layer_wbit` or `layer_abit` gives.
 
     Args:
-        value: A number; a list, one entry a group, whose last entry `...` repeats the one before it; or `{pattern: bits}`. 32 is float.
+        value: A number, a list with one entry per group (a last entry `...` repeats the one before it), or `{pattern: bits}`.
+            32 is float.
         key: `layer_wbit` or `layer_abit`, for messages.
         groups: The model's groups, each a module name or several.
         layers: Names of all layers that can carry quantizers.
-        places: What `@first`, `@last`, `@ends` stand for.
+        places: Layers that `@first`, `@last`, `@ends` stand for.
 
     Raises:
-        QexpError: Not a width, a list of the wrong length, a pattern without a layer.
+        QexpError: A value is not a width, a list has the wrong length, or a pattern matches no layer.
     """
     if value is None:
         return Bits(FLOAT)
@@ -93,10 +94,10 @@ def _prefixes(group: Group) -> list[str]:
 
 
 def width(bits: Any, where: str, site: str = "") -> int:
-    """Returns a width somebody typed, float for None; the one place that says which there are. A method may allow fewer.
+    """Returns a width that a user typed; None means float. Only this function defines the allowed widths; a method may allow fewer.
 
     Raises:
-        QexpError: None of them.
+        QexpError: The value is not an allowed width.
     """
     if bits is None:
         return FLOAT

@@ -1,4 +1,4 @@
-"""The head comment of a recipe's file: a line that says what the method is, and when to use it."""
+"""The head comment of a recipe's file: one line that describes the method, and when to use it."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ _WHEN = "When:"
 
 
 def headline(file: Path) -> str:
-    """Returns the first line, which says what the method is."""
+    """Returns the first line, which describes the method."""
     return next(iter(_head(file)), "")
 
 
 def when(file: Path) -> str:
-    """Returns what follows `# When:` in the head comment: when to use the method; nothing where the file does not say."""
+    """Returns what follows `# When:` in the head comment: when to use the method; empty if the file has no such line."""
     text = " ".join(_head(file))
     return text.partition(_WHEN)[2].strip()
 

@@ -1,4 +1,4 @@
-"""Names and patterns of layers: `fnmatch` on module names, plus the few words that name layers by their place."""
+"""Names and patterns of layers: `fnmatch` on module names, and a few words that name layers by their place."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from qexp.errors import QexpError, near
 
 
 class NoSuchLayer(QexpError):
-    """A pattern that names no layer; `pattern` is it."""
+    """A pattern that names no layer; `pattern` holds it."""
 
     def __init__(self, message: str, pattern: str) -> None:
         super().__init__(message)
@@ -28,19 +28,19 @@ def match(
     Args:
         patterns: `fnmatch` patterns on module names, or a place: `@first`, `@last`, `@ends`.
         layers: Names of all layers that can carry quantizers.
-        where: Who asks, for the message.
+        where: The setting with the patterns, for the message.
         places: Layers each place stands for.
         optional: Whether a pattern may name no layer.
 
     Raises:
         NoSuchLayer: A pattern names no layer.
-        QexpError: A word for a place that is none.
+        QexpError: A word with `@` is not a place.
     """
     found: set[str] = set()
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
         if pattern.startswith("@"):
             if pattern not in places:
-                raise QexpError(f"{where}: {pattern!r} is no place; allowed are {', '.join(places)}")
+                raise QexpError(f"{where}: {pattern!r} is not a place; use {' or '.join(places)}")
             hits = set(places[pattern]) & set(layers)
         else:
             hits = {name for name in layers if fnmatchcase(name, pattern)}

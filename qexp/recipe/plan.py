@@ -1,4 +1,4 @@
-"""The plan: a table with one row a tensor, which says what quantizer it carries, and which rule decided."""
+"""The plan: a table with one row per tensor, which holds its quantizer and the rule that decided it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from qexp.system.objects import HINTS, find, make
 
 
 class Source(Enum):
-    """What decided how a tensor is quantized."""
+    """The setting that decided how a tensor is quantized."""
 
     DEFAULT = "default"  # the method's default for the site
     WIDTH = "width"  # one width for all layers
@@ -40,11 +40,11 @@ class Entry:
     """One tensor of one layer.
 
     Attributes:
-        layer, site: Which tensor.
-        spec: What makes its quantizer (`_target_` and arguments); None leaves it in float.
+        layer, site: The tensor.
+        spec: Specification of its quantizer (`_target_` and arguments); None leaves the tensor in float.
         bits: Its width; 32 is float.
-        source: What decided.
-        by: The same in words, for people: `quant.rules.ends`, `layer_wbit[3]`.
+        source: The kind of setting that decided.
+        by: The setting itself, for people: `quant.rules.ends`, `layer_wbit[3]`.
     """
 
     layer: str
@@ -112,8 +112,8 @@ def apply(model: nn.Module, plan: Plan, facts: Facts) -> None:
     Layers that compute on integers are linked to the quantizers around them.
 
     Raises:
-        QexpError: A quantizer that refuses its bits, granularity or site, or a layer that cannot compute between the quantizers
-            around it, named by layer and site.
+        QexpError: A quantizer does not allow its bits, granularity or site, or a layer cannot compute between the quantizers
+            around it. The message names layer and site.
     """
     shared: dict[str, Quantizer] = {}
     made: dict[str, partial] = {}
@@ -143,7 +143,7 @@ def apply(model: nn.Module, plan: Plan, facts: Facts) -> None:
 
 
 def _sources(model: nn.Module, facts: Facts, name: str) -> tuple[tuple[nn.Module, str], ...]:
-    """Returns where the first operand of a layer may have passed a quantizer: its own site, then the results it is made of."""
+    """Returns the sites whose quantizers the first operand may have passed: its own site, then the results it is made of."""
     layer = model.get_submodule(name)
     own = [(layer, site) for site in ("input", "input.0") if site in layer.sites]
     before = [model.get_submodule(n) for n in (facts.sources.get(name) or ((),))[0]]
@@ -157,12 +157,12 @@ def build(
     shared: dict[str, Quantizer],
     made: dict[str, partial] | None = None,
 ) -> Quantizer:
-    """Returns the quantizer an entry asks for, its buffers shaped for the tensor.
+    """Returns the quantizer of an entry, with buffers in the tensor's shape.
 
     Args:
-        model, entry, facts: What to build it for.
-        shared: Quantizers so far that have a `share` name; one is added.
-        made: What specifications named so far, which many entries have in common; one is added.
+        model, entry, facts: The model, the entry, and the facts of the model's graph.
+        shared: Quantizers with a `share` name that exist so far; the function may add one.
+        made: Makers of the specifications so far, which many entries have in common; the function may add one.
     """
     spec = dict(entry.spec or {})
     share = spec.pop("share", None)
@@ -176,7 +176,7 @@ def build(
         return first
     spec.pop("bits", None)
     if "_target_" not in spec:
-        raise QexpError(f"{entry.layer} ({entry.site}): no quantizer is named; say which with _target_")
+        raise QexpError(f"{entry.layer} ({entry.site}): no quantizer is named; name one with _target_")
     layer = model.get_submodule(entry.layer)
     shape = facts.shapes[entry.layer].get(entry.site)
     where = f"{entry.layer} ({entry.site})"
@@ -189,7 +189,7 @@ def build(
         if entry.site == "weight" and isinstance(shared_scale, PerChannel) and (blocks := transposed_blocks(layer)):
             shared_scale = PerBlock(blocks=blocks)
         quantizer = _maker(spec, {} if made is None else made)(bits=entry.bits, shape=shape, granularity=shared_scale)
-    except (QexpError, TypeError) as error:  # an argument the method does not know
+    except (QexpError, TypeError) as error:  # the method has no such argument
         raise QexpError(f"{where}: {error}") from None
     quantizer.name = where
     if share:
@@ -198,7 +198,7 @@ def build(
 
 
 def _maker(spec: dict[str, Any], made: dict[str, partial]) -> partial:
-    """Returns what makes a specification's quantizers: the class with its arguments, nested ones (range rules) anew each time."""
+    """Returns a function that makes a specification's quantizers; nested objects (range rules) are new at each call."""
     key = repr(sorted(spec.items()))
     if key not in made:
         kind = find(spec)

@@ -1,4 +1,4 @@
-"""A plan as a file: a table of text with the columns layer, site and bits, read strictly."""
+"""Reads a plan from a file: a text table with the columns layer, site and bits, checked strictly."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from qexp.recipe.plan import Source
 log = logging.getLogger(__name__)
 
 NEEDED = ("layer", "site", "bits")
-ARRIVES = "quantized at "  # how the rule of a tensor begins that arrives quantized, for the message alone
+ARRIVES = "quantized at "  # start of the `rule` column of a tensor that arrives quantized; only the message uses it
 LARGEST = 1 << 26  # bytes of a plan
 SHOWN = 3
 
 
 @dataclass(frozen=True)
 class Row:
-    """One tensor of a plan: the line it stands on, its width, and what else the file says of it by column."""
+    """One tensor of a plan: its line in the file, its width, and its other columns."""
 
     line: int
     bits: int
@@ -31,10 +31,11 @@ class Row:
 
 
 def read_rows(path: Path, layers: list[str]) -> dict[tuple[str, str], Row]:
-    """Returns what a `layers.csv` says of each (layer, site); tensors that arrive quantized are left out.
+    """Returns the rows of a `layers.csv` by (layer, site), without tensors that arrive quantized.
 
     Raises:
-        QexpError: No such file, no table, missing columns, an unknown layer, a width that is none, two rows for one tensor.
+        QexpError: The file is missing or is not a table, columns are missing, a layer is unknown, a width is not allowed, or a
+            tensor has two rows.
     """
     cells = _cells(path)
     (_, head), *lines = cells or [(1, [])]
@@ -46,7 +47,7 @@ def read_rows(path: Path, layers: list[str]) -> dict[tuple[str, str], Row]:
             f"plan={path}: columns {', '.join(sorted(missing))} are missing; a plan is the layers.csv of a run{hint}"
         )
     if twice := [name for name, count in Counter(head).items() if count > 1]:
-        raise QexpError(f"plan={path}: column {twice[0]!r} is there twice; remove one")
+        raise QexpError(f"plan={path}: column {twice[0]!r} occurs twice; remove one")
     out: dict[tuple[str, str], Row] = {}
     arriving: dict[tuple[str, str], Row] = {}
     for line, row in lines:
@@ -55,7 +56,7 @@ def read_rows(path: Path, layers: list[str]) -> dict[tuple[str, str], Row]:
         said = dict(zip(head, row))
         key = (said.pop("layer"), said.pop("site"))
         bits = _bits(said.pop("bits"), f"plan={path}: {key[0]} ({key[1]}), bits", key[1])
-        # a file of an earlier version has no source; there a float tensor narrower than a float arrives quantized
+        # files of earlier versions have no source column: a float tensor with fewer than 32 bits arrived quantized
         arrives = said.get(
             "source",
             Source.ARRIVES.value
@@ -66,7 +67,7 @@ def read_rows(path: Path, layers: list[str]) -> dict[tuple[str, str], Row]:
             raise QexpError(f"plan={path}: the model has no layer {key[0]!r}{near(key[0], layers)}")
         if earlier := out.get(key) or arriving.get(key):
             raise QexpError(
-                f"plan={path}: {key[0]} ({key[1]}) stands on lines {earlier.line} and {line}; one row per tensor is allowed"
+                f"plan={path}: {key[0]} ({key[1]}) is on lines {earlier.line} and {line}; keep one row per tensor"
             )
         (arriving if arrives else out)[key] = Row(line, bits, said)
     _tell_ignored(path, out, arriving)
@@ -88,7 +89,7 @@ def _text(path: Path) -> str:
         if path.is_dir():
             raise QexpError(f"plan={path}: cannot be read: it is a folder; name the layers.csv in it")
         if path.exists() and not path.is_file():
-            raise QexpError(f"plan={path}: cannot be read: it is no regular file; save the plan as a file")
+            raise QexpError(f"plan={path}: cannot be read: it is not a regular file; save the plan as a file")
         if path.stat().st_size > LARGEST:
             raise QexpError(
                 f"plan={path}: cannot be read: {path.stat().st_size:,} bytes; a plan has {LARGEST:,} at most"
@@ -105,7 +106,7 @@ def _text(path: Path) -> str:
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise QexpError(f"plan={path}: cannot be read: byte {error.start} is no UTF-8; save it as UTF-8") from None
+        raise QexpError(f"plan={path}: cannot be read: byte {error.start} is not UTF-8; save it as UTF-8") from None
     if "\0" in text:
         raise QexpError(f"plan={path}: cannot be read: it is binary; a plan is a table of text, layers.csv of a run")
     return text
@@ -117,7 +118,7 @@ def _bits(text: str, where: str, site: str) -> int:
 
 
 def _tell_ignored(path: Path, rows: dict[tuple[str, str], Row], arriving: dict[tuple[str, str], Row]) -> None:
-    """Logs widths that say nothing: of tensors that arrive quantized at a layer for which the file says another width."""
+    """Logs widths without effect: the tensor arrives quantized with another width than the file has for it."""
     told = []
     for (layer, site), row in arriving.items():
         source = row.said.get("rule", "").removeprefix(ARRIVES).removesuffix(" (output)")
@@ -131,12 +132,12 @@ def _tell_ignored(path: Path, rows: dict[tuple[str, str], Row], arriving: dict[t
 def tell_differences(
     path: Path, rows: dict[tuple[str, str], Row], decided: dict[tuple[str, str], dict[str, str]]
 ) -> None:
-    """Logs, in one line, columns of a plan that the run does not follow: the plan says how wide, the recipe what and how.
+    """Logs, in one line, the columns of a plan that the run does not use: the plan decides widths, the recipe all else.
 
     Args:
         path: The plan's file.
-        rows: What it says.
-        decided: What the run has of each tensor, by column.
+        rows: The plan's rows.
+        decided: The run's own values for each tensor, by column.
     """
     told = []
     for key, row in rows.items():

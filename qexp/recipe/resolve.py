@@ -1,4 +1,4 @@
-"""The recipe resolved: defaults, then one width for all, then named rules in order, then what names layers; later wins."""
+"""Resolves a recipe: defaults, then one width for all, then named rules in order, then settings per layer; later wins."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from qexp.recipe.patterns import NoSuchLayer, match
 from qexp.recipe.plan import Entry, Plan, Source
 from qexp.recipe.plan_file import Row, read_rows, tell_differences
 
-COMPUTE = "compute"  # not a tensor: how the layer computes (a class of qexp/layers, with its options)
+COMPUTE = "compute"  # not a tensor, but the layer's way to compute (a class of qexp/layers, with its options)
 SITES = ("input", "weight", "bias", "output", "running_mean", "running_var", "grad_output", COMPUTE)
 _RULE_KEYS = {
     "layers",
@@ -33,25 +33,25 @@ _RULE_KEYS = {
     *SITES,
     *(f"input.{i}" for i in range(8)),
 }
-LIKE = "like"  # in a rule: start from the recipe's quantizer of another site
-ENDS = "ends"  # the rule every recipe has; a list or plan that names the ends too may silence it
+LIKE = "like"  # key of a rule: starts from the recipe's quantizer of another site
+ENDS = "ends"  # the rule that every recipe has; a list or plan that also names the ends may overrule it
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a user asks for, before it is known which layers there are.
+    """The user's quantization settings, independent of the model's layers.
 
     Attributes:
         sites: Default quantizer of each site of a weighted layer (`_target_` and arguments), None for float.
-        rules: Named edits, in order: `{layers: patterns, types: [class names], <site>: {changes} or None}`. With `optional: true` a rule
-            may find nothing to edit: a recipe that is made for any network names types which this one may lack. With
-            `missing: true` it edits only tensors that carry no quantizer so far; with `follow: true` a tensor that another layer reads
-            too, through a quantizer of its own, has that one. With `own_width: true` results it edits have the width
-            that lists and mappings give to their own layer, not the one they give to the layer that takes them. Changes that hold
-            `like: SITE` start from the default of that site: `output: {like: input, range: 6.0}`.
+        rules: Named edits, in order: `{layers: patterns, types: [class names], <site>: {changes} or None}`. `optional: true` allows a
+            rule without effect, since a recipe for any network may name types that this network lacks. `missing: true` edits only
+            tensors without a quantizer so far. `follow: true` gives a tensor the quantizer of another layer that reads the same
+            tensor. `own_width: true` gives results the width that lists and mappings hold for their own layer, instead of the width
+            of the layer that reads them. Changes with `like: SITE` start from the default of that site:
+            `output: {like: input, range: 6.0}`.
         wbit, abit: Widths of weights and of inputs: a number, a list per group, or `{pattern: bits}`.
         groups: The model's groups, which lists address.
-        first, last: Names of the first and last layer; None takes what the graph says.
+        first, last: Names of the first and last layer; None takes them from the graph.
         plan: A `layers.csv` that names widths for layers.
     """
 
@@ -66,10 +66,10 @@ class Recipe:
 
 
 def resolve(model: nn.Module, facts: Facts, recipe: Recipe) -> Plan:
-    """Returns the plan: for each tensor of each layer its quantizer, its width and the rule that decided. Changes nothing.
+    """Returns the plan: quantizer, width and deciding rule of each tensor of each layer. Changes nothing.
 
     Raises:
-        QexpError: A pattern that matches nothing, a rule that changes nothing, an unknown key, a list of the wrong length.
+        QexpError: A pattern matches nothing, a rule changes nothing, a key is unknown, or a list has the wrong length.
     """
     layers = list(facts.order)
     places = _places(facts, recipe)
@@ -96,7 +96,7 @@ def resolve(model: nn.Module, facts: Facts, recipe: Recipe) -> Plan:
     own_width: set[str] = set()
     for rule_name, rule in recipe.rules.items():
         if rule is not None:
-            if rule_name in left.values():  # it has its effect, whatever else it names
+            if rule_name in left.values():  # one effect is enough
                 rule = {**rule, "optional": True}
             with _saying_what_was_folded(model):
                 touched = _apply_rule(rule_name, rule, table, layers, model, recipe, places, (wbits, abits), weighted)
@@ -125,12 +125,12 @@ def _quantizes(recipe: Recipe) -> bool:
 
 
 def _bare(stray: str) -> str:
-    """Returns the name of the module that a stray's description begins with."""
+    """Returns the module name at the start of an entry of `strays`."""
     return stray.partition(" (")[0]
 
 
 def _left_float(rules: Mapping[str, Any], strays: Sequence[str]) -> dict[str, str]:
-    """Returns the strays that a rule leaves in float by name (`weight: null`), each with that rule."""
+    """Returns the layers of `strays` that a rule leaves in float by name (`weight: null`), each with that rule."""
     left = {}
     for name, rule in rules.items():
         if not isinstance(rule, Mapping) or "weight" not in rule or rule["weight"] is not None:
@@ -143,7 +143,7 @@ def _left_float(rules: Mapping[str, Any], strays: Sequence[str]) -> dict[str, st
 
 @contextmanager
 def _saying_what_was_folded(model: nn.Module) -> Iterator[None]:
-    """Adds to the error of a pattern without a layer that what it names was there before batch norms were folded."""
+    """Adds to the error of a pattern without a layer that its module existed before batch norms were folded."""
     try:
         yield
     except NoSuchLayer as error:
@@ -161,7 +161,7 @@ def _few(names: Sequence[str]) -> str:
 
 
 def _carries(entry: Entry) -> bool:
-    """Whether the tensor is quantized; one that only lacks a width keeps its spec until everybody has spoken."""
+    """Whether the tensor is quantized; an entry without a width keeps its spec until all width sources are applied."""
     return entry.spec is not None and (entry.bits < FLOAT or entry.site == COMPUTE)
 
 
@@ -170,7 +170,7 @@ def _places(facts: Facts, recipe: Recipe) -> dict[str, list[str]]:
         chosen = [found] if given is None else [given] if isinstance(given, str) else list(given)
         for name in chosen:
             if name not in facts.order:
-                raise QexpError(f"model.{what} = {name!r} is no layer of the model{near(name, list(facts.order))}")
+                raise QexpError(f"model.{what} = {name!r} is not a layer of the model{near(name, list(facts.order))}")
         return chosen
 
     first, last = names(recipe.first, facts.first, "first"), names(recipe.last, facts.last, "last")
@@ -188,7 +188,7 @@ def _default(sites: Mapping[str, Mapping[str, Any] | None], site: str) -> dict[s
 
 
 def _scalar(site: str, wbits: Bits, abits: Bits) -> tuple[int | None, str]:
-    """Returns the one width for all layers that applies to a site, and the key that holds it; None where no key does."""
+    """Returns the common width of a site for all layers, and the key that holds it; None if no key does."""
     if site == "weight":
         return wbits.default, "layer_wbit"
     if site == "output" or site.startswith("input"):
@@ -197,7 +197,7 @@ def _scalar(site: str, wbits: Bits, abits: Bits) -> tuple[int | None, str]:
 
 
 def _fresh(layer: str, site: str, spec: dict[str, Any] | None, wbits: Bits, abits: Bits) -> Entry:
-    """Returns a tensor's entry before any rule: its default quantizer at the one width for all."""
+    """Returns a tensor's entry before any rule: its default quantizer at the common width."""
     width, key = _scalar(site, wbits, abits)
     if spec is None or site == COMPUTE:
         return Entry(layer, site, spec, FLOAT, Source.DEFAULT, "quant")
@@ -210,7 +210,7 @@ def _fresh(layer: str, site: str, spec: dict[str, Any] | None, wbits: Bits, abit
 def _apply_rule(name, rule, table, layers, model, recipe, places, widths, weighted) -> list[tuple[str, str]]:
     where = f"quant.rules.{name}"
     if not isinstance(rule, Mapping):
-        raise QexpError(f"{where}={rule}: a rule is a mapping, such as {{layers: conv1, weight: {{bits: 8}}}}")
+        raise QexpError(f"{where}={rule} is not allowed; use a mapping, such as {{layers: conv1, weight: {{bits: 8}}}}")
     unknown = [key for key in rule if key not in _RULE_KEYS]
     if unknown:
         raise QexpError(
@@ -227,13 +227,13 @@ def _apply_rule(name, rule, table, layers, model, recipe, places, widths, weight
         for kind in types:
             if kind not in known:
                 raise QexpError(
-                    f"{where}: {kind!r} is no layer type that can carry quantizers{near(kind, sorted(known))}"
+                    f"{where}: {kind!r} is not a layer type that can carry quantizers{near(kind, sorted(known))}"
                 )
         hits = [n for n in hits if float_class(model.get_submodule(n)).__name__ in types]
         if not hits and not optional:
             raise QexpError(f"{where}: no layer has a type of {types}; the model has {', '.join(sorted(kinds))}")
     elif rule.get("layers") is None:
-        raise QexpError(f"{where}: says neither `layers` nor `types`, so it names no layer")
+        raise QexpError(f"{where}: names no layer; it needs `layers` or `types`")
     edits = {key: value for key, value in rule.items() if key in SITES or key.startswith("input.")}
     # Then a width for "*" puts no quantizers on batch norms and activations.
     mixed = any(layer in weighted for layer in hits)
@@ -254,17 +254,17 @@ def _apply_rule(name, rule, table, layers, model, recipe, places, widths, weight
 
 
 def _only_edits(edit: Any) -> bool:
-    """Whether a rule's word on a site changes a quantizer that is there, and neither names one nor takes it away."""
+    """Whether a rule changes options of an existing quantizer: it neither names a class nor removes the quantizer."""
     return isinstance(edit, Mapping) and not {"_target_", LIKE} & edit.keys()
 
 
 def _edit(entry: Entry, edit: Any, where: str, recipe: Recipe, widths: tuple[Bits, Bits]) -> Entry:
-    """Returns the entry after a rule's edit of its site; the same object where the rule asks for nothing (bits: null)."""
+    """Returns the entry after a rule's edit of its site; the same object if the rule changes nothing (bits: null)."""
     if edit is None:
         return Entry(entry.layer, entry.site, None, FLOAT, Source.RULE, where)
     if not isinstance(edit, Mapping):
         raise QexpError(
-            f"{where}.{entry.site}: got {edit!r}; allowed are null (float) or a mapping such as {{bits: 8}}"
+            f"{where}.{entry.site}={edit!r} is not allowed; use null (float) or a mapping such as {{bits: 8}}"
         )
     edit = {k: v for k, v in edit.items() if not (k == "bits" and v is None)}
     if not edit:
@@ -275,11 +275,11 @@ def _edit(entry: Entry, edit: Any, where: str, recipe: Recipe, widths: tuple[Bit
     else:
         base = entry.spec if entry.spec is not None else _default(recipe.sites, entry.site.split(".")[0]) or {}
     if "_target_" in edit and edit["_target_"] != base.get("_target_"):
-        base = {}  # another method: arguments of the one before mean nothing to it
+        base = {}  # another method has other arguments
     if "_target_" not in edit and "_target_" not in base:
         raise QexpError(
-            f"{where}.{entry.site}: {entry.layer} has no quantizer there to edit; name one with _target_, or say whose options it starts "
-            "from (like: input)"
+            f"{where}.{entry.site}: {entry.layer} has no quantizer there to edit; name one with _target_, or start from the options of "
+            "another site (like: input)"
         )
     spec = {**base, **edit}
     if entry.site == COMPUTE:
@@ -298,15 +298,15 @@ def _like(edit: Mapping[str, Any], where: str, entry: Entry, recipe: Recipe) -> 
     allowed = [site for site in SITES if site != COMPUTE and recipe.sites.get(site) is not None]
     if wanted not in allowed:
         raise QexpError(
-            f"{where}.{entry.site}: like={wanted!r} is no site this recipe quantizes; allowed are {', '.join(allowed)}"
+            f"{where}.{entry.site}: like={wanted!r} is not a site that this recipe quantizes; use {' or '.join(allowed)}"
         )
     return _default(recipe.sites, wanted) or {}
 
 
 def _name_widths(table: dict, wbits: Bits, abits: Bits, facts: Facts, weighted: list[str], own_width: set[str]) -> None:
-    """Lets lists and mappings have their word: inputs and weights of the layers they name, and the adds that feed those.
+    """Applies widths given as lists or mappings to inputs and weights of the named layers, and to the adds that feed them.
 
-    Results of layers in `own_width` have the width of their own layer, where one is named.
+    Results of layers in `own_width` have the width of their own layer, if one is named.
     """
     for (layer, site), entry in list(table.items()):
         if site == "weight":
@@ -317,7 +317,7 @@ def _name_widths(table: dict, wbits: Bits, abits: Bits, facts: Facts, weighted: 
             width, key = abits.named[layer]
         elif site == "output" and entry.spec is not None:
             fed = [c for c in facts.consumers(layer) if c in abits.named]
-            # What computes with the tensor decides, else what passes it on.
+            # A layer that computes with the tensor decides; otherwise a layer that passes it on.
             fed = [c for c in fed if c in weighted] or fed
             width, key = min(abits.named[c] for c in fed) if fed else (None, "")
         else:
@@ -328,7 +328,7 @@ def _name_widths(table: dict, wbits: Bits, abits: Bits, facts: Facts, weighted: 
             continue
         one_of_many = layer in (wbits if site == "weight" else abits).many
         if entry.spec is None and one_of_many and entry.source is Source.RULE:
-            continue  # the entry speaks of a group; a rule says that this one tensor of it is never quantized
+            continue  # the entry names a group, and a rule leaves this one tensor of it in float
         if entry.spec is None and width < FLOAT:
             raise QexpError(
                 f"{key}={width}: {layer} has no quantizer on its {site} (a rule or the recipe leaves it in float: {entry.by})"
@@ -351,7 +351,7 @@ def _take_plan(table: dict, path: Path | None, rows: Mapping[tuple[str, str], Ro
 
 
 def _reject_idle_rules(table: dict, changed_by: dict[str, list[tuple[str, str]]], rules: Mapping[str, Any]) -> None:
-    """Raises for a rule whose every edit was overruled; `ends` may be overruled, and is empty when ends_bit is null."""
+    """Raises if all edits of a rule were overruled. The rule `ends` may be overruled; it is empty when ends_bit is null."""
     for name, touched in changed_by.items():
         decided = any(_decided(table[key], name) or _in_force(table[key], rules[name]) for key in touched)
         if not decided and name != ENDS:
@@ -370,7 +370,7 @@ def _decided(entry: Entry, name: str) -> bool:
 
 
 def _in_force(entry: Entry, rule: Mapping[str, Any]) -> bool:
-    """Whether a tensor is quantized the way a rule says, in part at least, though somebody else said how wide."""
+    """Whether a tensor is quantized at least partly by a rule, although another setting decided its width."""
     edit = rule.get(entry.site, rule.get(entry.site.split(".")[0]))
     said = {k: v for k, v in edit.items() if k != "bits"} if isinstance(edit, Mapping) else {}
     return _carries(entry) and (LIKE in said or any((entry.spec or {}).get(k) == v for k, v in said.items()))
@@ -385,7 +385,7 @@ def _arrives_quantized(table: dict, facts: Facts, layer: str, site: str) -> str 
 
 
 def _quantize_once(table: dict, facts: Facts) -> None:
-    """Takes input quantizers off tensors that arrive quantized: one grid a tensor, whose width is then the input's."""
+    """Removes input quantizers from tensors that arrive quantized: one grid per tensor, with the width of the input."""
     for layer, site in list(table):
         source = _arrives_quantized(table, facts, layer, site) if site.startswith("input") else None
         if source is not None:
@@ -409,7 +409,7 @@ def _follow(table: dict, facts: Facts, rules: set[str]) -> None:
 
 
 def _operand(facts: Facts, layer: str, site: str) -> tuple[str, ...]:
-    """Returns the layers that an input's tensor comes from; what comes from none (images, what functions compute) is like no other."""
+    """Returns the layers that an input's tensor comes from; a tensor from no layer (images, functions) matches no other."""
     operands, number = facts.sources.get(layer, ()), int(site.split(".")[1]) if "." in site else 0
     known = site.startswith("input") and number < len(operands) and operands[number]
     return tuple(operands[number]) if known else ("", layer, site)

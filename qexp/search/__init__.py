@@ -1,1 +1,1 @@
-"""Which tensor needs how many bits: sensitivity one tensor at a time, allocation under a budget, the Pareto front."""
+"""Searches for bit widths: sensitivity of single tensors, allocation under a budget, the Pareto front."""

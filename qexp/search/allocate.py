@@ -1,4 +1,4 @@
-"""Searches a configuration can name: sensitivity alone, or bits under a budget."""
+"""Searches that a configuration can name: sensitivity alone, or bits under a budget."""
 
 from __future__ import annotations
 
@@ -19,12 +19,14 @@ from qexp.search.quantizers_by_width import Key, QuantizersByWidth
 from qexp.search.sensitivity import ranked
 
 log = logging.getLogger(__name__)
-_NAMED = 5  # layers a log line names
-_CURVATURE_IMAGES = 128  # each costs a second backward pass a layer and probe; the estimate is steady long before
+_NAMED = 5  # number of layers in a log line
+_CURVATURE_IMAGES = (
+    128  # each image costs a second backward pass per layer and probe; fewer images already give a stable estimate
+)
 
 
 class Sensitivity:
-    """Measures each tensor alone at each width; the plan stays.
+    """Measures each tensor alone at each width; the plan stays unchanged.
 
     Writes `sensitivity.csv` into the run folder (columns: see `sensitivity.sensitivity`).
 
@@ -32,8 +34,8 @@ class Sensitivity:
         widths: Bits to try.
         sites: `weight`, `input`, or both.
         layers: Pattern of the layers to examine.
-        images: So many images of the training side.
-        memory_mb: Bound on what is held to save the first layers' work, MiB.
+        images: Number of images of the training side.
+        memory_mb: Limit of the layer results kept to avoid computing the first layers again, in MiB.
     """
 
     name = "sensitivity"
@@ -48,11 +50,11 @@ class Sensitivity:
     ) -> None:
         unknown = set(sites) - {"weight", "input"}
         if unknown or not sites:
-            raise QexpError(f"search.sites={list(sites)}: allowed are weight, input, or both")
+            raise QexpError(f"search.sites={list(sites)} is not allowed; use weight, input, or both")
         self.widths, self.sites, self.layers, self.images, self.memory_mb = widths, sites, layers, images, memory_mb
 
     def __call__(self, setting: SearchContext) -> Plan:
-        """Returns the plan the run goes on with."""
+        """Returns the plan with which the run continues."""
         shelf = self.shelf(setting)
         self.table(setting, shelf)
         return setting.plan
@@ -69,7 +71,7 @@ class Sensitivity:
         return keys
 
     def table(self, setting: SearchContext, shelf: QuantizersByWidth) -> pd.DataFrame:
-        """Returns the sensitivities, writes them, and says which tensors matter most."""
+        """Returns the sensitivities, writes them, and logs the most sensitive tensors."""
         start = time.perf_counter()
         table = measured(setting, shelf, self.keys(shelf), self.images, self.memory_mb)
         setting.write("sensitivity.csv", table)
@@ -87,15 +89,14 @@ class Sensitivity:
 class Allocate(Sensitivity):
     """Chooses each tensor's bits: the least summed sensitivity within a budget.
 
-    The default budget is what the run's own widths cost: `bits=w4a4 search=allocate` spends the weight bytes and bit operations of W4A4
-    where they help most. The run goes on with the chosen plan (its `layers.csv` is one that `plan=` reads), so a training schedule trains
-    it.
+    The default budget is the cost of the run's own widths: `bits=w4a4 search=allocate` spends the weight bytes and bit operations of W4A4
+    where they help most. The run continues with the chosen plan (`plan=` reads its `layers.csv`), so a training schedule trains it.
 
     Args:
         widths, sites, layers, images, memory_mb: See `Sensitivity`.
         budget: By kind (`weight_bytes`, `bops`, `mean_wbit`, `mean_abit`): a number, `same`, a share such as `75%`, or null.
-        hessian: Weigh weight errors by the curvature of the loss instead of trying each weight tensor at each width.
-        probes: Random vectors for the curvature's estimate.
+        hessian: Weight the weight errors by the curvature of the loss instead of trying each weight tensor at each width.
+        probes: Random vectors for the estimate of the curvature.
     """
 
     name = "allocate"
@@ -141,7 +142,7 @@ class Allocate(Sensitivity):
         return limits(self.budget, setting.plan.bits("weight"), setting.plan.bits("input"), setting.costs)
 
     def choose(self, setting: SearchContext, table: pd.DataFrame) -> dict[Key, int]:
-        """Returns the widths within the budget, and says what they cost beside the plan at hand."""
+        """Returns the widths within the budget, and logs their cost beside that of the current plan."""
         costs, bounds = setting.costs, self.bounds(setting)
         wbits, abits = setting.plan.bits("weight"), setting.plan.bits("input")
         choice = assign(table, setting.fixed, costs, bounds)
@@ -151,7 +152,7 @@ class Allocate(Sensitivity):
         for kind, bound in bounds.items():
             now = spent(kind, new_w, new_a, costs)
             log.info(
-                "search: %s %.6g of %.6g allowed (the widths asked for: %.6g)",
+                "search: %s %.6g of %.6g allowed (the configured widths: %.6g)",
                 kind,
                 now,
                 bound,

@@ -14,7 +14,7 @@ from qexp.numerics.widths import FLOAT
 from qexp.search.budget import Option, least, share
 from qexp.search.quantizers_by_width import Key
 
-_SECONDS = 60  # HiGHS finds these small programmes in well under one
+_SECONDS = 60  # HiGHS solves these small programmes in well under one second
 
 
 def assign(
@@ -25,8 +25,8 @@ def assign(
 ) -> dict[Key, int]:
     """Returns the widths of least summed divergence within all limits.
 
-    One binary variable for each layer and pair of weight and input bits; every layer takes one. Divergences add up, which is right to
-    first order; more bits never count as worse, whatever the noise of the measurement.
+    There is one binary variable per layer and pair of weight and input bits; every layer takes one pair. Divergences add up, which is
+    right to first order. More bits never count as worse, despite noise in the measurement.
 
     Args:
         table: Sensitivities, rows (layer, site, bits, divergence) of the tensors to choose for.
@@ -35,7 +35,7 @@ def assign(
         limits: Bounds by kind (see `budget.KINDS`).
 
     Raises:
-        QexpError: No choice meets a limit; it says what the least is.
+        QexpError: No choice meets a limit; the message gives the least possible cost.
     """
     worth = monotone(table)
     options = [_options(name, worth, fixed) for name in layers]

@@ -1,4 +1,4 @@
-"""What a choice of widths may cost: budgets in bytes, bit operations, mean bits."""
+"""Budgets and costs of widths: bytes, bit operations, mean bits."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Option:
 
 
 def share(kind: str, option: Option, layers: Mapping[str, LayerCost]) -> float:
-    """Returns what one layer at one choice adds to a cost of the network."""
+    """Returns the share of one layer at one choice in a cost of the network."""
     c = layers[option.layer]
     if kind == "weight_bytes":
         return c.weights * option.wbit / 8
@@ -34,7 +34,7 @@ def share(kind: str, option: Option, layers: Mapping[str, LayerCost]) -> float:
 
 
 def spent(kind: str, wbits: Mapping[str, int], abits: Mapping[str, int], layers: Mapping[str, LayerCost]) -> float:
-    """Returns a cost of the whole network at these widths (32 where a layer is not named)."""
+    """Returns a cost of the whole network at these widths (32 for layers without one)."""
     return sum(share(kind, Option(n, wbits.get(n, FLOAT), abits.get(n, FLOAT)), layers) for n in layers)
 
 
@@ -47,20 +47,20 @@ def limits(
     """Returns each budget as a number.
 
     Args:
-        budget: By kind: a number; `same`, what the plan at hand costs; or a share of it, `75%`. None leaves a kind unbounded.
-        wbits, abits: The plan at hand.
+        budget: By kind: a number; `same`, the cost of the current plan; or a share of it, `75%`. None sets no limit.
+        wbits, abits: Widths of the current plan.
         layers: Cost of each weighted layer.
     """
     out = {}
     for kind, asked in budget.items():
         if kind not in KINDS:
-            raise QexpError(f"search.budget.{kind}: no such budget{near(kind, KINDS)}; allowed are {', '.join(KINDS)}")
+            raise QexpError(f"search.budget.{kind} is not allowed{near(kind, KINDS)}; use {', '.join(KINDS)}")
         if asked is None:
             continue
         now = spent(kind, wbits, abits, layers)
         out[kind] = now if asked == "same" else _number(kind, asked, now)
         if out[kind] <= 0:
-            raise QexpError(f"search.budget.{kind}={asked!r}: must be above 0")
+            raise QexpError(f"search.budget.{kind}={asked!r} is not allowed; use a value above 0")
     if not out:
         raise QexpError(
             f"search.budget names no limit; give at least one of {', '.join(KINDS)}: a number, same, or 75%"
@@ -74,10 +74,10 @@ def _number(kind: str, asked: object, now: float) -> float:
         return float(text.removesuffix("%")) / 100 * now if text.endswith("%") else float(text)
     except ValueError:
         raise QexpError(
-            f"search.budget.{kind}={asked!r}: allowed are a number, same (what the widths at hand cost), or a share such as 75%"
+            f"search.budget.{kind}={asked!r} is not allowed; use a number, same (the cost of the current widths), or a share such as 75%"
         ) from None
 
 
 def least(kind: str, options: Sequence[Sequence[Option]], layers: Mapping[str, LayerCost]) -> float:
-    """Returns the smallest cost any choice has."""
+    """Returns the smallest cost of any choice."""
     return sum(min(share(kind, o, layers) for o in choices) for choices in options)

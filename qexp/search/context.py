@@ -1,4 +1,4 @@
-"""What a search is given: a calibrated network, the images it may judge by, where to write."""
+"""The inputs of a search: a calibrated network, the images to judge by, and the folder for results."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ class SearchContext:
 
     Attributes:
         model: Carries the plan's quantizers, fitted.
-        plan, facts: Of the model.
+        plan, facts: The model's plan and the facts of its graph.
         fit: Fits every quantizer on the model from the statistics already collected.
         batches: Images and labels of the training side; test images never enter a search.
-        folder: Of the run; searches write their tables there.
-        cache: Folder of what runs share.
-        seed: Of everything random.
+        folder: Folder of the run; searches write their tables there.
+        cache: Folder of files that runs share.
+        seed: Seed of all random numbers.
         progress: Show progress bars.
-        findings: Goes into the record.
+        findings: Results that go into the record.
         judge: The network's task; None compares results as numbers alone.
     """
 
@@ -63,11 +63,11 @@ class SearchContext:
 
     @property
     def fixed(self) -> dict[Key, int]:
-        """Widths of the plan at hand, by (layer, site)."""
+        """Widths of the current plan, by (layer, site)."""
         return {(layer, site): b for site in ("weight", "input") for layer, b in self.plan.bits(site).items()}
 
     def first(self, images: int) -> list[tuple[Tensor, Any]]:
-        """Returns the first so many images, in batches, with their labels."""
+        """Returns the first images, in batches, with their labels."""
         out, left = [], images
         for x, labels in self.batches:
             if left <= 0:
@@ -75,7 +75,7 @@ class SearchContext:
             out.append((x[:left], labels[:left]))
             left -= len(x)
         if not out:
-            raise QexpError(f"search.images={images}: at least 1 image of the training side is needed")
+            raise QexpError(f"search.images={images} is not allowed; use 1 or more")
         return out
 
     def write(self, name: str, table: pd.DataFrame) -> Path:
@@ -89,7 +89,7 @@ class SearchContext:
 def measured(
     setting: SearchContext, shelf: QuantizersByWidth, keys: Sequence[Key], images: int, memory_mb: int
 ) -> pd.DataFrame:
-    """Returns the sensitivity table of these tensors; one measured earlier, on the same weights, images and quantizers, is read."""
+    """Returns the sensitivity table of these tensors; reads an earlier one of the same weights, images and quantizers."""
     batches = setting.first(images)
     specs = [[*key, setting.plan[key].spec] for key in keys]
     seen = content_hash(setting.model, [x for x, _ in batches], False)

@@ -1,4 +1,4 @@
-"""Curvature of the loss along each weight tensor: how much a given rounding error costs, without trying it."""
+"""Curvature of the loss along each weight tensor, which predicts the cost of a rounding error without trying it."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ def traces(
     and is never negative.
 
     Args:
-        shelf: Which weights; its network is float meanwhile.
+        shelf: Quantizers of the weights to examine; its network is float during the estimate.
         images: `[N, C, H, W]`, all used.
-        probes: Random vectors a layer and batch.
-        batch: Images a backward pass, which holds its graph.
-        seed: Of the random signs.
+        probes: Random vectors per layer and batch.
+        batch: Images per backward pass; the pass keeps its graph in memory.
+        seed: Seed of the random signs.
         progress: Show a progress bar.
 
     Source: Dong et al. 2019 (arXiv 1911.03852), section 3.
-    Differs from the paper: the loss takes the network's own distribution for the labels.
+    Differs from the paper: the loss uses the network's own distribution as labels.
     """
     layers = [layer for layer, site in shelf.keys if site == "weight"]
     shelf.nothing()
@@ -50,12 +50,12 @@ def traces(
                 y = shelf.model(part)
                 if y.ndim != 2:
                     raise QexpError(
-                        f"search.hessian: made for classifiers [N, classes]; this network gives {list(y.shape)}"
+                        f"search.hessian needs a classifier with results [N, classes]; this network returns {list(y.shape)}"
                     )
                 loss = -(F.softmax(y, 1).detach() * F.log_softmax(y, 1)).sum() / len(images)
                 gradients = torch.autograd.grad(loss, weights, create_graph=True)
                 for i, (w, gradient) in enumerate(zip(weights, gradients)):
-                    # one layer at a time: probing all at once adds the terms between layers, whose noise drowns the small traces
+                    # one layer at a time: probing all at once adds terms between layers, and their noise hides small traces
                     for probe in range(probes):
                         sign = torch.randint(0, 2, w.shape, generator=generator).to(w) * 2 - 1
                         last = i == len(weights) - 1 and probe == probes - 1

@@ -33,21 +33,21 @@ GOALS = ("value", "agree", "divergence")
 
 
 class Pareto(Allocate):
-    """Searches plans none of which is beaten in accuracy, size and bit operations at once.
+    """Searches plans that no other plan beats in accuracy, size and bit operations at once.
 
     Each trial gives every tensor a width and scores the network on held-out training images. The first trials are the uniform plans and the
-    best ones under their budgets (see `Allocate`); from those NSGA-II breeds. The trials lie in an Optuna storage: a search cut short goes
-    on where it was, and several processes that name one storage work on one front.
+    best ones under their budgets (see `Allocate`); NSGA-II derives further plans from them. An Optuna storage holds the trials: an
+    interrupted search resumes, and several processes with the same storage work on one front.
 
-    Writes `pareto.csv` (one row a trial: accuracy, costs, `front`, and one column a tensor) and `front/<nn>/layers.csv`, each a plan that
-    `plan=` reads, from the smallest to the largest. The run goes on with the plan of the front that is most accurate within the budget.
+    It writes `pareto.csv` (one row per trial: accuracy, costs, `front`, and one column per tensor) and `front/<nn>/layers.csv`, each a plan
+    that `plan=` reads, from the smallest to the largest. The run continues with the most accurate plan of the front within the budget.
 
     Args:
         widths, sites, layers, images, memory_mb, budget, hessian, probes: See `Allocate`.
-        trials: How many plans to score in all, those of an earlier try counted in.
-        goal: What to score by: `value` (the task's own score), `agree` with the float network, or `divergence` from it.
+        trials: Number of plans to score in all, including those of an earlier interrupted search.
+        goal: The score: `value` (the task's own score), `agree` with the float network, or `divergence` from it.
         storage: An Optuna storage URL (SQLite, PostgreSQL, ...); null keeps `pareto.db` in the run folder.
-        score_images: So many images a trial.
+        score_images: Images per trial.
     """
 
     name = "pareto"
@@ -62,9 +62,9 @@ class Pareto(Allocate):
     ) -> None:
         super().__init__(**options)
         if goal not in GOALS:
-            raise QexpError(f"search.goal={goal!r}{near(goal, GOALS)}; allowed are {', '.join(GOALS)}")
+            raise QexpError(f"search.goal={goal!r} is not allowed{near(goal, GOALS)}; use {', '.join(GOALS)}")
         if trials < 1:
-            raise QexpError(f"search.trials={trials}; at least 1")
+            raise QexpError(f"search.trials={trials} is not allowed; use 1 or more")
         self.trials, self.goal, self.storage, self.score_images = trials, goal, storage, score_images
 
     def __call__(self, setting: SearchContext) -> Plan:
@@ -127,7 +127,7 @@ class Pareto(Allocate):
             if row[self.goal] is None:
                 raise QexpError(
                     f"search.goal={self.goal} is not allowed: {type(setting.judge).__name__} "
-                    f"{'decides nothing for an image' if self.goal == 'agree' else 'cannot judge outputs alone'}; use divergence"
+                    f"{'decides nothing per image' if self.goal == 'agree' else 'cannot judge outputs alone'}; use divergence"
                 )
             wbits, abits = _by_site({**setting.fixed, **choice})
             return row[self.goal], *(spent(kind, wbits, abits, costs) for kind in COSTS)
@@ -142,7 +142,7 @@ class Pareto(Allocate):
                 bar.update()
 
     def frame(self, study: Any, shelf: QuantizersByWidth, setting: SearchContext) -> pd.DataFrame:
-        """Returns one row a finished trial: its score, costs, whether it is on the front, and every tensor's width."""
+        """Returns one row per finished trial: score, costs, whether it is on the front, and every tensor's width."""
         import optuna
 
         best = {t.number for t in study.best_trials}
@@ -174,7 +174,7 @@ class Pareto(Allocate):
         )
 
     def _pick(self, setting: SearchContext, shelf: QuantizersByWidth, trials: pd.DataFrame) -> dict[Key, int]:
-        """Returns the most accurate plan of the front within the budget; the cheapest where none is within."""
+        """Returns the most accurate plan of the front within the budget; the cheapest if none is within it."""
         bounds = self.bounds(setting)
         within = trials[trials.front]
         for kind in COSTS:
@@ -185,7 +185,7 @@ class Pareto(Allocate):
 
 
 def _complete(study: Any) -> int:
-    """Returns how many trials have a score; one that was cut short has none."""
+    """Returns the number of trials with a score; an interrupted trial has none."""
     return sum(t.state.name == "COMPLETE" for t in study.get_trials(deepcopy=False))
 
 

@@ -1,4 +1,4 @@
-"""Every searched tensor's quantizer at every width, fitted once; the model takes any choice of them in no time."""
+"""Quantizers of every searched tensor at every width, fitted once, so that a model can switch widths at no cost."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ Key = tuple[str, str]  # a layer, and one of its sites
 class QuantizersByWidth:
     """The quantizers of a calibrated model at several widths.
 
-    Searched are the weights and inputs of convolutions and linear layers that the plan quantizes and whose width no rule has settled
-    (first and last layer follow `ends_bit` unless it is null). Tensors that share a quantizer keep their width: it is not one layer's to
-    choose.
+    The search covers weights and inputs of convolutions and linear layers that the plan quantizes, unless a rule fixes their width
+    (first and last layer follow `ends_bit` unless it is null). Tensors that share a quantizer keep their width, since it belongs to
+    several layers.
 
     Args:
-        model: With the plan's quantizers attached and fitted.
-        plan: What the model carries.
-        facts: Of the model.
+        model: Model with the plan's quantizers attached and fitted.
+        plan: The model's plan.
+        facts: Facts of the model's graph.
         widths: Bits to choose from.
         fit: Fits every quantizer that is on the model, from the statistics the run has collected.
         layers: Pattern of the layers searched.
@@ -47,7 +47,7 @@ class QuantizersByWidth:
     ) -> None:
         self.model, self.plan, self.widths = model, plan, sorted(set(widths))
         if not self.widths or not all(1 <= b <= 16 for b in self.widths):
-            raise QexpError(f"search.widths={list(widths)}: at least one width is needed, each in 1..16")
+            raise QexpError(f"search.widths={list(widths)} is not allowed; use one or more widths, each in 1..16")
         self.keys = [(e.layer, e.site) for e in plan if _searched(e, model, layers)]
         if not self.keys:
             raise QexpError(
@@ -65,7 +65,7 @@ class QuantizersByWidth:
         for bits in self.widths:
             for layer, site in self.keys:
                 entry = self.plan[layer, site]
-                if entry.bits == bits:  # what the plan has is what the recipe fitted
+                if entry.bits == bits:  # the recipe has already fitted the plan's width
                     self._made[layer, site, bits] = self._original[layer, site]
                     continue
                 self._made[layer, site, bits] = build(self.model, replace(entry, bits=bits), facts, {})
@@ -74,7 +74,7 @@ class QuantizersByWidth:
         self.restore()
 
     def bits(self, site: str) -> dict[str, int]:
-        """Returns the widths the plan gives the searched tensors of a site, by layer."""
+        """Returns the plan's widths of the searched tensors of a site, by layer."""
         return {layer: self.plan[layer, s].bits for layer, s in self.keys if s == site}
 
     def quantizer(self, key: Key, bits: int) -> Quantizer:
@@ -92,19 +92,19 @@ class QuantizersByWidth:
         self._put(key, bits)
 
     def nothing(self) -> None:
-        """Makes the whole network float, the tensors no search touches included."""
+        """Makes the whole network float, including tensors outside the search."""
         self.restore()
         for _, layer in quantized_layers(self.model):
             layer.enabled = False
 
     def take(self, choice: Mapping[Key, int]) -> None:
-        """Gives each named tensor its width; what is not named has the plan's."""
+        """Gives each named tensor its width; other tensors keep the plan's."""
         self.restore()
         for key, bits in choice.items():
             self._put(key, bits)
 
     def restore(self) -> None:
-        """Gives every tensor what the plan says."""
+        """Gives every tensor its width in the plan."""
         for key, quantizer in self._original.items():
             self._set(key, quantizer)
         for _, layer in quantized_layers(self.model):
@@ -156,6 +156,7 @@ def _searched(entry: Entry, model: nn.Module, pattern: str) -> bool:
         and "share" not in entry.spec
         and isinstance(layer, Quantized)
         and issubclass(layer.float_class, WEIGHTED)
-        and type(layer) is QUANTIZED[layer.float_class]  # other arithmetics need all their codes at once
+        and type(layer)
+        is QUANTIZED[layer.float_class]  # layers with other arithmetic need all their quantizers at once
         and fnmatchcase(entry.layer, pattern)
     )

@@ -1,4 +1,4 @@
-"""A network whose first layers are not computed again: they give back what they gave the first time."""
+"""Replays a network: layers before a change return their kept results instead of computing them again."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from qexp.system.within import hooked
 class Replay:
     """Runs a model on one batch again and again, with a change in one layer, at the cost of the layers from there on.
 
-    The first run keeps the result of every layer that can carry quantizers. Later runs call the model as ever, but the layers before the
-    changed one return what they kept; only what lies between them (ReLUs, adds, pools) is computed again.
+    The first run keeps the result of every layer that can carry quantizers. Later runs call the model as usual, but the layers before the
+    changed one return their kept results; only modules between them (ReLUs, adds, pools) compute again.
 
     Memory: the results of all layers for one batch, see `bytes_an_image`.
 
     Args:
         model: In evaluation mode.
-        facts: Of the model; a layer that runs several times an image makes every run a full one.
+        facts: Facts of the model's graph; if a layer runs several times per image, every run computes all layers.
     """
 
     def __init__(self, model: nn.Module, facts: Facts) -> None:
@@ -50,7 +50,7 @@ class Replay:
 
     @torch.no_grad()
     def again(self, images: Tensor, changed: str) -> Tensor:
-        """Returns the model's result for the same images when only `changed` and what follows it differ from the first run."""
+        """Returns the model's result for the same images, computing again only from the layer `changed` on."""
         if any(calls > 1 for calls in self._calls.values()):
             return self.model(images)
         skipped = [self.model.get_submodule(n) for n, i in self.order.items() if i < self.order[changed]]
@@ -66,7 +66,7 @@ class Replay:
 
 
 def bytes_an_image(facts: Facts) -> int:
-    """Returns how much a replay keeps of one image: the float32 results of all layers."""
+    """Returns the bytes that a replay keeps per image: the float32 results of all layers."""
     total = 0
     for sites in facts.shapes.values():
         shape = sites.get("output", (1,))
@@ -76,7 +76,7 @@ def bytes_an_image(facts: Facts) -> int:
 
 @contextmanager
 def _nothing_in_place(model: nn.Module) -> Iterator[None]:
-    """Inside, activations do not overwrite what they are given: a kept result must stay what it was."""
+    """Context manager: activations do not overwrite their input, since a kept result must not change."""
     changed = [m for m in model.modules() if getattr(m, "inplace", False) is True]
     for module in changed:
         module.inplace = False

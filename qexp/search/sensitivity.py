@@ -1,4 +1,4 @@
-"""How much each tensor alone hurts at each width: the measure every search starts from."""
+"""Measures the loss that each tensor alone causes at each width: the start of every search."""
 
 from __future__ import annotations
 
@@ -30,22 +30,22 @@ def sensitivity(
     progress: bool = True,
     judge: Judge | None = None,
 ) -> pd.DataFrame:
-    """Returns what one tensor at one width does to the float network, one row a (layer, site, bits).
+    """Returns the effect of one tensor at one width on the float network, one row per (layer, site, bits).
 
     Layers before the quantized one are not computed again (see `Replay`), so the whole table costs about half of one evaluation of these
-    images for each row. Images should be of the training side: what is chosen by this table is judged on the test images.
+    images for each row. Use images of the training side: choices made from this table are judged on the test images.
 
     Columns: `divergence` from the float network by the task's own measure (of classes the mean Kullback-Leibler divergence, nats), else the
     mean squared error of the result over its power; `sqnr` of the result (dB); `agree`, the share of images whose decision stays (%);
-    `value`, the task's score (a share in percent), and `drop`, how much worse it is than the float network's. What the task does not know
-    (there are no decisions, it cannot judge outputs alone) is None.
+    `value`, the task's score (a share in percent), and `drop`, how much worse it is than the float network's. Values that the task cannot
+    compute (it has no decisions, or cannot judge outputs alone) are None.
 
     Args:
         shelf: Quantizers at every width.
         facts: Of the model.
         batches: Images `[N, C, H, W]` and targets, as the task takes them.
-        keys: Tensors to examine; None takes all the shelf has.
-        memory_mb: Bound on the layer results held at once, in MiB; larger batches are cut.
+        keys: Tensors to examine; None takes all tensors of the shelf.
+        memory_mb: Limit of the layer results held at once, in MiB; larger batches are split.
         progress: Show a progress bar.
         judge: The network's task; without one results are compared as numbers alone.
     """
@@ -84,7 +84,7 @@ def ranked(table: pd.DataFrame) -> pd.DataFrame:
 
 
 class Comparison:
-    """How far results are from the float network's, as sums over images: batches of any size give the same means.
+    """Accumulates the distance of results from the float network's as sums over images, so that batch sizes do not matter.
 
     Args:
         judge: The network's task; None compares numbers alone.
@@ -97,7 +97,7 @@ class Comparison:
         self.agree: int | None = 0
 
     def add(self, y: Tensor, wanted: Tensor, targets: Any) -> None:
-        """Adds a batch of results, the float network's, and the targets."""
+        """Adds one batch: the results, the float network's results, and the targets."""
         self.judging.add(y, targets)
         y, wanted = y.double(), wanted.double()
         self.n += len(y)
@@ -109,7 +109,7 @@ class Comparison:
         self.agree = None if differ is None else self.agree + len(y) - differ
 
     def row(self) -> dict[str, float | None]:
-        """Returns divergence, sqnr, agree and value; None for what such results do not have."""
+        """Returns divergence, sqnr, agree and value; None for measures that such results do not have."""
         relative = self.error / self.power if self.power else 0.0
         return {
             "divergence": relative if self.divergence is None else max(self.divergence / max(self.n, 1), 0.0),

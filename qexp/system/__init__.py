@@ -1,1 +1,1 @@
-"""What is the operating system's: locks, processes, memory, files."""
+"""Services of the operating system: locks, processes, memory, files."""

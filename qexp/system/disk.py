@@ -1,4 +1,4 @@
-"""Disks that are full, read-only or somebody else's: told in one sentence, whoever noticed it first."""
+"""Describes errors of disks that are full, read-only or owned by another user, in one sentence."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ SENTENCES = {
     errno.EACCES: "the folder or file may not be written or read; change its permissions, or choose another folder with runs_dir=",
     errno.EPERM: "the folder or file may not be changed; change its permissions, or choose another folder with runs_dir=",
 }
-TEXTS = {os.strerror(number): number for number in SENTENCES}  # of libraries that pass on the system's words alone
-TORN = ("PytorchStreamWriter failed", "unexpected pos ")  # what torch.save says where a write came up short
+TEXTS = {
+    os.strerror(number): number for number in SENTENCES
+}  # messages of libraries that pass on only the system's text
+TORN = ("PytorchStreamWriter failed", "unexpected pos ")  # messages of torch.save after an incomplete write
 
 
 def trouble(error: BaseException) -> str | None:
-    """Returns in one sentence what is wrong with the disk, where an error or what led to it comes from there; None elsewhere."""
+    """Returns one sentence on the disk's fault if an error or its cause is a disk error; None for other errors."""
     chain = list(_chain(error))
     for one in chain:
         number = one.errno if isinstance(one, OSError) else None

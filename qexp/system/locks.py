@@ -1,4 +1,4 @@
-"""A lock per folder, held between processes: released by the system when its holder ends, however it ends."""
+"""A lock per folder between processes; the system releases it whenever its holder ends."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def locked(folder: Path, waiting: Callable[[], None] | None = None) -> Iterator[None]:
-    """Inside, no other process is inside for the same folder; the folder is made where it is missing.
+    """Context manager: only one process at a time is inside for a folder; makes the folder if it is missing.
 
     Args:
-        folder: What is locked, by a file `.lock` in it.
+        folder: The folder to lock, by a file `.lock` in it.
         waiting: Called once if another process is inside, before waiting for it.
 
     Raises:
@@ -38,7 +38,7 @@ def locked(folder: Path, waiting: Callable[[], None] | None = None) -> Iterator[
             if waiting is not None:
                 waiting()
             fcntl.flock(file, fcntl.LOCK_EX)
-        # Some network file systems have no locks: two sweeps may then do work twice, never wrongly.
+        # Some network file systems have no locks: two sweeps may then repeat work, but results stay correct.
         except OSError as error:
             log.warning("%s: this file system has no locks (%s)", folder, error)
         yield

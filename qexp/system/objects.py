@@ -11,7 +11,7 @@ from typing import Any
 from qexp.errors import QexpError
 
 TARGET, PARTIAL = "_target_", "_partial_"
-HINTS = (TARGET, PARTIAL, "_convert_", "_recursive_")  # keys of a specification that are no arguments
+HINTS = (TARGET, PARTIAL, "_convert_", "_recursive_")  # keys of a specification that are not arguments
 
 
 def make(spec: Mapping[str, Any], *, where: str = "", as_partial: bool = False, **more: Any) -> Any:
@@ -21,11 +21,11 @@ def make(spec: Mapping[str, Any], *, where: str = "", as_partial: bool = False, 
         spec: `_target_` and arguments. `_partial_: true` returns a function that still takes arguments. Arguments that are
             specifications themselves are made first.
         where: The key that holds the specification, for errors: `schedule.optimizer`.
-        as_partial: Return a function that still takes arguments, whatever the specification contains.
-        **more: Arguments that take the place of the specification's.
+        as_partial: Return a function that still takes arguments, also without `_partial_` in the specification.
+        **more: Arguments that replace those of the specification.
 
     Raises:
-        QexpError: No `_target_`, one that cannot be imported, arguments that it does not take, or a value it refuses.
+        QexpError: `_target_` is missing or cannot be imported, an argument is unknown, or a value is not allowed.
 
     >>> make({"_target_": "fractions.Fraction", "numerator": 1, "denominator": 4})
     Fraction(1, 4)
@@ -48,7 +48,7 @@ def find(spec: Mapping[str, Any], where: str = "") -> Callable[..., Any]:
     """Returns the class or function that a specification names.
 
     Raises:
-        QexpError: The specification names none, or the name cannot be imported.
+        QexpError: The specification has no name, or the name cannot be imported.
     """
     if isinstance(spec, Mapping) and callable(spec.get(TARGET)):  # in a notebook or a test: the class itself
         return spec[TARGET]
@@ -67,7 +67,7 @@ def _located(name: str, where: str) -> Callable[..., Any]:
         try:
             found: Any = import_module(module_name)
         except ModuleNotFoundError as error:
-            # The module exists, what it imports does not.
+            # The module exists, but a module that it imports does not.
             if error.name and not f"{module_name}.".startswith(f"{error.name}."):
                 raise QexpError(
                     f"{_place(where)}{TARGET}={name}: {module_name} cannot be imported ({error})"
@@ -82,7 +82,7 @@ def _located(name: str, where: str) -> Callable[..., Any]:
                 raise QexpError(f"{_place(where)}{TARGET}={name}: {module_name} has no {part!r}")
             found = getattr(found, part)
         if not callable(found):
-            raise QexpError(f"{_place(where)}{TARGET}={name} is no class or function")
+            raise QexpError(f"{_place(where)}{TARGET}={name} is not a class or function")
         return found
     raise QexpError(
         f"{_place(where)}{TARGET}={name}: there is no module {parts[0]!r} on the Python path; install its package, or add its "
@@ -102,7 +102,7 @@ def _made(value: Any, where: str) -> Any:
 
 
 def _check_names(target: Callable[..., Any], arguments: Mapping[str, Any], where: str) -> None:
-    """Raises where an argument has no parameter; what Python itself says of it names neither the key nor what is allowed."""
+    """Raises if an argument has no parameter; Python's own message names neither the key nor what is allowed."""
     try:
         parameters = inspect.signature(target).parameters
     except (TypeError, ValueError):  # a builtin without a signature

@@ -1,7 +1,7 @@
 """Several processes of this machine that work as one: each has a rank, and they exchange tensors through `torch.distributed`.
 
-A function is spread over processes for as long as it runs; what is around it stays one process. So a point on several devices is an
-ordinary run in which collecting statistics, training and evaluating take turns of their own processes.
+A function runs on several processes only during its call; the code around it stays in one process. So a run on several devices is an
+ordinary run in which collecting statistics, training and evaluation each use several processes.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _PATIENCE = timedelta(hours=24)  # rank 0 may validate, write or wait for a lock
 
 
 def world() -> int:
-    """Returns how many processes work together here; 1 outside `spread`."""
+    """Returns the number of processes that work together; 1 outside `spread`."""
     return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
 
 
@@ -55,7 +55,7 @@ def gathered(value: Any) -> list[Any]:
 
 
 def mean(x: torch.Tensor) -> torch.Tensor:
-    """Returns the mean of the ranks' tensors of one shape; the tensor itself where one process works alone."""
+    """Returns the mean of the ranks' tensors of one shape; the tensor itself in a single process."""
     if world() == 1:
         return x
     total = x.clone()
@@ -68,7 +68,7 @@ def interleaved(rows: torch.Tensor) -> torch.Tensor:
     parts = gathered(rows)
     out = torch.cat(parts, 1)
     places = [torch.arange(r, out.shape[1], len(parts)) for r in range(len(parts))]
-    # Else only some batches were looked at, in any order.
+    # Uneven counts mean limited batches; their order is unknown.
     if [len(p) for p in places] == [part.shape[1] for part in parts]:
         out = out[:, torch.argsort(torch.cat(places))]
     return out
@@ -77,19 +77,19 @@ def interleaved(rows: torch.Tensor) -> torch.Tensor:
 def spread(
     function: Callable[..., Any], processes: int, *args: Any, gpu: bool = False, prepare: Callable | None = None
 ) -> Any:
-    """Returns what `function(*args)` returns on rank 0, run by that many processes at once.
+    """Runs `function(*args)` in several processes at once and returns the result of rank 0.
 
-    The processes stay for the next call, until this one ends; one of them failing ends them all.
+    The processes stay for the next call until this process ends; if one of them fails, all end.
 
     Args:
-        function: What every process runs; it may use `share`, `gathered`, and whatever synchronises through `torch.distributed`.
-        processes: How many.
+        function: Function that every process runs; it may use `share`, `gathered` and `torch.distributed`.
+        processes: Number of processes.
         args: Its arguments, copied into every process.
         gpu: Rank r computes on GPU r and exchanges by NCCL; otherwise on the CPU, by Gloo.
-        prepare: Called first in every process.
+        prepare: Function called first in every process.
 
     Raises:
-        Exception: What the function raised in one of them.
+        Exception: The exception that the function raised in one of them.
     """
     team = _teams.get((processes, gpu))
     if team is None:
@@ -97,7 +97,7 @@ def spread(
         team = _teams[processes, gpu] = _Team(processes, gpu)
     try:
         return team.run((function, args, prepare))
-    except BaseException:  # ranks wait for each other: those that have not failed are stuck
+    except BaseException:  # ranks wait for each other: those that did not fail are blocked
         dismiss()
         raise
 
@@ -144,7 +144,7 @@ class _Team:
         return result
 
     def end(self) -> None:
-        """Kills the processes; what they computed together is lost."""
+        """Kills the processes; their joint results are lost."""
         for worker, pipe in zip(self.workers, self.pipes):
             pipe.close()
             worker.kill()
@@ -158,9 +158,11 @@ atexit.register(dismiss)
 
 def _work(number: int, processes: int, folder: str, gpu: bool, path: list[str], pipe: Connection) -> None:
     sys.path[:] = path
-    tqdm.set_lock(threading.RLock())  # its own is a semaphore among processes, which one that is killed leaves behind
+    tqdm.set_lock(
+        threading.RLock()
+    )  # tqdm's own lock is a semaphore between processes, which a killed process leaves behind
     logging.basicConfig(level=logging.INFO if number == 0 else logging.ERROR, format="%(message)s", stream=sys.stdout)
-    with suppress(OSError, AttributeError):  # Linux: a process whose starter was killed would go on alone
+    with suppress(OSError, AttributeError):  # Linux: without this, a process would continue after its parent was killed
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)
     os.environ |= {"LOCAL_RANK": str(number), "NODE_RANK": "0", "WORLD_SIZE": str(processes)}
     try:
@@ -176,7 +178,7 @@ def _work(number: int, processes: int, folder: str, gpu: bool, path: list[str], 
             result = function(*args)
             pipe.send((True, b"" if number else cloudpickle.dumps(result)))
             del function, args, prepare, result
-    except EOFError:  # nobody asks any more
+    except EOFError:  # the parent process has closed the pipe
         return
     except BaseException as error:
         pipe.send((False, cloudpickle.dumps(error)))

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, however many processes and threads write them and however a writer ends."""
+"""Atomic writing of files: a file is complete or does not exist, for any number of writers and any way they end."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
-ROOM = 200  # characters of a part's name that the file's own may have; file systems allow 255 bytes
-PART = re.compile(r"\.(?P<process>\d+)\.part$")  # the end of a part's name: which process writes it
+ROOM = 200  # characters of the file's own name that a part's name keeps; file systems allow 255 bytes
+PART = re.compile(r"\.(?P<process>\d+)\.part$")  # the end of a part's name identifies the process that writes it
 
 
 @contextmanager
 def whole(path: str | Path) -> Iterator[Path]:
-    """Yields a name beside `path` to write to; what was written there becomes `path` in one step when the block ends.
+    """Yields a name beside `path` to write to; the written file becomes `path` in one step when the block ends.
 
-    A reader sees the old file or the new one, never half. Two writers at once have a part each; the last to finish wins. Where the
-    block raises, the part is removed and `path` stays as it was. The content is on the disk before the name is, so that a machine
-    that loses power leaves no empty file under the name.
+    A reader sees the old file or the new one, never half. Two writers at once have a part each; the last to finish wins. If the
+    block raises, the part is removed and `path` does not change. The content is on the disk before the name, so that a power
+    failure leaves no empty file under the name.
 
     Args:
-        path: The file; its folder is made where it is missing.
+        path: The file; its folder is made if it is missing.
 
     Example:
         >>> import tempfile
@@ -36,7 +36,7 @@ def whole(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Threads of one process differ by the random digits.
+    # Random digits distinguish threads of one process.
     short = path.name.encode()[:ROOM].decode(errors="ignore")
     part = path.with_name(f".{short}.{secrets.token_hex(4)}.{os.getpid()}.part")
     try:
@@ -50,12 +50,12 @@ def whole(path: str | Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> Path:
-    """Returns `path` after a text was written to it, whole or not at all; what UTF-8 cannot hold becomes a question mark."""
+    """Writes a text atomically and returns `path`; characters that UTF-8 cannot hold become question marks."""
     return write_bytes(path, text.encode("utf-8", errors="replace"))
 
 
 def write_bytes(path: Path, content: bytes) -> Path:
-    """Returns `path` after bytes were written to it, whole or not at all."""
+    """Writes bytes atomically and returns `path`."""
     with whole(path) as part:
         part.write_bytes(content)
     return path
@@ -77,7 +77,7 @@ def remove_leftovers(folder: Path, age: float = 60.0) -> None:
 
 
 def _lives(process: int) -> bool:
-    """Whether a process of this machine runs under this number."""
+    """Whether a process with this number runs on this machine."""
     try:
         os.kill(process, 0)
     except (ProcessLookupError, OverflowError):

@@ -1,4 +1,4 @@
-"""What holds for a network inside a `with` block alone: hooks, evaluation mode."""
+"""Context managers for networks: hooks and evaluation mode inside a `with` block only."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from torch.utils.hooks import RemovableHandle
 
 @contextmanager
 def hooked(hooks: Iterable[RemovableHandle]) -> Iterator[None]:
-    """Inside, hooks are on; afterwards they are off, also where one could not be put on.
+    """Context manager: removes hooks at the end, also if registering one of them failed.
 
     Args:
-        hooks: What `register_forward_hook` and its like return; of a generator each is put on here.
+        hooks: Results of `register_forward_hook` and similar functions; a generator registers each hook here.
 
     Example:
         >>> import torch
@@ -37,7 +37,7 @@ def hooked(hooks: Iterable[RemovableHandle]) -> Iterator[None]:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Inside, the model is in evaluation mode; afterwards each module is in the mode it was in, frozen ones too."""
+    """Context manager: the model is in evaluation mode; afterwards each module is in its earlier mode, frozen ones too."""
     before = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

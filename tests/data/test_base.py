@@ -127,7 +127,7 @@ def test_broken_splits_are_named(tweak, message):
         ({"mean": [0.5]}, "3 channels, but mean has 1"),
         ({"std": [0.2, 0.0, 0.2]}, "above 0"),
         ({"max_samples": 0}, "max_samples=0"),
-        ({"augment": {"rotate": 3}}, "allowed keys: padding, flip"),
+        ({"augment": {"rotate": 3}}, "use the keys padding and flip"),
     ],
 )
 def test_impossible_arguments_are_refused(options, message):

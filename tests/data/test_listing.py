@@ -36,7 +36,7 @@ def test_an_empty_class_folder_does_not_shift_the_others(tmp_path):
 
 def test_loose_images_unknown_folders_and_no_images_are_named(tmp_path):
     root = folders(tmp_path / "x", {"n01": 1, "n0l": 1})
-    with pytest.raises(QexpError, match=r"label 'n0l' is out of range; allowed: 0\.\.2, .*did you mean"):
+    with pytest.raises(QexpError, match=r"label 'n0l' is out of range; use 0\.\.2, .*did you mean"):
         by_folder(Source(root), PETS)
     (root / "loose.png").write_bytes(picture(0))
     with pytest.raises(QexpError, match=r"1 images lie outside a class folder \(loose.png\)"):
@@ -68,7 +68,7 @@ def test_a_list_of_labels_takes_ids_names_and_numbers_and_keeps_its_order(flat, 
         ("a_0001.png,0\nb_0002.png,1", "1 images of .* without a label: c_0000.png"),
         ("a_0001.png,0\nb_0002.png,1\nc_0000.png,2\nd.png,0", "1 files that are not in .*: d.png"),
         ("a_0001.png,0\na_0001.png,1\nb_0002.png,1\nc_0000.png,2", "1 files listed twice: a_0001.png"),
-        ("a_0001.png,0\nb_0002.png,3\nc_0000.png,2", r"b_0002.png: label '3' is out of range; allowed: 0\.\.2"),
+        ("a_0001.png,0\nb_0002.png,3\nc_0000.png,2", r"b_0002.png: label '3' is out of range; use 0\.\.2"),
         ("a_0001.png,-1\nb_0002.png,1\nc_0000.png,2", "label '-1' is out of range"),
         ("a_0001.png\nb_0002.png,1\nc_0000.png,2", "line 1 is 'a_0001.png'; file,class is needed"),
     ],
@@ -84,7 +84,7 @@ def test_a_file_name_tells_its_class(flat):
     for pattern, message in (
         (r"_(\d{5})", "3 images not matched"),
         (r"_\d+", "0 groups; one is needed"),
-        ("(", "no regular"),
+        ("(", "not a regular"),
     ):
         with pytest.raises(QexpError, match=message):
             by_name(Source(flat), pattern, PETS)
@@ -114,7 +114,7 @@ def test_lists_of_classes_come_in_several_forms(tmp_path, text, ids, names):
     ("text", "message"),
     [
         ("0,a,x\n2,b,y\n", "class 1 is numbered 2; the indices must count"),
-        ("a\nb\na\n", "class 'a' stands there twice"),
+        ("a\nb\na\n", "class 'a' occurs twice"),
         ("", "no classes in it"),
     ],
 )

@@ -79,7 +79,7 @@ def test_the_channel_order_is_that_of_the_weights(devkit):
     assert rgb.tolist() == bgr.flip(0).tolist() and rgb[0] > rgb[2]
     caffe = opened(devkit, channel_order="bgr", mean=[104, 117, 123], max_value=1).example()[0, :, 8, 4]
     assert caffe.tolist() == pytest.approx((bgr * 255 - torch.tensor([104.0, 117, 123])).tolist(), abs=1e-4)
-    with pytest.raises(QexpError, match="allowed are rgb, bgr"):
+    with pytest.raises(QexpError, match="use rgb or bgr"):
         opened(devkit, channel_order="gbr")
 
 
@@ -98,7 +98,7 @@ def test_an_image_without_annotation_or_file_is_left_out_and_counted(devkit):
         (lambda f: (f / "Annotations/a.xml").write_text("<annotation><object>"), "no readable VOC annotation"),
         (lambda f: annotate(f, "a", [((1, 1, 9, 9), "doggo", 0)]), r"class 'doggo' \(did you mean 'dog'"),
         (lambda f: annotate(f, "a", [((1, 1, "nan", 9), "dog", 0)]), "finite numbers"),
-        (lambda f: (f / "JPEGImages/a.jpg").write_bytes(b"no image"), "no readable image"),
+        (lambda f: (f / "JPEGImages/a.jpg").write_bytes(b"no image"), "not a readable image"),
         (lambda f: (f / "ImageSets/Main/test.txt").unlink(), "no such list; there are trainval"),
         (lambda f: (f / "ImageSets/Main/test.txt").write_text(""), "the test split holds no annotated image"),
         (lambda f: (f / "JPEGImages").rename(f / "Images"), "unpack the archives"),
@@ -188,7 +188,7 @@ def test_zips_with_tables_count_what_does_not_fit(zips):
         (lambda f: (f / "one_boxes.csv").unlink(), "no such file; the boxes"),
         (lambda f: (f / "one_boxes.csv").write_text("image,class\n"), "no column xmin"),
         (lambda f: (f / "one_boxes.csv").write_text("image,xmin,ymin,xmax,ymax,class\na.jpg,1,x,3,4,dog\n"), "line 2"),
-        (lambda f: (f / "one.zip").write_bytes((f / "one.zip").read_bytes()[:99]), "cut short or no zip file"),
+        (lambda f: (f / "one.zip").write_bytes((f / "one.zip").read_bytes()[:99]), "cut short or not a zip file"),
         (lambda f: (f / "one.zip").unlink(), "has two"),
     ],
 )

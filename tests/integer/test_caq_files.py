@@ -102,7 +102,7 @@ def test_exponents_are_lines_of_one_integer(tmp_path):
     assert (tmp_path / "q").read_text() == "3\n-1\n0\n5\n"
     assert files.read_exponents(tmp_path / "q") == [3, -1, 0, 5]
     (tmp_path / "q").write_text("3\nx\n")
-    with pytest.raises(QexpError, match="one integer a line"):
+    with pytest.raises(QexpError, match="one integer per line"):
         files.read_exponents(tmp_path / "q")
 
 

@@ -32,11 +32,11 @@ SHELF = [
 REASONS = (  # and who may give it
     (
         "aciq/|cnn_quantization|caq_simple|kmeans|midtread",
-        "channels have scales of their own|channels have widths of their own",
+        "channels have different scales|channels have different widths",
     ),
-    ("exponential|playground|tanh|log|apot", "not evenly spaced|zero is no code"),
-    ("lsq_plus", "zero is no code of LSQPlus"),
-    ("xnor", "scales its sums by real numbers|zero is no code|not evenly spaced"),
+    ("exponential|playground|tanh|log|apot", "not evenly spaced|no code for zero"),
+    ("lsq_plus", "LSQPlus has no code for zero"),
+    ("xnor", "scales its sums by real numbers|no code for zero|not evenly spaced"),
 )
 
 

@@ -249,7 +249,7 @@ def test_8_bit_products_are_used_where_they_are_exact():
 
 @pytest.mark.parametrize("bad", [{"bits": 1}, {"overflow": "clip"}, {"point": "never"}])
 def test_registers_that_do_not_exist(bad):
-    with pytest.raises(QexpError, match=r"allowed are 2\.\.64 bits, saturate \| wrap, end \| each"):
+    with pytest.raises(QexpError, match=r"use 2\.\.64 bits, saturate \| wrap, end \| each"):
         Accumulator(**bad)
 
 

@@ -112,7 +112,7 @@ def test_what_the_fpga_tool_cannot_read_is_refused(run, proven):
     _, folder = proven
     refused = run("export=fpga", f"weights={folder}")
     assert refused["status"] == "failed"
-    assert "export=fpga: " in refused["error"] and "are no INQ weights; the FPGA tool reads" in refused["error"]
+    assert "export=fpga: " in refused["error"] and "are not INQ weights; the FPGA tool reads" in refused["error"]
     assert json.loads((folder / "metrics.json").read_text())["status"] == "ok", "the run's own record stays"
 
 

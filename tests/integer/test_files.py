@@ -67,7 +67,7 @@ def test_what_was_changed_is_refused(folder):
     [
         ({"output": "fc.input"}, "program.json was changed after it was written"),
         ({"version": 2}, "version 2; this qexp reads version 1"),
-        ({"format": "other"}, "no qexp integer program"),
+        ({"format": "other"}, "not a qexp integer program"),
     ],
 )
 def test_another_version_or_an_edit_is_refused(folder, changes, message):

@@ -194,16 +194,16 @@ PER_CHANNEL = UNIFORM | {"symmetric": True, "granularity": "channel"}
         ({"weight": None}, r"stem.weight: cannot be lowered to integers: the weight is float; give it bits"),
         (
             {"input": None},
-            r"stem: cannot be lowered to integers: the images arrive as floats; .*32.*layer_abit=.*add deploy=integer",
+            r"stem: cannot be lowered to integers: the images are not quantized; .*32.*layer_abit=.*add deploy=integer",
         ),
-        ({"input": PER_CHANNEL}, r"stem.input: .* its channels have scales of their own, which are no powers of two"),
+        ({"input": PER_CHANNEL}, r"stem.input: .* its channels have different scales, which are not powers of two"),
         (
             {"input": UNIFORM | {"rounding": "stochastic"}},
             r"stem.input: .* rounds stochastically; use rounding: half_even",
         ),
         (
             {"weight": {"_target_": f"{Q}.hysteresis.Hysteresis", "rule": "legacy"}, "wbit": 1},
-            r"stem.weight: .* Hysteresis leaves \d+ different values, more than 1 bits have codes for",
+            r"stem.weight: .* Hysteresis produced \d+ distinct weight values, more than 1 bits allow",
         ),
         (
             {"input": {"_target_": f"{Q}.exponential.Exponential"}, "abit": 4},

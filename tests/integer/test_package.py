@@ -204,7 +204,7 @@ def test_another_version_is_refused(program, tmp_path):
     path.write_text(json.dumps(json.loads(path.read_text()) | {"version": 9}))
     with pytest.raises(QexpError, match="of version 9"):
         package.read(tmp_path / "p")
-    with pytest.raises(QexpError, match="no package"):
+    with pytest.raises(QexpError, match="not a package"):
         package.read(tmp_path)
 
 

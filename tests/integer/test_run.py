@@ -49,7 +49,7 @@ def test_deploy_makes_fixed_point_lowerable(run):
     refused = run("quant=fixed_point", "bits=fx8", "verify=8")
     assert refused["status"] == "failed"
     assert (
-        "conv1: cannot be lowered to integers: the images arrive as floats; give the first layer's input bits"
+        "conv1: cannot be lowered to integers: the images are not quantized; give the first layer's input bits"
         in refused["error"]
     )
     metrics = run("quant=fixed_point", "bits=fx8", "verify=32", "deploy=integer")

@@ -92,7 +92,7 @@ def test_an_image_without_objects_trains_towards_background_alone():
         ("from=-2", "from=-9", "names no earlier layer"),
         ("filters=14", "filters=15", "need 14 filters before it, there are 15"),
         ("size=3", "size=three", "a number is needed"),
-        ("activation=relu", "activation=magic", "allowed are linear, relu"),
+        ("activation=relu", "activation=magic", "use linear, relu"),
         ("[net]", "[convolutional]", r"\[net\] is needed"),
         ("width=32", "width", "neither"),
     ],

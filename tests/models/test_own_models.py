@@ -100,13 +100,13 @@ def test_toynet_is_linear_but_for_the_relus_inside_its_blocks():
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: CifarResNet(21), "depth=21; allowed: 6n"),
-        (lambda: CifarResNet(20, "C"), "shortcut='C'; allowed: A, B"),
-        (lambda: CifarResNet(20, post_add_relu="never"), "allowed: True, False, stage"),
+        (lambda: CifarResNet(21), "depth=21 is not allowed; use 6n"),
+        (lambda: CifarResNet(20, "C"), "shortcut='C' is not allowed; use A, B"),
+        (lambda: CifarResNet(20, post_add_relu="never"), "use True, False, stage"),
         (lambda: CifarResNet(20, "A", stem_channels=64), "shortcut A cannot go from 64"),
         (lambda: CifarResNet(20, pool=3), "pool=3"),
         (lambda: CifarResNet(20, init="zeros"), "init='zeros'"),
-        (lambda: MobileNetV2("some"), "shortcut='some'; allowed: all, changed"),
+        (lambda: MobileNetV2("some"), "shortcut='some' is not allowed; use all or changed"),
     ],
 )
 def test_impossible_arguments_are_refused(build, message):
@@ -173,5 +173,5 @@ def test_bottlenecks_compute_and_are_quantized(pre_activation):
 
 
 def test_bottlenecks_of_another_depth_are_refused():
-    with pytest.raises(QexpError, match="depth=32; allowed with bottlenecks: 9n"):
+    with pytest.raises(QexpError, match="depth=32 is not allowed; with bottlenecks use 9n"):
         CifarResNet(32, bottleneck=True)

@@ -152,6 +152,6 @@ def test_a_backbone_file_is_read_or_refused(tmp_path):
     net = SqueezeSSD(20, tmp_path / "good.pt")
     assert torch.equal(net.features[0].weight, state["features.0.weight"])
     torch.save({"features.0.weight": state["features.0.weight"]}, tmp_path / "short.pt")
-    for name, says in (("none.pt", "no such file"), ("short.pt", "no weights of squeezenet1_1")):
+    for name, says in (("none.pt", "no such file"), ("short.pt", "not weights of squeezenet1_1")):
         with pytest.raises(QexpError, match=says):
             SqueezeSSD(20, tmp_path / name)

@@ -84,8 +84,8 @@ def test_key_map_renames_and_drops(tmp_path, source_net):
 @pytest.mark.parametrize(
     ("key_map", "message"),
     [
-        ({"(": "x"}, r"'\(' -> 'x' is no regular expression"),
-        ({"conv": r"\9"}, "is no regular expression"),
+        ({"(": "x"}, r"'\(' -> 'x' is not a regular expression"),
+        ({"conv": r"\9"}, "is not a regular expression"),
         ({r"\.(weight|bias)$": ".x"}, "gives two keys the name 'conv.x'"),
     ],
 )
@@ -301,7 +301,7 @@ def test_archives_pipes_and_names_too_long_are_told(tmp_path):
     with pytest.raises(QexpError, match="is a tar archive"):
         load_weights(net(), tmp_path / "w.pth.tar")
     os.mkfifo(tmp_path / "pipe.pt")
-    with pytest.raises(QexpError, match="no regular file"):
+    with pytest.raises(QexpError, match="not a regular file"):
         load_weights(net(), tmp_path / "pipe.pt")
     with pytest.raises(QexpError, match="cannot be read"):
         load_weights(net(), "x" * 5000)

@@ -162,9 +162,9 @@ def test_a_quantized_bias_is_fitted_anew():
 
 
 def test_what_cannot_be_corrected_is_refused():
-    with pytest.raises(QexpError, match="allowed are empirical, analytic"):
+    with pytest.raises(QexpError, match="use empirical or analytic"):
         BiasCorrection("guess")
-    with pytest.raises(QexpError, match="at least 1 calibration image"):
+    with pytest.raises(QexpError, match="use 1 or more"):
         BiasCorrection(images=0)
     model, context = quantized(recipe={"input": UNIFORM})
     with pytest.raises(QexpError, match="no layer has quantized weights"):

@@ -238,7 +238,7 @@ def test_an_unfolded_batch_norm_an_untraceable_model_and_nonlinear_layers_are_re
 
 @pytest.mark.parametrize("options", [{"relu6": "keep"}, {"sweeps": 0}, {"tolerance": 0.0}])
 def test_bad_options_are_refused(options):
-    with pytest.raises(QexpError, match="allowed are"):
+    with pytest.raises(QexpError, match="is not allowed; use"):
         Equalize(**options)
 
 

@@ -294,11 +294,11 @@ def test_bad_input(made):
     net, context = made()
     with pytest.raises(QexpError, match=r"64 calibration images do not fill a batch of 65.*n_calibrate.*at most 64"):
         AdaRound(batch=65).on_fitted(net, context)
-    with pytest.raises(QexpError, match=r"loss='fisher'; allowed: mse, fisher_diag"):
+    with pytest.raises(QexpError, match=r"loss='fisher' is not allowed; use mse, fisher_diag"):
         BRECQ(loss="fisher")
-    with pytest.raises(QexpError, match=r"drop_prob=1.5; allowed: 0..1"):
+    with pytest.raises(QexpError, match=r"drop_prob=1.5 is not allowed; use 0..1"):
         QDrop(drop_prob=1.5)
-    with pytest.raises(QexpError, match=r"memory_mb=-1; allowed: 0"):
+    with pytest.raises(QexpError, match=r"memory_mb=-1 is not allowed; use 0"):
         AdaRound(**SHORT, memory_mb=-1)
     with torch.no_grad():
         net.block.conv2.bias.fill_(float("inf"))

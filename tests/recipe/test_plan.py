@@ -93,16 +93,16 @@ ROW = "layer,site,bits\nconv,weight,4\n"
     ("content", "message"),
     [
         (ROW.encode("utf-16"), "it is text in UTF-16; save it as UTF-8"),
-        (b"\x80\x02\x8a" * 40, "byte 0 is no UTF-8"),
+        (b"\x80\x02\x8a" * 40, "byte 0 is not UTF-8"),
         (ROW.encode() + b"\0\0", "it is binary"),
         (b"PK\x03\x04" + b"x" * 90, "it is compressed; unpack it first"),
         ((ROW + "conv,input,4,5\n").encode(), "line 3: 4 cells; the table has 3 columns"),
         ((ROW + "conv,input\n").encode(), "line 3: 2 cells; the table has 3 columns"),
         ((ROW + '"conv,input,4\n').encode(), "cannot be read as a table"),
         (ROW.replace(",", ";").encode(), "its cells are separated by ';'"),
-        (ROW.replace("bits", "bits,bits").encode(), "column 'bits' is there twice"),
-        ((ROW + "conv,weight,5\n").encode(), r"conv \(weight\) stands on lines 2 and 3; one row per tensor"),
-        ((ROW + "conv,weight,4\n").encode(), "stands on lines 2 and 3"),
+        (ROW.replace("bits", "bits,bits").encode(), "column 'bits' occurs twice"),
+        ((ROW + "conv,weight,5\n").encode(), r"conv \(weight\) is on lines 2 and 3; keep one row per tensor"),
+        ((ROW + "conv,weight,4\n").encode(), "is on lines 2 and 3"),
         ((ROW + f"conv,input,{'9' * 5000}\n").encode(), "allowed are whole numbers"),
         ((ROW + "conv,input,\u00b2\n").encode(), "allowed are whole numbers"),
         (b"   \n", "it is empty"),
@@ -118,7 +118,7 @@ def test_a_plan_that_no_table_can_be_read_from(plan, tmp_path, content, message)
 def test_pipes_devices_and_folders_are_no_plans(plan, tmp_path):
     os.mkfifo(tmp_path / "pipe.csv")  # reading it would wait for ever
     for path in (tmp_path / "pipe.csv", Path("/dev/zero")):
-        with pytest.raises(QexpError, match="it is no regular file"):
+        with pytest.raises(QexpError, match="it is not a regular file"):
             plan(plan=path)
     with pytest.raises(QexpError, match="it is a folder; name the layers"):
         plan(plan=tmp_path)

@@ -78,7 +78,7 @@ def test_a_rule_can_start_from_the_quantizer_of_another_site(plan):
     listed = plan(abit=[8, 7, 6, 5], rules={"adds": {"types": ["Add"], "output": {"like": "input"}}})
     assert listed["add", "output"].bits == 6, "a list that says how wide does not make the rule idle"
     for wrong in ("output", "weights", 3):
-        with pytest.raises(QexpError, match=r"quant.rules.adds.output: like=.* allowed are input, weight"):
+        with pytest.raises(QexpError, match=r"quant.rules.adds.output: like=.* use input or weight"):
             plan(rules={"adds": {"types": ["Add"], "output": {"like": wrong}}})
     with pytest.raises(QexpError, match=r"add has no quantizer there to edit; .*like: input"):
         plan(rules={"adds": {"types": ["Add"], "output": {"granularity": "channel"}}})
@@ -194,7 +194,7 @@ def test_first_and_last_are_named_by_the_model_or_by_the_graph(plan):
     assert [n for n, b in found.bits("weight").items() if b == 8] == ["stem", "fc"]
     found = plan(rules={"ends": ENDS}, first="depthwise", last=["conv", "fc"])
     assert [n for n, b in found.bits("weight").items() if b == 8] == ["depthwise", "conv", "fc"]
-    with pytest.raises(QexpError, match=r"model.first = 'stm' is no layer of the model \(did you mean 'stem'"):
+    with pytest.raises(QexpError, match=r"model.first = 'stm' is not a layer of the model \(did you mean 'stem'"):
         plan(first="stm")
 
 
@@ -237,12 +237,12 @@ def test_only_one_quantizer_runs_on_that_tensor():
             {"layers": "cnv*", "weight": {"bits": 3}},
             r"quant.rules.r: the pattern 'cnv\*' matches no layer.*did you mean 'conv'",
         ),
-        ({"layers": "@end", "weight": {"bits": 3}}, "'@end' is no place; allowed are @first, @last, @ends"),
+        ({"layers": "@end", "weight": {"bits": 3}}, "'@end' is not a place; use @first or @last or @ends"),
         ({"layers": "conv", "wieght": {"bits": 3}}, r"unknown key 'wieght' \(did you mean 'weight'"),
-        ({"types": ["Conv2D"], "weight": {"bits": 3}}, r"'Conv2D' is no layer type .*did you mean 'Conv2d'"),
+        ({"types": ["Conv2D"], "weight": {"bits": 3}}, r"'Conv2D' is not a layer type .*did you mean 'Conv2d'"),
         ({"types": ["Conv1d"], "weight": {"bits": 3}}, r"no layer has a type of \['Conv1d'\]; the model has .*Conv2d"),
-        ({"weight": {"bits": 3}}, "says neither `layers` nor `types`"),
-        ({"layers": "conv", "weight": 3}, r"quant.rules.r.weight: got 3; allowed are null \(float\) or a mapping"),
+        ({"weight": {"bits": 3}}, "it needs `layers` or `types`"),
+        ({"layers": "conv", "weight": 3}, r"quant.rules.r.weight=3 is not allowed; use null \(float\) or a mapping"),
         ({"layers": "conv", "weight": {"bits": 40}}, "quant.rules.r.weight.bits: got 40; allowed are"),
         ({"layers": "add", "output": {"bits": 4}}, "add has no quantizer there to edit; name one with _target_"),
         ({"layers": "relu1", "weight": {"bits": 4}}, "quant.rules.r changes nothing: it edits no tensor"),

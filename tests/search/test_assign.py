@@ -73,7 +73,7 @@ def test_budgets_are_numbers_the_cost_at_hand_or_a_share_of_it():
 @pytest.mark.parametrize(
     ("budget", "says"),
     [
-        ({"bytes": 3}, "no such budget"),
+        ({"bytes": 3}, "budget.bytes is not allowed"),
         ({"bops": "few"}, "a number, same"),
         ({"bops": 0}, "above 0"),
         ({}, "names no limit"),

@@ -84,8 +84,8 @@ def test_a_front_goes_on_where_it_was_cut_short(run, tmp_path, monkeypatch):
     ("option", "says"),
     [
         ("search.layers=nosuch*", "is left to choose"),
-        ("search.sites=[output]", "allowed are weight, input"),
-        ("search.images=0", "at least 1 image"),
+        ("search.sites=[output]", "use weight, input"),
+        ("search.images=0", "use 1 or more"),
         ("search.budget.weight_bytes=1", "already cost"),
     ],
 )

@@ -160,7 +160,7 @@ def test_a_search_goes_the_way_the_metric_points(compose, folder):
     least = trials.sort_values(["value", "weight_bytes", "bops"]).iloc[0]
     assert least.front and metrics["search_trials"] == 6, "the plan with the least error is beaten by none"
     refused = pipeline.run(read(compose(*own, "search.goal=agree", f"runs_dir={folder}")))
-    assert "SquaredError decides nothing for an image; use divergence" in refused["error"]
+    assert "SquaredError decides nothing per image; use divergence" in refused["error"]
 
 
 def test_a_task_that_cannot_judge_outputs_alone_says_none():

@@ -91,7 +91,7 @@ def test_the_official_list_is_read(tmp_path):
         ("1 1\nAnn 1\nBob 1 2\n", "line 2"),
         ("0,a.jpg,b.jpg,yes\n", "same 0 or 1"),
         ("0,a.jpg,a.jpg,1\n", "paired with itself"),
-        ("0,a.jpg,b.jpg,1\n1,b.jpg,a.jpg,0\n", "one person and two people"),
+        ("0,a.jpg,b.jpg,1\n1,b.jpg,a.jpg,0\n", "both as one person and as two people"),
         ("1 1\nAnn 1 Bob 2 3\nBob 1 2\n", "line 2"),
         ("", "number of folds"),
         ("fold,a,b,same\n", "no pairs in it"),
@@ -107,7 +107,7 @@ def test_lists_that_are_none_are_refused(tmp_path, text, says):
 def test_a_pair_that_stands_twice_counts_once(tmp_path, caplog):
     (tmp_path / "pairs").write_text("0,a/1.jpg,b/1.jpg,0\n0,b/1.jpg,a/1.jpg,0\n1,a/1.jpg,b/1.jpg,0\n")
     assert len(read_pairs(tmp_path / "pairs")) == 2
-    assert "1 pairs stand in their fold twice" in caplog.text
+    assert "1 pairs occur twice in their fold" in caplog.text
 
 
 def test_few_pairs_are_of_every_fold_and_kind(faces):
@@ -198,10 +198,10 @@ def test_faces_of_any_mode_become_rgb_and_sixteen_bits_are_refused(tmp_path, mod
     (tmp_path / "pairs.csv").write_text(f"0,A/{path.name.replace('0002', '0001')},A/{path.name},1\n")
     assert (data(tmp_path, held_out=0).faces.int() - 102).abs().max() <= 2
     Image.fromarray(np.full((32, 32), 40_000, np.uint16)).save(path, "PNG")
-    with pytest.raises(QexpError, match=r"A_0002.*not 8 bits a channel"):
+    with pytest.raises(QexpError, match=r"A_0002.*not 8 bits per channel"):
         data(tmp_path, held_out=0).setup()
 
 
 def test_training_on_people_who_are_judged_is_said(faces, caplog):
     data(faces).train_dataloader()
-    assert "people who are judged are trained on too" in caplog.text
+    assert "people in judged pairs also have training images" in caplog.text

@@ -1,7 +1,7 @@
-"""Units that compute a layer's sums in their own way: width-true, not cycle-true. An operation names its unit, the executors ask here.
+"""Units that compute a layer's sums as special hardware does: exact in width, not in cycles. Executors find them here by name.
 
-A unit is a function `(op, x, register) -> result` on NumPy integers, `x` with its zero point taken off; it is chosen by the recipe the
-network was simulated with, or put into a program by `with_unit`, to see what other hardware makes of it.
+A unit is a function `(op, x, register) -> result` on NumPy integers, `x` without its zero point. The recipe of the simulated
+network chooses it, or `with_unit` puts it into a program, to compute the results of other hardware.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ OPTIONS: dict[str, Callable[[IntegerProgram, Conv | Linear, dict[str, Any]], dic
 
 
 def with_unit(program: IntegerProgram, name: str, **options: Any) -> IntegerProgram:
-    """Returns the program with every layer that can on another unit; results keep their meaning.
+    """Returns the program with another unit on every layer that it can compute; results keep their meaning.
 
     Args:
-        program: A program whose layers compute plainly.
+        program: A program with ordinary layers.
         name: `winograd` (outputs, two_d, clamp_int16) or `shift` (inflation, negative).
-        options: Of the unit.
+        options: Options of the unit.
 
     Raises:
-        QexpError: No such unit, or no layer that it can compute.
+        QexpError: The unit does not exist, or it cannot compute any layer.
     """
     if name not in OPTIONS:
-        raise QexpError(f"unit {name!r}; allowed are {', '.join(OPTIONS)}")
+        raise QexpError(f"unit={name!r} is not allowed; use {' or '.join(OPTIONS)}")
     ops, moved = [], 0
     for op in program.ops:
         unit = OPTIONS[name](program, op, options) if isinstance(op, Conv | Linear) and not op.unit else None

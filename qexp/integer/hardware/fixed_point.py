@@ -1,4 +1,4 @@
-"""The fixed-point unit: every product, and every sum if asked, is rounded and saturated to one word."""
+"""The fixed-point unit: rounds and saturates every product, and optionally every sum, to one word."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ NEGATIVE = ("exact", "right_shift", "zero", "legacy")
 
 
 def unit(program: IntegerProgram, op: Conv | Linear, options: dict[str, Any]) -> dict[str, Any] | None:
-    """Returns the unit of a layer whose weights and steps are powers of two; None for others.
+    """Returns the unit of a layer whose weights and steps are powers of two; None for other layers.
 
     Args:
         program: The program.
@@ -30,7 +30,7 @@ def unit(program: IntegerProgram, op: Conv | Linear, options: dict[str, Any]) ->
     """
     how = {"inflation": 15, "negative": "right_shift"} | options
     if set(how) != {"inflation", "negative"} or how["negative"] not in NEGATIVE:
-        raise QexpError(f"shift: {options}; allowed are inflation and negative ({', '.join(NEGATIVE)})")
+        raise QexpError(f"shift: {options} is not allowed; use inflation and negative ({', '.join(NEGATIVE)})")
     own, after = program.tensors[op.output].unit * 2.0**op.align, program.tensors[_settled(program, op)].unit
     powers = np.abs(op.weight)
     if (powers & (powers - 1)).any() or not all((np.frexp(u)[0] == 0.5).all() for u in (own, after)):
@@ -39,7 +39,7 @@ def unit(program: IntegerProgram, op: Conv | Linear, options: dict[str, Any]) ->
 
 
 def _settled(program: IntegerProgram, op: Conv | Linear) -> str:
-    """Returns the tensor of codes that a layer's result becomes, past a ReLU; its own where there is none."""
+    """Returns the tensor of codes of a layer's result, behind a ReLU if there is one."""
     name = op.output
     for later in program.ops:
         if name in later.inputs and isinstance(later, Clamp | Requantize):
@@ -75,7 +75,7 @@ def sums(op: Conv | Linear, x: Ints, register: Any) -> Ints:
 
 
 def _shifted(x: Ints, shift: Ints, negative: str) -> Ints:
-    """Returns `x << shift`; what a negative shift does is said by name."""
+    """Returns `x << shift`; the option `negative` names the treatment of negative shifts."""
     up = x << np.maximum(shift, 0)
     if negative == "right_shift":
         return np.where(shift >= 0, up, x >> np.minimum(np.maximum(-shift, 0), 62))

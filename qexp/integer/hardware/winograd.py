@@ -19,10 +19,10 @@ _LOW, _HIGH = -(1 << 15), (1 << 15) - 1
 
 
 def unit(program: IntegerProgram, op: Conv | Linear, options: dict[str, Any]) -> dict[str, Any] | None:
-    """Returns the unit of a layer, None where it computes plainly: other kernels, strides, groups."""
+    """Returns the unit of a layer; None for layers with other kernels, strides or groups."""
     how = {"outputs": 4, "two_d": False, "clamp_int16": True} | options
     if set(how) != {"outputs", "two_d", "clamp_int16"} or how["outputs"] not in MATRICES:
-        raise QexpError(f"winograd: {options}; allowed are outputs (2, 4, 5), two_d, clamp_int16")
+        raise QexpError(f"winograd: {options} is not allowed; use outputs (2, 4, 5), two_d and clamp_int16")
     return how if isinstance(op, Conv) and suits(op, program.tensors[op.inputs[0]].shape) else None
 
 
@@ -33,7 +33,7 @@ def suits(op: Conv, shape: tuple[int, ...]) -> bool:
 
 
 def lossless(op: Conv, reach: int) -> bool:
-    """Whether nothing can saturate for inputs up to `reach`, so that the sums are those of the plain convolution."""
+    """Whether nothing can saturate for inputs up to `reach`, so that the sums equal those of an ordinary convolution."""
     m, how = MATRICES[op.unit["outputs"]], op.unit
     widest = max(sum(map(abs, row)) for row in m.bt)
     inputs = reach * (widest**2 if how["two_d"] else widest)

@@ -1,4 +1,4 @@
-"""What each type of layer becomes in integers."""
+"""Conversion of each type of layer to integers."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ LAYERS: dict[type[nn.Module], Callable] = {
 }
 
 
-# functions and methods by name: torch.relu, F.relu and Tensor.relu do one thing
+# functions and methods by name: torch.relu, F.relu and Tensor.relu are the same
 FUNCTIONS: dict[str, Callable] = {
     "flatten": flatten_call,
     "view": view_call,

@@ -64,7 +64,7 @@ def table(walk: Walk, step: Step, name: str, layer: nn.Module, x: Value) -> Valu
             name, reason, f"{rule}: quantize the output of the layer before it (quant.output), or write a ReLU"
         )
     if sum(p.numel() for p in layer.parameters(recurse=False)) > 1:
-        raise cannot(name, "its channels have slopes of their own", "use nn.PReLU() with one slope")
+        raise cannot(name, "its channels have different slopes", "use nn.PReLU() with one slope")
     codes = np.arange(x.low, x.high + 1)
     with quantizers_off(layer):
         values = copy.deepcopy(layer).double()(torch.from_numpy((codes - x.zero) * x.unit)).detach().numpy()
@@ -75,7 +75,7 @@ def table(walk: Walk, step: Step, name: str, layer: nn.Module, x: Value) -> Valu
         unit = 2.0 ** (np.ceil(np.log2(max(float(np.abs(values).max()), 1e-30))) - 15)
         grid = Grid(np.array([unit]), ZERO, -(2**15), 2**15, "half_up")
     if grid.scale.size > 1:
-        raise cannot(f"{name}.output", "its channels have scales of their own", "use granularity: tensor there")
+        raise cannot(f"{name}.output", "its channels have different scales", "use granularity: tensor there")
     entries = (nearest(values / grid.scale).astype(np.int64) + grid.zero).clip(grid.low, grid.high)
     low, high = int(entries.min()), int(entries.max())
     op = Lookup(layer=name, inputs=(x.tensor,), output=walk.writer.fresh(name), table=entries, low=x.low)

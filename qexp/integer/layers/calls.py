@@ -1,4 +1,4 @@
-"""Functions and methods that stand where a module could."""
+"""Functions and methods that are used in place of modules."""
 
 from __future__ import annotations
 
@@ -44,5 +44,5 @@ def relu6_call(walk: Walk, step: Step, where: str) -> Value:
 
 
 def passed_call(walk: Walk, step: Step, where: str) -> Value:
-    """What does nothing in evaluation."""
+    """An operation that does nothing in evaluation mode."""
     return walk.first(step)

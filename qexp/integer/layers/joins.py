@@ -1,4 +1,4 @@
-"""What only moves codes or brings tensors together: adds, concatenations, shortcuts, flattening."""
+"""Conversion of operations that move codes or combine tensors: adds, concatenations, shortcuts, flattening."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def strided_pad(walk: Walk, step: Step, name: str, layer: modules.StridedPad, x:
 
 
 def flatten(walk: Walk, step: Step, name: str, layer: nn.Module | None, x: Value) -> Value:
-    """Maps become features; a unit a channel becomes one a feature."""
+    """Flattens maps to features; one unit per channel becomes one per feature."""
     if len(x.shape) == 1:
         return x
     size = math.prod(x.shape)
@@ -81,5 +81,5 @@ def flatten(walk: Walk, step: Step, name: str, layer: nn.Module | None, x: Value
 
 
 def passed(walk: Walk, step: Step, name: str, layer: nn.Module, x: Value) -> Value:
-    """What does nothing in evaluation."""
+    """An operation that does nothing in evaluation mode."""
     return x

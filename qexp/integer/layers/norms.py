@@ -21,7 +21,7 @@ from qexp.quantizers.base import Quantizer
 
 
 def batch_norm(walk: Walk, step: Step, name: str, layer: nn.BatchNorm2d, x: Value) -> Value:
-    """A batch norm that was not folded: absorbed by the accumulator before it, else a factor a channel of its own."""
+    """A batch norm that was not folded: absorbed by the accumulator before it, or else one factor per channel."""
     x = walk.integers(walk.site(name, layer, "input", x), name)
     if isinstance(layer, IntegerBatchNorm2d):
         return integer_norm(walk, name, layer, x)
@@ -44,7 +44,7 @@ def batch_norm(walk: Walk, step: Step, name: str, layer: nn.BatchNorm2d, x: Valu
     weight, align = (op.weight, op.align) if own else (np.ones((channels, 1, 1, 1), np.int64), 0)
     finer = 0 if walk.writer.as_runtimes else max(room(source, weight, groups) - align, 0)
     unit = np.abs(gain) * x.unit * 2.0**-finer
-    constant = unit < np.abs(summand) * 2.0**-48  # what the sum adds is lost beside the summand
+    constant = unit < np.abs(summand) * 2.0**-48  # the sum is negligible beside the summand
     sign = np.where(constant, 0, np.where(gain < 0, -1, 1))
     unit = np.where(constant, np.maximum(np.abs(summand), 2.0**-20) / 1024, unit)
     weight = weight * sign.reshape(-1, *[1] * (weight.ndim - 1))
@@ -76,7 +76,7 @@ def batch_norm(walk: Walk, step: Step, name: str, layer: nn.BatchNorm2d, x: Valu
 
 
 def _as_32_bits(walk: Walk, op: Conv | Linear | None, summand, weight, unit, before):
-    """Returns weights, units and what was added before, in steps so large that 32 bits hold every bias; tells the simulation."""
+    """Returns weights, units and earlier summands in steps so large that 32 bits hold every bias; updates the simulation."""
     steps = unit
     weight, unit = raised(np.abs(summand) + np.abs(before) * steps, weight, unit)
     more = unit / steps
@@ -97,7 +97,7 @@ def integer_norm(walk: Walk, name: str, layer: IntegerBatchNorm2d, x: Value) -> 
     leaving = layer.steps.leaving
     unit = layer._unit().detach().cpu().numpy()
     op = walk.writer.maker(x)
-    if isinstance(op, Conv | Linear) and not op.unit:  # what the convolution adds is in the summand
+    if isinstance(op, Conv | Linear) and not op.unit:  # the convolution's bias is part of the summand
         x = walk.writer.rewrite(
             replace(
                 x, unit=unit if (unit != unit[0]).any() else unit[:1], most=None, sums=None, **_plain_sums(walk, op)
@@ -106,9 +106,7 @@ def integer_norm(walk: Walk, name: str, layer: IntegerBatchNorm2d, x: Value) -> 
             align=0,
         )
     if not np.allclose(x.unit, unit, rtol=1e-9):
-        raise cannot(
-            name, "what arrives is not counted in the steps of the layer before", "quantize that layer's input"
-        )
+        raise cannot(name, "its input is not in the steps of the layer before", "quantize that layer's input")
     bias = layer._bias_before()
     step = layer._unit() if leaving is None else torch.as_tensor(leaving.scale).detach().double().flatten()
     ones = torch.ones_like(bias), torch.zeros_like(bias)
@@ -140,7 +138,7 @@ def _plain_sums(walk: Walk, op: Conv | Linear) -> dict[str, int]:
 
 
 def _sited(walk: Walk, value: Value) -> bool:
-    """Whether somebody compares this very tensor with the simulation."""
+    """Whether this tensor is compared with the simulation."""
     return any(s.tensor == value.tensor for s in walk.lowered.sites.values())
 
 

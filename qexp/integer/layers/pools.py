@@ -56,7 +56,7 @@ def adaptive_pool(walk: Walk, step: Step, name: str, layer: nn.AdaptiveAvgPool2d
 
 def _sum_pool(walk: Walk, name: str, layer: nn.Module, x: Value, window, stride, padding) -> Value:
     x = walk.integers(walk.site(name, layer, "input", x), name)
-    # Each summand is rounded, not the sum: a batch norm before may leave fractions.
+    # Rounds each summand and not the sum: a batch norm before may leave fractions.
     if (name, "input") not in walk.lowered.sites:
         walk.lowered.sites[name, "input.0 (wide)"] = Site(x.tensor, x, None, x, quantized=False)
     count = window[0] * window[1]

@@ -1,4 +1,4 @@
-"""How many windows of a convolution or pool there are."""
+"""Sizes and numbers of windows of convolutions and pools."""
 
 from __future__ import annotations
 

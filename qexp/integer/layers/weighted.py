@@ -21,7 +21,7 @@ from qexp.network.graph import Step
 from qexp.quantizers.accumulator_bias import MOST, AccumulatorBias
 from qexp.quantizers.base import Quantizer
 
-# of a bias below the accumulator's last bit: as many as int32 has room for, the most as 26 bits have
+# bits of a bias below the accumulator's last bit: as many as fit into int32, at most as with 26 bits
 BIAS_BITS = (8, 16)
 MOST_ALIGN = 24  # for a bias on power-of-two steps of its own
 
@@ -75,7 +75,7 @@ def weighted(walk: Walk, step: Step, name: str, layer: nn.Module, x: Value) -> V
         ):
             if not winograd.suits(op, x.shape) and layer.stride != (1, 1) and weight.shape[2] > 1 and groups == 1:
                 raise cannot(
-                    name, "the nine 3x3 kernels of a strided one may saturate", "use compute.clamp_int16=false"
+                    name, "the nine 3x3 kernels of a strided convolution may saturate", "use compute.clamp_int16=false"
                 )
             how = {}
         op = replace(op, unit=how)
@@ -93,9 +93,9 @@ def weighted(walk: Walk, step: Step, name: str, layer: nn.Module, x: Value) -> V
 
 
 def raised(bias: np.ndarray, weight: np.ndarray, unit: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns weights and their units, the latter raised by powers of two in channels whose bias has too many steps for 32 bits.
+    """Returns weights and units; units are raised by powers of two in channels whose bias exceeds 32 bits.
 
-    Such a channel is dead: its weights are nothing beside its bias, and lose bits that nobody would see.
+    Such a channel is dead: its weights are negligible beside its bias, so losing bits of them has no effect.
     """
     steps = np.abs(bias) / unit
     with np.errstate(divide="ignore"):
@@ -125,7 +125,7 @@ def _absorb(name: str, x: Value, weight: np.ndarray, unit: np.ndarray, groups: i
     if not is_power_of_two(factor):
         raise cannot(
             f"{name}.input",
-            "its channels have scales of their own, which are no powers of two and cannot be moved through the sum over channels",
+            "its channels have different scales, which are not powers of two and cannot be moved through the sum over channels",
             "use granularity: tensor for this input, or power-of-two scales (quant=inq_shift, fixed_point)",
         )
     return weight * factor.astype(np.int64).reshape(*factor.shape, *[1] * (weight.ndim - 2)), unit * least
@@ -142,7 +142,7 @@ def _real(weight: np.ndarray, unit: np.ndarray, x: Value, groups: int) -> np.nda
 def _bias(name: str, layer: nn.Module, unit: np.ndarray, room: int) -> tuple[np.ndarray, int, np.ndarray]:
     """Returns the bias in units of the result, the left shift of the sum before it, and that unit.
 
-    The shift makes the unit finer, so that little is lost when the bias is rounded to it; of a bias on power-of-two steps nothing is.
+    The shift makes the unit finer, so that rounding the bias to it loses little; a bias on power-of-two steps loses nothing.
     """
     if layer.bias is None:
         return np.zeros(len(unit), np.int64), 0, unit
@@ -166,12 +166,12 @@ def _bias(name: str, layer: nn.Module, unit: np.ndarray, room: int) -> tuple[np.
 
 
 def _left(steps: np.ndarray) -> int:
-    """Returns how many bits the greatest bias leaves free of those that it may have."""
+    """Returns how many of the allowed bits the greatest bias leaves unused."""
     return max(int(np.log2(MOST / max(float(np.abs(steps).max(initial=0)), 1.0))), 0)
 
 
 def result_range(x: Value, weight: np.ndarray, groups: int, align: int, bias: np.ndarray) -> tuple[int, int]:
-    """Returns between which numbers the result of a layer stays."""
+    """Returns the least and greatest possible result of a layer."""
     least, most = by_output(weight, x.zero, groups, x.low, x.high)
     return int(((least << align) + bias).min()), int(((most << align) + bias).max())
 

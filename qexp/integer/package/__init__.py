@@ -1,7 +1,7 @@
-"""A network to take away: packed weights, the program, golden vectors, and C99 that reproduces them.
+"""The export package: packed weights, the program, golden vectors, and C99 code that reproduces them.
 
     program.json, constants.safetensors   the integer program (`qexp.integer.files`)
-    weights.bin                           weights of all convolutions and linear layers at their own bits (`package.json` says where)
+    weights.bin                           weights of all convolutions and linear layers at their own bits (layout in `package.json`)
     golden.safetensors                    codes of a few images and of their scores
     c/                                    the network as C99 with its executor and a test: cc -std=c99 -O2 c/*.c -o golden && ./golden
                                           ends.h: network_encode (pixels to codes), network_decode (codes to scores), network_argmax
@@ -11,7 +11,7 @@
 Element i of a layer's weights is bits `[i * bits, (i + 1) * bits)` of its bytes in `weights.bin`, lowest bit first, two's complement where
 `signed`; elements in C order, a layer begins at a whole byte. A layer with `levels: [rows, count]` has first that table (int32, little
 endian, a row for all weights or one for each output); its elements are then places in their row of it. So binary weights take 1 bit,
-and those of 16 levels 4, whatever the levels are.
+and weights with 16 levels take 4, for any levels.
 """
 
 from __future__ import annotations
@@ -68,14 +68,14 @@ def write(program: IntegerProgram, folder: Path, images: NDArray[np.float32]) ->
     """Writes a package and returns its manifest.
 
     Args:
-        program: What to package.
+        program: The program to package.
         folder: Made, or emptied of an earlier package.
         images: A few real images `[N, C, H, W]` for the golden vectors.
 
     Raises:
         QexpError: A layer has no C form.
     """
-    head, body = network(program)  # refuses before anything is written
+    head, body = network(program)  # raises before anything is written
     shutil.rmtree(folder, ignore_errors=True)
     files.save(program, folder)
     blocks, layout = [], []
@@ -123,7 +123,7 @@ def read(folder: Path) -> tuple[IntegerProgram, dict[str, Any], Ints, Ints]:
     """Returns a package's program, manifest, and golden codes of images and scores, after checking every file.
 
     Raises:
-        QexpError: A file is missing, cut short or edited, or the package is of another version: it says which file, and what differs.
+        QexpError: A file is missing, cut short or edited, or the package has another version. The message names file and difference.
     """
     manifest = _manifest(folder)
     for name, said in manifest["files"].items():
@@ -137,7 +137,7 @@ def read(folder: Path) -> tuple[IntegerProgram, dict[str, Any], Ints, Ints]:
     program = files.load(folder)
     packed = (folder / WEIGHTS).read_bytes()
     if len(packed) != manifest["weight_bytes"]:
-        raise QexpError(f"{folder}: {WEIGHTS} has {len(packed):,} bytes; {MANIFEST} says {manifest['weight_bytes']:,}")
+        raise QexpError(f"{folder}: {WEIGHTS} has {len(packed):,} bytes; {MANIFEST} has {manifest['weight_bytes']:,}")
     weighted = [i for i, op in enumerate(program.ops) if isinstance(op, Conv | Linear)]
     if sorted(entry["op"] for entry in manifest["weights"]) != weighted:
         raise QexpError(
@@ -152,11 +152,11 @@ def read(folder: Path) -> tuple[IntegerProgram, dict[str, Any], Ints, Ints]:
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
-    """Returns `package.json` after checking all of it, and that it lists every file that is read or compiled."""
+    """Returns `package.json` after checking its content and that it lists every file that is read or compiled."""
     try:
         manifest = read_json(folder / MANIFEST)
     except QexpError as error:
-        raise QexpError(f"{folder}: no package, {MANIFEST} cannot be read ({error})") from None
+        raise QexpError(f"{folder}: not a package, {MANIFEST} cannot be read ({error})") from None
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT or manifest.get("version") != VERSION:
         said = manifest if isinstance(manifest, dict) else {}
         raise QexpError(
@@ -189,13 +189,13 @@ def _golden(folder: Path, program: IntegerProgram, count: int) -> tuple[Ints, In
 
 
 def _weights(block: bytes, entry: dict[str, Any], folder: Path) -> Ints:
-    """Returns a layer's integer weights from its bytes, which must be as many as the layout asks for."""
+    """Returns a layer's integer weights from its bytes; the number of bytes must match the layout."""
     shape, table = tuple(entry["shape"]), entry["levels"] or [0, 0]
     size, count = 4 * math.prod(table), math.prod(shape)
     if len(block) != size + -(-count * entry["bits"] // 8) or (size and table[0] not in (1, shape[0])):
         raise QexpError(
-            f"{folder}: {MANIFEST} says that {entry['layer']} has {count} weights of {entry['bits']} bits in {len(block)} bytes of "
-            f"{WEIGHTS}, which do not go together; export the run again"
+            f"{folder}: {MANIFEST} lists {entry['layer']} with {count} weights of {entry['bits']} bits in {len(block)} bytes of "
+            f"{WEIGHTS}, which is inconsistent; export the run again"
         )
     levels = None
     if entry["levels"]:
@@ -205,16 +205,14 @@ def _weights(block: bytes, entry: dict[str, Any], folder: Path) -> Ints:
 
 
 def check(folder: Path) -> dict[str, Any]:
-    """Returns what a package's own files say of it: `differ` scores of the NumPy definition, and what the compiled C printed.
+    """Checks a package with its own files; returns the number of scores that `differ` and the output of the compiled C.
 
-    `c` is None where no C compiler is at hand.
+    `c` is None if there is no C compiler.
     """
     program, manifest, codes, scores = read(folder)
     try:
         computed = Reference(program).run(codes)
-    except (
-        Exception
-    ) as error:  # operations that anybody wrote: NumPy raises whatever a wrong window or axis leads it to
+    except Exception as error:  # the operations come from a file: NumPy may raise anything for a wrong window or axis
         raise QexpError(
             f"{folder}: its program cannot be computed ({type(error).__name__}: {error}); export the run again"
         ) from error
@@ -230,7 +228,7 @@ def check(folder: Path) -> dict[str, Any]:
 
 
 def compile_and_run(folder: Path, compiler: str = "cc") -> str:
-    """Returns what the package's C test prints.
+    """Returns the output of the package's C test.
 
     Raises:
         QexpError: It does not compile, or a score differs.
@@ -244,7 +242,7 @@ def compile_and_run(folder: Path, compiler: str = "cc") -> str:
             raise QexpError(f"{folder}/c does not compile with {compiler}:\n{built.stderr[:1000]}")
         ran = subprocess.run([str(binary)], capture_output=True, text=True)
     if ran.returncode:
-        raise QexpError(f"{folder}/c: {ran.stdout.strip()}; the C does not compute what the program says")
+        raise QexpError(f"{folder}/c: {ran.stdout.strip()}; the C code does not reproduce the program")
     return ran.stdout.strip()
 
 

@@ -12,7 +12,7 @@ from qexp.integer.program import IntegerProgram
 
 
 def ends(program: IntegerProgram) -> str:
-    """Returns `ends.h`: `network_encode` (where it is known how pixels are prepared), `network_decode`, `network_argmax`."""
+    """Returns `ends.h`: `network_encode` (if the preparation of pixels is known), `network_decode`, `network_argmax`."""
     start, end = program.tensors[program.input], program.tensors[program.output]
     about = json.dumps(described(program)["input"]["preprocessing"]).replace("*/", "* /")
     lines = [

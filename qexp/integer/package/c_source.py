@@ -1,4 +1,4 @@
-"""A program as C99: constant arrays, a memory plan, and one call an operation."""
+"""A program as C99: constant arrays, a memory plan, and one call per operation."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ def network(program: IntegerProgram) -> tuple[str, str]:
     """Returns `network.h` and `network.c`: `void network(const int64_t *input, int64_t *output)`, for one image's codes.
 
     Raises:
-        QexpError: A layer computes in a unit of its own (Winograd, shifts, a rounding after each product), which the C has not.
+        QexpError: A layer computes in a special unit (Winograd, shifts, a rounding after each product), which the C code lacks.
     """
     for op in program.ops:
         if isinstance(op, Conv | Linear) and op.unit:
             raise QexpError(
-                f"export=package: {op.layer} computes in a {op.unit['name']!r} unit, which the C executor has not; lower a network "
+                f"export=package: {op.layer} computes in a {op.unit['name']!r} unit, which the C executor does not have; lower a network "
                 "whose layers compute in the ordinary way"
             )
     places, total = plan_memory(program)
@@ -81,7 +81,7 @@ void network(const q64 *input, q64 *output);
 
 
 def plan_memory(program: IntegerProgram) -> tuple[dict[str, int], int]:
-    """Returns where each tensor lies in one array, and its length; a place is used again once its tensor was read for the last time."""
+    """Returns each tensor's offset in one array, and the array's length; memory is reused after a tensor's last read."""
     last = {**program.last_use(), program.output: len(program.ops)}
     held: list[tuple[int, int, str]] = []
     places, total = {}, 0
@@ -211,5 +211,5 @@ def _rows(values: Ints) -> str:
 
 
 def _comment(text: str) -> str:
-    """Returns text that cannot end a comment."""
+    """Returns the text, changed so that it cannot end a comment."""
     return text.replace("*/", "* /").replace("\n", " ")

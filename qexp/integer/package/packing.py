@@ -1,4 +1,4 @@
-"""Codes of 1 to 16 bits, one after the other in bytes; weights of few values as their places in a table of them."""
+"""Packs codes of 1 to 16 bits into bytes; weights with few values become indices into a table."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class Coded:
     """Weights as they are packed.
 
     Attributes:
-        codes: The integers themselves, or where `levels` is a table, each one's place in its row.
-        bits, signed: Of the codes.
-        levels: `[1, L]` for all weights, or `[O, L]`, a row for each output; None where the codes are the integers.
+        codes: The integers themselves or, with a table `levels`, each one's index in its row.
+        bits, signed: Width and signedness of the codes.
+        levels: `[1, L]` for all weights, or `[O, L]`, one row per output; None if the codes are the integers.
     """
 
     codes: NDArray[np.int64]
@@ -86,7 +86,7 @@ def unpack(packed: bytes, count: int, bits: int, signed: bool) -> NDArray[np.int
     [1, -2, 3, -4]
     """
     if len(packed) * 8 < count * bits:
-        raise QexpError(f"{len(packed)} bytes hold no {count} codes of {bits} bits: cut short")
+        raise QexpError(f"{len(packed)} bytes are too few for {count} codes of {bits} bits: cut short")
     stream = np.unpackbits(np.frombuffer(packed, np.uint8), bitorder="little")[: count * bits].reshape(count, bits)
     value = (stream.astype(np.int64) << np.arange(bits)).sum(1)
     return value - (stream[:, -1].astype(np.int64) << bits) if signed and count else value

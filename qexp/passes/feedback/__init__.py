@@ -1,1 +1,1 @@
-"""Roundings chosen column by column, each making up for the error of those before it; nothing is learned by descent."""
+"""Roundings chosen column by column: each column compensates the error of earlier ones, without gradient descent."""

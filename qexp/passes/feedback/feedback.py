@@ -1,4 +1,4 @@
-"""The pass that walks the layers in order and lets a method choose each one's roundings from Gram matrices of its inputs."""
+"""The pass that visits the layers in order; a method chooses each layer's roundings from Gram matrices of its inputs."""
 
 from __future__ import annotations
 
@@ -54,14 +54,14 @@ class Problem:
 
 
 class Feedback(Pass):
-    """Chooses the roundings of each layer with a `LearnedRounding` weight, in order of execution; a method writes `solve`.
+    """Chooses the roundings of each layer with a `LearnedRounding` weight, in order of execution; a method implements `solve`.
 
-    The inputs of a layer come from the float network and from the network whose earlier layers are done, activations quantized. Layers
+    The inputs of a layer come from the float network and from the network with earlier layers rounded and activations quantized. Layers
     that run more than once, and those that are neither `Conv2d` nor `Linear`, keep their nearest roundings.
 
     Args:
-        positions: Most output positions a batch of images contributes; None takes all.
-        memory_mb: Bound on the activations kept in memory at one time, in MiB; beyond it they lie in a file under the run's folder.
+        positions: Largest number of output positions per batch of images; None takes all.
+        memory_mb: Limit of the activations kept in memory at one time, in MiB; the rest goes to a file in the run's folder.
     """
 
     def __init__(self, positions: int | None, memory_mb: float) -> None:
@@ -70,7 +70,7 @@ class Feedback(Pass):
         self.positions, self.memory_mb = positions, memory_mb
 
     def choose(self, **checked: tuple[Any, bool, str]) -> None:
-        """Raises if an option is not allowed; each is its value, whether it is good, and what is."""
+        """Raises if an option is not allowed; each option is given as value, whether it is allowed, and what is allowed."""
         for name, (value, good, allowed) in checked.items():
             if not good:
                 raise QexpError(f"{type(self).__name__}: {name}={value!r} is not allowed; use {allowed}")
@@ -80,7 +80,7 @@ class Feedback(Pass):
         raise NotImplementedError
 
     def on_fitted(self, model: nn.Module, context: PassContext) -> None:
-        """Rounds; reports the mean relative error of the layers with nearest and with chosen roundings, and how many moved."""
+        """Rounds; reports the layers' mean relative error with nearest and with chosen roundings, and the number of changed codes."""
         started = time.perf_counter()
         chosen = [n for n in context.facts.order if _learns(model.get_submodule(n))]
         if not chosen:
@@ -121,7 +121,7 @@ class Feedback(Pass):
         return not why
 
     def _round(self, model: nn.Module, context: PassContext, name: str) -> tuple[float, float]:
-        """Gives one layer its roundings; returns its relative error with the nearest ones and with those it has now."""
+        """Rounds one layer; returns its relative error with the nearest and with the chosen roundings."""
         layer = model.get_submodule(name)
         grams, quantizer = self._grams(model, context, name), layer.weight_quantizer
         w = rows(layer, layer.weight.double())

@@ -1,4 +1,4 @@
-"""GPFQ: a path that follows the float layer's result, one column after the other."""
+"""GPFQ: follows the float layer's result, one column after the other."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from qexp.passes.feedback.gptq import Quantize
 
 
 def gpfq(w: Tensor, cross: Tensor, gram: Tensor, quantize: Quantize, by_size: bool = False) -> Tensor:
-    """Returns the quantized values of weights `[rows, n]`: each is the nearest to what its input has still to make up for.
+    """Returns the quantized values of weights `[rows, n]`: each is the level nearest to the remaining error along its input.
 
     `w^_t = Q((sum_{j<=t} G_tj w_j - sum_{j<t} H_tj w^_j) / H_tt)`.
 
@@ -29,7 +29,7 @@ def gpfq(w: Tensor, cross: Tensor, gram: Tensor, quantize: Quantize, by_size: bo
     )
     places = order.tolist()
     out = torch.zeros_like(w)
-    # What each column has to make up for so far.
+    # The remaining error along each column.
     behind = torch.zeros(w.shape[0], len(gram), dtype=w.dtype, device=w.device)
     for t in places:
         behind += w[:, t, None] * cross[:, t]
@@ -48,8 +48,8 @@ class GPFQ(Feedback):
 
     Args:
         order: `natural`, or `size` for falling sizes of the inputs.
-        positions: Most output positions a batch of images contributes, drawn at random; None takes all.
-        memory_mb: Bound on the activations kept in memory, in MiB; beyond it they go to a file.
+        positions: Largest number of output positions per batch of images, drawn at random; None takes all.
+        memory_mb: Limit of the activations kept in memory, in MiB; the rest goes to a file.
 
     Source: Zhang, Zhou, Saab 2022, "Post-training quantization for neural networks with provable guarantees" (arXiv 2201.11113),
     equation 8, after Lybrand, Saab 2020 (arXiv 2010.15979).

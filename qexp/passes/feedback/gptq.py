@@ -64,7 +64,7 @@ def gptq(w: Tensor, gram: Tensor, quantize: Quantize, damp: float = 0.01, by_siz
 
 
 class GPTQ(Feedback):
-    """Rounds column by column; `e = (w_i - w^_i) / U_ii` is taken off the later ones, `w_j -= e U_ij`, U from the inputs' Gram matrix.
+    """Rounds column by column; `e = (w_i - w^_i) / U_ii` changes the later ones, `w_j -= e U_ij`, with U from the inputs' Gram matrix.
 
     Scales and zero points stay what calibration found.
 
@@ -72,8 +72,8 @@ class GPTQ(Feedback):
         damp: Share of the mean diagonal of `2 X X' / N` that is added to it.
         order: `natural`, or `size` for falling diagonals (act_order).
         input: `quantized` takes X from the network quantized so far, `float` from the float network.
-        positions: Most output positions a batch of images contributes, drawn at random; None takes all.
-        memory_mb: Bound on the activations kept in memory, in MiB; beyond it they go to a file.
+        positions: Largest number of output positions per batch of images, drawn at random; None takes all.
+        memory_mb: Limit of the activations kept in memory, in MiB; the rest goes to a file.
 
     Source: Frantar et al. 2022, "GPTQ" (arXiv 2210.17323), equations 2-3 and algorithm 1.
     Differs from the paper: convolutions too; a layer that ends worse than with nearest roundings keeps those.

@@ -1,4 +1,4 @@
-"""A layer as a matrix product: which inputs meet its weights, and how these hang together over the calibration images."""
+"""A layer as a matrix product: the inputs of its weights and their Gram matrices over the calibration images."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ class Grams:
 
     @classmethod
     def empty(cls, layer: nn.Module) -> Grams:
-        """Returns sums of nothing for a layer."""
+        """Returns empty sums for a layer."""
         groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
         n = layer.weight[0].numel()
         device = layer.weight.device
         return cls(*(torch.zeros(groups, n, n, dtype=torch.float64, device=device) for _ in range(3)))
 
     def add(self, x: Tensor, seen: Tensor) -> None:
-        """Adds columns `[groups, n, positions]` of the float and of the quantized network; products of a batch in float32."""
+        """Adds columns `[groups, n, positions]` of the float and of the quantized network; computes products in float32."""
         self.floating += (x @ x.mT).double()
         self.cross += (seen @ x.mT).double()
         self.quantized += (seen @ seen.mT).double()
@@ -50,7 +50,7 @@ class Grams:
 
 
 def columns(layer: nn.Module, x: Tensor) -> Tensor:
-    """Returns what each output position of a layer looks at, `[groups, n, positions]`, in the order of its weights; zeros where it pads."""
+    """Returns the inputs of each output position, `[groups, n, positions]`, in the order of the weights; zeros at padding."""
     if isinstance(layer, nn.Linear):
         return x.reshape(-1, x.shape[-1]).T[None]
     padding = layer.padding

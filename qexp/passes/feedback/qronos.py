@@ -1,4 +1,4 @@
-"""Qronos: the first column makes up for what earlier layers did to the inputs, the others as in GPTQ."""
+"""Qronos: the first column compensates the error of the inputs; the other columns follow GPTQ."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ class Qronos(Feedback):
 
     Args:
         damp: Share of the largest eigenvalue of `X^ X^'` that is added to the diagonal.
-        positions: Most output positions a batch of images contributes, drawn at random; None takes all.
-        memory_mb: Bound on the activations kept in memory, in MiB; beyond it they go to a file.
+        positions: Largest number of output positions per batch of images, drawn at random; None takes all.
+        memory_mb: Limit of the activations kept in memory, in MiB; the rest goes to a file.
 
     Source: Zhang, Zhang, Colbert, Saab 2025, "Qronos" (arXiv 2505.11695), algorithm 1.
     Differs from the paper: columns in their own order; a layer that ends worse than with nearest roundings keeps those.

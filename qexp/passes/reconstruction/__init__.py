@@ -1,1 +1,1 @@
-"""Roundings (and activation steps) learned unit by unit, so that each unit's output comes near the float network's."""
+"""Learns roundings (and activation steps) unit by unit, so that each unit's output is near the float network's."""

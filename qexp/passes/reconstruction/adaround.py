@@ -1,4 +1,4 @@
-"""AdaRound: the roundings of each layer, learned so that its output stays."""
+"""AdaRound: learns the roundings of each layer so that its output changes least."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ class AdaRound(Reconstruction):
 
     Args:
         units: `layers`, `blocks`, or names of modules that are to be units.
-        iterations: Most iterations a unit; it ends earlier where every rounding is decided. The paper takes 10,000.
-        batch: Images an iteration.
+        iterations: Largest number of iterations per unit; a unit ends earlier when every rounding is decided. The paper takes 10,000.
+        batch: Images per iteration.
         lr: Adam's learning rate.
         strength: Factor of the regularizer (lambda).
         warmup: Share of the iterations without regularizer.
         beta: Its exponent, from the first to the last iteration that has it.
         loss: `mse` or `fisher_diag`.
-        memory_mb: Bound on the activations kept in memory, in MiB; beyond it they go to a file.
+        memory_mb: Limit of the activations kept in memory, in MiB; the rest goes to a file.
 
     Source: Nagel et al. 2020, "Up or down? Adaptive rounding" (arXiv 2004.10568), equations 21-25.
     Differs from the paper: fewer iterations at ten times the learning rate by default; a layer that ends worse than it began keeps its

@@ -1,4 +1,4 @@
-"""BRECQ: the roundings of each block, learned by what its output means to the network; then the activation steps."""
+"""BRECQ: learns the roundings of each block, weighting its output by the loss gradient; then the activation steps."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ class BRECQ(Reconstruction):
 
     Args:
         units: `blocks`, `layers`, or names of modules that are to be units.
-        iterations: Most iterations a unit for its roundings; the paper takes 20,000.
+        iterations: Largest number of iterations per unit for its roundings; the paper takes 20,000.
         batch, lr, strength, warmup, beta: As for `AdaRound`.
-        loss: `fisher_diag` weighs each output value by its squared gradient; `mse` weighs all alike.
-        step_iterations: Most iterations a unit for its activation steps; the paper takes 5,000.
+        loss: `fisher_diag` weights each output value by its squared gradient; `mse` weights all equally.
+        step_iterations: Largest number of iterations per unit for its activation steps; the paper takes 5,000.
         step_lr: Adam's learning rate of the steps, falling to zero on a cosine.
-        step_exponent: Of the error the steps are learned by.
-        memory_mb: Bound on the activations kept in memory, in MiB; beyond it they go to a file.
+        step_exponent: Exponent of the error in the loss of the steps.
+        memory_mb: Limit of the activations kept in memory, in MiB; the rest goes to a file.
         join: Pairs of neighbouring units that are learned as one (see `Reconstruction`).
 
     Source: Li et al. 2021, "BRECQ" (arXiv 2102.05426), equation 10 and section 4.

@@ -1,4 +1,4 @@
-"""What goes into a unit and comes out of it, while the network runs in one of its states up to that unit."""
+"""Records the inputs and outputs of a unit while the network runs up to that unit, float or quantized."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from qexp.system.within import hooked
 
 
 class _Seen(Exception):
-    """Ends a forward pass once the unit has been seen."""
+    """Raised to end a forward pass once the unit has run."""
 
 
 @contextmanager
 def activations_off(model: nn.Module) -> Iterator[None]:
-    """Inside, weights are quantized and activations are not."""
+    """Context manager: weights are quantized and activations are not."""
     held = [
         (model.get_submodule(n), s, q) for n, s, q in quantizers(model) if weight_of(model.get_submodule(n), s) is None
     ]
@@ -39,7 +39,7 @@ def activations_off(model: nn.Module) -> Iterator[None]:
 
 @torch.no_grad()
 def inputs(model: nn.Module, unit: Unit, images: Sequence[Tensor], store: Store) -> Samples:
-    """Returns what goes into the unit, for all images, the network being in the state it is in."""
+    """Returns the unit's inputs for all images, with the network in its current state."""
 
     def see(_, args: tuple[Tensor, ...]) -> None:
         raise _Seen(args[0])
@@ -50,7 +50,7 @@ def inputs(model: nn.Module, unit: Unit, images: Sequence[Tensor], store: Store)
 
 @torch.no_grad()
 def targets(model: nn.Module, unit: Unit, images: Sequence[Tensor], store: Store) -> Samples:
-    """Returns what the float network makes of the images, after the unit and its activation."""
+    """Returns the float network's result after the unit and its activation, for all images."""
 
     def see(_, __, y: Tensor) -> None:
         raise _Seen(y if unit.activation is None else unit.activation(y))
@@ -76,7 +76,7 @@ def _collect(model: nn.Module, images: Sequence[Tensor], store: Store) -> Sample
 
 @contextmanager
 def _float_after(model: nn.Module, facts: Facts, last: str) -> Iterator[None]:
-    """Inside, the layers that run after `last` are float."""
+    """Context manager: the layers that run after `last` are float."""
     ran = set(facts.order[: facts.order.index(last) + 1])
     later = [layer for name, layer in quantized_layers(model) if name not in ran]
     before = [layer.enabled for layer in later]
@@ -96,8 +96,8 @@ def importance(model: nn.Module, facts: Facts, unit: Unit, images: Sequence[Tens
     and with the unit, so no labels are needed.
 
     Source: Li et al. 2021 (arXiv 2102.05426), equation 10, with the loss of their code.
-    Differs from the source: the mean is that of the sample, and half of the weight is spread evenly (their code adds 1 to |g|): left alone,
-    a tenth of the images, those near a class boundary, hold 99 % of the weight in early blocks, and the others are not reconstructed.
+    Differs from the source: the mean is that of the sample, and half of the weight is spread evenly (their code adds 1 to |g|). Without
+    this, a tenth of the images, those near a class boundary, hold 99 % of the weight in early blocks, and the others are not reconstructed.
     """
     device = next(model.parameters()).device
     last = max((n for n in facts.order if n == unit.name or n.startswith(unit.name + ".")), key=facts.order.index)

@@ -1,4 +1,4 @@
-"""Which neighbouring units are reconstructed as one: errors rise and fall along a network where the capacities of neighbours differ."""
+"""Selects neighbouring units to reconstruct as one: errors change most where the capacities of neighbours differ."""
 
 from __future__ import annotations
 

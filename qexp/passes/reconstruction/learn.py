@@ -16,8 +16,8 @@ from qexp.passes.reconstruction.store import Samples
 from qexp.quantizers.base import Quantizer
 from qexp.system.within import hooked
 
-CHECK = 50  # iterations between looks at the loss: each look waits for the device
-PATIENCE = 10  # looks without progress after which learning of steps alone ends
+CHECK = 50  # iterations between reads of the loss: each read waits for the device
+PATIENCE = 10  # reads without progress after which learning of steps alone ends
 
 
 @dataclass(frozen=True)
@@ -26,14 +26,14 @@ class Options:
 
     Attributes:
         iterations: Most steps of Adam.
-        batch: Samples a step.
+        batch: Samples per step.
         lr: Learning rate of the rounding variables.
         strength: Factor of the regularizer (lambda).
         warmup: Share of the iterations without it.
         beta: Its exponent at the start and the end.
         step_lr: Learning rate of activation steps, falling to zero on a cosine; 0 leaves them.
-        exponent: Of the error (2: squared).
-        drop_prob: Chance that an activation is the quantized one rather than the float one, element by element.
+        exponent: Exponent of the error (2: squared).
+        drop_prob: Probability that an element of an activation is quantized.
     """
 
     iterations: int
@@ -49,15 +49,15 @@ class Options:
 
 @dataclass(frozen=True)
 class Task:
-    """What one unit is to become.
+    """The target of one unit.
 
     Attributes:
-        name: Of the unit, for messages.
+        name: Name of the unit, for messages.
         run: The unit: input to output.
         x: Inputs from the quantized network.
         x_float: Inputs from the float network, where the two are mixed.
         y: The float network's outputs.
-        importance: Weight of each output value; None weighs all alike.
+        importance: Weight of each output value; None weights all equally.
     """
 
     name: str
@@ -76,7 +76,7 @@ def distance(y: Tensor, target: Tensor, exponent: float = 2.0, importance: Tenso
 
 @torch.no_grad()
 def total(task: Task, options: Options, device: torch.device) -> float:
-    """Returns the unit's error over all samples, as it stands, everything quantized that is quantized in the end."""
+    """Returns the unit's current error over all samples, with everything quantized that is quantized in the end."""
     error = 0.0
     for i in range(0, len(task.x), options.batch):
         part = slice(i, i + options.batch)
@@ -87,7 +87,7 @@ def total(task: Task, options: Options, device: torch.device) -> float:
 
 
 def batches(n: int, batch: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Yields indices without end: each pass over the samples in a new order, what does not fill a batch left out."""
+    """Yields batches of indices without end: each epoch in a new order, without an incomplete last batch."""
     while True:
         order = torch.randperm(n, generator=generator)
         yield from order[: n - n % batch].split(batch)
@@ -96,7 +96,7 @@ def batches(n: int, batch: int, generator: torch.Generator) -> Iterator[Tensor]:
 def mixed(quantized: Tensor, floating: Tensor, prob: float, generator: torch.Generator) -> Tensor:
     """Returns the quantized value with probability `prob` (to 1/65536) and the float one otherwise, element by element."""
     n, layout = quantized.numel(), torch.empty_like(quantized).stride()
-    draws = torch.empty((n + 3) // 4, dtype=torch.int64, device=quantized.device)  # four elements a random number
+    draws = torch.empty((n + 3) // 4, dtype=torch.int64, device=quantized.device)  # four elements per random number
     draws.random_(-(2**63), None, generator=generator)
     taken = draws.view(torch.int16)[:n].as_strided(quantized.shape, layout) < round(prob * 65536) - 32768
     # exact at the weights 0 and 1, and several times as fast as torch.where
@@ -105,7 +105,7 @@ def mixed(quantized: Tensor, floating: Tensor, prob: float, generator: torch.Gen
 
 @contextmanager
 def dropping(quantizers: list[Quantizer], prob: float, generator: torch.Generator) -> Iterator[None]:
-    """Inside, each quantizer passes elements on unquantized with probability `1 - prob`; with 1 nothing is changed or drawn."""
+    """Context manager: each quantizer leaves elements float with probability `1 - prob`; at 1 it changes and draws nothing."""
     dropped = quantizers if prob < 1 else []
     with hooked(q.register_forward_hook(lambda _, args, y: mixed(y, args[0], prob, generator)) for q in dropped):
         yield
@@ -120,10 +120,10 @@ def learn(
     generator: torch.Generator,
     tick: Callable[[int, float], None],
 ) -> int:
-    """Learns in place and returns how many iterations it took.
+    """Learns in place and returns the number of iterations.
 
-    It ends early where nothing can change any more: every rounding is at 0 or 1 (where its gradient vanishes), or, with steps alone, the
-    error has not fallen for a while.
+    It ends early when nothing can change any more: every rounding is at 0 or 1 (where its gradient vanishes), or, with steps alone,
+    the error has stopped falling.
 
     Args:
         task: The unit.

@@ -16,12 +16,12 @@ class QDrop(Reconstruction):
 
     Args:
         units: `blocks`, `layers`, or names of modules that are to be units.
-        drop_prob: Chance that an element is the quantized one.
-        iterations: Most iterations a unit; the paper takes 20,000.
+        drop_prob: Probability that an element is quantized.
+        iterations: Largest number of iterations per unit; the paper takes 20,000.
         batch, lr, strength, warmup, beta: As for `AdaRound`.
         loss: `mse` or `fisher_diag`.
         step_lr: Adam's learning rate of the activation steps, falling to zero on a cosine; 0 leaves them.
-        memory_mb: Bound on the activations kept in memory, in MiB; beyond it they go to a file.
+        memory_mb: Limit of the activations kept in memory, in MiB; the rest goes to a file.
         join: Pairs of neighbouring units that are learned as one (see `Reconstruction`).
 
     Source: Wei et al. 2022, "QDrop" (arXiv 2203.05740), equation 9 and algorithm 1.

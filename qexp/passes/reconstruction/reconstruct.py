@@ -37,14 +37,14 @@ LOSSES = ("mse", "fisher_diag")
 
 @dataclass(frozen=True)
 class Sweep:
-    """One walk over all units.
+    """One pass over all units.
 
     Attributes:
-        name: For messages and files.
+        name: Name in messages and files.
         options: How a unit is learned.
-        roundings, steps: What is learned of it.
-        activations: Whether activations are quantized meanwhile.
-        loss: `mse`, or `fisher_diag`: each output value weighs as its squared gradient.
+        roundings, steps: Whether roundings and activation steps are learned.
+        activations: Whether activations are quantized while it learns.
+        loss: `mse`, or `fisher_diag`: each output value is weighted by its squared gradient.
     """
 
     name: str
@@ -56,16 +56,15 @@ class Sweep:
 
 
 class Reconstruction(Pass):
-    """Learns, unit by unit, what makes each unit's output come nearest to the float network's; a method names the sweeps.
+    """Learns the parameters that bring each unit's output nearest to the float network's; a method defines the sweeps.
 
-    Targets come from the float network, inputs from the network quantized so far. A unit that ends with a greater error than it began
-    with keeps what it had. Each finished unit is written to the run's folder, so that a killed run goes on with the next one and ends
-    with the same result.
+    Targets come from the float network, inputs from the network quantized so far. A unit whose error ends larger than it began is
+    restored. Each finished unit is written to the run's folder: a killed run resumes at the next unit, with the same result.
 
     Args:
-        sweeps: The walks over the units, in order.
+        sweeps: The passes over the units, in order.
         units: `layers`, `blocks`, or names of modules (see `find_units`).
-        memory_mb: Bound on the activations kept in memory at one time, in MiB; beyond it they lie in a file under the run's folder.
+        memory_mb: Limit of the activations kept in memory at one time, in MiB; the rest goes to a file in the run's folder.
         join: How many pairs of neighbouring units are reconstructed as one: those whose capacities differ most (see `joined_units`).
     """
 
@@ -73,9 +72,11 @@ class Reconstruction(Pass):
         for sweep in sweeps:
             _check(type(self).__name__, sweep)
         if not memory_mb >= 0:
-            raise QexpError(f"{type(self).__name__}: memory_mb={memory_mb!r}; allowed: 0 (all in a file) and more")
+            raise QexpError(
+                f"{type(self).__name__}: memory_mb={memory_mb!r} is not allowed; use 0 (all in a file) or more"
+            )
         if isinstance(join, bool) or not (isinstance(join, int) and join >= 0):
-            raise QexpError(f"{type(self).__name__}: join={join!r} is not allowed; use 0 (no unit is joined) and more")
+            raise QexpError(f"{type(self).__name__}: join={join!r} is not allowed; use 0 (no unit is joined) or more")
         self.sweeps, self.units, self.memory_mb, self.join = tuple(sweeps), units, memory_mb, join
 
     def on_fitted(self, model: nn.Module, context: PassContext) -> None:
@@ -85,7 +86,7 @@ class Reconstruction(Pass):
         if n < largest:
             raise QexpError(
                 f"{type(self).__name__}: {n} calibration images do not fill a batch of {largest}; "
-                f"ask for more (n_calibrate) or lower batch to at most {n}"
+                f"use more images (n_calibrate) or a batch of at most {n}"
             )
         with evaluating(model), _frozen(model), _on(model, context.device) as device:
             example = context.images[0][:2].to(device)
@@ -115,7 +116,7 @@ class Reconstruction(Pass):
         }
 
     def _content(self, model: nn.Module, context: PassContext) -> str:
-        """Returns a hash of what the result follows from; kept units of another one are not taken."""
+        """Returns a hash of everything the result depends on; kept units with another hash are not used."""
         images = tensor_hash({str(i): batch for i, batch in enumerate(context.images)})
         units = f"{self.units} join {self.join}" if self.join else f"{self.units}"
         text = f"{self.sweeps} {units} {context.seed} {tensor_hash(model.state_dict())} {images}"
@@ -123,19 +124,19 @@ class Reconstruction(Pass):
 
 
 class _Walk:
-    """The walk over the units, with what it keeps on disk."""
+    """The loop over the units, and the files it keeps."""
 
     def __init__(
         self, model: nn.Module, units: Sequence[Unit], context: PassContext, memory_mb: float, content: str
     ) -> None:
         self.model, self.units, self.context, self.memory_mb, self.content = model, units, context, memory_mb, content
         self.folder = context.folder and context.folder / FOLDER
-        self.going_on = self.folder is not None  # until the first unit that no file holds
+        self.going_on = self.folder is not None  # stops at the first unit without a file
         self.undecided = self.kept = self.spilled = 0
         self.seconds_before = 0.0
 
     def unit(self, number: int, sweep: Sweep, index: int, bar: tqdm) -> None:
-        """Learns one unit, or takes it from its file."""
+        """Learns one unit, or loads it from its file."""
         unit = self.units[index]
         path = self.folder and self.folder / f"{number}-{index:03d}-{unit.name}.pt"
         bar.set_postfix_str(f"{sweep.name} {unit.name} ({index + 1}/{len(self.units)})")
@@ -208,7 +209,7 @@ class _Walk:
         return {"undecided": undecided, "seconds": seconds}
 
     def _task(self, unit: Unit, sweep: Sweep) -> tuple[Task, Store]:
-        """Returns what the unit is to become, from passes of the float network and of the one quantized so far."""
+        """Returns the unit's target, from runs of the float network and of the network quantized so far."""
         model, context = self.model, self.context
         store = Store(self.memory_mb, self.folder, next(model.parameters()).device)
         y = targets(model, unit, context.images, store)
@@ -222,7 +223,7 @@ class _Walk:
         return Task(unit.name, lambda x: unit(model, x), x, y, floating, weights), store
 
     def _restored(self, unit: Unit, path: Path | None) -> dict[str, float] | None:
-        """Returns the report of a unit that an earlier run of the same content finished, with its state in place."""
+        """Loads a unit that an earlier run of the same content finished, and returns its report."""
         if not self.going_on:
             return None
         try:
@@ -255,7 +256,7 @@ def _load(model: nn.Module, unit: Unit, state: dict[str, dict[str, Any]]) -> Non
 
 
 def _inside(model: nn.Module, unit: Unit) -> Iterator[tuple[str, Quantizer]]:
-    """Yields the quantizers of a unit, each with a key of its own; those of modules before the last have that module's name in it."""
+    """Yields the quantizers of a unit, each with a unique key; keys of modules before the last contain the module's name."""
     for module in unit.modules:
         for name, site, quantizer in quantizers(model.get_submodule(module)):
             yield f"{name}|{site}" if module == unit.name else f"{module}:{name}|{site}", quantizer
@@ -263,7 +264,7 @@ def _inside(model: nn.Module, unit: Unit) -> Iterator[tuple[str, Quantizer]]:
 
 @contextmanager
 def _on(model: nn.Module, device: torch.device | None) -> Iterator[torch.device]:
-    """Inside, the model is on a device (None: where it was), which is given back."""
+    """Context manager: moves the model to a device (None: leaves it) and yields that device."""
     home = next(model.parameters()).device
     model.to(device or home)
     try:
@@ -274,7 +275,7 @@ def _on(model: nn.Module, device: torch.device | None) -> Iterator[torch.device]
 
 @contextmanager
 def _frozen(model: nn.Module) -> Iterator[None]:
-    """Inside, no parameter asks for a gradient."""
+    """Context manager: no parameter requires a gradient."""
     before = [(p, p.requires_grad) for p in model.parameters()]
     for p, _ in before:
         p.requires_grad_(False)
@@ -305,4 +306,4 @@ def _check(name: str, sweep: Sweep) -> None:
         ("strength", o.strength, "0 and more", o.strength >= 0),
     ):
         if not good:
-            raise QexpError(f"{name}: {sweep.name} {key}={value!r}; allowed: {allowed}")
+            raise QexpError(f"{name}: {sweep.name} {key}={value!r} is not allowed; use {allowed}")

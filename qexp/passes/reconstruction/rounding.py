@@ -1,4 +1,4 @@
-"""The rounding variables: one real number a weight, whose rectified sigmoid says how much of a step is added to the floor."""
+"""The rounding variables: one real number per weight; its rectified sigmoid is the fraction of a step added to the floor."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def regularizer(h: Tensor, beta: float) -> Tensor:
 
 @dataclass(frozen=True)
 class Annealing:
-    """The exponent of the regularizer over the iterations: absent during the warm-up, then from `first` to `last` in a straight line."""
+    """The exponent of the regularizer over the iterations: none during the warm-up, then linear from `first` to `last`."""
 
     iterations: int
     warmup: float = 0.2
@@ -48,9 +48,9 @@ class Annealing:
 
 
 class SoftRounding(nn.Module):
-    """Stands in for a weight's quantizer while its rounding is learned: `scale * (clip(floor(w / scale) + h(v), qmin, qmax))`.
+    """Replaces a weight's quantizer while its rounding is learned: `scale * (clip(floor(w / scale) + h(v), qmin, qmax))`.
 
-    Starts at the float weight (where the grid does not clip it).
+    It starts at the float weight (unless the grid clips it).
 
     Args:
         quantizer: The fitted quantizer.
@@ -72,7 +72,7 @@ class SoftRounding(nn.Module):
         )
 
     def h(self) -> Tensor:
-        """Returns how much of a step each weight is above its floor, in 0..1."""
+        """Returns the fraction of a step that each weight lies above its floor, in 0..1."""
         return rectified_sigmoid(self.v)
 
     def forward(self, weight: Tensor | None = None) -> Tensor:

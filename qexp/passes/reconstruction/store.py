@@ -1,4 +1,4 @@
-"""Activations of the calibration images, kept in memory up to a bound and in a file beyond it."""
+"""Storage for activations of the calibration images: in memory up to a limit, else in a file."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ class Samples:
 
 
 class Store:
-    """Makes room for samples: in memory while they fit the bound, else in a file that is gone as soon as nobody uses it.
+    """Allocates storage for samples: in memory up to the limit, else in a temporary file that is deleted after its last use.
 
     Args:
-        memory_mb: Bound on what is kept in memory at one time, in MiB.
+        memory_mb: Limit of the values kept in memory at one time, in MiB.
         folder: Where files go; None takes the system's temporary folder.
         device: Where samples that fit the bound are kept.
     """
@@ -53,7 +53,7 @@ class Store:
         self.in_memory = self.spilled = 0
 
     def room(self, n: int, like: Tensor) -> Samples:
-        """Returns room for `n` samples like those of a batch `[B, ...]`."""
+        """Returns storage for `n` samples of the shape and type of a batch `[B, ...]`."""
         shape = (n, *(like.movedim(1, -1) if like.ndim == 4 else like).shape[1:])
         size = prod(shape) * 4
         if size <= self.left:

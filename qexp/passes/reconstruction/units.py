@@ -1,4 +1,4 @@
-"""What is reconstructed at one time: a layer, or a block around an add or a concatenation, found from the graph."""
+"""Units of reconstruction: a layer, or a block around an add or a concatenation, found from the graph."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Unit:
     Attributes:
         name: Of the module, the last one where there are several.
         layers: The layers in it whose roundings are learned, in order.
-        activation: What the network does with the result next, where the unit is a layer before a ReLU.
+        activation: The module that follows, if the unit is a layer before a ReLU.
         before: Units that run first, each on the result of the one before it; their layers are among `layers`.
     """
 
@@ -50,7 +50,7 @@ class Unit:
 
 @dataclass
 class _Calls:
-    """What one module did in one run of the network."""
+    """The recorded call of one module in one run of the network."""
 
     count: int = 0
     single: bool = True  # one tensor in, one out
@@ -63,7 +63,7 @@ def find_units(model: nn.Module, facts: Facts, wanted: str | Sequence[str], exam
 
     A block is the module around an `Add` or a `Concat`, and every module of the same class (an inverted residual without a residual). It
     is isolated if the network calls it once, with one tensor, and gets from it one tensor that it makes of that tensor alone; what cannot
-    be isolated is taken layer by layer, which the log says. A layer that runs more than once keeps its nearest roundings.
+    be isolated is split into its layers, with a log line. A layer that runs more than once keeps its nearest roundings.
 
     Args:
         model: Network with its quantizers attached and fitted.
@@ -153,7 +153,7 @@ def _check_name(model: nn.Module, name: str, named: Sequence[str]) -> None:
 
 @torch.no_grad()
 def watch(model: nn.Module, names: set[str], example: Tensor) -> dict[str, _Calls]:
-    """Returns what the named modules did while the network ran once."""
+    """Returns the recorded calls of the named modules in one run of the network."""
     calls = {name: _Calls() for name in names}
 
     def enters(name: str):
@@ -180,7 +180,7 @@ def watch(model: nn.Module, names: set[str], example: Tensor) -> dict[str, _Call
 
 
 def _why_not(model: nn.Module, name: str, inside: Sequence[str], calls: dict[str, _Calls]) -> str:
-    """Returns why a module cannot be run apart from the network, empty where it can."""
+    """Returns why a module cannot run apart from the network; empty if it can."""
     call = calls[name]
     if call.count != 1:
         return f"it runs {call.count} times"
@@ -199,7 +199,7 @@ def _why_not(model: nn.Module, name: str, inside: Sequence[str], calls: dict[str
 
 @torch.no_grad()
 def _alone(module: nn.Module, x: Tensor, layers: dict[str, nn.Module]) -> Tensor | str:
-    """Returns what a module makes of a tensor by itself, or why that is not the whole of it."""
+    """Returns a module's result for one tensor, or why the result depends on more than that."""
     ran: set[str] = set()
     try:
         with hooked(m.register_forward_hook(lambda *_, name=name: ran.add(name)) for name, m in layers.items()):
