@@ -17,8 +17,8 @@ _AVERAGED_BUFFERS = ("running_mean", "running_var")
 class AveragedWeights(WeightAveraging):
     """Updates `a <- d a + (1 - d) w` for every parameter, including learned scales, after each optimizer step.
 
-    d is the decay, smaller at first: `min(decay, (1 + n) / (10 + n))` at update n, so that the average of a short training does not keep
-    its first weights. The running statistics of batch norms are averaged in the same way, since the live ones belong to other weights.
+    d is the decay, smaller at first: `min(decay, (1 + n) / (10 + n))` at update n, so that the average of a short training does not
+    keep the first weights. The running statistics of batch norms are averaged in the same way, since the live ones belong to other weights.
     Every other buffer (code limits, the memory of a method) is the live network's. Checkpoints hold the average as the network, and
     the live state beside it, so that a resumed run continues with both.
 

@@ -28,7 +28,7 @@ class CsvCallback(Callback):
         self.epochs_before = self.steps_before = 0
 
     def writes(self, trainer: Trainer) -> bool:
-        """Whether this process writes the file."""
+        """Returns whether this process writes the file."""
         return self.path is not None and trainer.is_global_zero
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -121,7 +121,7 @@ class StudyPage(Callback):
                 done = f" after {counted.done}{f' of {counted.total}' if counted.total else ''} points"
             page._write()
         print(
-            f"\ninterrupted{done}: the same command goes on where this one stopped, finished points are not run again",
+            f"\ninterrupted{done}: run the same command again to continue; finished points are not run again",
             file=sys.stderr,
         )
         return 130  # the shell's exit status for Ctrl-C

@@ -139,7 +139,7 @@ def _correct(df: pd.DataFrame) -> dict[int, np.ndarray]:
 
 
 def dump(value: Any) -> str:
-    """Returns compact JSON, safe inside a `<script>` element whatever the text in it."""
+    """Returns compact JSON, which is safe inside a `<script>` element for any text in it."""
     return json.dumps(value, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
 
 

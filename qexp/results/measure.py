@@ -97,7 +97,7 @@ class Measure:
 
 
 def _boolean(value: Any) -> bool:
-    """Returns a flag of a record: true unless it clearly says false."""
+    """Returns a flag of a record: true unless it is clearly false."""
     return not (isinstance(value, bool | np.bool_) and not value) and str(value).lower() != "false"
 
 

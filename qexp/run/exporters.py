@@ -40,7 +40,7 @@ class ExportedRun:
         model: Its network.
         data: Its images.
         count: How many test images an export is compared on.
-        calibration: The batches its ranges were found on.
+        calibration: The batches on which its ranges were found.
         lowered: Its integer program, where the form needs one.
         judge: Its task, which turns outputs into decisions and scores; None compares numbers alone.
     """

@@ -118,12 +118,12 @@ def prove(run: Experiment, earlier: Mapping[str, Any] | None = None) -> dict[str
 
 
 def _earlier(recorded: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what a record holds of proofs and exports."""
+    """Returns the entries of a record that belong to proofs and exports."""
     return {k: v for k, v in recorded.items() if k.startswith(KEPT) or k in ("value_integer", "value_onnx")}
 
 
 def _stands(earlier: dict[str, Any], verdict: Verdict, program: Lowered, record: Record) -> bool:
-    """Whether the recorded proof says more than this one: the same of the same program, on more images."""
+    """Returns whether to keep the recorded proof: it has the same result for the same program, on more images."""
     held = record.folder / "integer"
     if int(earlier.get("verify_images") or 0) <= verdict.images or earlier["verify"] != verdict.metrics()["verify"]:
         return False
@@ -134,7 +134,7 @@ def _stands(earlier: dict[str, Any], verdict: Verdict, program: Lowered, record:
 
 
 def _accumulators(run: Experiment, program: Lowered, judge: Task) -> dict[str, Any]:
-    """Returns the score with narrower accumulators, by width, where the run asks for it; writes `accumulator.csv`."""
+    """Returns the score with narrower accumulators, by width, if the run has `accumulator`; writes `accumulator.csv`."""
     settings, widths = run.settings, run.settings.integers.accumulator
     if not widths:
         return {}
@@ -146,7 +146,7 @@ def _accumulators(run: Experiment, program: Lowered, judge: Task) -> dict[str, A
         judge=judge,
     )
     run.record.write("accumulator.csv", table.to_csv(index=False))
-    what = judge.measure.head if table["value"].notna().any() else "overflows (this task cannot judge outputs alone)"
+    what = judge.measure.head if table["value"].notna().any() else "overflows (this task cannot score outputs alone)"
     log.info("%s against accumulator width (accumulator.csv):\n%s", what, table.round(3).to_string(index=False))
     known = table[table["value"].notna()]
     return {"accumulator": {f"{r.bits} {r.overflow}": r.value for r in known.itertuples()}}

@@ -72,7 +72,7 @@ def run(settings: Settings) -> dict[str, Any]:
                 if settings.force:
                     record.start_over()
                 return experiment(settings, data, record).metrics
-            except Exception as error:  # one point's failure is recorded; a sweep goes on
+            except Exception as error:  # one point's failure is recorded, and the sweep continues
                 return failed(settings, record, error)
             except KeyboardInterrupt:
                 log.warning("%s: interrupted", title(settings))

@@ -75,7 +75,7 @@ def serialized(model: nn.Module, plan: Plan, origin: Origin, example: Tensor) ->
     Args:
         model: The quantized network as it was evaluated.
         plan: The quantizers of its tensors.
-        origin: Its origin.
+        origin: The classes, weights and hashes of the network before the run changed it.
         example: One input, `[1, C, H, W]`; its shape is saved.
     """
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}

@@ -121,7 +121,7 @@ def make_trainer(
     settings: Settings, phase: str, folder: Path, callbacks: list[Callback] | None = None, **options: Any
 ) -> Trainer:
     """Returns a Trainer for one phase; callbacks, curves and progress use this run's folder and name."""
-    # whatever callbacks are chosen, the memory of methods advances, since it is part of the method, and broken scales end the run
+    # added to any choice of callbacks: the memory of methods advances, since it is part of the method, and broken scales end the run
     chosen = [
         OptimizerSteps(),
         Divergence(),

@@ -69,8 +69,8 @@ def average_precision(true: np.ndarray, wrong: np.ndarray, positives: np.ndarray
     """Returns the average precision `[d]` of one class, for each of d weightings.
 
     Args:
-        true: How often each detection counts as right, best score first `[d, m]`; integers.
-        wrong: How often it counts as wrong `[d, m]`.
+        true: Number of times that each detection counts as right, best score first `[d, m]`; integers.
+        wrong: Number of times that it counts as wrong `[d, m]`.
         positives: Objects to be found `[d]`; the result is NaN where there are none.
         points: 11 is the mean of the best precision at a recall of at least 0, 0.1, ... 1 (VOC up to 2009); None the area under the
             precision-recall curve made monotone (VOC since 2010).

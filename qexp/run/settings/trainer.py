@@ -57,7 +57,7 @@ class TrainerOptions:
         if precision not in PRECISIONS:
             raise QexpError(
                 f"trainer.precision={node['precision']} is not allowed; use {', '.join(PRECISIONS)}: codes, scales and statistics are "
-                "computed in float32 whatever the precision of products"
+                "computed in float32 for any precision of products"
             )
         for split in ("train", "val", "test"):
             none_or(limit, node.get(f"limit_{split}_batches"), f"trainer.limit_{split}_batches")

@@ -1,4 +1,4 @@
-"""Everything that one run is asked for, read once from the composed configuration."""
+"""All settings of one run, read once from the composed configuration."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from qexp.run.settings.trainer import TrainerOptions
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything that one run is asked for."""
+    """All settings of one run."""
 
     network: Network
     data: Data
