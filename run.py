@@ -1,4 +1,4 @@
-"""Quantize a network and say what it costs: `python run.py --help`."""
+"""Quantize a network and report what it costs: `python run.py --help`."""
 
 import logging
 import sys
@@ -19,7 +19,7 @@ register()
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def main(cfg: DictConfig) -> dict:
-    from qexp.run.pipeline import run  # here, so that --help and --cfg answer at once
+    from qexp.run.pipeline import run  # imported here, so that --help and --cfg start fast
     from qexp.run.settings import read
     from qexp.system.allocator import settle
 
@@ -32,7 +32,7 @@ def main(cfg: DictConfig) -> dict:
     except QexpError as mistake:
         if not in_sweep:
             sys.exit(str(mistake))
-        logging.getLogger("qexp").error("%s", mistake)  # the sweep goes on; no point of this name can exist
+        logging.getLogger("qexp").error("%s", mistake)  # the sweep continues; a point of this name cannot exist
         return {"status": "failed", "error": f"QexpError: {mistake}"}
     return run(settings)
 

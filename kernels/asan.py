@@ -1,4 +1,4 @@
-"""Runs the kernel tests on C++ built with AddressSanitizer and UBSan: `python -m qexp_kernels.asan`; the exit status is theirs."""
+"""Runs the kernel tests on C++ built with AddressSanitizer and UBSan: `python -m qexp_kernels.asan`; returns their exit status."""
 
 import os
 import subprocess
@@ -28,7 +28,7 @@ FILES = (
 
 
 class CompiledOnly:
-    """A plug-in of pytest that leaves out what runs on the references; names of tests may well speak of them."""
+    """A pytest plug-in that leaves out tests that run on the reference implementations."""
 
     def pytest_collection_modifyitems(self, items: list) -> None:
         def runs(item) -> bool:
@@ -45,24 +45,25 @@ def child() -> int:
 
     build.CPP_FLAGS = FLAGS
     print(load("cpp").reason, flush=True)
-    # faulthandler would take the signals the sanitizers report by
+    # faulthandler would catch the signals that the sanitizers use for reports
     options = ["-q", "-n0", "-m", "not slow", "-p", "no:cacheprovider", "-p", "no:faulthandler"]
     return pytest.main([*(str(TESTS / name) for name in FILES), *options], plugins=[CompiledOnly()])
 
 
 def environment() -> dict[str, str]:
-    """Returns the environment of a process that the sanitizers watch: their libraries are loaded before everything else."""
+    """Returns the environment of a process under the sanitizers, whose libraries are loaded before all others."""
     compiler = os.environ.get("CXX", "g++")
     libraries = [
         subprocess.run(
             [compiler, f"-print-file-name={name}"], capture_output=True, text=True, check=True
         ).stdout.strip()
-        # torch's loader links none of them; the first looks for the functions of the third when it starts
+        # torch's loader links none of them; the first needs functions of the third when it starts
         for name in ("libasan.so", "libubsan.so", "libstdc++.so")
     ]
     return os.environ | {
         "LD_PRELOAD": ":".join(libraries),
-        "ASAN_OPTIONS": "detect_leaks=0:" + os.environ.get("ASAN_OPTIONS", ""),  # Python keeps what it has at exit
+        "ASAN_OPTIONS": "detect_leaks=0:"
+        + os.environ.get("ASAN_OPTIONS", ""),  # Python does not free its memory at exit
         "UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1",
         "OMP_NUM_THREADS": "1",
     }

@@ -16,7 +16,7 @@ HERE = Path(__file__).parent
 
 
 def figures(device: torch.device, only: str = "", rounds: int = 15) -> list[Figure]:
-    """Returns the figures of every `bench.py` beside an operator whose folder name contains `only`."""
+    """Returns the figures of the `bench.py` of every operator whose folder name contains `only`."""
     found = []
     for path in sorted(HERE.glob("*/bench.py")):
         if only in path.parent.name:
@@ -26,7 +26,7 @@ def figures(device: torch.device, only: str = "", rounds: int = 15) -> list[Figu
 
 
 def environment(device: torch.device) -> dict[str, str | int]:
-    """Returns what the figures hold for: implementation, torch, processor and threads."""
+    """Returns the conditions of the figures: implementation, torch, processor and threads."""
     return {
         "torch": torch.__version__,
         "machine": platform.machine(),
@@ -48,14 +48,14 @@ def table(found: list[Figure]) -> str:
 
 
 def main() -> None:
-    """Parses the command line, prints the table and, where asked, writes it as JSON."""
+    """Parses the command line, prints the table and, with `--json`, writes it as JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--kernels", default="auto", help="auto, cuda, cpp or reference")
     parser.add_argument("--only", default="", help="part of an operator's folder name")
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--memory", action="store_true", help="also the memory of the convolutions of one image")
-    parser.add_argument("--json", type=Path, help="file the figures are written to")
+    parser.add_argument("--memory", action="store_true", help="also print the memory of the convolutions of one image")
+    parser.add_argument("--json", type=Path, help="file to write the figures to")
     arguments = parser.parse_args()
     loaded = load(arguments.kernels)
     print(f"kernels: {loaded.implementation} ({loaded.reason}), torch {torch.__version__}")

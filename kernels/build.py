@@ -1,7 +1,7 @@
-"""Compiles the C++ and CUDA sources into libraries that serve every torch from 2.11 on and every Python.
+"""Compiles the C++ and CUDA sources into libraries that work with every torch from 2.11 on and every Python.
 
-A library is looked for in the package (a wheel may carry them), then in a cache folder, where it is built once per source text, level
-of the processor and flags. `python -m qexp_kernels.build LEVEL...` builds those that a wheel carries.
+A library is loaded from the package (a wheel may contain it) or from a cache folder. It is built there once per source text, processor
+level and set of flags. `python -m qexp_kernels.build LEVEL...` builds the libraries for a wheel.
 """
 
 import contextlib
@@ -25,9 +25,9 @@ from .toolkit import BuildError, nvcc_command
 log = logging.getLogger(__name__)
 HERE = Path(__file__).parent
 CARRIED = HERE / "compiled"
-# What torch promises to keep: the interface of the oldest torch that pyproject.toml allows.
+# The stable interface of the oldest torch that pyproject.toml allows.
 TARGET = "-DTORCH_TARGET_VERSION=0x020b000000000000"
-# No fast-math, no fused multiply-add: every implementation rounds each operation as the reference does.
+# No fast-math, no fused multiply-add: so that every implementation rounds each operation like the reference.
 CPP_FLAGS = (
     "-O3",
     "-std=c++20",
@@ -51,26 +51,26 @@ def cache_folder() -> Path:
 
 
 def sources(kind: str) -> list[Path]:
-    """Returns what is compiled for `cpp` or `cuda`."""
+    """Returns the source files of `cpp` or `cuda`."""
     return sorted(HERE.glob("*/*.cpp" if kind == "cpp" else "*/*.cu"))
 
 
 def level() -> str:
-    """Returns what the processor can do, as compilers name it; on other machines than x86-64 the machine."""
+    """Returns the processor's level in compilers' words; on machines other than x86-64, the name of the machine."""
     if platform.machine() not in ("x86_64", "AMD64"):
         return platform.machine()
     return LEVELS.get(torch.backends.cpu.get_cpu_capability(), "x86-64-v2")
 
 
 def flags(kind: str, level: str) -> list[str]:
-    """Returns the flags of the compiler. The level changes how fast the CPU library is, never a bit of what it computes."""
+    """Returns the flags of the compiler. The level changes the speed of the CPU library, but no bit of its results."""
     if kind == "cuda":
         return [TARGET, "-DUSE_CUDA", *CUDA_FLAGS, *architecture_flags(architectures())]
     return [TARGET, *CPP_FLAGS, *([f"-march={level}"] if level.startswith("x86-64-") else [])]
 
 
 def architectures() -> list[str]:
-    """Returns the compute capabilities that CUDA code is made for, without dots: `TORCH_CUDA_ARCH_LIST`, else this machine's."""
+    """Returns the compute capabilities to compile CUDA code for, without dots: `TORCH_CUDA_ARCH_LIST`, else this machine's."""
     if named := os.environ.get("TORCH_CUDA_ARCH_LIST"):
         found = re.findall(r"(\d+)\.(\d+)", named)
     elif torch.cuda.is_available():
@@ -81,13 +81,13 @@ def architectures() -> list[str]:
 
 
 def architecture_flags(names: list[str]) -> list[str]:
-    """Returns nvcc's flags: machine code for each capability, and for the last also what newer devices compile for themselves."""
+    """Returns nvcc's flags: machine code for each capability, and intermediate code of the last for newer devices."""
     ahead = [f"-gencode=arch=compute_{names[-1]},code=compute_{names[-1]}"] if names else []
     return [f"-gencode=arch=compute_{name},code=sm_{name}" for name in names] + ahead
 
 
 def library_name(kind: str, level: str) -> str:
-    """Returns the file name of a library; what the library is valid for is part of it."""
+    """Returns the file name of a library; it includes the conditions under which the library is valid."""
     digest = hashlib.sha256("\0".join([sys.platform, *flags(kind, level)]).encode())
     headers = [*HERE.glob("*/*.h"), *(HERE.glob("*/*.cuh") if kind == "cuda" else ())]
     for path in sorted({*sources(kind), *headers}):
@@ -98,10 +98,10 @@ def library_name(kind: str, level: str) -> str:
 
 
 def load(kind: str, *, build: bool) -> str:
-    """Loads the library `cpp` or `cuda`, built first where neither the package nor the cache has it; returns how it was had.
+    """Loads the library `cpp` or `cuda`, and builds it if package and cache lack it; returns where it came from.
 
     Raises:
-        BuildError: It cannot be had.
+        BuildError: The library is neither found nor built.
     """
     at = level()
     name = library_name(kind, at)
@@ -125,7 +125,7 @@ def load(kind: str, *, build: bool) -> str:
 
 
 def _open(target: Path) -> bool:
-    """Loads a library; False where there is none, or one that is damaged (a build then replaces it)."""
+    """Loads a library; returns False if it is missing or damaged (a build then replaces it)."""
     if not target.exists():
         return False
     try:
@@ -137,7 +137,7 @@ def _open(target: Path) -> bool:
 
 @contextlib.contextmanager
 def _held(lock) -> Iterator[None]:
-    """Holds the lock, which the system releases if this process dies; where there are none the rename alone must do."""
+    """Holds the lock, which the system releases if this process dies; without locks, the rename alone protects the file."""
     try:
         import fcntl
     except ImportError:
@@ -145,7 +145,7 @@ def _held(lock) -> Iterator[None]:
         return
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
-    except OSError:  # some network file systems have no locks: two processes may then build the same, never half of it
+    except OSError:  # some network file systems have no locks: two processes may then build the same library, but each renames a whole one
         yield
         return
     try:
@@ -155,14 +155,14 @@ def _held(lock) -> Iterator[None]:
 
 
 def compile_library(kind: str, target: Path, level: str) -> None:
-    """Builds in a folder of its own and moves the finished library into place, so that nobody sees half of one."""
+    """Builds in a temporary folder and renames the finished library, so that no process sees a partial one."""
     compiler = os.environ.get("CXX", "c++")
     if shutil.which(compiler) is None:
         raise BuildError(f"no C++ compiler ({compiler}) was found")
     include = Path(torch.__file__).parent / "include"
     command = [compiler, f"-isystem{include}"] if kind == "cpp" else [*nvcc_command(), f"-isystem={include}"]
     command += flags(kind, level)
-    for left in target.parent.glob(f".{target.stem}-*"):  # by a build of this library that was killed
+    for left in target.parent.glob(f".{target.stem}-*"):  # left by a build of this library that was killed
         shutil.rmtree(left, ignore_errors=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{target.stem}-", dir=target.parent))
     units = sources(kind)
@@ -171,7 +171,7 @@ def compile_library(kind: str, target: Path, level: str) -> None:
     try:
         objects = _compile_units(units, lambda unit, to: [*command, "-c", str(unit), "-o", str(to)], scratch, jobs)
         library = Path(torch.__file__).parent / "lib"
-        # libtorch brings in what it was built with, the CUDA runtime among them: the kernels run on the very same.
+        # libtorch loads its own libraries, including the CUDA runtime, and the kernels use the same ones.
         link = ["-shared", "-Wl,--no-as-needed", f"-L{library}", "-ltorch", "-ltorch_cpu"]
         if sys.platform == "darwin":
             link = ["-dynamiclib", "-undefined", "dynamic_lookup"]
@@ -205,13 +205,13 @@ def _run(command: list[str]) -> None:
 
 
 def _first_error(output: str) -> str:
-    """Returns the line of a compiler's output that says what is wrong."""
+    """Returns the line of a compiler's output that holds the error."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     return next((line for line in lines if "error:" in line), "".join(lines[:1]))
 
 
 def main() -> None:
-    """Builds the CPU library for each level named on the command line into the package, for a wheel to carry."""
+    """Builds the CPU library into the package, for a wheel, for each level named on the command line."""
     CARRIED.mkdir(exist_ok=True)
     for name in sys.argv[1:] or LEVELS.values():
         if name not in LEVELS.values() and name != platform.machine():

@@ -1,4 +1,4 @@
-"""Argument checks shared by the operators; every message names the argument, what was got and what is allowed."""
+"""Argument checks shared by the operators; every message names the argument, the value and the allowed values."""
 
 import math
 from numbers import Real
@@ -13,7 +13,7 @@ FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
 def tensor(name: str, x: Tensor) -> None:
-    """Refuses what is not a real floating-point tensor."""
+    """Raises if `x` is not a real floating-point tensor."""
     if not isinstance(x, Tensor):
         raise KernelError(f"{name}: got {type(x).__name__}, expected a tensor")
     if x.dtype not in FLOATS:
@@ -21,7 +21,7 @@ def tensor(name: str, x: Tensor) -> None:
 
 
 def precision(x: Tensor, p: Tensor) -> torch.dtype:
-    """Returns the dtype a parameter of `x` is taken in: float32, or float64 where both are."""
+    """Returns the dtype for a parameter of `x`: float32, or float64 if both are float64."""
     return torch.float64 if x.dtype == p.dtype == torch.float64 else torch.float32
 
 
@@ -37,11 +37,11 @@ def channel_axis(axis: int | None, x: Tensor) -> int | None:
 def parameter(name: str, p: Tensor, x: Tensor, axis: int | None, *, positive: bool = False) -> Tensor:
     """Returns `p` in float32 (float64 where `x` and `p` are) after checking that it fits `x`.
 
-    Values are checked on the CPU only: on an accelerator that would wait for the device, so there the kernels answer
-    NaN for a scale that is not positive and finite.
+    Values are checked on the CPU only: on an accelerator the check would wait for the device. There the kernels return NaN for a scale
+    that is not positive and finite.
     """
     if not isinstance(p, Tensor):
-        raise KernelError(f"{name}: got {type(p).__name__}, expected a tensor with 1 element or one a channel")
+        raise KernelError(f"{name}: got {type(p).__name__}, expected a tensor with 1 element or one per channel")
     if p.device != x.device:
         raise KernelError(f"{name}: is on {p.device}, but x is on {x.device}")
     channels = 1 if axis is None else x.shape[axis]
@@ -77,7 +77,7 @@ def limits(
 
 
 def rounding(name: str) -> None:
-    """Refuses an unknown rounding mode."""
+    """Raises for an unknown rounding mode."""
     if name not in ROUNDINGS:
         raise KernelError(f"rounding: got {name!r}, expected one of {', '.join(ROUNDINGS)}")
 

@@ -2,4 +2,4 @@
 
 
 class KernelError(ValueError):
-    """What was asked for cannot be computed: a bad argument, or an implementation that is not to be had."""
+    """Raised for a bad argument, or for an implementation that is not available."""

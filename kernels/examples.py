@@ -1,15 +1,15 @@
-"""Arguments for every operator, for what looks at all of them: torch's own checks, and the comparison of devices."""
+"""Example arguments for every operator, for torch's own checks and for the comparison of devices."""
 
 import torch
 from torch import Tensor
 
 
 def arguments(device: torch.device, images: int = 2, size: int = 5) -> dict[str, tuple]:
-    """Returns arguments of each operator; what it can differentiate requires a gradient.
+    """Returns arguments of each operator; differentiable ones require a gradient.
 
     Args:
-        device: Where the tensors lie. Their values are drawn on the CPU, so that they are the same everywhere.
-        images: Of the tensor that is quantized, `[images, 3, size, size]`.
+        device: Device of the tensors. Their values are drawn on the CPU, so that they are the same on every device.
+        images: Number of images of the quantized tensor, `[images, 3, size, size]`.
         size: Height and width.
     """
     generator = torch.Generator().manual_seed(0)

@@ -1,7 +1,7 @@
 """Checks and times the kernels on a machine with a GPU: `python -m qexp_kernels.gpu_check`, in a clone or installed.
 
-Needs torch, pytest and nvcc (on the path, in /usr/local/cuda, under CUDA_HOME, or from pip); what else a step needs and lacks is left
-out with the reason. The JSON is written after every step, and a second start goes on after the last one; `--again` starts over.
+Needs torch, pytest and nvcc (on the path, in /usr/local/cuda, under CUDA_HOME, or from pip). Steps that need anything else that is missing
+are skipped with the reason. The JSON is written after every step; a second start continues after the last one; `--again` starts over.
 """
 
 import argparse
@@ -26,13 +26,13 @@ from .timing import Measure, figure
 
 ROOT = Path(__file__).resolve().parent.parent
 TESTS = ROOT / "tests" / "kernels"
-# Only the kernels' own fixtures and no settings of the project: neither Hydra nor pytest's plugins need be there.
+# Only the kernels' own fixtures and no settings of the project: neither Hydra nor pytest's plugins are needed.
 PYTEST = ("-q", "-c", os.devnull, "--rootdir", str(ROOT), "--confcutdir", str(TESTS), "--import-mode=importlib")
 NETWORKS = {"resnet20": 512, "resnet50": 64}  # images per batch
 
 
 def identity() -> dict[str, str]:
-    """Returns what the results hold for; where it differs, nothing of an earlier file is kept."""
+    """Returns the conditions of the results; if they differ, no result of an earlier file is kept."""
     return {
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
         "torch": torch.__version__,
@@ -43,7 +43,7 @@ def identity() -> dict[str, str]:
 
 
 def differences(device: torch.device, images: int = 64, size: int = 33) -> dict[str, list[dict]]:
-    """Returns, for each result of each operator, how much the device's differs from the CPU's, whatever runs on either."""
+    """Returns, per operator and result, the difference between device and CPU, for any implementation on either."""
     found = {}
     here, there = arguments(torch.device("cpu"), images, size), arguments(device, images, size)
     for name in REFERENCES:
@@ -81,14 +81,14 @@ def bandwidth(device: torch.device) -> dict[str, float]:
 
 
 def tests() -> dict[str, int | list[str]]:
-    """Returns the exit status of the tests that run on CUDA, and the end of what they printed."""
+    """Returns the exit status of the tests that run on CUDA, and the end of their output."""
     command = [sys.executable, "-m", "pytest", str(TESTS), *PYTEST, "-k", "cuda", "-p", "no:cacheprovider"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     return {"status": done.returncode, "tail": (done.stdout + done.stderr).splitlines()[-15:]}
 
 
 def step_of(model: str, batch: int, device: str = "cuda", rounds: int = 30) -> dict:
-    """Returns what a training step and an evaluation of a quantized network cost against floating point."""
+    """Returns the cost of a training step and of an evaluation of a quantized network, relative to floating point."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "steps.json"
         options = {"--model": model, "--batch": batch, "--device": device, "--rounds": rounds, "--json": out}
@@ -99,7 +99,7 @@ def step_of(model: str, batch: int, device: str = "cuda", rounds: int = 30) -> d
 
 
 def parts(device: torch.device) -> dict[str, Callable[[], object]]:
-    """Returns what is looked at, in order: what is right before what is fast."""
+    """Returns the checks in order: correctness before speed."""
     networks = {f"steps, {model}": lambda m=model, b=batch: step_of(m, b) for model, batch in NETWORKS.items()}
     return {
         "differences": lambda: differences(device),
@@ -111,9 +111,9 @@ def parts(device: torch.device) -> dict[str, Callable[[], object]]:
 
 
 def run(out: Path, todo: dict[str, Callable[[], object]], head: dict[str, str], again: bool = False) -> dict:
-    """Returns the results, those in the file and those that it lacked; the file is whole after every part.
+    """Returns all results: those in the file and the missing ones, which are computed; the file is complete after every part.
 
-    A part that raises is recorded with its error, and is tried again at the next start.
+    A part that raises is recorded with its error, and runs again at the next start.
     """
     result = json.loads(out.read_text()) if out.exists() and not again else {}
     if any(result.get(key) != value for key, value in head.items()):
@@ -138,10 +138,10 @@ def run(out: Path, todo: dict[str, Callable[[], object]], head: dict[str, str], 
 
 
 def main() -> int:
-    """Runs everything that is left to do; the exit status is that of the tests."""
+    """Runs all remaining parts; the exit status is that of the tests."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("gpu.json"))
-    parser.add_argument("--again", action="store_true", help="start over, whatever the file holds")
+    parser.add_argument("--again", action="store_true", help="ignore the results in the file")
     chosen = parser.parse_args()
     loaded = load("cuda")
     head = identity()

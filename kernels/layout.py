@@ -1,21 +1,21 @@
-"""How the parameters of a quantizer (one element, or one a channel) meet the tensor they belong to."""
+"""Broadcasts the parameters of a quantizer (one element, or one per channel) to their tensor."""
 
 import torch
 from torch import Tensor
 
 
 def wide_type(x: Tensor) -> torch.dtype:
-    """Returns the dtype that `x` is computed in: float64 for float64, float32 for everything narrower."""
+    """Returns the dtype for computing with `x`: float64 for float64, float32 for everything narrower."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 def wide(x: Tensor) -> Tensor:
-    """Returns `x` in the dtype it is computed in."""
+    """Returns `x` in the dtype for computing with it."""
     return x.to(wide_type(x))
 
 
 def along(parameter: Tensor, x: Tensor, axis: int | None) -> Tensor:
-    """Returns `parameter` shaped to broadcast with `x`: [] for one element, [1, C, 1, 1] for one a channel."""
+    """Returns `parameter` shaped to broadcast with `x`: [] for one element, [1, C, 1, 1] for one per channel."""
     if parameter.numel() == 1:
         return parameter.reshape(())
     shape = [1] * x.dim()
@@ -31,16 +31,16 @@ def limits_along(qmin: float, qmax: float, limits: Tensor | None, x: Tensor, axi
 
 
 def sum_like(values: Tensor, parameter: Tensor, axis: int | None) -> Tensor:
-    """Returns the sum of `values` over everything the elements of `parameter` are shared by, in its shape."""
+    """Returns the sum of `values`, over all elements that share an element of `parameter`, in the shape of `parameter`."""
     if parameter.numel() == 1:
         return values.sum().reshape(parameter.shape).to(parameter.dtype)
     others = [d for d in range(values.dim()) if d != axis]
-    summed = values.sum(others) if others else values  # torch takes an empty list for all dimensions
+    summed = values.sum(others) if others else values  # torch would sum an empty list over all dimensions
     return summed.reshape(parameter.shape).to(parameter.dtype)
 
 
 def valid(scale: Tensor) -> Tensor:
-    """Returns `scale` with NaN where it is zero, negative or not finite: a wrong scale never gives a number."""
+    """Returns `scale` with NaN where it is zero, negative or not finite: so that a wrong scale never gives a number."""
     return torch.where((scale > 0) & (scale < torch.inf), scale, torch.nan)
 
 

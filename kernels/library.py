@@ -1,4 +1,4 @@
-"""The `qexp` operator library: one place where schema, reference, fake and gradient of an operator are tied together.
+"""The `qexp` operator library: it connects schema, reference, fake and gradient of each operator.
 
 The reference is registered for every backend (`CompositeExplicitAutograd`). A compiled implementation registers
 itself for `CPU` or `CUDA` when its library is loaded and takes precedence there; nothing else changes.
@@ -18,7 +18,7 @@ def define(schema: str, reference: Callable, fake: Callable) -> None:
     """Registers an operator `qexp::<name>` with its PyTorch implementation and its shape function.
 
     Args:
-        schema: As `torch.library` writes it, without the namespace.
+        schema: The schema in the form of `torch.library`, without the namespace.
         reference: The default implementation, in plain PyTorch.
         fake: Returns empty tensors of the right shape, dtype and strides.
     """
@@ -30,7 +30,7 @@ def define(schema: str, reference: Callable, fake: Callable) -> None:
 
 
 def constant(name: str) -> None:
-    """Declares that the results of `qexp::<name>` depend on nothing that gradients flow to."""
+    """Declares that `qexp::<name>` is not differentiable: no gradient flows through its results."""
 
     def setup_context(ctx, inputs, output) -> None:
         ctx.count = len(inputs)
@@ -46,7 +46,7 @@ def first_order_only(name: str) -> Callable:
     """Declares that `qexp::<name>`, itself a gradient, cannot be differentiated again (an error, not a wrong number).
 
     Returns:
-        The fastest way to call it, as `differentiable` does.
+        The fastest way to call the operator, like `differentiable`.
     """
 
     def backward(ctx, *grads):
@@ -58,7 +58,7 @@ def first_order_only(name: str) -> Callable:
 def differentiable(name: str, setup_context: Callable, backward: Callable) -> Callable:
     """Registers the gradient of `qexp::<name>` (for every implementation) and returns the fastest way to call the operator.
 
-    torch's own route through a registered gradient enters Python twice and costs 20 microseconds more; a step of training calls
+    torch's own path through a registered gradient enters Python twice and takes 20 microseconds more; a training step calls
     a quantizer a hundred times. The registered gradient is used where graphs are traced and where functions are transformed.
     """
     torch.library.register_autograd(f"qexp::{name}", backward, setup_context=setup_context, lib=LIBRARY)
@@ -74,7 +74,7 @@ def differentiable(name: str, setup_context: Callable, backward: Callable) -> Ca
         name, (torch.autograd.Function,), {"forward": staticmethod(forward), "backward": staticmethod(backward)}
     )
 
-    apply = super(torch.autograd.Function, function).apply  # without what only transforms of functions need
+    apply = super(torch.autograd.Function, function).apply  # skips the part that only function transforms need
 
     def run(*arguments):
         if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():

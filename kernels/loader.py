@@ -1,4 +1,4 @@
-"""Which implementation runs: compiled for CUDA, compiled for the CPU, or the PyTorch reference."""
+"""Selects the implementation: compiled for CUDA, compiled for the CPU, or the PyTorch reference."""
 
 import threading
 import warnings
@@ -14,29 +14,29 @@ IMPLEMENTATIONS = ("auto", "cuda", "cpp", "reference")
 
 
 class Loaded(NamedTuple):
-    """What runs (`cuda`, `cpp` or `reference`) and why."""
+    """The implementation in use (`cuda`, `cpp` or `reference`), and the reason."""
 
     implementation: str
     reason: str
 
 
 _lock = threading.Lock()
-_had: dict[str, str | builder.BuildError] = {}  # library -> how it was had, or why not
-_overrides: list[torch.library.Library] = []  # the references put in front of what was compiled
+_had: dict[str, str | builder.BuildError] = {}  # library -> where it came from, or why it is missing
+_overrides: list[torch.library.Library] = []  # the references that take precedence over compiled kernels
 
 
 def load(which: str = "auto", *, build: bool = True) -> Loaded:
-    """Returns the implementation in use from now on, built first where it must be; a second call is free.
+    """Loads an implementation, after building it if necessary, and returns it; a second call costs nothing.
 
-    `auto` takes the fastest this machine can have and falls back with the reason; it never fails. `cuda` includes the
+    `auto` takes the fastest available one, or falls back and records the reason; it never fails. `cuda` includes the
     C++ kernels for tensors on the CPU.
 
     Args:
         which: `auto`, `cuda`, `cpp` or `reference`.
-        build: Compile what is not in the cache yet; else only what was built before is used.
+        build: Compile libraries that the cache lacks; False uses only libraries that are already built.
 
     Raises:
-        KernelError: `cuda` or `cpp` was named and cannot be had.
+        KernelError: `cuda` or `cpp` was named and is not available.
     """
     if which not in IMPLEMENTATIONS:
         raise KernelError(f"kernels: got {which!r}, expected one of {', '.join(IMPLEMENTATIONS)}")
@@ -77,7 +77,7 @@ def _cpp(which: str, build: bool) -> Loaded:
 
 
 def _library(kind: str, build: bool) -> str:
-    """Returns how a library was had; one that cannot be had is not tried again."""
+    """Returns where a library came from; after a failure it is not tried again."""
     if kind not in _had:
         try:
             _had[kind] = builder.load(kind, build=build)
@@ -91,11 +91,11 @@ def _library(kind: str, build: bool) -> str:
 
 
 def _use_references(wanted: bool) -> None:
-    """Puts the references in front of compiled kernels, or takes them away."""
+    """Lets the references take precedence over compiled kernels, or removes them."""
     if wanted == bool(_overrides):
         return
     if not wanted:
-        _overrides.clear()  # a library that is dropped takes its registrations with it
+        _overrides.clear()  # a library's registrations end when it is dropped
         return
     library = torch.library.Library(LIBRARY.ns, "IMPL")
     with warnings.catch_warnings():

@@ -9,7 +9,7 @@ import torch
 
 
 class Measure(NamedTuple):
-    """Something to time against a baseline, and the ratio to reach."""
+    """A function to time against a baseline, and the ratio to reach."""
 
     name: str
     run: Callable[[], object]
@@ -30,7 +30,7 @@ class Figure(NamedTuple):
 
 
 def figure(measure: Measure, device: torch.device, rounds: int = 15) -> Figure:
-    """Returns the median times of both, run in turn in one process so that both see the same machine."""
+    """Returns the median times of both, which run in turn in one process, so that the machine's state is the same for both."""
     times: tuple[list[float], list[float]] = ([], [])
     for number in range(rounds + 2):
         for f, kept in zip((measure.run, measure.baseline), times, strict=True):

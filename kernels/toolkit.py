@@ -1,4 +1,4 @@
-"""Finds nvcc: named by `CUDA_HOME`, on the path, where NVIDIA installs it, or beside torch, where pip does."""
+"""Finds nvcc: in `CUDA_HOME`, on the path, in NVIDIA's default folder, or beside torch, where pip installs it."""
 
 import os
 import re
@@ -10,14 +10,14 @@ import torch
 
 
 class BuildError(Exception):
-    """A compiled library cannot be had; the message is the reason."""
+    """Raised if a compiled library is not available; the message is the reason."""
 
 
 def nvcc_command() -> list[str]:
-    """Returns how nvcc is started; only the compiler itself is needed, since the kernels run on torch's own CUDA runtime.
+    """Returns the command of nvcc; only the compiler is needed, since the kernels run on torch's own CUDA runtime.
 
     Raises:
-        BuildError: There is none, or it is of another major version than the CUDA that torch runs on.
+        BuildError: There is no nvcc, or its major version differs from that of torch's CUDA.
     """
     named = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
     beside_torch = sorted((Path(torch.__file__).parents[1] / "nvidia").glob("cu[0-9]*/bin/nvcc"))

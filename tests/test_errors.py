@@ -122,7 +122,7 @@ def test_a_recipe_that_differs_from_the_checkpoints(run, tmp_path):
         last.write_bytes((runs / four["point"] / "checkpoints" / "last.ckpt").read_bytes())
         (runs / other["point"] / "metrics.json").unlink()
         error = run(*options, f"quant={name}", "bits=w3a3")["error"]
-        for part in (str(last), "the recipe differs from the checkpoint's", "conv2.", "force=true to start anew"):
+        for part in (str(last), "the recipe differs from the checkpoint's", "conv2.", "force=true to start again"):
             assert part in error, error
 
 

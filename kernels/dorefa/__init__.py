@@ -48,7 +48,7 @@ def dorefa_weight(
 
     With `t = tanh(w) / max|tanh(w)|`: `2 round((t/2 + 1/2) n) / n - 1`, which has `n + 1` levels and no zero, or
     (`symmetric`) `round(t n) / n`, which has `2 n + 1` levels, zero among them. The gradient is the true one through
-    tanh and max, also where the result is multiplied by it (weights that share the maximum share its gradient), straight
+    tanh and max, also if the result is multiplied by it (weights that share the maximum share its gradient), straight
     through the rounding. All-zero weights count as `t = 0` and get no gradient.
 
     Args:
@@ -66,11 +66,11 @@ def dorefa_weight(
 def dorefa_weight_and_peak(
     w: Tensor, levels: int, symmetric: bool = False, *, rescale: bool = False, rounding: str = "half_even"
 ) -> tuple[Tensor, Tensor]:
-    """Returns what `dorefa_weight` does, and `max|tanh(w)|` without a gradient (float32, or float64 of float64 weights)."""
+    """Returns the result of `dorefa_weight`, and `max|tanh(w)|` without a gradient (float32, or float64 for float64 weights)."""
     check.tensor("w", w)
     check.rounding(rounding)
     if rounding == "stochastic":
-        raise KernelError("rounding: 'stochastic' is not offered here, expected a deterministic mode")
+        raise KernelError("rounding: 'stochastic' is not supported here, expected a deterministic mode")
     levels = check.levels("levels", levels)
     y, _, peak = _run(w, levels, bool(symmetric), bool(rescale), rounding)
     return y, peak

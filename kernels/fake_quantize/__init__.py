@@ -71,13 +71,13 @@ def fake_quantize(
 
     Args:
         x: Any shape and layout.
-        scale: Step between two codes, > 0, one element or one a channel.
-        zero_point: The code of zero, one element or one a channel.
+        scale: Step between two codes, > 0, one element or one per channel.
+        zero_point: The code of zero, one element or one per channel.
         qmin: Lowest code; a tensor where channels differ in bits.
         qmax: Highest code.
         axis: The channel axis of `x`; None = the whole tensor.
         rounding: See `round_to`.
-        generator: Where `stochastic` draws from.
+        generator: Source of the random numbers of `stochastic`.
 
     Raises:
         KernelError: An argument does not fit `x`, or (checked on the CPU only) a scale is not positive and finite. On
@@ -87,7 +87,7 @@ def fake_quantize(
 
 
 def refuse_beyond_int32(qmin: float | Tensor, qmax: float | Tensor) -> None:
-    """Refuses limits that int32 cannot hold (and -2**31, the code of what has none)."""
+    """Raises for limits that int32 cannot hold (and for -2**31, the code of NaN)."""
     for name, limit in (("qmin", qmin), ("qmax", qmax)):
         if not isinstance(limit, Tensor) and abs(limit) >= 2**31:
             raise KernelError(f"{name}: got {limit}, expected a code that int32 can hold")
@@ -104,7 +104,7 @@ def quantize(
     rounding: str = "half_even",
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Returns the codes `round(clip(x / scale + zero_point, qmin, qmax))` as int32; NaN, which has none, gets -2**31.
+    """Returns the codes `round(clip(x / scale + zero_point, qmin, qmax))` as int32; NaN becomes -2**31.
 
     Args and errors are those of `fake_quantize`; there is no gradient.
     """

@@ -1,4 +1,4 @@
-"""Uniform quantization in plain PyTorch: what every other implementation must equal."""
+"""Uniform quantization in plain PyTorch: the reference for every other implementation."""
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ NO_CODE = torch.iinfo(torch.int32).min
 
 
 def as_codes(q: Tensor, x: Tensor) -> Tensor:
-    """Returns whole numbers as int32, laid out as `x`: what lies beyond saturates (2^31 - 1 is no float32), NaN gets the smallest."""
+    """Returns whole numbers as int32, laid out as `x`; larger ones saturate (2^31 - 1 is not a float32), NaN becomes the smallest."""
     limited = torch.where(q.isnan(), NO_CODE, q.double()).clamp(NO_CODE, torch.iinfo(torch.int32).max).to(torch.int32)
     out = torch.empty_like(x, dtype=torch.int32)
     return limited if limited.stride() == out.stride() else out.copy_(limited)
@@ -66,6 +66,6 @@ def quantize(
     rounding: str,
     noise: Tensor | None,
 ) -> Tensor:
-    """Returns the codes as int32; what has no code (NaN) gets the smallest int32."""
+    """Returns the codes as int32; NaN becomes the smallest int32."""
     q, _, _ = codes(x, scale, zero_point, qmin, qmax, limits, axis, rounding, noise)
     return as_codes(q, x)

@@ -71,15 +71,15 @@ def fixed_point_conv2d(
     With `Q(v) = clip(round(v 2**f), -2**(bits-1), 2**(bits-1) - 1) / 2**f`: `Q(Q(sum_k Q(w_k x_k)) + bias)`
     (`per_op`), or with every partial sum quantized too, in the order input channel, row, column (`per_add`). Products
     are exact before they are rounded once, the sum of rounded products is exact. No tensor of products exists. The
-    gradient is that of the float convolution. What is not finite saturates; NaN makes the outputs it reaches NaN.
+    gradient is that of the float convolution. Infinities saturate; NaN makes every output that depends on it NaN.
 
     Args:
         x: [N, Cin, H, W], taken in float32.
         weight: [Cout, Cin / groups, kh, kw].
-        bias: [Cout] or None (then there is no last addition).
+        bias: [Cout] or None (no last addition).
         bits: Width of the output format, 2..24.
         fraction_bits: `f`; may be negative or above `bits`.
-        stride: As in `torch.nn.functional.conv2d`, like `padding` (zeros), `dilation` and `groups`.
+        stride: Stride, as in `torch.nn.functional.conv2d`, like `padding` (zeros), `dilation` and `groups`.
         accumulate: `per_op` or `per_add`.
         rounding: See `round_to`; not `stochastic`.
     """
@@ -107,7 +107,7 @@ def fixed_point_conv2d(
         raise KernelError(f"accumulate: got {accumulate!r}, expected one of {', '.join(ACCUMULATE)}")
     check.rounding(rounding)
     if rounding == "stochastic":
-        raise KernelError("rounding: 'stochastic' is not offered here, expected a deterministic mode")
+        raise KernelError("rounding: 'stochastic' is not supported here, expected a deterministic mode")
     stride, padding, dilation = _pair("stride", stride, 1), _pair("padding", padding, 0), _pair("dilation", dilation, 1)
     for d in (0, 1):
         reach = dilation[d] * (weight.shape[d + 2] - 1) + 1
@@ -126,7 +126,7 @@ def fixed_point_linear(
     accumulate: str = "per_op",
     rounding: str = "half_even",
 ) -> Tensor:
-    """Returns the linear layer [..., in] -> [..., out] computed as `fixed_point_conv2d` computes a 1x1 convolution."""
+    """Returns the linear layer [..., in] -> [..., out] computed like a 1x1 convolution by `fixed_point_conv2d`."""
     check.tensor("x", x)
     if x.dim() < 1 or weight.dim() != 2 or x.shape[-1] != weight.shape[1]:
         raise KernelError(f"weight: got {tuple(weight.shape)} for x {tuple(x.shape)}, expected [out, in]")

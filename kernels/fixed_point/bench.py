@@ -1,4 +1,4 @@
-"""The convolutions of ResNet-18 with rounded products, against materialising the products in PyTorch."""
+"""Times the convolutions of ResNet-18 with rounded products against PyTorch with the products materialised."""
 
 import subprocess
 import sys
@@ -71,7 +71,7 @@ def measures(device: torch.device) -> list[Measure]:
 
 
 def peak(which: str) -> float:
-    """Returns by how many MiB the peak memory of a new process grows while it computes one image."""
+    """Returns the growth, in MiB, of a new process's peak memory while it computes one image."""
     code = f"import {__spec__.name} as b; b.report_growth({which!r})"
     return float(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout)
 
@@ -83,7 +83,7 @@ def report_growth(which: str) -> None:
     load("cpp" if which == "kernel" else "reference")
     torch.ones(8).sum()
     run = convolutions(which, torch.device("cpu"))
-    Path("/proc/self/clear_refs").write_text("5")  # the peak of the imports is forgotten
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak, which the imports have set
     before = _memory("VmRSS")
     run()
     print(_memory("VmHWM") - before)

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ..round_to.reference import round_to
 
-CHUNK = 1 << 21  # products alive at once
+CHUNK = 1 << 21  # greatest number of products in memory at once
 
 
 def _quantize(x: Tensor, bits: int, rounding: str) -> Tensor:

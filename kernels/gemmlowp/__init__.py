@@ -89,7 +89,7 @@ def gemmlowp(
         axis: The channel axis of `x`; None = the whole tensor.
         noise: `uniform` adds U(-1/2, 1/2) to the code before the clip.
         rounding: See `round_to`; `stochastic` and `noise="uniform"` exclude each other.
-        generator: Where the noise is drawn from.
+        generator: Source of the noise.
 
     Source: Banner et al. 2019, arXiv 1810.05723 (code); Jacob et al. 2018, arXiv 1712.05877.
     """
@@ -109,7 +109,7 @@ def gemmlowp_codes(
     rounding: str = "half_even",
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Returns the codes of `gemmlowp` as int32; NaN, which has none, gets -2**31. There is no gradient."""
+    """Returns the codes of `gemmlowp` as int32; NaN becomes -2**31. There is no gradient."""
     refuse_beyond_int32(qmin, qmax)
     arguments = _arguments(x, scale, zero_point, shift, qmin, qmax, axis, noise, rounding, generator)
     return torch.ops.qexp.gemmlowp_codes(*arguments)

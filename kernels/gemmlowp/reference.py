@@ -48,7 +48,7 @@ def codes(
     rounding: str,
     noise: Tensor | None,
 ) -> Tensor:
-    """Returns the codes as int32; what has no code (NaN) gets the smallest int32."""
+    """Returns the codes as int32; NaN becomes the smallest int32."""
     return as_codes(_codes(x, scale, zero_point, shift, qmin, qmax, limits, axis, rounding, noise)[0], x)
 
 

@@ -19,7 +19,7 @@ constant("hysteresis")
 
 
 def hysteresis(latent: Tensor, state: Tensor, tau: float) -> tuple[Tensor, Tensor]:
-    """Returns the new signs and the scale `mean|latent|` (float32, 0-dim); nothing is changed in place.
+    """Returns the new signs and the scale `mean|latent|` (float32, 0-dim); changes nothing in place.
 
     `+1` where `latent >= tau`, `-1` where `latent <= -tau`, the old sign in between. `tau = 0` is the plain sign with
     `sign(0) = +1`. A NaN weight keeps its sign (and makes the scale NaN). No gradient.

@@ -44,7 +44,7 @@ def level_grid(
     Args:
         x: Any shape and layout.
         levels: Sorted, finite, [L] with L >= 1, the same for all channels.
-        scale: > 0, one element or one a channel.
+        scale: > 0, one element or one per channel.
         axis: The channel axis of `x`; None = the whole tensor.
         clip_gradient: Stop the gradient of `x` outside the levels.
 

@@ -1,4 +1,4 @@
-"""Learned step size quantization (LSQ, LSQ+): the scale, and where asked the offset, are trained."""
+"""Learned step size quantization (LSQ, LSQ+): the scale is trained, and optionally the offset."""
 
 import torch
 from torch import Tensor
@@ -62,12 +62,12 @@ def lsq(
 
     Args:
         x: Any shape and layout.
-        scale: > 0, one element or one a channel.
+        scale: > 0, one element or one per channel.
         qmin: Lowest code (`-QN`); a tensor where channels differ in bits.
         qmax: Highest code (`QP`).
         axis: The channel axis of `x`; None = the whole tensor.
         grad_scale: LSQ's `1 / sqrt(numel * QP)`.
-        offset: LSQ+'s real-valued offset, one element or one a channel.
+        offset: LSQ+'s real-valued offset, one element or one per channel.
         rounding: See `round_to`; not `stochastic`.
 
     Source: Esser et al. 2019, arXiv 1902.08153; Bhalgat et al. 2020, arXiv 2004.09576.

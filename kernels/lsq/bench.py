@@ -1,4 +1,4 @@
-"""The backward pass of LSQ, scale gradient included, against copies."""
+"""Times the backward pass of LSQ, with the scale's gradient, against copies."""
 
 import torch
 

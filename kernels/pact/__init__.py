@@ -39,7 +39,7 @@ def _call(x, alpha, levels, two_sided, axis, rounding) -> Tensor:
     axis = check.channel_axis(axis, x)
     check.rounding(rounding)
     if rounding == "stochastic":
-        raise KernelError("rounding: 'stochastic' is not offered here, expected a deterministic mode")
+        raise KernelError("rounding: 'stochastic' is not supported here, expected a deterministic mode")
     alpha = check.parameter("alpha", alpha, x, axis, positive=not two_sided)
     return _run(x, alpha, check.levels("levels", levels), two_sided, axis, rounding)
 
@@ -47,14 +47,14 @@ def _call(x, alpha, levels, two_sided, axis, rounding) -> Tensor:
 def pact(x: Tensor, alpha: Tensor, levels: int, *, axis: int | None = None, rounding: str = "half_even") -> Tensor:
     """Returns `x` clipped to [0, alpha] and rounded to steps of `alpha / levels`.
 
-    `y = round(clip(x / s, 0, levels)) s` with `s = alpha / levels`: the codes an export with that scale computes.
+    `y = round(clip(x / s, 0, levels)) s` with `s = alpha / levels`: the same codes as an export with that scale.
     `dx = g 1[0 <= x <= alpha]`, `dalpha = sum g 1[x >= alpha]`. NaN stays NaN and passes no gradient.
 
     Args:
         x: Any shape and layout.
-        alpha: The learned clip value, > 0, one element (or one a channel).
-        levels: Steps, `2**bits - 1`.
-        axis: The channel axis where `alpha` has one element a channel.
+        alpha: The learned clip value, > 0, one element (or one per channel).
+        levels: Number of steps, `2**bits - 1`.
+        axis: The channel axis where `alpha` has one element per channel.
         rounding: See `round_to`; not `stochastic`.
 
     Source: Choi et al. 2018, arXiv 1805.06085.

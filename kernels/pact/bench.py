@@ -1,4 +1,4 @@
-"""The backward pass of PACT, clip gradient included, against a copy."""
+"""Times the backward pass of PACT, with the clip value's gradient, against a copy."""
 
 import torch
 

@@ -10,7 +10,7 @@ from ..round_to.reference import round_to
 def forward(x: Tensor, alpha: Tensor, levels: float, two_sided: bool, axis: int | None, rounding: str) -> Tensor:
     """Returns `x` clipped to [0, alpha] (or [-|alpha|, |alpha|]) on the grid of step `|alpha| / levels`."""
     size = alpha.abs() if two_sided else alpha
-    # By a tensor: torch divides by a number exactly on the CPU, but on CUDA multiplies by its reciprocal.
+    # Divides by a tensor: torch divides by a number exactly on the CPU, but on CUDA multiplies by its reciprocal.
     s = along(valid(size / torch.full_like(size, levels)), x, axis)
     v = torch.clamp(wide(x) / s, -levels if two_sided else 0.0, levels)
     return like(round_to(v, rounding) * s, x)

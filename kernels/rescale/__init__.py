@@ -1,4 +1,4 @@
-"""Whole numbers on another grid: one product, one sum, one rounding and one clip, in float64."""
+"""Maps whole numbers to another grid: one product, one sum, one rounding and one clip, in float64."""
 
 import math
 
@@ -34,12 +34,12 @@ def rescale(
 
     Args:
         x: `[N, C, ...]`, float32 or float64.
-        factor: One element or one a channel, taken in float64.
-        summand: Likewise.
+        factor: One element or one per channel, taken in float64.
+        summand: One element or one per channel, taken in float64.
         low: Least result.
         high: Greatest result.
         rounding: See `round_to`; not `stochastic`.
-        dtype: Of the result: float32, float64, uint8 or int8, which must hold `low` and `high`.
+        dtype: Dtype of the result: float32, float64, uint8 or int8, which must hold `low` and `high`.
 
     Raises:
         KernelError: An argument does not fit `x`.
@@ -49,7 +49,7 @@ def rescale(
     channels = x.shape[1] if x.dim() > 1 else 1
     for name, p in (("factor", factor), ("summand", summand)):
         if p.numel() not in (1, channels):
-            raise KernelError(f"{name}: got {p.numel()} elements, expected 1 or {channels}, one a channel of x")
+            raise KernelError(f"{name}: got {p.numel()} elements, expected 1 or {channels}, one per channel of x")
         if p.device != x.device:
             raise KernelError(f"{name}: is on {p.device}, but x is on {x.device}")
     check.rounding(rounding)

@@ -1,4 +1,4 @@
-"""Another grid in plain PyTorch: what every other implementation must equal."""
+"""The mapping to another grid in plain PyTorch: the reference for every other implementation."""
 
 import torch
 from torch import Tensor

@@ -26,7 +26,7 @@ def round_to(x: Tensor, rounding: str = "half_even", generator: torch.Generator 
         x: Any shape and layout.
         rounding: `half_even`, `half_up`, `half_away`, `floor`, `trunc`, or `stochastic`: `floor(x + u)` with `u`
             uniform in [0, 1).
-        generator: Where `stochastic` draws from.
+        generator: Source of the random numbers of `stochastic`.
     """
     check.tensor("x", x)
     return _run(x, rounding, check.noise(rounding, x, generator))

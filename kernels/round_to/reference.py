@@ -7,7 +7,7 @@ from torch import Tensor
 def round_to(x: Tensor, rounding: str, noise: Tensor | None = None) -> Tensor:
     """Returns the float32 tensor `x` rounded to integers.
 
-    The fraction `x - floor(x)` is exact wherever it decides, which `floor(x + 0.5)` is not: 0.49999997 stays 0.
+    The fraction `x - floor(x)` is exact where it matters; `floor(x + 0.5)` is not: it would round 0.49999997 to 1.
     """
     match rounding:
         case "half_even":

@@ -1,4 +1,4 @@
-"""What calibration needs to know of a tensor, in one pass over it."""
+"""Statistics of a tensor for calibration, in one pass over it."""
 
 from typing import NamedTuple
 
@@ -14,7 +14,7 @@ from . import reference
 class Stats(NamedTuple):
     """Sums over a tensor ([1]) or over each channel ([C]), in float64; the histogram is int64.
 
-    `sum_cubes`, `sum_fourths`: of third and fourth powers. `positives`, `sum_positive`, `sum_positive_squares`: of values above zero.
+    `sum_cubes`, `sum_fourths`: third and fourth powers. `positives`, `sum_positive`, `sum_positive_squares`: over values above zero.
     """
 
     count: Tensor
@@ -62,18 +62,18 @@ def tensor_stats(
 
     Values are taken in float32 and summed in float64. NaN reaches the minimum, the maximum and the sums. An empty
     tensor has minimum inf and maximum -inf. The histogram's edges lie at multiples of `width`: it counts finite values
-    that are not exactly zero (`zeros` has those) in bin `floor(x / width) - first`, what lies beyond in the first and
-    the last bin. With a width that is a power of two no rounding enters.
+    that are not exactly zero (`zeros` has those) in bin `floor(x / width) - first`, values beyond count in the first and
+    the last bin. With a width that is a power of two, nothing is rounded.
 
     Args:
         x: Any shape and layout.
         axis: The channel axis; None = the whole tensor.
-        center: What deviations are measured from (default 0), one element or one a channel.
-        first: Number of the first bin, a whole number: its lower edge is `first * width`; one element or one a channel.
-        width: Width of a bin, > 0, one element or one a channel.
+        center: Point from which deviations are measured (default 0), one element or one per channel.
+        first: Number of the first bin, a whole number: its lower edge is `first * width`; one element or one per channel.
+        width: Width of a bin, > 0, one element or one per channel.
         bins: Number of bins; 0 = no histogram ([C, 0]).
-        powers: False for a second look at a tensor whose mean and range are known: only `count`, `sum_deviation` (`center`
-            is needed) and `histogram` are taken; the other sums are 0, the minimum inf and the maximum -inf.
+        powers: False for a second pass over a tensor whose mean and range are known: it computes only `count`, `sum_deviation` (which
+            needs `center`) and `histogram`; the other sums are 0, the minimum inf and the maximum -inf.
     """
     check.tensor("x", x)
     x = x.detach()

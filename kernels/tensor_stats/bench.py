@@ -1,4 +1,4 @@
-"""One-pass statistics against one pass over the data."""
+"""Times one-pass statistics against one pass over the data."""
 
 import torch
 

@@ -1,11 +1,11 @@
-"""Statistics of a tensor in plain PyTorch (in as many passes as it takes)."""
+"""Statistics of a tensor in plain PyTorch (in several passes)."""
 
 import torch
 from torch import Tensor
 
 from ..layout import wide
 
-_PIECE = 2**16  # elements looked at together: their float64 copies stay in the cache
+_PIECE = 2**16  # elements per piece: their float64 copies stay in the cache
 
 
 def forward(
@@ -46,7 +46,7 @@ def forward(
 
 
 def _add_powers(rows: Tensor, moments: Tensor) -> None:
-    """Adds what [R, n] values contribute to [14, R] moments, in place; the count and the deviation are left alone."""
+    """Adds the contribution of [R, n] values to [14, R] moments, in place; count and deviation stay unchanged."""
     exact = rows.double()
     square, positive = exact.square(), exact.clamp_min(0)
     moments[1] += (rows == 0).sum(1)

@@ -35,15 +35,15 @@ def winograd_conv2d(
     """Returns the int64 accumulators [N, Cout, Ho, Wo] of a 3x3 convolution and the saturation counts [2].
 
     Transformed weights `U = G w` and inputs `V = B^T x` are integers; with `clamp_int16` they saturate to 16 bits (the
-    counts say how many weights and how many inputs did), without it the result equals the direct integer convolution
-    bit for bit. Stride 1, one group; widths that are no multiple of the tile are padded and cropped.
+    counts are those of weights and of inputs); without it the result equals the direct integer convolution
+    bit for bit. Stride 1, one group; widths that are not a multiple of the tile are padded and cropped.
 
     Args:
         x: Integer codes [N, Cin, H, W], any integer dtype.
         weight: Integer codes [Cout, Cin, 3, 3].
-        outputs: Results a tile: 2, 4 or 5, for F(2,3), F(4,3), F(5,3).
-        two_d: Nested in both directions; else each kernel row along the width.
-        padding: Zeros on each side.
+        outputs: Results per tile: 2, 4 or 5, for F(2,3), F(4,3), F(5,3).
+        two_d: Nest in both directions; False transforms each kernel row along the width.
+        padding: Number of zeros on each side.
         clamp_int16: Saturate the transformed weights and inputs.
     """
     for name, t in (("x", x), ("weight", weight)):

@@ -21,7 +21,7 @@ def _saturate(x: Tensor, clamp: bool) -> tuple[Tensor, Tensor]:
 
 
 def forward(x: Tensor, weight: Tensor, outputs: int, two_d: bool, padding: int, clamp: bool) -> tuple[Tensor, Tensor]:
-    """Returns the accumulators (int64) and how many transformed weights and inputs saturated ([2])."""
+    """Returns the accumulators (int64) and the number of transformed weights and inputs that saturated ([2])."""
     m = MATRICES[outputs]
     reach = outputs + 2
     height, width = x.shape[2] + 2 * padding - 2, x.shape[3] + 2 * padding - 2

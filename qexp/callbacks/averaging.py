@@ -1,4 +1,4 @@
-"""Averaged weights: what is validated, evaluated and saved is a moving average of what training goes through."""
+"""Averaged weights: a moving average of the trained weights is validated, evaluated and saved."""
 
 from __future__ import annotations
 
@@ -15,22 +15,24 @@ _AVERAGED_BUFFERS = ("running_mean", "running_var")
 
 
 class AveragedWeights(WeightAveraging):
-    """Keeps `a <- d a + (1 - d) w` of every parameter, learned scales among them, after each optimizer step.
+    """Updates `a <- d a + (1 - d) w` for every parameter, including learned scales, after each optimizer step.
 
-    d is the decay, less at first: `min(decay, (1 + n) / (10 + n))` at update n, so that a short training is not an average of its start.
-    The running statistics of batch norms are averaged likewise, since the live ones belong to other weights; every other buffer (code
-    limits, the memory of a method) is the live one's. Checkpoints hold the average as the network and the live state beside it, so a
-    run that resumes goes on with both.
+    d is the decay, smaller at first: `min(decay, (1 + n) / (10 + n))` at update n, so that the average of a short training does not
+    keep the first weights. The running statistics of batch norms are averaged in the same way, since the live ones belong to other weights.
+    Every other buffer (code limits, the memory of a method) is the live network's. Checkpoints hold the average as the network, and
+    the live state beside it, so that a resumed run continues with both.
 
     Args:
         decay: Near 1: 0.999 averages over about a thousand steps.
 
-    Source: Polyak, Juditsky 1992; the decay's start as in TensorFlow's ExponentialMovingAverage.
+    Source: Polyak, Juditsky 1992; the first decays as in TensorFlow's ExponentialMovingAverage.
     """
 
     def __init__(self, decay: float) -> None:
         if not 0 < decay < 1:
-            raise QexpError(f"schedule.ema={decay}; a decay between 0 and 1, such as 0.999, or null for none")
+            raise QexpError(
+                f"schedule.ema={decay} is not allowed; use a decay between 0 and 1, such as 0.999, or null for none"
+            )
         self.decay = decay
         super().__init__(avg_fn=self._average)
 
@@ -50,5 +52,5 @@ class AveragedWeights(WeightAveraging):
                 buffer.copy_(live[name])
 
     def take(self, pl_module: LightningModule) -> None:
-        """Puts the average into the network, in place, also where a resumed training had nothing left to do."""
+        """Puts the average into the network, in place, also where a resumed training had no step left."""
         self._copy_average_to_current(pl_module)

@@ -11,13 +11,13 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 
 
 class CsvCallback(Callback):
-    """Appends rows that begin with step and epoch to a CSV file; one that resumes drops what lies beyond its step.
+    """Appends rows that begin with step and epoch to a CSV file; a resumed training drops the rows after its step.
 
     Attributes:
-        file: Name of the file in the run folder.
-        columns: After step and epoch.
-        path: The file; the pipeline sets it, nothing is written without.
-        epochs_before, steps_before: Of earlier trainings that this one goes on from.
+        file: Name of the file, in the run folder.
+        columns: Names of the columns after step and epoch.
+        path: The file; the pipeline sets it; without it nothing is written.
+        epochs_before, steps_before: Epochs and steps of the trainings that this one continues.
     """
 
     file: ClassVar[str]
@@ -28,7 +28,7 @@ class CsvCallback(Callback):
         self.epochs_before = self.steps_before = 0
 
     def writes(self, trainer: Trainer) -> bool:
-        """Whether this process writes the file."""
+        """Returns whether this process writes the file."""
         return self.path is not None and trainer.is_global_zero
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

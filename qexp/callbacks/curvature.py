@@ -1,4 +1,4 @@
-"""How curved the loss is in what a quantizer returns: sets the delta of EWGS while a network trains."""
+"""Curvature of the loss in a quantizer's outputs, from which the delta of EWGS is set while a network trains."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ log = logging.getLogger(__name__)
 class Curvature(Callback):
     """Sets the delta of every EWGS quantizer with `delta: hessian` to `max(0, (Tr(H)/N) / (3 std(g)))`.
 
-    H is the Hessian and g the gradient of the loss with respect to the N values the quantizer returns. The trace is estimated with random
-    signs v, `E[v H v]`, for all tensors at once, on the first batches of an epoch, batch norms in evaluation mode. Quantizers of other
-    methods let their tensor pass meanwhile: their kernels have a first derivative alone. Before the first measurement delta is 0.
+    H is the Hessian and g the gradient of the loss with respect to the N values that the quantizer returns. The trace is estimated with
+    random signs v, `E[v H v]`, for all tensors at once, on the first batches of an epoch, with batch norms in evaluation mode. Quantizers
+    of other methods are off during the measurement, since their kernels have no second derivative. Before it delta is 0.
 
     Args:
-        every: Epochs between two measurements; the first is made after so many.
-        batches: Training batches measured on.
-        vectors: Most random vectors a batch.
-        tolerance: Relative change of the mean trace at which a batch ends earlier.
-        seed: Of the random vectors.
+        every: Epochs between two measurements, and before the first one.
+        batches: Number of training batches per measurement.
+        vectors: Greatest number of random vectors per batch.
+        tolerance: Relative change of the mean trace below which a batch needs no more vectors.
+        seed: Seed of the random vectors.
 
     Source: Lee, Kim, Ham 2021 (arXiv 2104.00903), equations 8 and 9; the estimate: Yao et al. 2020 (arXiv 1912.07145), algorithm 1.
     """
@@ -63,7 +63,7 @@ class Curvature(Callback):
             self.put(pl_module.model)
 
     def put(self, model: nn.Module) -> None:
-        """Gives each quantizer the mean of what the batches said."""
+        """Sets the delta of each quantizer to the mean over the batches."""
         for name, quantizer in _curved(model).items():
             quantizer.set_delta(sum(seen[name] for seen in self._seen) / len(self._seen))
         deltas = [float(q.delta) for q in _curved(model).values()]
@@ -108,14 +108,14 @@ class Curvature(Callback):
 
 
 def _curved(model: nn.Module) -> dict[str, EWGSWeight | EWGSInput]:
-    """Returns the quantizers whose delta the Hessian says, by layer and site."""
+    """Returns the quantizers whose delta comes from the Hessian, by layer and site."""
     found = {f"{name} ({site})": q for name, site, q in quantizers(model)}
     return {key: q for key, q in found.items() if isinstance(q, EWGSWeight | EWGSInput) and q.from_hessian}
 
 
 @contextmanager
 def others_off(model: nn.Module) -> Iterator[None]:
-    """Inside, quantizers of other methods than EWGS let their tensors pass."""
+    """Turns off, inside the block, the quantizers of other methods than EWGS."""
     held = [
         (model.get_submodule(n), s, q) for n, s, q in quantizers(model) if not isinstance(q, EWGSWeight | EWGSInput)
     ]
@@ -130,7 +130,7 @@ def others_off(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _outputs(curved: dict[str, nn.Module]) -> Iterator[dict[str, Tensor]]:
-    """Inside, what each quantizer returns (in its last call) is put into the dictionary it gives."""
+    """Yields a dictionary that receives, inside the block, the result of each quantizer's last call."""
     seen: dict[str, Tensor] = {}
 
     def keep(name: str):

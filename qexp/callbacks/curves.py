@@ -1,4 +1,4 @@
-"""Training curves, written as they grow."""
+"""Training curves, written during training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Learned scales that vanish or stop being numbers end a training, before a checkpoint keeps them."""
+"""Ends a training whose learned scales vanish or are no longer finite, before a checkpoint stores them."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from qexp.errors import QexpError
 class Divergence(Callback):
     """Raises, with layer and step, when a module's `must_stay_positive()` is zero, negative or not finite.
 
-    Modules without that method are not asked. All their answers are looked at in one reduction, ahead of validation and checkpoints at
-    the end of each epoch, so that what `checkpoints/last.ckpt` holds is always sound; and between, after every step on a CPU (whose
-    kernels would refuse such a scale without knowing its layer), after some on an accelerator, which each look has to wait for.
+    Modules without that method are ignored. The check reduces the scales of all modules at once. It runs before validation and
+    checkpoints at the end of each epoch, so that `checkpoints/last.ckpt` is always sound. On a CPU it also runs after every step, since
+    the kernels would refuse such a scale without naming the layer. On an accelerator, where a check has to wait for the device, it
+    runs after every few steps.
 
     Args:
-        every: Optimizer steps between two looks on an accelerator.
+        every: Optimizer steps between two checks on an accelerator.
     """
 
     def __init__(self, every: int = 50) -> None:
@@ -35,7 +36,7 @@ class Divergence(Callback):
 
     @torch.no_grad()
     def check(self, step: int) -> None:
-        """Raises if anything watched has diverged by this optimizer step."""
+        """Raises if a learned scale has diverged by this optimizer step."""
         values = [m.must_stay_positive().flatten().float() for _, m in self.watched]
         together = torch.cat(values)
         if bool((torch.isfinite(together) & (together > 0)).all()):
@@ -46,6 +47,6 @@ class Divergence(Callback):
         others = f", and of {len(broken) - 1} more tensors" if len(broken) > 1 else ""
         raise QexpError(
             f"{name}: the training diverged: at optimizer step {step}, {n} of {len(v)} learned scales{others} vanished, overflowed or "
-            "are no numbers. The checkpoint of the last sound epoch stays in the run's folder. Try a lower rate for what quantizers "
+            "are not numbers. The checkpoint of the last sound epoch stays in the run's folder. Try a lower rate for what quantizers "
             "learn (schedule.quantizer.lr), a lower schedule.optimizer.lr, schedule.gradient_clip=1, or more bits"
         )

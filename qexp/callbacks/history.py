@@ -1,4 +1,4 @@
-"""What becomes of every quantizer while a network trains: its scale and range, its error, the use of its levels."""
+"""The course of every quantizer during training: its scale and range, its error, the use of its levels."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ MEASURED = ("sqnr", "saturation", "levels_used")
 
 
 class History(CsvCallback):
-    """Appends, some times evenly spread over the training, a row for each quantizer to `history.csv`.
+    """Appends a row per quantizer to `history.csv`, at `points` times evenly spread over the training.
 
     Columns: step, epoch, layer, site; scale (the median, where channels have their own), low and high end of the range; sqnr (dB),
-    saturation (%) and levels_used on some held-out images, of levels; for weights the shares (%) that oscillate and that are frozen.
-    A network without quantizers gets no file. What it looks at changes nothing: neither the random numbers nor any running statistics.
+    saturation (%) and levels_used (of levels) on some held-out images; for weights the shares (%) that oscillate and that are frozen.
+    A network without quantizers gets no file. The measurement changes neither random numbers nor running statistics.
 
     Args:
-        points: How often, besides once before the first step; each takes about as long as a step on as many images.
-        images: How many images.
+        points: Number of measurements after the one before the first step; each takes as long as a step on as many images.
+        images: Number of images.
         path: The file; the pipeline sets it to the run folder.
     """
 
@@ -60,7 +60,7 @@ class History(CsvCallback):
 
     @torch.no_grad()
     def rows(self, trainer: Trainer, pl_module: LightningModule) -> list[list[Any]]:
-        """Returns a row for each quantizer of the network as it is now."""
+        """Returns the present row of each quantizer of the network."""
         with torch.random.fork_rng(devices=[pl_module.device] if pl_module.device.type == "cuda" else []):
             measured = measure(pl_module.model, self.images[: self.n_images].to(pl_module.device))
         moving = {}

@@ -1,4 +1,4 @@
-"""The compiled kernels, loaded before anything runs on them."""
+"""Loads the compiled kernels before the first tensor is computed."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _said: set[tuple[str, str]] = set()
 
 
 def load_kernels(which: str = "auto") -> str:
-    """Loads the kernels once, says in one line which and why, and returns the implementation: cuda, cpp or reference.
+    """Loads the kernels once, logs which and why in one line, and returns the implementation: cuda, cpp or reference.
 
     Raises:
-        QexpError: The implementation was named and cannot be had.
+        QexpError: An implementation was named and is not available.
     """
     try:
         loaded = qexp_kernels.load(which)
@@ -30,7 +30,7 @@ def load_kernels(which: str = "auto") -> str:
 
 
 class LoadKernels(Callback):
-    """Loads the kernels when a Trainer sets up; the pipeline has the same done ahead of calibration.
+    """Loads the kernels when a Trainer is set up; the pipeline already loads them before calibration.
 
     Args:
         which: auto, cuda, cpp or reference.

@@ -1,4 +1,4 @@
-"""Which callbacks only look on: the others belong in the names of what is kept, and stay out of a float training nobody asked for."""
+"""Separates callbacks that only observe from others, which change names of points and are left out of `pretrain`."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 def others(callbacks: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the configurations of callbacks, without those of classes that state `observes = True` themselves.
 
-    Such a class changes neither weights nor scores, and leaves training as long as it is. A class that inherits the statement has not
-    made it: whoever overrides a hook states it again.
+    Such a class changes neither weights nor scores nor the length of a training. The statement is not inherited: a subclass may override
+    a hook, so it has to state `observes` again.
     """
     return {name: node for name, node in callbacks.items() if node and not _observes(node)}
 
@@ -19,5 +19,5 @@ def others(callbacks: Mapping[str, Any]) -> dict[str, Any]:
 def _observes(node: Mapping[str, Any]) -> bool:
     try:
         return bool(vars(locate(str(node.get("_target_")))).get("observes", False))
-    except (ErrorDuringImport, TypeError, AttributeError):  # the run names what is wrong with it
+    except (ErrorDuringImport, TypeError, AttributeError):  # the run raises an error for it later
         return False

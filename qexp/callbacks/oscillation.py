@@ -1,4 +1,4 @@
-"""Weights that jump to and fro between two levels: counted, pulled to the middle of their bin, or frozen."""
+"""Counts weights that oscillate between two levels, pulls them to the middle of their bin, or freezes them."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ OSCILLATES = (
 
 
 class Memory:
-    """What is remembered of one weight tensor: its codes, where each went last, how often it has turned back.
+    """The memory of one weight tensor: its codes, the last change of each, and how often each change was reversed.
 
     Attributes:
-        codes: After the last step, int32.
-        direction: Of each code's last change: -1, 1, or 0 where it has never changed; int8.
+        codes: Codes after the last step, int32.
+        direction: Direction of each code's last change: -1, 1, or 0 where it has never changed; int8.
         frequency: Moving average of how often a change goes against the one before it.
         average: Moving average of the codes; None where nothing is to be frozen.
-        frozen: Which weights stay on their code for good; None likewise.
+        frozen: Mask of the weights that stay on their code until the end; None where nothing is to be frozen.
     """
 
     def __init__(self, codes: Tensor, freezing: bool) -> None:
@@ -39,7 +39,7 @@ class Memory:
         self.frozen = torch.zeros_like(codes, dtype=torch.bool) if freezing else None
 
     def update(self, codes: Tensor, momentum: float) -> None:
-        """Takes over the codes after a step: `o = changed and against the last change; f <- m o + (1 - m) f`."""
+        """Updates the memory with the codes after a step: `o = changed and against the last change; f <- m o + (1 - m) f`."""
         step = torch.sign(codes - self.codes).to(torch.int8)
         turned = step * self.direction < 0
         self.frequency.lerp_(turned.float(), momentum)
@@ -49,7 +49,7 @@ class Memory:
             self.average.lerp_(codes.float(), momentum)
 
     def freeze(self, threshold: float) -> None:
-        """Freezes every weight that turns back more often than the threshold, on the code its average is nearest to."""
+        """Freezes every weight that reverses more often than the threshold, on the code nearest to its average."""
         fresh = (self.frequency > threshold) & ~self.frozen
         self.codes = torch.where(fresh, self.average.round().to(self.codes.dtype), self.codes)
         self.frozen |= fresh
@@ -63,7 +63,7 @@ class Oscillation(Callback):
     to be exact; w^ is held constant), lambda rising from 0 along a half cosine.
 
     Args:
-        momentum: Of the moving averages, m in `f <- m o + (1 - m) f`.
+        momentum: Momentum of the moving averages, m in `f <- m o + (1 - m) f`.
         freeze: Threshold on f; two numbers move it from the first to the second along a half cosine; None freezes nothing.
         dampen: lambda at the end; None adds nothing.
 
@@ -78,14 +78,18 @@ class Oscillation(Callback):
         dampen: float | None = None,
     ) -> None:
         if not 0 < momentum < 1:
-            raise QexpError(f"schedule.oscillation.momentum={momentum}; between 0 and 1, such as 0.01")
+            raise QexpError(
+                f"schedule.oscillation.momentum={momentum} is not allowed; use a number between 0 and 1, such as 0.01"
+            )
         ends = [freeze] if isinstance(freeze, int | float) else list(freeze or [])
         if len(ends) > 2 or not all(0 < f < 1 for f in ends):
             raise QexpError(
-                f"schedule.oscillation.freeze={freeze}; a frequency between 0 and 1 such as 0.02, or two: [0.04,0.01]"
+                f"schedule.oscillation.freeze={freeze} is not allowed; use a frequency between 0 and 1 such as 0.02, or two: [0.04,0.01]"
             )
         if dampen is not None and dampen <= 0:
-            raise QexpError(f"schedule.oscillation.dampen={dampen}; above 0, such as 1e-3, or null for none")
+            raise QexpError(
+                f"schedule.oscillation.dampen={dampen} is not allowed; use a number above 0, such as 1e-3, or null"
+            )
         self.momentum, self.thresholds, self.dampen = momentum, ends, dampen
         self.memory: dict[str, Memory] = {}
         self._weights: list[tuple[str, Tensor, Quantizer]] = []
@@ -126,10 +130,10 @@ class Oscillation(Callback):
 
     @torch.no_grad()
     def follow(self, model: torch.nn.Module) -> None:
-        """Starts to follow every quantized weight of a model, anew.
+        """Starts to follow every quantized weight of a model; drops what was remembered before.
 
         Raises:
-            QexpError: Weights are to be frozen or pulled whose method has no value to hold them at.
+            QexpError: Weights are to be frozen or pulled, but their method has no fixed value for a code.
         """
         seen: set[int] = set()
         self._weights, self.memory = [], {}
@@ -148,10 +152,10 @@ class Oscillation(Callback):
 
     @torch.no_grad()
     def after_step(self, progress: float) -> None:
-        """Takes over the codes after an optimizer step and holds the frozen weights, at this share of the training."""
+        """Records the codes after an optimizer step and holds the frozen weights, at this share of the training."""
         for name, weight, quantizer in self._weights:
             if _diverged(quantizer):
-                return  # there are no codes; the training ends at this step's end, with the layer's name
+                return  # there are no codes; `Divergence` ends the training after this step and names the layer
             memory = self.memory[name]
             codes = quantizer.codes(weight).to(torch.int32)
             if memory.frozen is None:
@@ -189,12 +193,12 @@ class Oscillation(Callback):
 
 
 def _diverged(quantizer: Quantizer) -> bool:
-    """Whether a learned scale is none any more; looked at on the CPU alone, where it costs no wait."""
+    """Returns whether a learned scale has diverged; checked on the CPU only, where the check does not wait for a device."""
     watched = getattr(quantizer, "must_stay_positive", None)
     scale = watched() if callable(watched) else None
     return scale is not None and scale.device.type == "cpu" and not bool((torch.isfinite(scale) & (scale > 0)).all())
 
 
 def _holds(quantizer: Quantizer) -> bool:
-    """Whether a weight set to a code's value has that code: then it can be held there."""
+    """Returns whether a weight that is set to a code's value has that code, so that it can be held there."""
     return isinstance(quantizer, AffineQuantizer) and "idempotent" in quantizer.properties and quantizer.gain is None

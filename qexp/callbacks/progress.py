@@ -1,4 +1,4 @@
-"""One progress line a phase, with the time left, gone when the phase is done."""
+"""One progress line per phase, with the time left; it disappears when the phase ends."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Progress(ProgressBar):
 
     Args:
         phase: Words that name what runs: `float`, `resnet20 lsq qat W4A4`.
-        every: Seconds between two updates on a terminal; in a log file, where each update is a line, twenty times that.
+        every: Seconds between two updates on a terminal; in a log file, where each update is a line, twenty times as long.
     """
 
     observes = True

@@ -1,4 +1,4 @@
-"""Random numbers that belong to an epoch, whether or not the ones before it ran in the same process."""
+"""Random numbers that depend on the epoch, not on whether earlier epochs ran in the same process."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from qexp.system import ranks
 class EpochSeed(Callback):
     """Seeds Python, NumPy and torch before the first batch of every epoch, from the run's seed, the epoch and the rank.
 
-    What draws from the global generators (dropout, stochastic rounding, noise) so draws the same after an interruption as without
-    one, and each rank draws its own.
+    Whatever draws from the global generators (dropout, stochastic rounding, noise) therefore draws the same numbers with and without an
+    interruption, and each rank draws its own.
 
     Args:
-        seed: The run's.
+        seed: The seed of the run.
         epochs_before: Epochs of the trainings before this one in the same run.
     """
 
@@ -27,6 +27,6 @@ class EpochSeed(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if batch_idx:
             return
-        # not at the epoch's start: a DataLoader's iterator draws a number too, after that start, or before it where training resumes
+        # not at the epoch's start: a DataLoader's iterator also draws a number, after that start or, when resuming, before it
         text = f"{self.seed} {self.epochs_before + trainer.current_epoch} {ranks.rank()}"
         seed_everything(int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big"), verbose=False)

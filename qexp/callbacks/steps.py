@@ -1,4 +1,4 @@
-"""Modules that keep a memory, told once after each optimizer step."""
+"""Updates modules that keep a memory, once per optimizer step."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 
 
 class OptimizerSteps(Callback):
-    """Calls `after_optimizer_step()` of every module that has one, after each step of each optimizer.
+    """Calls `after_optimizer_step()` of every module that has this method, after each step of each optimizer.
 
-    Before the first it calls `before_training(total_steps)` of every module that has one, state restored if training resumes.
+    Before the first step it calls `before_training(total_steps)` of every module that has it, after a resumed training has loaded its
+    state.
 
-    The optimizer's own hook is used: it fires once a step whatever gradient accumulation does, and never in evaluation.
+    The optimizer's own hook is used: it runs once per step, also with gradient accumulation, and never in evaluation.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Checkpoints written whole or not at all: a disk that fills leaves the one before."""
+"""Writes checkpoints completely or not at all: when the disk is full, the previous one stays."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from qexp.system.whole_files import whole
 
 
 class WholeCheckpoints(TorchCheckpointIO):
-    """Writes each checkpoint beside its place and moves it there when it is complete."""
+    """Writes each checkpoint to a temporary file and renames it when it is complete."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         with whole(path) as part:

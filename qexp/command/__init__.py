@@ -1,1 +1,1 @@
-"""What a user types, judged before anything runs."""
+"""Checks the user's command line and configuration before anything runs."""

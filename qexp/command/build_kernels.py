@@ -1,4 +1,4 @@
-"""The kernels of a sweep, built before its first point."""
+"""Builds the kernels of a sweep before its first point."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from omegaconf import DictConfig, OmegaConf
 
 
 class BuildKernels(Callback):
-    """Builds the kernels before the first point of a sweep starts, so that no estimate counts once what happens once.
+    """Builds the kernels before the first point of a sweep starts, so that estimates of the time left do not include the build.
 
-    The one line that the build logs is printed: Hydra sets up logging for points only.
+    The one line that the build logs is printed, since Hydra sets up logging for points only.
     """
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
@@ -25,7 +25,7 @@ class BuildKernels(Callback):
         builder.setLevel(logging.INFO)
         builder.addHandler(printed)
         try:
-            with contextlib.suppress(qexp_kernels.KernelError):  # each point names it as its own error
+            with contextlib.suppress(qexp_kernels.KernelError):  # each point raises it as its own error
                 qexp_kernels.load("auto" if asked is None else str(asked))
         finally:
             builder.removeHandler(printed)

@@ -1,4 +1,4 @@
-"""What the command line chooses, looked up before Hydra composes: an unknown choice or key is answered with the nearest that there are."""
+"""Checks choices and keys of the command line before Hydra composes; an error names the nearest existing ones."""
 
 from __future__ import annotations
 
@@ -22,32 +22,33 @@ from qexp.command.root import Root
 from qexp.errors import QexpError, near
 from qexp.models.key_maps import parsed
 
-OPTIONAL = ("deploy", "search", "experiment", "debug")  # groups of which no file need be chosen
-_LOOKS = ("--help", "-h", "--hydra-help", "--cfg", "-c", "--info")  # at the configuration: nothing runs
+OPTIONAL = ("deploy", "search", "experiment", "debug")  # groups that need no choice
+# options that only show the configuration: nothing runs
+_LOOKS = ("--help", "-h", "--hydra-help", "--cfg", "-c", "--info")
 
 
 def check_choices(arguments: Sequence[str], conf: Path) -> None:
-    """Checks each `GROUP=CHOICE` and each key of the root, those of a sweep too; what it cannot read is left to Hydra.
+    """Checks each `GROUP=CHOICE` and each root key, also those of a sweep; overrides it cannot parse are left to Hydra.
 
     Args:
-        arguments: The command line after the program's name. `--config-dir` there names another folder with choices.
+        arguments: The command line after the program's name. `--config-dir` in it names another folder with choices.
         conf: The folder of configuration files; a folder in it is a group.
 
     Raises:
-        QexpError: A choice that no file has, a key that the root or no file has, or a mapping of widths with quoted patterns.
+        QexpError: A choice has no file, a key does not exist, or a mapping of widths has quoted patterns.
     """
     folders = config_folders(arguments, conf)
     own_root = any(word.startswith(("--config-name", "-cn")) for word in arguments)
     for word in arguments:
         if re.match(r"\+*layer_[wa]bit=\{\s*[\"']", word):
             raise QexpError(
-                f"{word}: patterns of a mapping stand without quotes: 'layer_wbit={{layer1.*: 4, linear: 8}}'"
+                f"{word}: write the patterns of a mapping without quotes: 'layer_wbit={{layer1.*: 4, linear: 8}}'"
             )
         _check_letters(word)
     _check_replaced(arguments)
     own_keys = own_root or any(word.lstrip("+").startswith("hydra.searchpath=") for word in arguments)
     given = [o for o in _overrides(arguments) if _adds(o) or o.package or isinstance(o.value(), dict)]
-    brought = [o.package or o.key_or_group for o in given]  # what lies there, or below, needs no file
+    brought = [o.package or o.key_or_group for o in given]  # keys there, or below, need no file
     for override in _overrides(arguments):
         group = override.key_or_group
         if re.split("[/.]", group)[0] == "hydra" or override.is_delete():
@@ -70,7 +71,7 @@ def check_choices(arguments: Sequence[str], conf: Path) -> None:
 
 
 def _check_choice(override: Override, folders: Sequence[Path]) -> None:
-    """Raises for a choice that no file of its group has, and says which there are, or what a former name is called now."""
+    """Raises for a choice without a file in its group; the error lists the choices, or the new name of a former choice."""
     group, line = override.key_or_group, override.input_line
     if override.value() is None and group not in OPTIONAL and not _adds(override):
         raise QexpError(f"{line} is not allowed; choose a file:\n{grouped(group, offered(folders, group))}")
@@ -91,7 +92,7 @@ def _check_choice(override: Override, folders: Sequence[Path]) -> None:
 
 
 def _check_letters(word: str) -> None:
-    """Raises for an override with letters that Hydra reads only in quotes, and says how to write it."""
+    """Raises for an override with letters that Hydra reads only in quotes; the error gives the right spelling."""
     key, is_override, value = word.partition("=")
     if not is_override or word.isascii() or word.startswith("-"):
         return
@@ -106,18 +107,18 @@ def _check_letters(word: str) -> None:
 
 
 def _check_replaced(arguments: Sequence[str]) -> None:
-    """Raises for an option of the schedule's optimizer or scheduler where another takes its place: it would do nothing."""
+    """Raises for an option of the schedule's optimizer or scheduler if another one replaces it: it would have no effect."""
     chosen = {o.key_or_group: o.value() for o in _overrides(arguments)}
     for group in ("optimizer", "scheduler"):
         idle = next((key for key in chosen if key.startswith(f"schedule.{group}.")), None)
         if chosen.get(group) is not None and idle is not None:
             raise QexpError(
-                f"{idle}: {group}={chosen[group]} takes the place of the whole schedule.{group}; set {idle.removeprefix('schedule.')}"
+                f"{idle}: {group}={chosen[group]} replaces the whole schedule.{group}; set {idle.removeprefix('schedule.')}"
             )
 
 
 def rules_added(arguments: Sequence[str]) -> list[str]:
-    """Returns the command line with `quant.rules.NAME=...` as Hydra wants it where a recipe has no rule of that name: `++quant.rules...`.
+    """Returns the command line with `++` before each `quant.rules.NAME=...`, which Hydra needs if a recipe lacks the rule.
 
     >>> rules_added(["quant=mse", "quant.rules.wide={layers: conv1, weight: {bits: 8}}", "+quant.rules.x=null"])
     ['quant=mse', '++quant.rules.wide={layers: conv1, weight: {bits: 8}}', '+quant.rules.x=null']
@@ -126,13 +127,13 @@ def rules_added(arguments: Sequence[str]) -> list[str]:
 
 
 def key_maps_quoted(arguments: Sequence[str]) -> list[str]:
-    r"""Returns the command line with key maps as Hydra can read them: as one text, for patterns are no keys in its grammar.
+    r"""Returns the command line with each key map as one text, since patterns are not keys in Hydra's grammar.
 
     >>> key_maps_quoted(["model=resnet20", r'model.key_map={"^net\.": "", "ops$": null}'])
     ['model=resnet20', 'model.key_map=\'{"^net\\\\.": "", "ops$": null}\'']
 
     Raises:
-        QexpError: A key map that is no mapping.
+        QexpError: A key map is not a mapping.
     """
     return [_quoted(word) if re.match(r"\+*[\w.@]+\.key_map=\s*\{", word) else word for word in arguments]
 
@@ -148,10 +149,10 @@ def _quoted(word: str) -> str:
 
 
 def check_runs_dir(arguments: Sequence[str]) -> None:
-    """Makes the folder that `runs_dir` names, before Hydra does; for a run, not for a look at the configuration.
+    """Makes the folder that `runs_dir` names, before Hydra does; not if the command only shows the configuration.
 
     Raises:
-        QexpError: It cannot be made, or written to.
+        QexpError: The folder cannot be made, or written to.
     """
     if any(word.partition("=")[0] in _LOOKS for word in arguments):
         return
@@ -173,12 +174,12 @@ def _overrides(arguments: Sequence[str]) -> Iterator[Override]:
         if "=" in word and not word.startswith("-"):
             try:
                 yield parser.parse_override(word)
-            except HydraException:  # Hydra says what is wrong with it
+            except HydraException:  # Hydra raises the error
                 continue
 
 
 def _adds(override: Override) -> bool:
-    """Whether it is `+KEY=` or `++KEY=`, which may be new."""
+    """Whether the override is `+KEY=` or `++KEY=`, whose key may be new."""
     return override.is_add() or override.is_force_add()
 
 

@@ -1,4 +1,4 @@
-"""What one choice chose for another (`quant=lsq` chooses `schedule=qat`), and the names that a file leaves to its own name."""
+"""Choices made by other choices (`quant=lsq` chooses `schedule=qat`), and names taken from file names."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, open_dict
 
 log = logging.getLogger(__name__)
-_NAMED = ("model", "dataset", "quant", "schedule")  # whose `name` tables show
+_NAMED = ("model", "dataset", "quant", "schedule")  # groups whose `name` the tables show
 
 
 def named(cfg: DictConfig, choices: Mapping[str, str | None]) -> DictConfig:
-    """Returns the configuration in which each model, data set, recipe and schedule without a `name` has that of its file."""
+    """Returns the configuration in which each model, data set, recipe and schedule without a `name` gets the name of its file."""
     for key, choice in choices.items():
         group, _, package = key.partition("@")
         node = None if group not in _NAMED or choice is None else _node(cfg, package or group)
@@ -35,7 +35,7 @@ def _node(cfg: DictConfig, path: str) -> DictConfig | None:
 
 
 def tell(hydra: HydraConf) -> None:
-    """Logs in one line what choices chose for others; a line that this process has logged, of another point of a sweep, is not repeated."""
+    """Logs in one line the choices made by other choices; a line already logged by this process is not repeated."""
     folders = [Path(source.path) for source in hydra.runtime.config_sources if source.schema == "file"]
     found = chosen_by(hydra.runtime.choices, hydra.overrides.task, folders)
     if found:
@@ -48,17 +48,18 @@ def _once(line: str) -> None:
 
 
 def chosen_by(choices: Mapping[str, str | None], typed: Sequence[str], folders: Sequence[Path]) -> dict[str, str]:
-    """Returns which choices were made by the file of another choice: `{"schedule=qat": "quant=lsq"}`.
+    """Returns the choices that the file of another choice made: `{"schedule=qat": "quant=lsq"}`.
 
     Args:
-        choices: Of every group, as Hydra composed them.
-        typed: The overrides of the command line; what they choose was chosen by nobody else.
-        folders: With configuration files.
+        choices: The choice of every group, from Hydra.
+        typed: The overrides of the command line; the choices in them are the user's own.
+        folders: Folders with configuration files.
     """
     parsed = OverridesParser.create().parse_overrides(list(typed))
     own = {f"{o.key_or_group}@{o.package}" if o.package else o.key_or_group for o in parsed}
     found: dict[str, str] = {}
-    groups = sorted(choices, key=lambda group: group != "experiment")  # what it chooses beats what its choices choose
+    # the choices of an experiment take precedence over those of the files it chooses
+    groups = sorted(choices, key=lambda group: group != "experiment")
     for group in (group for group in groups if not group.startswith("hydra") and choices[group]):
         for other, choice in _overrides(folders, group.partition("@")[0], str(choices[group])):
             if other not in own and other != group and choices.get(other) == choice:
@@ -67,7 +68,7 @@ def chosen_by(choices: Mapping[str, str | None], typed: Sequence[str], folders: 
 
 
 def _overrides(folders: Sequence[Path], group: str, choice: str) -> Iterator[tuple[str, str]]:
-    """Yields what a file and those it is made of choose for other groups."""
+    """Yields the choices that a file and its defaults make for other groups."""
     file = next((path for folder in folders if (path := folder / group / f"{choice}.yaml").is_file()), None)
     if file is None:  # a pair of widths
         return

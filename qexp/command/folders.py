@@ -1,4 +1,4 @@
-"""Where configuration files lie: `conf/`, and the folders that `--config-dir` names."""
+"""Folders of configuration files: `conf/`, and the folders that `--config-dir` names."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ CONF = Path(__file__).parents[2] / "conf"
 
 
 def config_folders(arguments: Sequence[str], conf: Path = CONF) -> list[Path]:
-    """Returns the folders with configuration files that a command line has."""
+    """Returns the folders with configuration files for a command line."""
     return [folder for folder in (conf, *map(Path, _config_dirs(arguments))) if folder.is_dir()]
 
 

@@ -1,4 +1,4 @@
-"""Which keys the configuration files hold: one that none of them has is answered with the nearest before Hydra composes."""
+"""Checks keys against the configuration files before Hydra composes; an error names the nearest existing key."""
 
 from __future__ import annotations
 
@@ -12,32 +12,31 @@ import yaml
 
 from qexp.errors import RENAMED, QexpError, near
 
-ELSEWHERE = {  # of Lightning's Trainer: the length of a training is the schedule's
+ELSEWHERE = {  # options of Lightning's Trainer whose place is in the schedule
     "trainer.max_epochs": "schedule.epochs",
     "trainer.min_epochs": "schedule.epochs",
     "trainer.max_steps": "schedule.max_steps",
     "trainer.min_steps": "schedule.max_steps",
 }
-NAMES = ("quant.rules", "model.key_map")  # mappings whose keys are names that anybody gives
+NAMES = ("quant.rules", "model.key_map")  # mappings whose keys are free names
 
 
 def check_key(key: str, folders: Sequence[Path]) -> None:
-    """Checks a key with a dot against the files of all choices, whichever are chosen: it must stand in one of them.
+    """Raises if no configuration file holds a dotted key, whichever files are chosen.
 
-    Not judged is what lies below a key that is no mapping in any file, or below one that takes another's place (an interpolation, a
-    group put there by `@`).
+    Keys below an interpolation, below a group placed with `@`, or below a value that is not a mapping in any file are not checked.
 
     Args:
         key: `schedule.optimizer.lr`.
-        folders: With configuration files; a folder in them is a group.
+        folders: Folders with configuration files; a folder in them is a group.
 
     Raises:
-        QexpError: No file has it.
+        QexpError: No file has the key.
     """
     *above, _ = path = key.split(".")
     if any(key.startswith(f"{open_one}.") for open_one in NAMES):
         return
-    children: list[set[str]] = [set() for _ in path]  # of the root, of the first part, ...
+    children: list[set[str]] = [set() for _ in path]  # keys of the root, of the first part, ...
     for folder, file in _files(tuple(folders), path[0]):
         node: Any = _tree(folder, file)
         for depth, part in enumerate(path):
@@ -55,18 +54,18 @@ def check_key(key: str, folders: Sequence[Path]) -> None:
         if children[depth] and part not in children[depth]:
             prefix = "".join(f"{name}." for name in above[:depth])
             if key in ELSEWHERE:
-                raise QexpError(f"there is no key {key!r}; how long a training is, {ELSEWHERE[key]} says")
+                raise QexpError(f"there is no key {key!r}; set the length of training with {ELSEWHERE[key]}")
             if above[0] == "quant" and part in RENAMED:
-                raise QexpError(f"there is no key {key!r}; {part} is called {RENAMED[part]} now")
+                raise QexpError(f"there is no key {key!r}; {part} is now called {RENAMED[part]}")
             raise QexpError(
                 f"there is no key {prefix + part!r}{near(part, sorted(children[depth]), prefix=prefix)}; see run.py --cfg job; "
-                f"an option that no file names is added with a plus, +{key}=..."
+                f"add an option that no file names with a plus, +{key}=..."
             )
 
 
 @cache
 def _files(folders: tuple[Path, ...], group: str) -> list[tuple[Path, Path]]:
-    """Returns all configuration files, each after its folder; those of a group first, where its keys are found soonest."""
+    """Returns all configuration files, each with its folder; those of the key's group come first, to find it quickly."""
     files = [(folder, file) for folder in folders for file in sorted(folder.rglob("*.yaml"))]
     parts = [file.relative_to(folder).parts for folder, file in files]
     own = [found for found, names in zip(files, parts) if names[0] == group]
@@ -75,7 +74,7 @@ def _files(folders: tuple[Path, ...], group: str) -> list[tuple[Path, Path]]:
 
 @cache
 def _tree(folder: Path, file: Path) -> dict[str, Any]:
-    """Returns the keys that a file brings, from the root of the configuration; where it puts a group by `@`, that sign."""
+    """Returns the keys that a file adds, from the root of the configuration; `@` marks a place where it puts a group."""
     text = file.read_text()
     header = re.match(r"\s*#\s*@package\s+(\S+)", text)
     # a file in a folder of a group is a choice of that group: quant=placed/resnet20/pact
@@ -84,7 +83,7 @@ def _tree(folder: Path, file: Path) -> dict[str, Any]:
     )
     try:
         content = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    except yaml.YAMLError:  # Hydra says what is wrong with it
+    except yaml.YAMLError:  # Hydra raises the error
         return {}
     tree = content if isinstance(content, dict) else {}
     defaults = tree.pop("defaults", None) or []

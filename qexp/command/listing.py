@@ -1,4 +1,4 @@
-"""What each group of `conf/` offers: names to check a choice against, and the same names as people read them."""
+"""The choices of each group of `conf/`: as names to check against, and as text for people."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ LINE = 118
 
 
 def offered(folders: Sequence[Path], group: str) -> list[str]:
-    """Returns the choices that the files of a group offer; those in folders of it by their path, `placed/resnet20/pact`.
+    """Returns the choices in the files of a group; those in its folders by their path, `placed/resnet20/pact`.
 
-    Files that begin with `_` are parts of others, and no choice.
+    Files that begin with `_` are parts of others and are not choices.
     """
     found = set()
     for folder in folders:
@@ -36,7 +36,7 @@ def is_offered(name: str, folders: Sequence[Path], group: str) -> bool:
 
 
 def nearest(name: str, names: Sequence[str]) -> str:
-    """Returns `" (did you mean 'a', 'b'?)"`; a choice in a folder is found without the folder's name too.
+    """Returns `" (did you mean 'a', 'b'?)"`; a choice in a folder is also found without the folder's name.
 
     >>> nearest("toynet_pakt", ["pact", "placed/toynet/pact"])
     " (did you mean 'placed/toynet/pact', 'pact'?)"
@@ -67,12 +67,12 @@ def grouped(group: str, names: Sequence[str]) -> str:
 
 
 def all_groups(conf: Path = CONF) -> str:
-    """Returns every group with its choices, as `--help` shows them."""
+    """Returns every group with its choices, in the form of `--help`."""
     folders = config_folders(sys.argv, conf)
     groups = sorted({g.name for folder in folders for g in folder.iterdir() if g.is_dir()} - {"hydra"})
     return "\n".join(f"{group}\n{grouped(group, offered(folders, group))}" for group in groups)
 
 
 def register() -> None:
-    """Makes the list known to the text of `--help` in `conf/config.yaml`, as `${choices:}`."""
+    """Registers the list as `${choices:}`, for the text of `--help` in `conf/config.yaml`."""
     OmegaConf.register_new_resolver("choices", all_groups, replace=True)

@@ -1,6 +1,6 @@
 """`python -m qexp.command.prepare dataset=imagenet model=resnet50`: decodes and packs a data set's images before anything runs on them.
 
-A run does the same at its first use of the images; this does it alone, checks every image of the pack and says what it gained.
+A run does the same when it first uses the images; this command also checks every image of the pack and prints the gain.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from qexp.command.root import register
 
 
 def prepare(cfg: DictConfig) -> list[str]:
-    """Packs what is not packed yet, reads every pack back and returns a line on each."""
+    """Packs the splits that are not packed yet, reads every pack back and returns one line per pack."""
     from qexp.data.pack import Pack
     from qexp.errors import QexpError
     from qexp.run.datasets import load_data
@@ -27,12 +27,12 @@ def prepare(cfg: DictConfig) -> list[str]:
     data = load_data(read(cfg).data.module)
     packs = {p.path: p for p in (data.arrays.train_images, data.arrays.test_images) if isinstance(p, Pack)}
     if not packs:
-        raise QexpError(f"dataset={cfg.dataset.name} lies in memory: there is nothing to pack")
+        raise QexpError(f"dataset={cfg.dataset.name} is held in memory: there is nothing to pack")
     return [line(pack, 256) for pack in packs.values()]
 
 
 def line(pack, batch: int) -> str:
-    """What a pack holds, and how fast it is read against how fast it was decoded; every checksum is compared on the way."""
+    """Returns a pack's content and its speed of reading and of decoding in one line, and compares every checksum."""
     start = time.perf_counter()
     for first in range(0, len(pack), batch):
         pack[first : first + batch]

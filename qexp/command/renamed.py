@@ -1,4 +1,4 @@
-"""Choices that have another name than they once had, and those that are an option of another choice."""
+"""Former names of choices, and former choices that are now an option of another choice."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ OPTIONS: dict[str, dict[str, str]] = {  # group -> former name -> what to type
 
 
 def answer(group: str, names: list[str]) -> str | None:
-    """Returns what to type in place of former names, None where none of the names is one.
+    """Returns what to type instead of former names; None where no name is a former one.
 
     >>> answer("quant", ["toynet_pact", "lsq"])
     'write quant=placed/toynet/pact,lsq'

@@ -1,4 +1,4 @@
-"""The root keys: one dataclass, so that a key that does not exist is refused. Types and bounds of values are in `qexp.run.settings`."""
+"""The root keys as one dataclass, so that Hydra refuses unknown keys. Types and bounds of values are in `qexp.run.settings`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from qexp.command import listing, widths
 
 @dataclass
 class Root:
-    """The keys that stand at the root of a configuration; what each means is said in conf/config.yaml."""
+    """The keys that stand at the root of a configuration; conf/config.yaml explains each."""
 
     dataset: Any = MISSING
     model: Any = MISSING
@@ -45,7 +45,7 @@ class Root:
 
 
 def register() -> None:
-    """Makes the root's types known to Hydra, as `schema`; pairs of widths as choices of `bits=`; the list of choices for `--help`."""
+    """Registers with Hydra the types of the root (`schema`), pairs of widths as choices of `bits=`, and the list for `--help`."""
     ConfigStore.instance().store(name="schema", node=Root)
     widths.register()
     listing.register()

@@ -1,4 +1,4 @@
-"""The Hydra callback that ends a run or a sweep: the table, the CSV and the page of each study it wrote to."""
+"""The Hydra callback that ends a run or a sweep with the table, the CSV and the page of each study."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ log = logging.getLogger(__name__)
 class StudyPage(Callback):
     """Rebuilds `results.csv` and `dashboard.html` when a run or a sweep ends, prints the table, and exits non-zero if a point failed.
 
-    After each point of a sweep a line says how many are done and how long the rest takes. Points may run in other processes and on other
-    machines: there this callback leaves a receipt of each under the sweep's own folder (`hydra.sweep.dir`), from which the process that
-    started the sweep prints those lines, and at its end knows which studies it wrote to.
+    After each point of a sweep, one line gives the number of finished points and the time left. If points run in other processes or on
+    other machines, this callback leaves a receipt of each in the sweep's own folder (`hydra.sweep.dir`). The process that started the
+    sweep prints those lines from the receipts, and finds in them which studies the sweep wrote to.
     """
 
-    running: ClassVar[StudyPage | None] = None  # in the process that was started
+    running: ClassVar[StudyPage | None] = None  # the instance of the process that was started
 
     def __init__(self) -> None:
         self.studies: list[Path] = []
@@ -41,7 +41,7 @@ class StudyPage(Callback):
         self.marked: set[str] = set()  # the point of a single run, among those of its study
 
     def __getstate__(self) -> dict[str, Any]:
-        """Returns what goes along into other processes, which count no points."""
+        """Returns the state for other processes, which do not count points."""
         return self.__dict__ | {"remaining": None, "watch": None}
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
@@ -53,16 +53,16 @@ class StudyPage(Callback):
         _forget_mistakes(self._study(config))
         try:
             total = points_of(config)
-        except HydraException:  # a mistake in what was asked, which the sweeper is about to name
+        except HydraException:  # a mistake in the command line, for which the sweeper raises the error
             return
         if str(OmegaConf.select(config, "hydra.launcher._target_")).endswith("BasicLauncher"):
-            self.remaining = Remaining(total)  # the points run here, one after the other
+            self.remaining = Remaining(total)  # the points run in this process, one after the other
         else:
             self.watch = receipts.Watch(_receipts(config), Remaining(total))
 
     def on_job_end(self, config: DictConfig, job_return: Any, **kwargs: Any) -> None:
         metrics, job = getattr(job_return, "_return_value", None), config.hydra.job.get("num")
-        if isinstance(metrics, Exception):  # Hydra would raise it after this callback has ended the process
+        if isinstance(metrics, Exception):  # Hydra raises it only after this callback, which ends the process
             log.error(
                 "%s: %s", type(metrics).__name__, metrics, exc_info=None if isinstance(metrics, QexpError) else metrics
             )
@@ -72,18 +72,18 @@ class StudyPage(Callback):
         if job is None and isinstance(metrics, dict) and metrics.get("point"):
             self.marked.add(metrics["point"])
         if self.remaining is not None:
-            print(self.remaining.line(), flush=True)  # the result is in the point's own last line
-        if job is not None:  # a sweep's
+            print(self.remaining.line(), flush=True)  # the point's own last line gives the result
+        if job is not None:  # a job of a sweep
             try:
                 receipts.leave(_receipts(config), job, receipt)
-            except OSError as error:  # a full disk; where the point ran in this process nothing is lost
-                log.warning("job %s leaves no receipt: %s", job, error)
+            except OSError as error:  # such as a full disk; nothing is lost if the point ran in this process
+                log.warning("the receipt of job %s could not be written: %s", job, error)
 
     def _study(self, config: DictConfig) -> Path:
-        """Returns the study that a job wrote to: an export's is that of the run it is made of."""
+        """Returns the study that a job wrote to: for an export, the study of the exported run."""
         if config.get("export") is None:
             inside = not {"..", "."} & set(str(config.study).split("/")) and not str(config.study).startswith("/")
-            return Path(config.runs_dir) / (config.study if inside else "?")  # a name that the run itself refuses
+            return Path(config.runs_dir) / (config.study if inside else "?")  # the run itself raises for other names
         self.exports = True
         return Path(str(config.weights)).parent
 
@@ -106,7 +106,7 @@ class StudyPage(Callback):
 
     @classmethod
     def interrupted(cls) -> int:
-        """Writes the tables and pages of what is done after Ctrl-C, says how to go on, and returns the exit status."""
+        """Writes the tables and pages of the finished points after Ctrl-C, prints how to continue, and returns the exit status."""
         page, done = cls.running, ""
         if page is not None:
             if page.watch is not None:
@@ -114,17 +114,17 @@ class StudyPage(Callback):
                 for receipt in receipts.found(page.watch.folder).values():
                     if receipt is not None:
                         page._note(receipt)
-            if page.receipts is not None:  # or the next sweep of that folder would count them as its own
+            if page.receipts is not None:  # else the next sweep in that folder would count them as its own
                 shutil.rmtree(page.receipts, ignore_errors=True)
             counted = page.remaining or (page.watch and page.watch.remaining)
             if counted:
                 done = f" after {counted.done}{f' of {counted.total}' if counted.total else ''} points"
             page._write()
         print(
-            f"\ninterrupted{done}: the same command goes on where this one stopped, finished points are not run again",
+            f"\ninterrupted{done}: run the same command again to continue; finished points are not run again",
             file=sys.stderr,
         )
-        return 130  # as a shell says of Ctrl-C
+        return 130  # the shell's exit status for Ctrl-C
 
     def _note(self, receipt: Receipt) -> None:
         if Path(receipt.study) not in self.studies:
@@ -146,7 +146,7 @@ class StudyPage(Callback):
 
     def _write(self) -> bool:
         """Writes the studies' tables and pages; returns whether one could not be written."""
-        from qexp.report.study import finish  # here, so that --help and --cfg answer at once
+        from qexp.report.study import finish  # imported here, so that --help and --cfg start fast
 
         broken = False
         for study in self.studies:
@@ -154,20 +154,20 @@ class StudyPage(Callback):
                 # An export may name a folder that holds no runs.
                 if study.is_dir() and any(study.glob("*/metrics.json")):
                     finish(study, self.marked)
-            except (OSError, QexpError) as error:  # a full disk; a study whose every point could not be written
+            except (OSError, QexpError) as error:  # a full disk, or a study none of whose points could be written
                 log.error("%s: the table or the page could not be written: %s", study, error)
                 broken = True
         return broken
 
 
 def _forget_mistakes(study: Path) -> None:
-    """Removes points that asked for what cannot be; those of a sweep are shown at its end, and are gone with the next command."""
+    """Removes points with an impossible request; a sweep still shows its own at its end, and the next command removes them."""
     from qexp.report.forget import forget, mistakes
 
     try:
         if study.is_dir() and (found := mistakes(study)):
             forget(study, found)
-    except (OSError, QexpError) as error:  # read-only, or another process is at it
+    except (OSError, QexpError) as error:  # read-only, or locked by another process
         log.debug("%s: %s", study, error)
 
 

@@ -1,4 +1,4 @@
-"""The points of a sweep: how many there are, and whether each may run, before the first does."""
+"""Counts and checks the points of a sweep before the first one runs."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from qexp.errors import QexpError
 
-SHOWN = 5  # points that are named where several ask for what is not allowed
+SHOWN = 5  # greatest number of refused points that the error names
 
 
 def points(config: DictConfig) -> list[list[str]] | None:
-    """Returns the overrides of each point that a sweep asks for, in order; None where a sweeper decides as it goes.
+    """Returns the overrides of each point of a sweep, in order; None where a sweeper chooses points while it runs.
 
     Raises:
-        HydraException: What was asked for is no sweep, as the sweeper itself is about to say.
+        HydraException: The command line is not a valid sweep; the sweeper raises the same error.
     """
     sweeper = str(OmegaConf.select(config, "hydra.sweeper._target_"))
     if not sweeper.endswith(".BasicSweeper"):
         return None
     params = config.hydra.sweeper.get("params") or {}
-    # The command line's come last, so that one value there overrules a preset's sweep.
-    # `${...}` in it is the point's to resolve.
+    # Overrides of the command line come last, so that a single value there replaces a preset's sweep.
+    # The point itself resolves any `${...}`.
     given = OmegaConf.to_container(config.hydra.overrides.task, resolve=False)
     asked = [*(f"{key}={value}" for key, value in params.items()), *given]
     return get_class(sweeper).split_arguments(OverridesParser.create().parse_overrides(asked), None)[0]
 
 
 def points_of(config: DictConfig) -> int | None:
-    """Returns how many points a sweep asks for; None where a sweeper decides as it goes."""
+    """Returns the number of points of a sweep; None where a sweeper chooses points while it runs."""
     every = points(config)
     return None if every is None else len(every)
 
@@ -47,23 +47,23 @@ def points_of(config: DictConfig) -> int | None:
 class CheckPoints(Callback):
     """Reads the settings of every point of a sweep before the first one runs: `-m seed=0,-1` is refused with no point run.
 
-    What the configuration alone tells is checked: types, bounds, choices, references that lead nowhere. Composing a point takes a
-    tenth of a second. A sweeper that decides as it goes (Optuna's) has no points to check yet.
+    The check covers what the configuration alone determines: types, bounds, choices, references to keys that do not exist. Composing a
+    point takes a tenth of a second. A sweeper that chooses points while it runs (Optuna's) has no points to check yet.
     """
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         try:
             every = points(config) or []
             refused = list(_refused(config, every))
-        except HydraException:  # a mistake in what was asked, which the sweeper is about to name
+        except HydraException:  # a mistake in the command line, for which the sweeper raises the error
             return
         if refused:  # Hydra turns exceptions of callbacks into warnings
             sys.exit("\n".join(_told(refused, len(every))))
 
 
 def _refused(config: DictConfig, every: Sequence[Sequence[str]]) -> Iterator[tuple[Sequence[str], QexpError]]:
-    """Yields the points whose settings cannot be read, each by the overrides in which points differ, with the error."""
-    from qexp.run.settings import read  # here, so that --help and --cfg answer at once
+    """Yields the points whose settings cannot be read, each as its error and the overrides in which it differs."""
+    from qexp.run.settings import read  # imported here, so that --help and --cfg start fast
 
     loader = GlobalHydra.instance().config_loader()
     shared = set(every[0]).intersection(*every) if every else set()
@@ -89,7 +89,7 @@ def _told(refused: Sequence[tuple[Sequence[str], QexpError]], total: int) -> Ite
 
 
 def _task(composed: DictConfig) -> DictConfig:
-    """Returns a configuration as a run gets it: without Hydra's own."""
+    """Returns a configuration in the form of a run: without Hydra's own keys."""
     config = copy.deepcopy(composed)
     with read_write(config), open_dict(config):
         del config["hydra"]
@@ -98,7 +98,7 @@ def _task(composed: DictConfig) -> DictConfig:
 
 @contextmanager
 def _running(composed: DictConfig) -> Iterator[None]:
-    """Inside, `${hydra:...}` reads a point's configuration, as it will when the point runs."""
+    """Makes `${hydra:...}` read, inside the block, a point's configuration, as it does when the point runs."""
     held = HydraConfig.instance()
     before = held.cfg
     held.set_config(composed)

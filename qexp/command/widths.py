@@ -17,7 +17,7 @@ SPELLED = "w<m>a<n> (m-bit weights, n-bit inputs, 1 to 16 or 32: w4a8, w2a3, w1a
 
 
 def pair(name: str) -> tuple[int, int] | None:
-    """Returns the widths of weights and inputs that a choice spells, None where it spells no pair.
+    """Returns the widths of weights and inputs in a choice such as `w4a8`; None for any other choice.
 
     >>> pair("w2a3"), pair("w1a32"), pair("w0a8"), pair("fx8")
     ((2, 3), (1, 32), None, None)
@@ -28,9 +28,9 @@ def pair(name: str) -> tuple[int, int] | None:
 
 
 class Pairs(dict):
-    """The entries of Hydra's store for `bits`: each pair is there as soon as it is asked for, unless a file has its name.
+    """The entries of Hydra's store for `bits`; creates a pair at its first use, unless a file has its name.
 
-    Two hundred entries that are made ahead would cost every start a fifth of a second, and fill each list of choices.
+    Two hundred entries made in advance would add a fifth of a second to every start, and fill each list of choices.
     """
 
     def __contains__(self, file: object) -> bool:
@@ -51,5 +51,5 @@ class Pairs(dict):
 
 
 def register() -> None:
-    """Makes every pair of widths known to Hydra as a choice of `bits=`."""
+    """Registers every pair of widths with Hydra as a choice of `bits=`."""
     ConfigStore.instance().repo.setdefault("bits", Pairs())

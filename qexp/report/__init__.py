@@ -1,5 +1,5 @@
-"""What a study found: `results.csv`, the closing table and the HTML page, all read from run folders.
+"""Reports of a study: `results.csv`, the closing table and the HTML page, all read from run folders.
 
-`results` collects, `statistics` says how sure a number is, `table` prints, `dashboard` draws. Import the module that
-is needed: only `dashboard` loads the plotting library.
+Collecting, statistics and the table are in `qexp.results`; `study` ends a study with all of them and `dashboard` draws the page.
+Import the module that is needed: only `dashboard` loads the plotting library.
 """

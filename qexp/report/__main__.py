@@ -38,19 +38,21 @@ def parser() -> argparse.ArgumentParser:
         "--out",
         type=Path,
         metavar="FILE",
-        help="where the page goes (default: dashboard.html in the study; comparison.html here for several studies)",
+        help="file of the page (default: dashboard.html in the study; comparison.html here for several studies)",
     )
-    made.add_argument("--serve", action="store_true", help="show the page and renew it with every finished point")
+    made.add_argument("--serve", action="store_true", help="show the page and update it after every finished point")
     made.add_argument("--port", type=int, default=5006, help="with --serve: the port, 0 for a free one (default: 5006)")
     made.add_argument(
-        "--address", default="localhost", help="with --serve: where to listen (default: localhost, this machine only)"
+        "--address",
+        default="localhost",
+        help="with --serve: address to listen on (default: localhost, this machine only)",
     )
     made.add_argument("--quiet", action="store_true", help="print the paths only, not the table")
     return made
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns the exit status: 0, or 2 with one line on stderr for a mistake in what was asked."""
+    """Returns the exit status: 0, or 2 with one line on stderr for a mistake in the command line."""
     words = list(sys.argv[1:] if argv is None else argv)
     if words[:1] == ["forget"]:
         return forget(words[1:])
@@ -70,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.serve:
             serve(args.studies, out, args.address, args.port)
             return 0
-        page = write_page(args.studies, out)  # first: where there is no point it refuses, and nothing has been written
+        page = write_page(args.studies, out)  # first: it raises where there is no point, before anything is written
         tables = []
         for study in args.studies:
             try:
@@ -78,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             except OSError as error:
                 if args.out is None:
                     raise
-                log.warning("%s stays as it is: %s", study / "results.csv", error)  # someone else's, or read-only
+                log.warning("%s stays as it is: %s", study / "results.csv", error)  # another user's file, or read-only
         if not args.quiet:
             frames = [collect(study) for study in args.studies]
             worst = {

@@ -35,7 +35,7 @@ def _grid() -> figure:
 
 
 def _methods() -> figure:
-    """Returns the methods at one pair of widths, best at the top, with intervals and what is within noise."""
+    """Returns the methods at one pair of widths, best at the top, with intervals and a mark for differences within noise."""
     fig = card_figure("methods", "score", "", 340, x_range=Range1d(0, 100), y_range=FactorRange())
     source = empty(
         *("methods-dots", "x", "y", "low", "high", "color", "marker", "row"),
@@ -51,7 +51,7 @@ def _methods() -> figure:
 
 
 def _seeds() -> figure:
-    """Returns every configuration with several seeds: one dot a seed, a bar of one standard deviation each way."""
+    """Returns every configuration with several seeds: one dot per seed, a bar of one standard deviation each way."""
     fig = card_figure("seeds", "score", "", 340, x_range=Range1d(0, 100), y_range=FactorRange())
     spread = empty("seeds-spread", "y", "low", "high", "mean", "color")
     fig.segment("low", "y", "high", "y", color="color", line_width=9, line_alpha=0.25, line_cap="round", source=spread)

@@ -47,7 +47,7 @@ def write_dashboard(study_dir: str | Path) -> Path:
 
 
 def write_page(study_dirs: Sequence[str | Path], out: Path, budget: int = payload.BUDGET) -> Path:
-    """Returns `out` after one page over all the studies was written to it.
+    """Writes one page over all the studies to `out`, and returns `out`.
 
     Raises:
         QexpError: a folder is missing, or none of them holds a point.
@@ -107,12 +107,12 @@ def _plots() -> tuple[str, dict[str, str]]:
 
 
 def _asset(name: str) -> str:
-    """Returns a file of the page's own style and script."""
+    """Returns the text of one of the page's style or script files."""
     return (files("qexp.report") / "assets" / name).read_text(encoding="utf-8")
 
 
 def _relative(folder: Path, start: Path) -> str:
-    """Returns where the folder lies as seen from the page, for links; empty if there is no such path."""
+    """Returns the path from the page to the folder, for links; empty if there is no such path."""
     try:
         return Path(os.path.relpath(folder, start)).as_posix()
     except ValueError:  # another drive

@@ -1,4 +1,4 @@
-"""Points that nobody wants to see again: their folders go, the table and the page are written anew."""
+"""Removes points from a study: deletes their folders and rewrites the table and the page."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns the exit status: 0, or 2 with one line on stderr for a mistake in what was asked."""
+    """Returns the exit status: 0, or 2 with one line on stderr for a mistake in the command line."""
     args = parser().parse_args(argv)
     try:
         if not args.points and not args.failed:
@@ -50,12 +50,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def forget(study: Path, points: Iterable[str] = (), failed: bool = False) -> list[str]:
-    """Removes points of a study and renews its table and page; returns the names of those removed.
+    """Removes points of a study and rewrites its table and page; returns the names of those removed.
 
     Args:
         study: `<runs_dir>/<study>`.
         points: Names of folders in it.
-        failed: Also every point whose record says that it failed.
+        failed: Also remove every point whose recorded status is `failed`.
 
     Raises:
         QexpError: There is no such study or point, or a process is working on one; then nothing is removed.
@@ -76,7 +76,7 @@ def forget(study: Path, points: Iterable[str] = (), failed: bool = False) -> lis
 
 
 def renew(study: Path) -> None:
-    """Writes the table and the page of a study anew; of one without any point they are removed."""
+    """Rewrites the table and the page of a study; removes them if no point is left."""
     if len(collect(study)):
         write_results(study)
         write_dashboard(study)
@@ -86,7 +86,7 @@ def renew(study: Path) -> None:
 
 
 def named(study: Path, point: str) -> str:
-    """Returns the name of the one point of a study that a path, a name or the start of one means."""
+    """Returns the name of the one point of a study that a path, a name or the start of a name identifies."""
     folder = Path(point)
     if len(folder.parts) > 1 and folder.resolve().parent == study.resolve():
         point = folder.name
@@ -102,7 +102,7 @@ def named(study: Path, point: str) -> str:
 
 
 def mistakes(study: Path) -> list[str]:
-    """Returns the points that failed for what was asked, before anything was computed."""
+    """Returns the points whose request was not valid, so that nothing was computed."""
     return [path.name for path in _failed(study, "mistake")]
 
 
@@ -119,7 +119,7 @@ def _failed(study: Path, flag: str = "status") -> list[Path]:
 
 
 def _busy(folder: Path) -> bool:
-    """Whether a process holds the lock of a point."""
+    """Returns whether a process holds the lock of a point."""
     try:
         with (folder / ".lock").open("r") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,4 +1,4 @@
-"""Figures with one dot a point: accuracy against bits, against size, against time."""
+"""Figures with one dot per point: accuracy against bits, against size, against time."""
 
 from bokeh.core.properties import value
 from bokeh.models import ColumnDataSource, CustomJSTickFormatter, FixedTicker, LabelSet, Range1d
@@ -33,8 +33,9 @@ def overview_figures() -> list[figure]:
     for fig in (size, time):
         code = f"return window.qexp ? window.qexp.tick('{fig.name}', tick) : tick"
         fig.xaxis.formatter = CustomJSTickFormatter(code=code)
-    size.xaxis.ticker.desired_num_ticks = 3  # of a phone's width
-    time.xaxis.ticker = FixedTicker(name="time-ticks")  # powers of ten are no round durations; the page sets them
+    size.xaxis.ticker.desired_num_ticks = 3  # few enough for the width of a phone
+    # powers of ten are not round durations, so the page sets the ticks
+    time.xaxis.ticker = FixedTicker(name="time-ticks")
     return [bits, size, time]
 
 

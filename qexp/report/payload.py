@@ -1,6 +1,6 @@
-"""The data inside the page: every point's row, its layers, curves and histograms, small enough to mail.
+"""The data inside the page: every point's row, its layers, curves and histograms, small enough to send by mail.
 
-Points of one sweep repeat themselves: the same layers, the same weights, the same calibration images. So every
+Points of one sweep share much: the same layers, the same weights, the same calibration images. So every
 column and every histogram is stored once, in a pool, and points refer to it by number.
 """
 
@@ -24,15 +24,16 @@ BUDGET = 3_300_000  # bytes of embedded data; the plotting library adds 1.3 MB
 CURVE_POINTS = 120
 HIDDEN = {"study_dir"}
 NETWORK = ("model", "dataset", "metric")  # points that differ in these are not compared
-COMPARED = 24  # cells at one pair of widths
-TENSORS = 3000  # lines of a sensitivity table
+COMPARED = 24  # greatest number of cells to compare at one pair of widths
+TENSORS = 3000  # greatest number of lines of a sensitivity table
 TRIALS = 1000
 ACCUMULATOR = ("bits", "overflow", "value", "share")
-FOLLOWED = ("sqnr", "saturation", "levels_used", "oscillating", "frozen")  # while training, beside the scale
+# measures that are followed during training, beside the scale
+FOLLOWED = ("sqnr", "saturation", "levels_used", "oscillating", "frozen")
 
 
 class Pool:
-    """Each distinct value once; `add` returns its number."""
+    """Holds each distinct value once; `add` returns its number."""
 
     def __init__(self) -> None:
         self.values: list[str] = []
@@ -53,8 +54,9 @@ def build(df: pd.DataFrame, budget: int = BUDGET) -> dict[str, Any]:
     """Returns `{"data": JSON text for the page, "layers": n, "histograms": n}`, n = points embedded with those.
 
     Args:
-        df: rows of one or several studies as `collect` gives them, with a column `study_dir`.
-        budget: bytes the JSON may take; layers come first, best points first, then errors by depth, curves, histories, histograms.
+        df: rows of one or several studies as `collect` returns them, with a column `study_dir`.
+        budget: greatest size of the JSON in bytes; layers come first, best points first, then errors by depth, curves, histories,
+            histograms.
     """
     correct = _correct(df)
     df = rank(df, correct)
@@ -80,7 +82,7 @@ def build(df: pd.DataFrame, budget: int = BUDGET) -> dict[str, Any]:
                 break
             try:
                 value = read(folders[i], pool)
-            except Exception as error:  # whatever is wrong with a file costs its own figure, not the page
+            except Exception as error:  # a damaged file loses its own figure only, not the page
                 log.warning("%s of %s are left out: %r", name, folders[i], error)
                 continue
             if value is not None:
@@ -94,13 +96,13 @@ def build(df: pd.DataFrame, budget: int = BUDGET) -> dict[str, Any]:
 
 
 def rank(df: pd.DataFrame, correct: Mapping[int, np.ndarray] | None = None) -> pd.DataFrame:
-    """Returns the rows with `rank_low`, `rank_high`: the ranks that chance leaves open among comparable points.
+    """Returns the rows with `rank_low`, `rank_high`: the range of ranks that is possible by chance among comparable points.
 
     Comparable are points of one network, data set and measure. `rank_low == 1` means "chance may have put it below the best".
 
     Args:
-        df: One row a point.
-        correct: By row, which images it got right; such rows are compared on the same images, others by their intervals.
+        df: One row per point.
+        correct: Per row, which images it got right; such rows are compared on the same images, others by their intervals.
     """
     df, correct = df.copy(), correct or {}
     df["rank_low"], df["rank_high"] = math.nan, math.nan
@@ -113,7 +115,7 @@ def rank(df: pd.DataFrame, correct: Mapping[int, np.ndarray] | None = None) -> p
 
 
 def near(cells: pd.DataFrame, df: pd.DataFrame, correct: Mapping[int, np.ndarray]) -> list[list[int]]:
-    """Returns for each cell the cells of its network and its widths that it cannot be told from; the most accurate of each only."""
+    """Returns, per cell, the cells of the same network and widths that do not differ significantly; only the most accurate ones."""
     found: list[list[int]] = [[] for _ in range(len(cells))]
     if cells.empty:
         return found
@@ -131,18 +133,18 @@ def near(cells: pd.DataFrame, df: pd.DataFrame, correct: Mapping[int, np.ndarray
 
 
 def _correct(df: pd.DataFrame) -> dict[int, np.ndarray]:
-    """Returns which images each row's point got right, where its folder says so."""
+    """Returns which images each row's point got right, where its folder holds this."""
     kept = {i: run_folder_read.read_correct(Path(df.at[i, "study_dir"]) / df.at[i, "point"]) for i in df.index}
     return {i: hits for i, hits in kept.items() if hits is not None}
 
 
 def dump(value: Any) -> str:
-    """Returns compact JSON, safe inside a `<script>` element whatever the text in it."""
+    """Returns compact JSON, which is safe inside a `<script>` element for any text in it."""
     return json.dumps(value, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
 
 
 def tidy(value: Any, digits: int = 6) -> Any:
-    """Returns the value as JSON can hold it: numbers rounded to that many digits, gaps and infinities as None."""
+    """Returns the value in a form for JSON: numbers rounded to that many digits, gaps and infinities as None."""
     if isinstance(value, (list, tuple, np.ndarray)):
         return [tidy(item, digits) for item in value]
     if isinstance(value, dict):
@@ -174,7 +176,7 @@ def _layers(folder: Path, pool: Pool) -> dict[str, int] | None:
 
 
 def _curves(folder: Path, pool: Pool) -> dict[str, list[int]] | None:
-    """Returns name -> numbers of its steps and of its values, thinned to what a screen can show."""
+    """Returns name -> numbers of its steps and of its values, thinned to what a screen can display."""
     df = run_folder_read.read_curves(folder)
     if df.empty:
         return None
@@ -200,14 +202,14 @@ def _depth(folder: Path, pool: Pool) -> dict[str, Any] | None:
 
 
 def _sensitivity(folder: Path, pool: Pool) -> dict[str, int] | None:
-    """Returns the numbers in the pool of `layer`, `site`, `bits` and the measures of what each tensor alone costs at those bits."""
+    """Returns the numbers in the pool of `layer`, `site`, `bits` and the measures of the loss when that tensor alone has those bits."""
     df = run_folder_read.read_sensitivity(folder).head(TENSORS)
     names = [name for name in ("layer", "site", "bits", "divergence", "drop") if name in df and df[name].notna().any()]
     return {name: pool.add(tidy(df[name].tolist(), 4)) for name in names} if len(df) else None
 
 
 def _trials(folder: Path, pool: Pool) -> dict[str, Any] | None:
-    """Returns the search's goal and the numbers in the pool of each trial's score and costs; those of the front always stay."""
+    """Returns the search's goal and the numbers in the pool of each trial's score and costs; those on the front always stay."""
     df = run_folder_read.read_trials(folder)
     if df.empty:
         return None
@@ -266,7 +268,7 @@ def _spaced(levels: list[float]) -> list[float] | dict[str, list[float]]:
     return {"at": tidy(levels, 4)}
 
 
-# What a reader may fill the budget up to: what only few points fit into leaves room for the histograms of the best.
+# The share of the budget up to which each reader may fill it, so that room is left for the histograms of the best points.
 READERS = (
     ("layers", _layers, 1),
     ("sensitivity", _sensitivity, 1),

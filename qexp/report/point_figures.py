@@ -41,7 +41,7 @@ def _by_layer(name: str, label: str, layers: FactorRange) -> figure:
 
 
 def _depth() -> figure:
-    """Returns the SQNR of each layer's result, made by itself and added up, first layer at the top."""
+    """Returns the SQNR of each layer's result, from its own error and from all errors so far, first layer at the top."""
     fig = card_figure("depth", "SQNR of the layer's result (dB)", "", 400, x_range=Range1d(0, 1), y_range=FactorRange())
     for name, color, marker, label in DEPTHS:
         source = empty(f"depth-{name}", "x", "layer", "value", "what")
@@ -56,7 +56,7 @@ def _depth() -> figure:
 
 
 def _history() -> figure:
-    """Returns what became of every quantizer while training: one line a tensor, the measure chosen in the page."""
+    """Returns the course of every quantizer during training: one line per tensor; the page selects the measure."""
     fig = card_figure("history", "training step", "", 320, x_range=Range1d(0, 1), y_range=Range1d(0, 1))
     source = empty("history-lines", "xs", "ys", "color", "name", "alpha")
     lines = fig.multi_line("xs", "ys", color="color", line_width=1.6, line_alpha="alpha", source=source)
@@ -66,7 +66,7 @@ def _history() -> figure:
 
 
 def _histogram() -> figure:
-    """Returns the histogram of one tensor, what the range cuts off shaded, the levels as thin lines."""
+    """Returns the histogram of one tensor, with the values outside the range shaded and the levels as thin lines."""
     options = {"y_axis_type": "log", "y_range": Range1d(0.5, 10), "x_range": Range1d(0, 1)}
     fig = card_figure("histogram", "value of the tensor", "count (log scale)", 360, **options)
     for name in ("cut-low", "cut-high"):

@@ -1,4 +1,4 @@
-"""The pages of single points that tasks left data for, by the name of the file: made when a study is finished."""
+"""Makes, when a study is finished, the pages of single points from the data files that tasks left."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ PAGES: dict[str, tuple[str, Callable[[Path], Path]]] = {  # a task's file -> its
 
 
 def write_point_pages(folder: Path) -> list[str]:
-    """Returns the names of a point's pages after those whose data is newer were made again.
+    """Rebuilds a point's pages whose data is newer, and returns the names of all its pages.
 
-    Data that cannot be shown costs its own page, with a line in the log, and not the study's.
+    Data that cannot be displayed is logged and loses its own page, not the study's.
     """
     for file, (page, write) in PAGES.items():
         source, made = folder / file, folder / page

@@ -1,4 +1,4 @@
-"""Figures of what a search or a proof of the selected point found: sensitivities, the plans tried, narrow accumulators."""
+"""Figures of the results of a search or a proof of the selected point: sensitivities, the plans tried, narrow accumulators."""
 
 from bokeh.core.properties import value
 from bokeh.models import CustomJSTickFormatter, FactorRange, NumeralTickFormatter, Range1d
@@ -13,7 +13,7 @@ def search_figures() -> list[figure]:
 
 
 def _sensitivity() -> figure:
-    """Returns one bar a tensor, the most sensitive at the top, with the bits the run's plan gives it."""
+    """Returns one bar per tensor, the most sensitive at the top, with its bits in the run's plan."""
     options = {"x_range": Range1d(0, 1), "y_range": FactorRange()}
     fig = card_figure("sensitivity", "divergence from float", "", 400, **options)
     source = empty(
@@ -29,7 +29,7 @@ def _sensitivity() -> figure:
 
 
 def _trials() -> figure:
-    """Returns one dot a plan that was tried, its score against what it costs; those nothing beats in colour."""
+    """Returns one dot per tried plan, its score against its cost; plans on the Pareto front are coloured."""
     options = {"x_range": Range1d(1, 10), "y_range": Range1d(0, 1)}
     fig = card_figure("trials", "size of the packed weights", "score", 340, **options)
     tips = [("plan", "@trial"), ("score", "@score"), ("weights", "@weight_bytes"), ("bit operations", "@bops")]
@@ -46,7 +46,7 @@ def _trials() -> figure:
 
 
 def _accumulator() -> figure:
-    """Returns the accuracy against the accumulator's width, one line a kind of overflow."""
+    """Returns the accuracy against the accumulator's width, one line per kind of overflow."""
     options = {"x_range": Range1d(8, 32), "y_range": Range1d(0, 100)}
     fig = card_figure("accumulator", "bits of the accumulator", "score", 340, **options)
     for name, color, marker in (("saturate", "#009E73", "circle"), ("wrap", "#D55E00", "square")):

@@ -1,4 +1,4 @@
-"""The page of a sweep that still runs: made anew whenever a point is finished, shown by a small web server."""
+"""The page of a sweep that still runs: rebuilt whenever a point is finished, and shown by a small web server."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from qexp.report.dashboard import write_page
 
 log = logging.getLogger(__name__)
 
-SHOWN = {  # what else of a run folder the page links to
+SHOWN = {  # other files of a run folder that the page links to
     ".csv": "text/plain", ".txt": "text/plain", ".yaml": "text/plain", ".json": "application/json", ".html": "text/html"
 }  # fmt: skip
 PATIENCE = 20  # seconds for a request to arrive
@@ -40,7 +40,7 @@ class Watched:
         self._lock, self._made, self._text = Lock(), None, ""
 
     def version(self) -> str:
-        """Returns what changes when a point is finished, fails, or goes away."""
+        """Returns a text that changes when a point is finished, fails or is removed."""
         found = []
         for study in self.studies:
             for path in sorted(study.glob("*/metrics.json")):
@@ -52,7 +52,7 @@ class Watched:
         return f"{hash(tuple(found)) & 0xFFFFFFFFFFFF:x}-{len(found)}"
 
     def text(self) -> str:
-        """Returns the page as it is now, with the lines that keep it fresh."""
+        """Returns the present page, with the script that keeps it up to date."""
         with self._lock:
             version = self.version()
             if version != self._made:
@@ -66,11 +66,11 @@ class Watched:
             return self._text
 
     def file(self, path: str) -> Path | None:
-        """Returns the file of a run folder that the address names as seen from the page; None for anything else."""
+        """Returns the file of a run folder at an address relative to the page; None for anything else."""
         try:
             named = (self.page.parent / path).resolve()
             named.is_file()
-        except (OSError, ValueError):  # longer than a name may be, or with a zero in it
+        except (OSError, ValueError):  # a name that is too long or contains a zero byte
             return None
         inside = any(named.is_relative_to(study.resolve()) for study in self.studies)
         return named if inside and named.suffix in SHOWN and named.is_file() else None
@@ -81,8 +81,8 @@ class Server(ThreadingHTTPServer):
 
     Args:
         studies: Folders of the studies; each must exist.
-        page: Where the page is written, too.
-        address: To listen at; the default can be reached from this machine only.
+        page: File that the page is written to as well.
+        address: Address to listen on; the default can be reached from this machine only.
         port: 0 chooses a free one.
     """
 
@@ -91,7 +91,9 @@ class Server(ThreadingHTTPServer):
     def __init__(self, studies: Sequence[Path], page: Path, address: str = "localhost", port: int = 5006) -> None:
         for study in studies:
             if not Path(study).is_dir():
-                raise QexpError(f"study folder {str(study)!r}: no such folder; start the sweep first, or mend the name")
+                raise QexpError(
+                    f"study folder {str(study)!r}: no such folder; start the sweep first, or correct the name"
+                )
         self.watched = Watched(studies, page)
         try:
             family, _, _, _, where = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)[0]
@@ -105,7 +107,7 @@ class Server(ThreadingHTTPServer):
 
     @property
     def url(self) -> str:
-        """Where the page is."""
+        """The address of the page."""
         host, port = self.server_address[:2]
         host = "localhost" if self.private else socket.gethostname() if host in ("0.0.0.0", "::") else host
         return f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
@@ -116,7 +118,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def setup(self) -> None:
         super().setup()
-        # not a time limit on each read: a byte now and then would hold the thread for ever
+        # not a time limit per read: a client that sends single bytes slowly would hold the thread for ever
         self.limit = Timer(PATIENCE, self._hang_up)
         self.limit.daemon = True
         self.limit.start()
@@ -127,13 +129,14 @@ class _Handler(BaseHTTPRequestHandler):
 
     def finish(self) -> None:
         self.limit.cancel()
-        with suppress(ConnectionError):  # hung up
+        with suppress(ConnectionError):  # the client has closed the connection
             super().finish()
 
     def do_GET(self) -> None:
-        self.limit.cancel()  # the request is here; the answer may take its time
+        self.limit.cancel()  # the request is complete; the answer has no time limit
         if self.server.private and not HERE.fullmatch(self.headers.get("Host", "")):
-            return self._send(403, "text/plain", "this page is for this machine only")  # a foreign name that leads here
+            # another host name that resolves to this machine
+            return self._send(403, "text/plain", "this page is for this machine only")
         try:
             path = unquote(urlsplit(self.path).path).lstrip("/")
         except ValueError:
@@ -160,16 +163,16 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             if self.command != "HEAD":
                 self.wfile.write(content)
-        except (ConnectionError, TimeoutError):  # the reader has gone
-            log.debug("%s was not read to its end", quote(self.path))
+        except (ConnectionError, TimeoutError):  # the client has left
+            log.debug("%s was not read to the end", quote(self.path))
 
     def log_message(self, format: str, *args: object) -> None:
         log.debug(format, *args)
 
 
 def serve(studies: Sequence[Path], page: Path, address: str, port: int) -> None:
-    """Shows the page until Ctrl-C or a signal to end, and says where."""
-    # Also where a shell that starts it in the background has Ctrl-C ignored.
+    """Shows the page until Ctrl-C or a signal to end, and prints its address."""
+    # The signal is also handled because a shell that starts this in the background has Ctrl-C ignored.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
     with Server(studies, page, address, port) as server:

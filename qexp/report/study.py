@@ -1,4 +1,4 @@
-"""What a study ends with: its CSV, its page, and its table on the screen."""
+"""Ends a study: writes its CSV and its page, and prints its table."""
 
 from __future__ import annotations
 

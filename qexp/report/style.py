@@ -1,4 +1,4 @@
-"""How every figure of the page looks: palette, markers, a bare figure that fills its card.
+"""The style of the page's figures: palette, markers, an empty figure that fills its card.
 
 Colours that depend on light or dark (text, axes, grid) are set in the browser from the page's own style sheet.
 """
@@ -8,11 +8,11 @@ from typing import Any
 from bokeh.models import ColumnDataSource, CustomJS, HoverTool, ResetTool, TapTool, WheelZoomTool
 from bokeh.plotting import figure
 
-# Okabe and Ito (2008), told apart with every common colour vision; black is left to the float reference.
+# Okabe and Ito (2008), distinguishable with every common colour vision; black is left to the float reference.
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#B3A100")
 MARKERS = ("circle", "square", "triangle", "diamond", "inverted_triangle", "hex", "star")
 WEIGHT, INPUT, ALARM = "#0072B2", "#E69F00", "#D55E00"
-# Stand-ins: the page puts its card colour and its text colour in their place, in light and in dark.
+# Stand-ins: the page replaces them by its card colour and its text colour, in light and in dark.
 HALO, RING = "white", "black"
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 
@@ -26,7 +26,7 @@ def card_figure(name: str, x: str, y: str, height: int = 340, **options: Any) ->
         height=height,
         sizing_mode="stretch_width",
         toolbar_location="above",
-        toolbar_inner=False,  # inside it would cover the top of the plot, and the dots there
+        toolbar_inner=False,  # inside, it would cover the dots at the top of the plot
         tools=options.pop("tools", "box_zoom,pan,save"),
         background_fill_alpha=0,
         border_fill_alpha=0,
@@ -34,7 +34,7 @@ def card_figure(name: str, x: str, y: str, height: int = 340, **options: Any) ->
         min_border=6,
         **options,
     )
-    # Wheel and finger scroll the page until the reader asks for zooming.
+    # Wheel and finger scroll the page until the reader turns on zooming.
     fig.add_tools(WheelZoomTool(), ResetTool())
     fig.toolbar.logo = None
     fig.toolbar.autohide = True
@@ -53,7 +53,7 @@ def card_figure(name: str, x: str, y: str, height: int = 340, **options: Any) ->
 
 
 def legend_above(fig: figure, stacked: bool = False) -> None:
-    """Moves the legend out of the plot, where it covers nothing on a narrow screen either."""
+    """Moves the legend out of the plot, where it covers nothing, even on a narrow screen."""
     legend = fig.legend[0]
     legend.orientation = "vertical" if stacked else "horizontal"
     legend.label_text_font, legend.label_text_font_size = FONT, "12px"
@@ -67,7 +67,7 @@ def empty(name: str, *columns: str) -> ColumnDataSource:
 
 
 def hover(fig: figure, renderer: Any, rows: list[tuple[str, str]]) -> None:
-    """Adds a tooltip; `@field` is escaped by the plotting library, so names from configs stay text."""
+    """Adds a tooltip; `@field` is escaped by the plotting library, so that names from configurations stay text."""
     muted = '<span style="color:var(--muted);display:inline-block;min-width:84px">{}</span>'
     lines = [f"{muted.format(label)}{field}" if label else f"<b>{field}</b>" for label, field in rows]
     tooltip = "".join(f"<div>{line}</div>" for line in lines)

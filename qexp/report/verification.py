@@ -21,7 +21,7 @@ from PIL import Image
 from qexp.report.style import card_figure
 from qexp.system.whole_files import write_text
 
-SHOWN = 20  # pairs the table holds
+SHOWN = 20  # number of pairs in the table
 _FLOAT, _QUANT = "#6b7280", "#0072B2"
 _SAME, _OTHER = "#009E73", "#D55E00"
 _PAGE = Template("""<!doctype html>
@@ -78,7 +78,7 @@ def rates(cosines: np.ndarray, same: np.ndarray) -> tuple[np.ndarray, np.ndarray
 
 def roc(table: pd.DataFrame) -> figure:
     """Returns the ROC of the quantized network and of the float one."""
-    least = 0.5 / max(int((~table.same).sum()), 1)  # a rate of nothing has no place on a logarithm
+    least = 0.5 / max(int((~table.same).sum()), 1)  # a rate of zero has no logarithm
     fig = card_figure("roc", "false accept rate", "true accept rate", 360, x_axis_type="log")
     for name, key, color, dash in (
         ("float", "cosine_float", _FLOAT, "dashed"),

@@ -1,1 +1,1 @@
-"""What a run leaves: its names, its folders, its tables. Import the module that is needed."""
+"""The results of runs: names, folders, tables. Import the module that is needed."""

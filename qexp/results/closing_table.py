@@ -1,4 +1,4 @@
-"""The short table a run or a sweep ends with, in plain text."""
+"""The short plain-text table at the end of a run or a sweep."""
 
 import textwrap
 from collections.abc import Collection, Mapping
@@ -26,7 +26,7 @@ VARIED = [
     "n_eval",
     "weights",
 ]
-WORDS = ("study", "schedule", "weights")  # their values say what they are
+WORDS = ("study", "schedule", "weights")  # columns whose values need no name before them
 
 
 def closing_table(
@@ -41,18 +41,18 @@ def closing_table(
     Seeds of one configuration share a line (`± sd`); failed points follow with their error.
 
     Args:
-        df: what `collect` returned.
-        worst: point -> what to print about its worst layer, for an extra column.
-        limit: how many configurations are printed; of more, the most accurate ones.
-        correct: point -> which images it got right; with it, a line says which cells cannot be told from the best one.
-        marked: Points whose lines begin with `>`: those of the command that prints the table; they are never cut off.
+        df: the table that `collect` returned.
+        worst: point -> text about its worst layer, for an extra column.
+        limit: greatest number of configurations to print; the most accurate ones are printed.
+        correct: point -> which images it got right; with it, a line names the cells that do not differ significantly from the best one.
+        marked: Points whose lines begin with `>`: those of the command that prints the table; they are never left out.
     """
     if df.empty:
         return "no results yet"
     blocks = []
     for (model, dataset, _), group in df.groupby(["model", "dataset", "metric"], dropna=False, sort=False):
         measure = Measure.of(group.iloc[0])
-        for extra in (worst, {}) if worst else ({},):  # without the extra column where it leaves no room for names
+        for extra in (worst, {}) if worst else ({},):  # without the extra column if it leaves too little room for names
             head = [
                 "method",
                 "bits",
@@ -75,7 +75,7 @@ def closing_table(
 
 
 def _lines(group: pd.DataFrame, worst: Mapping[str, str], limit: int, marked: Collection[str] = ()) -> list[list[str]]:
-    """Returns the cells of one network's lines: float, the configurations in the order of the table, what is left."""
+    """Returns the cells of one network's lines: float, the configurations in the order of the table, the number left out."""
     cells, measure = aggregate_seeds(group), Measure.of(group.iloc[0])
     if cells.empty:
         return []
@@ -88,7 +88,8 @@ def _lines(group: pd.DataFrame, worst: Mapping[str, str], limit: int, marked: Co
     shown = cells.loc[[i for i in order if i in best or mine[cells.index.get_loc(i)]]] if len(cells) > limit else cells
     for cell in shown.to_dict("records"):
         points = group.loc[cell["rows"]]
-        told = [name for name in varied if name != "plan" or _text(cell[name]) != "-"]  # uniform ones have none
+        # points without a plan have none
+        told = [name for name in varied if name != "plan" or _text(cell[name]) != "-"]
         words = [_text(cell[name]) if name in WORDS else f"{name}={_text(cell[name])}" for name in told]
         own = [">"] if set(marked) & set(points["point"]) else []
         method = " ".join([*own, _text(cell["quant"]), *words])
@@ -108,7 +109,7 @@ def _lines(group: pd.DataFrame, worst: Mapping[str, str], limit: int, marked: Co
 
 
 def _noise(group: pd.DataFrame, correct: Mapping[str, np.ndarray]) -> str:
-    """Returns the lines that name the best cell and those that chance alone may have put below it; empty for a single cell."""
+    """Returns the lines that name the best cell and those that differ from it by chance only; empty for a single cell."""
     cells = aggregate_seeds(group)
     found = ties(cells, group, correct)
     if found is None:
@@ -127,7 +128,7 @@ def _noise(group: pd.DataFrame, correct: Mapping[str, np.ndarray]) -> str:
 
 
 def _float_lines(group: pd.DataFrame, with_worst: bool) -> list[list[str]]:
-    """Returns a line for each unquantized network that the points were compared with; each with its weights where there are several."""
+    """Returns a line for each float network that the points are compared with; with its weights where there are several."""
     found = float_references(group)
     if found.empty:
         return [["float", "W32A32", "-", "-", "-", *(["-"] if with_worst else []), "-"]]
@@ -144,7 +145,7 @@ def _float_lines(group: pd.DataFrame, with_worst: bool) -> list[list[str]]:
 
 
 def _interval(one: Mapping[str, Any], measure: Measure) -> str:
-    """Returns the interval of a line as it was recorded; `-` where there is none."""
+    """Returns the recorded interval of a line; `-` where there is none."""
     if one["ci_low"] == one["ci_high"] and one["n"] == 1:
         return "-"
     return f"{measure.number(one['ci_low'])} - {measure.number(one['ci_high'])}"
@@ -161,21 +162,21 @@ def _failure(row: dict[str, Any]) -> str:
 
 
 def _widths(lines: list[list[str]]) -> list[int]:
-    """Returns the width each column asks for."""
+    """Returns the width that each column needs."""
     full = [line for line in lines if len(line) == len(lines[0])]
     return [max(len(line[i]) for line in full) for i in range(len(lines[0]))]
 
 
 def _room(lines: list[list[str]]) -> int:
-    """Returns how many columns of the screen are left over, negative where some are missing."""
+    """Returns the number of free columns of the screen; negative where the table is too wide."""
     widths = _widths(lines)
     return WIDTH - sum(widths) - 2 * (len(widths) - 1)
 
 
 def _align(lines: list[list[str]]) -> str:
-    """Returns the lines as text, the first column to the left, numbers to the right, a rule under the head."""
+    """Returns the lines as text: the first column left-aligned, numbers right-aligned, a rule below the head."""
     widths = _widths(lines)
-    widths[0] = max(8, widths[0] + min(0, _room(lines)))  # only names can be cut
+    widths[0] = max(8, widths[0] + min(0, _room(lines)))  # only names can be shortened
     out = []
     for line in lines:
         line = [_cut(line[0], widths[0]), *line[1:]] if len(line) > 1 else line

@@ -1,4 +1,4 @@
-"""How sure a score is: Wilson intervals, the exact paired test, the spread over seeds, ranks with their noise."""
+"""Confidence in scores: Wilson intervals, the exact paired test, the spread over seeds, ranks with their noise."""
 
 import functools
 import math
@@ -12,13 +12,13 @@ import pandas as pd
 from qexp.results.measure import Measure
 
 Z95 = 1.959963984540054
-# Student's t, 97.5 % quantile for 1..30 degrees of freedom; a study rarely has more than a handful of seeds.
+# Student's t, 97.5 % quantile for 1..30 degrees of freedom; studies rarely have more than a few seeds.
 T95 = (
     *(12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281),
     *(2.2010, 2.1788, 2.1604, 2.1448, 2.1314, 2.1199, 2.1098, 2.1009, 2.0930, 2.0860),
     *(2.0796, 2.0739, 2.0687, 2.0639, 2.0595, 2.0555, 2.0518, 2.0484, 2.0452, 2.0423),
 )
-# What makes two points the same configuration up to the seed; columns a study lacks are ignored.
+# Columns in which points of one configuration are equal, whatever their seed; columns that a study lacks are ignored.
 CELL = (
     *(
         "study",
@@ -37,7 +37,7 @@ CELL = (
     *("plan", "ends_bit", "rounding", "granularity", "bn", "add", "quantize_input", "n_calibrate", "n_eval", "weights"),
 )
 
-# What makes two points share a float network to be compared with.
+# Columns in which points with the same float network are equal.
 REFERENCE = (
     *("study", "model", "dataset", "metric", "metric_label", "unit", "is_share", "higher_is_better"),
     *("weights", "reference", "n_eval"),
@@ -74,7 +74,7 @@ def mcnemar(a_correct: Sequence[bool], b_correct: Sequence[bool]) -> Paired:
     """Returns the exact two-sided McNemar test of two models on the same images.
 
     Args:
-        a_correct: whether model a was right, one entry an image.
+        a_correct: whether model a was right, one entry per image.
         b_correct: the same images in the same order for model b.
 
     Source: McNemar, Note on the sampling error of the difference between correlated proportions, 1947.
@@ -97,12 +97,12 @@ def sign_test(a: int, b: int) -> float:
 
 
 def aggregate_seeds(df: pd.DataFrame) -> pd.DataFrame:
-    """Returns one row a configuration: `mean`, `sd` (over seeds), `n`, `ci_low`, `ci_high`, and the `rows` it joins.
+    """Returns one row per configuration: `mean`, `sd` (over seeds), `n`, `ci_low`, `ci_high`, and the `rows` it joins.
 
-    Failed points are left out. The interval joins two independent doubts in quadrature: the spread over seeds
+    Failed points are left out. The interval joins two independent uncertainties in quadrature: the spread over seeds
     (Student's t) and the finite test set (the mean of the points' own half widths), so one seed gives the point's
-    own interval. Of shares it is clipped to 0..100: few seeds far apart say no more than that.
-    Points that repeat a seed differ in something the columns do not name and stay apart.
+    own interval. Intervals of shares are clipped to 0..100, which few seeds far apart would exceed.
+    Points that repeat a seed differ in something that the columns do not name, and stay separate.
     """
     ok = df[(df["status"] == "ok") & df["value"].notna()]
     keys = [name for name in CELL if name in ok.columns and ok[name].notna().any()]
@@ -115,13 +115,13 @@ def aggregate_seeds(df: pd.DataFrame) -> pd.DataFrame:
 
 
 def ties(cells: pd.DataFrame, points: pd.DataFrame, correct: Mapping[str, np.ndarray]) -> tuple[int, list[int]] | None:
-    """Returns the index of the best cell, and of those whose distance from it may be chance; None for fewer than two cells.
+    """Returns the index of the best cell, and of the cells whose distance from it may be chance; None for fewer than two cells.
 
-    See `surely_better` for what decides; cells of several seeds are compared by their intervals.
+    `surely_better` decides; cells with several seeds are compared by their intervals.
 
     Args:
-        cells: What `aggregate_seeds` returned.
-        points: The rows it joined.
+        cells: The table that `aggregate_seeds` returned.
+        points: The rows that it joined.
         correct: Which images were right, by point.
     """
     if len(cells) < 2:
@@ -137,12 +137,12 @@ def ties(cells: pd.DataFrame, points: pd.DataFrame, correct: Mapping[str, np.nda
 def upwards(
     value: np.ndarray, low: np.ndarray, high: np.ndarray, measure: Measure
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns values and their intervals such that more is better: those of a metric that is better downwards change their sign."""
+    """Returns values and intervals for which more is better: the sign changes for a metric where less is better."""
     return (value, low, high) if measure.higher_is_better else (-value, -high, -low)
 
 
 def hits_of(cells: pd.DataFrame, points: pd.DataFrame, correct: Mapping[str, np.ndarray]) -> list[np.ndarray | None]:
-    """Returns which images each cell got right; None for a cell of several seeds, or whose hits are not known."""
+    """Returns which images each cell got right; None for a cell with several seeds or with unknown hits."""
     return [correct.get(points.at[rows[0], "point"]) if len(rows) == 1 else None for rows in cells["rows"]]
 
 
@@ -157,10 +157,10 @@ def seed_columns(df: pd.DataFrame) -> pd.DataFrame:
 
 
 def float_references(df: pd.DataFrame) -> pd.DataFrame:
-    """Returns one row for each float network that points were compared with: `mean`, `sd`, `n`, `ci_low`, `ci_high`, its names.
+    """Returns one row per float network that points were compared with: `mean`, `sd`, `n`, `ci_low`, `ci_high`, its names.
 
-    Runs from the same weights have one, whatever their seed; networks that were trained once for each seed are joined as
-    `aggregate_seeds` joins points.
+    Runs from the same weights share one, whatever their seed. Networks that were trained once per seed are joined in the way
+    in which `aggregate_seeds` joins points.
     """
     known = df[(df["status"] == "ok") & df["value_float"].notna()]
     keys = [name for name in REFERENCE if name in known.columns and known[name].notna().any()]
@@ -200,13 +200,13 @@ def surely_better(
 ) -> np.ndarray:
     """Returns `[n, n]` booleans: whether entry i is better than entry j beyond chance.
 
-    Two entries whose hits on the same images are known: the exact McNemar test at 5 %, its p-value times the number of others
-    (Bonferroni). Any other two: the whole interval of one lies above that of the other. Intervals of models tested on the same images
-    overlap sooner than a paired test would say, so this errs towards a tie.
+    Two entries with known hits on the same images are compared by the exact McNemar test at 5 %, with its p-value times the number of
+    others (Bonferroni). For any other two, the whole interval of one has to lie above that of the other. Intervals of models tested on
+    the same images overlap more often than a paired test finds no difference, so this errs towards a tie.
 
     Args:
         value: Scores of which more is better, see `upwards`.
-        low, high: Their intervals; where one is not known (NaN), the value itself.
+        low, high: Their intervals; an unknown one (NaN) counts as the value itself.
         hits: Which images each got right, booleans `[images]`, or None.
     """
     low = np.where(np.isnan(np.asarray(low, float)), value, low)
@@ -225,7 +225,7 @@ def surely_better(
 
 
 def _beyond_chance(won: np.ndarray, lost: np.ndarray, comparisons: int) -> np.ndarray:
-    """Returns where `won` of `won + lost` is too many for chance; the exact test wherever the normal limit does not settle it by far."""
+    """Returns where `won` of `won + lost` is too many for chance; tests exactly unless the normal limit is far from the threshold."""
     total = won + lost
     critical = NormalDist().inv_cdf(1 - 0.025 / comparisons)
     z = (won - lost - 1) / np.sqrt(np.maximum(total, 1))
@@ -241,6 +241,6 @@ def rank_ranges(
     high: Sequence[float],
     hits: Sequence[np.ndarray | None] | None = None,
 ) -> list[tuple[int, int]]:
-    """Returns the best and the worst rank (1 = highest value, see `upwards`) each entry may have, given what `surely_better` says."""
+    """Returns the best and the worst rank (1 = highest value, see `upwards`) of each entry, from `surely_better`."""
     sure = surely_better(value, low, high, hits)
     return [(int(above) + 1, len(sure) - int(below)) for above, below in zip(sure.sum(0), sure.sum(1))]

@@ -1,16 +1,15 @@
-"""Which code a result depends on: the source of the classes involved and of what their modules import, versions of plugins.
+"""The code that a result depends on: the source of its classes and of what their modules import, versions of plugins.
 
-Everything that a run keeps under a name (a point, a float network and its score, calibration statistics) asks `code` here.
-Three kinds of code are treated differently:
+Every name under which a run keeps something (a point, a float network and its score, calibration statistics) uses `code` of this module.
 
-* A user's code, which lies outside `site-packages`: the module of each class involved, the packages it lies in, and whatever of the
-  user's these import, recursively. Comments, docstrings and layout leave a name as it is; everything else changes it.
+* A user's code, which lies outside `site-packages`: the module of each class involved, the packages it lies in, and all modules of the
+  user's that these import, recursively. Comments, docstrings and layout do not change a name; every other edit does.
 * A plugin in `site-packages` (timm, a package of quantizers): the version of its distribution.
-* qexp itself: the modules of the classes involved, and what these import from their own folder. An edited quantizer renames the points
-  that use it, and those alone: a release or an unrelated edit of qexp leaves finished points finished. What the rest of qexp does to a
-  number stands in the row's column `commit`, not in its name.
+* qexp itself: the modules of the classes involved, and what these import from their own folder. An edited quantizer renames only the
+  points that use it: after a release or an unrelated edit of qexp, finished points stay finished. The row's column `commit`, not the
+  name, records the rest of qexp.
 
-The libraries that every run needs (torch, Lightning, NumPy, ...) stand in the row and in `environment.json`, not in names.
+The libraries that every run needs (torch, Lightning, NumPy, ...) are recorded in the row and in `environment.json`, not in names.
 """
 
 from __future__ import annotations
@@ -45,12 +44,12 @@ EVERY_RUN = {
     *("setuptools", "typing_extensions", "packaging", "antlr4", "qexp_kernels"),
 }
 DOTTED = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
-# Module and path -> what was loaded, hash of its code, what it imports.
+# Module and path -> the loaded module, the hash of its code, the modules it imports.
 _read: dict[str, tuple[object, str, tuple[str, ...]]] = {}
 
 
 def named(node: Any) -> Iterator[str]:
-    """Yields the dotted names in a plain configuration: every `_target_`, and whatever else may name a class or a function."""
+    """Yields the dotted names in a plain configuration: every `_target_`, and every other text that may name a class or a function."""
     if isinstance(node, dict):
         for value in node.values():
             yield from named(value)
@@ -62,10 +61,10 @@ def named(node: Any) -> Iterator[str]:
 
 
 def code(things: Iterable[Any]) -> dict[str, str]:
-    """Returns what stands for the code of some things: the hash of its source by module, the version by distribution.
+    """Returns what identifies the code of some things: the source hash of each module, the version of each distribution.
 
     Args:
-        things: Classes, functions, objects (their classes), or dotted names of these; a name that leads nowhere adds nothing.
+        things: Classes, functions, objects (their classes), or dotted names of these; a name that does not exist adds nothing.
     """
     found: dict[str, str] = {}
     waiting = [name for thing in things for name in _modules(thing, found)]
@@ -85,7 +84,7 @@ def code(things: Iterable[Any]) -> dict[str, str]:
             found |= _versions(top)
             continue
         digest, imported = _source(name, path)
-        if name != "qexp":  # the front door leads everywhere
+        if name != "qexp":  # the top module imports every part
             found[name] = digest
             waiting += [other for other in imported if top != "qexp" or _beside(other, name, path)]
     return dict(sorted(found.items()))
@@ -97,12 +96,12 @@ def digest(found: dict[str, str]) -> str:
 
 
 def _modules(thing: Any, found: dict[str, str]) -> list[str]:
-    """Returns the modules that define a thing; code that lies in no file (a notebook's) is put into `found` itself."""
+    """Returns the modules that define a thing; code without a file (in a notebook) goes directly into `found`."""
     if isinstance(thing, str):
         if not thing.startswith("qexp."):
             return list(_prefixes(thing))
         module, own = thing.rpartition(".")[0], _located(thing)
-        named = _file(module)  # which may only pass the class on
+        named = _file(module)  # a module that may only re-export the class
         return [
             *([module] if named and named.name != "__init__.py" else []),
             *([] if own is None else _modules(own, found)),
@@ -132,15 +131,15 @@ def _of(thing: Any, found: dict[str, str]) -> list[str]:
 
 @cache
 def _located(name: str) -> Any:
-    """Returns what a dotted name of qexp's leads to, which a package may only pass on; None for nothing."""
+    """Returns the object of a dotted name in qexp, also if a package only re-exports it; None if there is none."""
     try:
         return locate(name)
-    except Exception:  # an extra that is not installed: the run itself says so
+    except Exception:  # an extra that is not installed: the run itself raises the error
         return None
 
 
 def _prefixes(name: str) -> Iterator[str]:
-    """Yields `a`, `a.b`, `a.b.c` of `a.b.c`: importing a module runs the packages it lies in. Of qexp's the module alone."""
+    """Yields `a`, `a.b`, `a.b.c` of `a.b.c`: since importing a module runs its packages. For qexp, yields the module alone."""
     parts = name.split(".")
     if parts[0] == "qexp":
         yield name
@@ -150,13 +149,13 @@ def _prefixes(name: str) -> Iterator[str]:
 
 
 def _beside(other: str, name: str, path: Path) -> bool:
-    """Whether a module of qexp's lies in the same folder as `name`."""
+    """Returns whether a module of qexp lies in the same folder as `name`."""
     folder = name if path.name == "__init__.py" else name.rpartition(".")[0]
     return other.rpartition(".")[0] == folder
 
 
 def _file(name: str) -> Path | None:
-    """Returns where a module's code lies, without importing it; None for what has no file or does not exist."""
+    """Returns the file of a module, without importing it; None if it has no file or does not exist."""
     module = sys.modules.get(name)
     if module is not None:
         file = getattr(module, "__file__", None) or getattr(getattr(module, "__spec__", None), "origin", None)
@@ -178,9 +177,9 @@ def _spec(name: str) -> Any:
 
 
 def _source(name: str, path: Path) -> tuple[str, tuple[str, ...]]:
-    """Returns the hash of a module's code and the names it imports: as loaded, where this process has loaded it.
+    """Returns the hash of a module's code, and the names it imports; a module that is loaded counts as it was loaded.
 
-    A file that is edited while a sweep runs leaves the points of that sweep with the name of the code they ran.
+    If a file is edited during a sweep, the sweep's points keep the name of the code that they ran.
     """
     loaded = getattr(sys.modules.get(name), "__spec__", None) or sys.modules.get(name)
     before = _read.get(f"{name} {path}")
@@ -199,7 +198,7 @@ def _parsed(name: str, path: Path) -> tuple[str, tuple[str, ...]]:
         tree = ast.parse(content)
         imported = tuple(_imports(tree, name if path.name == "__init__.py" else name.rpartition(".")[0]))
         content = ast.unparse(_bare(tree)).encode()
-    except (SyntaxError, ValueError, RecursionError):  # a compiled module; what Python cannot read, the run will name
+    except (SyntaxError, ValueError, RecursionError):  # a compiled module; for unreadable code, the run raises an error
         imported = ()
     return hashlib.sha256(content).hexdigest()[:16], imported
 
@@ -215,7 +214,7 @@ def _bare(tree: ast.Module) -> ast.Module:
 
 
 def _imports(tree: ast.Module, package: str) -> Iterator[str]:
-    """Yields the modules that a module imports anywhere, and the packages they lie in; some names are no modules."""
+    """Yields the modules that a module imports anywhere, and the packages they lie in; some of the names are not modules."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             for alias in node.names:
@@ -234,7 +233,7 @@ def _imports(tree: ast.Module, package: str) -> Iterator[str]:
 
 
 def _unfiled(owner: Any) -> str:
-    """Returns the hash of a class or function that lies in no file: of its source where a notebook keeps it, else of its bytecode."""
+    """Returns the hash of a class or function without a file: of its source if a notebook keeps it, else of its bytecode."""
     try:
         text = inspect.getsource(owner)
     except (OSError, TypeError):
@@ -251,7 +250,7 @@ def _bytecode(own: CodeType) -> list[Any]:
 
 @cache
 def _versions(top: str) -> dict[str, str]:
-    """Returns the version of each distribution that brings a package, by its name."""
+    """Returns the version of each distribution that provides a package, by its name."""
     return {name: version(name) for name in _distributions().get(top, ())}
 
 

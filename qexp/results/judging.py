@@ -1,4 +1,4 @@
-"""What the proofs and searches of a network ask of its task: what outputs are worth, and what they decide."""
+"""The interface between a network's task and its proofs and searches: scores and decisions from outputs."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from qexp.results.measure import Measure
 
 
 class Judged(Protocol):
-    """A score, whoever computed the outputs: a share in 0..1, or a number of the task's own unit."""
+    """A score, for outputs of any origin: a share in 0..1, or a number in the task's own unit."""
 
     value: float
     measure: Measure
 
 
 class Judge(Protocol):
-    """The task of a network, as what computes outputs without it sees it.
+    """The methods of a task that code uses which computes outputs without it.
 
-    `evidence(outputs, targets)` is what the score needs of one batch, small enough to keep for all of them; `score_of` makes the score of
-    all evidence. A task that cannot judge outputs alone gives None for either.
+    `evidence(outputs, targets)` returns what the score needs of one batch, small enough to keep for all batches; `score_of` computes the
+    score from all evidence. A task that cannot score outputs alone returns None for either.
     """
 
     measure: Measure
@@ -29,16 +29,16 @@ class Judge(Protocol):
     def score_of(self, evidence: Sequence[Any]) -> Judged | None: ...
 
     def decisions(self, outputs: Any) -> Any | None:
-        """What the network decides for each sample, whole numbers `[N, ...]`; None where outputs are no decisions."""
+        """Returns the decision for each sample, whole numbers `[N, ...]`; None where outputs are not decisions."""
         ...
 
     def divergence(self, outputs: Any, wanted: Any) -> Any | None:
-        """How far each sample's outputs are from wanted ones `[N]`; None where the task has no measure of its own."""
+        """Returns the distance of each sample's outputs from wanted ones `[N]`; None where the task has no measure of its own."""
         ...
 
 
 class Judging:
-    """Outputs judged batch by batch: `add` them, then read `score`; without a judge, or without targets, there is none."""
+    """Scores outputs batch by batch: `add` them, then read `score`; it is None without a judge or without targets."""
 
     def __init__(self, judge: Judge | None) -> None:
         self.judge = judge
@@ -54,24 +54,24 @@ class Judging:
 
     @property
     def score(self) -> Judged | None:
-        """The score of all that was added."""
+        """The score of all batches that were added."""
         return self.judge.score_of(self._evidence) if self._evidence else None
 
     @property
     def stored(self) -> float | None:
-        """The score as records hold it: a share in percent, everything else as it is."""
+        """The score in the form of records: a share in percent, any other as it is."""
         score = self.score
         return None if score is None else score.measure.stored(score.value)
 
 
 def differing(one: Any, other: Any) -> int | None:
-    """Returns the samples of a batch for which two decisions `[N, ...]` differ anywhere; None where there are none."""
+    """Returns the samples of a batch for which two decisions `[N, ...]` differ anywhere; None where there are no decisions."""
     if one is None or other is None:
         return None
     return int((one != other).reshape(len(one), -1).any(1).sum())
 
 
 def total(counts: Iterable[int | None]) -> int | None:
-    """Returns the sum of counts; None where one is not known."""
+    """Returns the sum of counts; None where a count is unknown."""
     known = list(counts)
     return None if any(count is None for count in known) else sum(known)

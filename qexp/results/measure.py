@@ -1,4 +1,4 @@
-"""What a task's metric is: a share or not, better upwards or downwards, its unit; and how its numbers are stored and written."""
+"""A metric's kind (share or not, direction, unit), and how its numbers are stored and written."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ import numpy as np
 
 from qexp.results import wording
 
-_LABELS = {"top1": "top-1", "map_voc07": "mAP", "lfw_accuracy": "LFW"}  # of records that name none
+_LABELS = {"top1": "top-1", "map_voc07": "mAP", "lfw_accuracy": "LFW"}  # labels for records without a label
 
 
 @dataclass(frozen=True)
 class Measure:
-    """What the numbers of a point are; a record that does not say holds a share in percent, better upwards.
+    """The kind of a point's numbers; by default a share in percent, where more is better.
 
     Attributes:
         metric: Column name: `top1`, `miou`, `psnr`.
-        label: What people call it, where room is short.
-        unit: `%` of a share; of others their own (`dB`), empty for none.
-        is_share: Whether it is a share in 0..1, stored in percent.
+        label: A short name for people.
+        unit: `%` for a share; for others their own (`dB`), empty for none.
+        is_share: Whether the metric is a share in 0..1, stored in percent.
         higher_is_better: Whether more is better.
     """
 
@@ -42,7 +42,7 @@ class Measure:
         return cls(metric, label or _LABELS.get(metric, metric), "%" if is_share else unit or "", is_share, higher)
 
     def columns(self) -> dict[str, Any]:
-        """Returns the columns of a record that say what its numbers are."""
+        """Returns the columns of a record that describe its numbers."""
         return {
             "metric": self.metric,
             "metric_label": self.label,
@@ -53,20 +53,20 @@ class Measure:
 
     @property
     def head(self) -> str:
-        """What a column of such numbers is called: `top-1 %`, `PSNR dB`."""
+        """The heading of a column of such numbers: `top-1 %`, `PSNR dB`."""
         return f"{self.label or self.metric} {self.unit}".rstrip()
 
     @property
     def sign(self) -> int:
-        """1 where more is better, -1 where less is: a number times this is greater for a better network."""
+        """1 where more is better, -1 where less is: multiplied by this, a number is greater for a better network."""
         return 1 if self.higher_is_better else -1
 
     def stored(self, value: float) -> float:
-        """Returns a score as records hold it: a share in percent, everything else as it is."""
+        """Returns a score in the form of records: a share in percent, any other as it is."""
         return 100 * value if self.is_share else value
 
     def number(self, value: float) -> str:
-        """Returns a stored number without its unit; small ones that are no percentages keep three digits."""
+        """Returns a stored number without its unit; small ones that are not percentages keep three digits."""
         if not self.is_share and 0 < abs(value) < 1:
             return wording.number(value, 3)
         return f"{value:.2f}"
@@ -76,7 +76,7 @@ class Measure:
         return f"{self.number(value)} {self.unit}".rstrip()
 
     def distance(self, value: float) -> str:
-        """Returns how far two stored numbers lie apart, without a sign: `0.40 points`, `1.20 dB`."""
+        """Returns the distance of two stored numbers, without a sign: `0.40 points`, `1.20 dB`."""
         return f"{self.number(abs(value))} {'points' if self.is_share else self.unit}".rstrip()
 
     def lost(self, value: float, reference: float) -> float:
@@ -84,9 +84,9 @@ class Measure:
         return self.sign * (reference - value)
 
     def has_collapsed(self, value: float, reference: float) -> bool:
-        """Whether less than half of a score is left: half the share, half the number; of errors, twice as many.
+        """Whether less than half of a score is left: half the share or half the number; for errors, twice as many.
 
-        Of numbers at or below zero (decibels may be) nobody can say so.
+        For numbers at or below zero (decibels may be) the result is False.
         """
         if self.is_share:
             kept, base = (value, reference) if self.higher_is_better else (100 - value, 100 - reference)
@@ -97,10 +97,10 @@ class Measure:
 
 
 def _boolean(value: Any) -> bool:
-    """Returns a flag of a record: true unless it clearly says false."""
+    """Returns a flag of a record: true unless it is clearly false."""
     return not (isinstance(value, bool | np.bool_) and not value) and str(value).lower() != "false"
 
 
 def is_possible_share(value: float) -> bool:
-    """Whether a number can be a share in 0..1; one that is not known (NaN) can."""
+    """Returns whether a number can be a share in 0..1; an unknown one (NaN) can."""
     return math.isnan(value) or -1e-9 <= value <= 1 + 1e-9

@@ -1,4 +1,4 @@
-"""What each point of a sweep leaves for the process that started it, wherever it ran: small files in the sweep's own folder."""
+"""Receipts: each point of a sweep leaves a small file in the sweep's folder, for the process that started it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from qexp.system.whole_files import write_text
 
 @dataclass(frozen=True)
 class Receipt:
-    """Which study a point wrote to, which point it is, how it ended, and its result in a few words."""
+    """A point's study, name, status, and result in a few words."""
 
     study: str
     name: str
@@ -37,12 +37,12 @@ class Receipt:
 
 
 def leave(folder: Path, job: int, receipt: Receipt) -> None:
-    """Puts the receipt of a job into the folder, whole or not at all."""
+    """Writes the receipt of a job into the folder, whole or not at all."""
     write_text(folder / f"{job}.json", json.dumps(asdict(receipt)))
 
 
 def found(folder: Path) -> dict[str, Receipt | None]:
-    """Returns the receipts in a folder by job, in the order they were left; None for one that cannot be read."""
+    """Returns the receipts in a folder by job, in the order in which they were written; None for one that cannot be read."""
     out: dict[str, Receipt | None] = {}
     for path in sorted(folder.glob("*.json"), key=lambda path: path.stat().st_mtime_ns):
         try:
@@ -53,12 +53,12 @@ def found(folder: Path) -> dict[str, Receipt | None]:
 
 
 class Watch:
-    """Prints a line for each point that other processes finish, until it is closed.
+    """Prints a line for each point that other processes finish, until this object is closed.
 
     Args:
-        folder: Where receipts appear; points that run on other machines leave them on the file system both see.
+        folder: Folder of the receipts; for points on other machines it lies on a shared file system.
         remaining: Counts the points.
-        every: Seconds between two looks.
+        every: Seconds between two checks.
     """
 
     def __init__(self, folder: Path, remaining: Remaining, every: float = 1.0) -> None:
@@ -69,7 +69,7 @@ class Watch:
         self._thread.start()
 
     def close(self) -> None:
-        """Prints the lines of what has finished since the last look, and ends."""
+        """Prints the lines of points that finished since the last check, and stops."""
         self._over.set()
         self._thread.join()
 

@@ -1,4 +1,4 @@
-"""How far a sweep is: one line per finished point, with the time that is left."""
+"""Progress of a sweep: one line per finished point, with the time that is left."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections import deque
 
 from qexp.results import wording
 
-RECENT = 10  # points; those found finished cost nothing, and come first when a sweep is started again
+RECENT = 10  # points for the estimate; when a sweep is started again, finished points come first and take no time
 
 
 class Remaining:
-    """Counts the points of a sweep; `line` after each.
+    """Counts the points of a sweep; call `line` after each.
 
     Args:
-        total: How many there are in all; None where nobody knows.
+        total: The number of points; None where it is unknown.
     """
 
     def __init__(self, total: int | None) -> None:
@@ -23,7 +23,7 @@ class Remaining:
         self.recent: deque[float] = deque(maxlen=RECENT)
 
     def line(self, result: str = "") -> str:
-        """Returns `point 3 of 36, 12 s gone, about 2 min 10 s left: RESULT` after one more point; without the time left after the last."""
+        """Returns `point 3 of 36, 12 s gone, about 2 min 10 s left: RESULT` after one more point; the last line has no time left."""
         now = time.monotonic()
         self.recent.append(now - self.last)
         self.last, self.done = now, self.done + 1

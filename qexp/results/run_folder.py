@@ -1,4 +1,4 @@
-"""The folder of one point: what was asked, what came out, whole files or none."""
+"""The folder of one point: its request and its results; files are written whole or not at all."""
 
 from __future__ import annotations
 
@@ -32,18 +32,19 @@ class Record:
 
     Args:
         folder: `<runs_dir>/<study>/<point>`.
-        request: What was asked for, as a hash without contents: a failure's row goes once a point of the same request has succeeded,
-            whichever file was missing or damaged before.
-        about: What `environment.json` says of this point besides the versions and the machine: its weights, its code.
+        request: Hash of the request alone (no file contents). A failed row is dropped once a run of the same request succeeds, also if a
+            file was missing or damaged before.
+        about: What `environment.json` records of this point besides the versions and the machine: its weights, its code.
     """
 
     def __init__(self, folder: Path, request: str = "", about: Mapping[str, Any] | None = None) -> None:
         self.folder, self.request, self.about = folder, request, dict(about or {})
-        self.checked = False  # what was asked can be computed: what fails from now on is no mistake in the asking
+        # set once the request is known to be valid: later failures are not mistakes in the request
+        self.checked = False
         self._log: logging.Handler | None = None
 
     def locked(self, title: str) -> AbstractContextManager[None]:
-        """Inside, no other process works on this point; one that waits says so."""
+        """Keeps other processes from this point inside the block; a process that has to wait logs it."""
         return locked(self.folder, lambda: log.info("%s: another process is at it; waiting for its result", title))
 
     @property
@@ -51,7 +52,7 @@ class Record:
         return self.folder / "metrics.json"
 
     def finished(self) -> dict[str, Any] | None:
-        """Returns the metrics of a point that was run to its end, None where it was not (or its file is damaged)."""
+        """Returns the metrics of a finished point; None where it is not finished or its file is damaged."""
         try:
             metrics = json.loads(self.metrics_path.read_text())
         except (OSError, ValueError, RecursionError):
@@ -61,15 +62,15 @@ class Record:
     def open(self, config: str, start_over: bool = False) -> None:
         """Makes the folder, writes the resolved configuration and the environment, and starts the log.
 
-        A point that is run again continues its log, after a line that says so.
+        A point that is run again continues its log, after a line that marks the new run.
 
         Args:
             config: The resolved configuration, as YAML.
-            start_over: Begin the log anew.
+            start_over: Start an empty log.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         self.metrics_path.unlink(missing_ok=True)  # a run killed half-way must not look finished
-        for part in self.folder.glob(".*.part"):  # what a killed run was writing
+        for part in self.folder.glob(".*.part"):  # partial files of a killed run
             part.unlink(missing_ok=True)
         self.write("config.yaml", config)
         self.write("environment.json", json.dumps(environment() | self.about, indent=1))
@@ -77,15 +78,15 @@ class Record:
         goes_on = path.exists() and not start_over
         self._log = logging.FileHandler(path, mode="a" if goes_on else "w")
         self._log.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-        if goes_on:  # for the reader of the file alone
-            words = "run again; what an earlier process said stands above"
+        if goes_on:  # for readers of the file only
+            words = "run again; the lines of an earlier process are above"
             self._log.emit(log.makeRecord(log.name, logging.INFO, __file__, 0, words, (), None))
         logging.getLogger().addHandler(self._log)
-        if logging.getLogger("qexp").level == logging.NOTSET:  # in a notebook nobody has asked for more than warnings
+        if logging.getLogger("qexp").level == logging.NOTSET:  # in a notebook, only warnings are on by default
             logging.getLogger("qexp").setLevel(logging.INFO)
 
     def start_over(self) -> None:
-        """Removes the checkpoints an earlier run of this point left, so that training does not resume from its end."""
+        """Removes the checkpoints of an earlier run of this point, so that training does not resume from its end."""
         shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
 
     def close(self) -> None:
@@ -104,7 +105,7 @@ class Record:
         write_bytes(self.folder / name, content)
 
     def metrics(self, metrics: dict[str, Any]) -> None:
-        """Writes `metrics.json`: the last file of a point, whose presence says that it is finished."""
+        """Writes `metrics.json`: the last file of a point, whose presence marks it as finished."""
         self.write("metrics.json", json.dumps(_plain(metrics | {"request": self.request}), indent=1))
         if metrics["status"] == "ok":
             shutil.rmtree(self.folder.parent / f"failed-{self.request}", ignore_errors=True)
@@ -112,7 +113,7 @@ class Record:
     def failed(self, row: Mapping[str, Any], error: BaseException) -> dict[str, Any]:
         """Writes and returns the metrics of a point that failed, with its error; the traceback goes into `log.txt`.
 
-        Where even that cannot be written (a full disk), the log says so, and the next run of the point starts from nothing.
+        If this cannot be written either (a full disk), an error is logged, and the next run of the point starts from nothing.
         """
         metrics = {
             "status": "failed",
@@ -146,7 +147,7 @@ def environment() -> dict[str, Any]:
     }
 
 
-@cache  # of the code this process has loaded
+@cache  # cached: the code that this process has loaded does not change
 def commit() -> str:
     """Returns the git commit of the code, with a `+` where it was changed since; empty outside a checkout."""
     here = Path(__file__).parent
@@ -165,7 +166,7 @@ def commit() -> str:
 
 
 def peak_mb() -> float:
-    """Returns the most memory this process has held so far, in MiB; in a sweep, that of the points before is in it."""
+    """Returns the most memory this process has held so far, in MiB; in a sweep, this includes earlier points."""
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return round(most / (2**20 if sys.platform == "darwin" else 2**10), 1)
 
@@ -178,7 +179,7 @@ def _version(name: str) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Returns the value as JSON holds it: no NaN, no infinity, no numpy or torch scalar."""
+    """Returns the value in a form for JSON: without NaN, infinity, numpy and torch scalars."""
     if isinstance(value, dict):
         return {str(k): _plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""What one point's folder holds beside its metrics: the plan, histograms, training curves, configuration."""
+"""Reads the files of one point's folder besides its metrics: the plan, histograms, curves, configuration."""
 
 import json
 import logging
@@ -12,19 +12,19 @@ log = logging.getLogger(__name__)
 
 
 def read_layers(point_dir: Path) -> pd.DataFrame:
-    """Returns `layers.csv`, one row a (layer, site); an empty frame where there is none or it cannot be read."""
+    """Returns `layers.csv`, one row per (layer, site); an empty frame where there is none or it cannot be read."""
     return _csv(point_dir / "layers.csv", required={"layer", "site"})
 
 
 def worst_layer(point_dir: Path) -> str:
-    """Returns the tensor with the lowest SQNR as in `layer3.0.conv1 9.1 dB`, or an empty string."""
+    """Returns the tensor with the lowest SQNR in the form `layer3.0.conv1 9.1 dB`, or an empty string."""
     layers = read_layers(point_dir)
     sqnr = pd.to_numeric(layers["sqnr"], errors="coerce").dropna() if "sqnr" in layers else pd.Series(dtype=float)
     return f"{layers.at[sqnr.idxmin(), 'layer']} {sqnr.min():.1f} dB" if len(sqnr) else ""
 
 
 def read_correct(point_dir: Path) -> np.ndarray | None:
-    """Returns which test samples the point got right, booleans `[n]`; None where it is not known."""
+    """Returns which test samples the point got right, booleans `[n]`; None where this is unknown."""
     try:
         # mapped first: a header may claim more than the file holds, and more than the memory
         kept = np.load(point_dir / "correct.npy", allow_pickle=False, mmap_mode="r")
@@ -56,7 +56,7 @@ def read_trials(point_dir: Path) -> pd.DataFrame:
 def read_accumulator(point_dir: Path) -> pd.DataFrame:
     """Returns `accumulator.csv` (`bits, overflow, value, ...`); an empty frame where there is none or it cannot be read."""
     found = _csv(point_dir / "accumulator.csv", required={"bits", "overflow"})
-    return found.rename(columns={"top1": "value"})  # as earlier versions called it
+    return found.rename(columns={"top1": "value"})  # the column's name in earlier versions
 
 
 def read_depth(point_dir: Path) -> dict[str, list[dict[str, Any]]]:
@@ -94,7 +94,7 @@ def _csv(path: Path, required: set[str]) -> pd.DataFrame:
     if not path.is_file():
         return pd.DataFrame()
     try:
-        # Layers may be called "NA" or "3.10": names stay text, only an empty field is a gap.
+        # Layers may be called "NA" or "3.10": names stay text, and only an empty field is a gap.
         names = dict.fromkeys(("layer", "site", "name"), str)
         df = pd.read_csv(path, keep_default_na=False, na_values=[""], dtype=names)
     except (OSError, ValueError) as error:  # pandas' parser errors are ValueErrors

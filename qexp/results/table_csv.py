@@ -1,4 +1,4 @@
-"""The table of a study: one row a point, rebuilt from the `metrics.json` files and never appended to."""
+"""The table of a study: one row per point, rebuilt from the `metrics.json` files and never appended to."""
 
 import json
 import logging
@@ -43,16 +43,16 @@ NAMES = (
     "reference",
     "request",
 )
-DEPTH, LARGEST = 8, 2**63  # of what a record may hold
+DEPTH, LARGEST = 8, 2**63  # limits on the values of a record
 ORDER = ["study", "model", "dataset", "quant", "schedule", "mean_wbit", "mean_abit", "seed", "point"]
 
 
 def collect(study_dir: str | Path) -> pd.DataFrame:
-    """Returns one row a point of the study; the columns of `COLUMNS` first, whatever else was recorded after them.
+    """Returns one row per point of the study; the columns of `COLUMNS` come first, then all others that were recorded.
 
-    A failed point keeps its row until one of the same request succeeds, whatever file was missing or damaged before.
+    A failed point keeps its row until one of the same request succeeds, also if a file was missing or damaged before.
     A `metrics.json` that cannot be read (cut off by a crash, not JSON, not a mapping) is logged and listed in
-    `df.attrs["skipped"]`, and the other points are read all the same.
+    `df.attrs["skipped"]`; the other points are still read.
 
     Raises:
         QexpError: the folder does not exist.
@@ -84,7 +84,7 @@ def collect(study_dir: str | Path) -> pd.DataFrame:
 
 
 def _row(path: Path) -> dict[str, Any]:
-    """Returns the record of one point, the names that say where it lies filled in."""
+    """Returns the record of one point, with the names of its study and folder filled in."""
     try:
         row = json.loads(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
@@ -95,13 +95,13 @@ def _row(path: Path) -> dict[str, Any]:
     row.setdefault("study", path.parent.parent.name)
     row["point"] = path.parent.name
     row.setdefault("status", "ok" if row.get("value") is not None else "failed")
-    if row.get("metric") is not None:  # of records that do not say what their numbers are: shares, better upwards
+    if row.get("metric") is not None:  # the default for records without these columns: shares where more is better
         row = row | {k: v for k, v in Measure.of(row).columns().items() if row.get(k) is None}
     return {name: _plain(name, value) for name, value in row.items()}
 
 
 def _check(value: Any, depth: int = 0) -> None:
-    """Raises if a record holds what no run writes, and tables and pages cannot hold."""
+    """Raises if a record holds values that no run writes and that tables and pages cannot hold."""
     if depth > DEPTH:
         raise ValueError(f"nested more than {DEPTH} deep")
     if isinstance(value, int) and abs(value) >= LARGEST:
@@ -113,7 +113,7 @@ def _check(value: Any, depth: int = 0) -> None:
 
 
 def _plain(name: str, value: Any) -> Any:
-    """Returns a value rows can be sorted and grouped by: names as text, lists and mappings as JSON."""
+    """Returns a value by which rows can be sorted and grouped: names as text, lists and mappings as JSON."""
     if name in NAMES and value is not None:
         return value if isinstance(value, str) else json.dumps(value)
     return json.dumps(value) if name in COLUMNS and isinstance(value, (list, dict)) else value
@@ -126,9 +126,9 @@ def _whole(column: pd.Series) -> pd.Series:
 
 
 def write_results(study_dir: str | Path) -> Path:
-    """Returns the path of `results.csv`, rebuilt from the points and put in place in one step.
+    """Returns the path of `results.csv`, rebuilt from the points and replaced in one step.
 
-    Where a configuration ran with several seeds its rows also say what they come to together (`seed_columns`).
+    Where a configuration ran with several seeds, its rows also hold the statistics over them (`seed_columns`).
     """
     df = collect(study_dir)
     path = Path(study_dir) / "results.csv"

@@ -1,14 +1,14 @@
-"""Numbers as people read them: bytes, counts, durations, bit widths."""
+"""Numbers in a form for people: bytes, counts, durations, bit widths."""
 
 import math
 from collections.abc import Mapping
 from typing import Any
 
-PLAN = "plan"  # what `layer_wbit` and `layer_abit` say where a plan decided
+PLAN = "plan"  # value of `layer_wbit` and `layer_abit` where a plan sets the widths
 
 
 def reference(row: Mapping[str, Any]) -> str:
-    """Returns what a point is compared with: the float network, or quantized training's weights evaluated in float."""
+    """Returns the name of a point's reference: the float network, or quantized training's weights evaluated in float."""
     known = row.get("reference")
     return "float" if not isinstance(known, str) or not known else known
 
@@ -45,7 +45,7 @@ def seconds(value: float) -> str:
 
 
 def bits(spec: Any, mean: Any) -> str:
-    """Returns `4` for one width, `~4.3` (the mean over weights) for a width per group, and what is no width as it was asked."""
+    """Returns `4` for one width, `~4.3` (the mean over weights) for a width per group, and any other value as it was given."""
     if is_number(spec):
         return number(spec)
     if is_number(mean):
@@ -57,7 +57,7 @@ def bits(spec: Any, mean: Any) -> str:
 
 
 def width(row: Mapping[str, Any]) -> str:
-    """Returns the widths of a point as in `W4A8`; of a plan whose run did not come to its bits, which plan."""
+    """Returns the widths of a point in the form `W4A8`; for a run with a plan that failed before its bits were known, the plan."""
     if row.get("layer_wbit") == PLAN and not is_number(row.get("mean_wbit")):
         return asked(row)
     w, a = bits(row.get("layer_wbit"), row.get("mean_wbit")), bits(row.get("layer_abit"), row.get("mean_abit"))
@@ -66,7 +66,7 @@ def width(row: Mapping[str, Any]) -> str:
 
 
 def partly(row: Mapping[str, Any]) -> str:
-    """Returns the share of products that a point quantizes, `""` where that is all of them or not known."""
+    """Returns the share of products that a point quantizes, `""` where that is all of them or unknown."""
     share = row.get("quantized_macs")
     return percent(share) if is_number(share) and float(share) < 100 else ""
 
@@ -82,7 +82,7 @@ def percent(share: float) -> str:
 
 
 def asked(row: Mapping[str, Any]) -> str:
-    """Returns the widths as they were asked for: `W4A8`, `W[8,4]A8`, `plan x.csv@3fa2b1`."""
+    """Returns the requested widths: `W4A8`, `W[8,4]A8`, `plan x.csv@3fa2b1`."""
     if row.get("layer_wbit") == PLAN:
         return f"plan {row.get('plan')}"
     return f"W{row.get('layer_wbit')}A{row.get('layer_abit')}"

@@ -27,10 +27,10 @@ def device(trainer: TrainerOptions) -> torch.device:
 
 
 def processes(trainer: TrainerOptions) -> int:
-    """Returns how many processes the trainer asks for, on this machine; `auto` is one.
+    """Returns the number of processes on this machine that the trainer's options name; `auto` is one.
 
     Raises:
-        QexpError: More machines than this one; more processes than GPUs.
+        QexpError: The options name more than one machine, or more processes than there are GPUs.
     """
     asked, nodes = trainer.devices, trainer.num_nodes
     if nodes != 1:
@@ -47,7 +47,7 @@ def processes(trainer: TrainerOptions) -> int:
 
 
 def spread(settings: Settings, function: Callable[..., Any], data: DataSet, *args: Any) -> Any:
-    """Returns what `function(data, *args)` returns, run by as many processes as the trainer asks for, seeded, kernels loaded."""
+    """Returns the result of `function(data, *args)`, run by the trainer's number of processes with seed and kernels set."""
     trainer = settings.trainer
     count, gpu, cores = processes(trainer), device_name(trainer) != "cpu", torch.get_num_threads()
 
@@ -57,5 +57,5 @@ def spread(settings: Settings, function: Callable[..., Any], data: DataSet, *arg
         load_kernels(settings.kernels)
         seed_everything(settings.seed, workers=True, verbose=False)
 
-    data.trainer = None  # of an earlier phase; it would travel along
+    data.trainer = None  # left by an earlier phase; it would be pickled with the data
     return ranks.spread(function, count, data, *args, gpu=gpu, prepare=prepare)

@@ -1,4 +1,4 @@
-"""What a run has at hand: one object that its steps read and add to."""
+"""The state of one run: a single object that its steps read and add to."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ class Experiment:
     """One run.
 
     Attributes:
-        settings: What was asked for.
+        settings: The settings of the run.
         data: The images.
         record: The run's folder.
         model: The network, edited in place from float to quantized and trained.
-        context: What passes may look at: the facts of the network, the calibration images and their statistics, findings.
+        context: What passes may read: facts of the network, calibration images and their statistics, findings.
         passes: Edits of the model, in the order they run.
-        rules: What the run adds to the recipe's rules.
-        plan: What each tensor carries; empty until the recipe is resolved.
-        origin: What the network was before the run changed it.
+        rules: Rules that the run adds to those of the recipe.
+        plan: The quantizer of each tensor; empty until the recipe is resolved.
+        origin: The origin of the network: its weights and its code before the run changed it.
         params: Parameters of the float network.
         reference: The float network's score; None where there is none.
-        score: The quantized network's; None until it is evaluated.
+        score: The quantized network's score; None until it is evaluated.
         kernels: The implementation of the kernels that was loaded.
-        seconds: Spent, by step.
-        metrics: The run's row; empty until the end.
+        seconds: Seconds spent, by step.
+        metrics: The run's row of results; empty until the end.
     """
 
     settings: Settings
@@ -63,17 +63,17 @@ class Experiment:
 
     @property
     def title(self) -> str:
-        """The few words that name the point."""
+        """A short name of the point, for progress bars and logs."""
         return title(self.settings)
 
     @property
     def folder(self) -> Path:
-        """Where the run leaves its files."""
+        """The folder of the run's files."""
         return self.record.folder
 
     @property
     def facts(self) -> Facts:
-        """What was read off the network."""
+        """The facts read from the network."""
         return self.context.facts
 
     @property
@@ -83,7 +83,7 @@ class Experiment:
 
     @property
     def statistics(self) -> Calibration:
-        """What calibration saw."""
+        """The statistics that calibration collected."""
         return self.context.calibration
 
     @contextmanager

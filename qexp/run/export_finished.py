@@ -1,4 +1,4 @@
-"""What is made of a finished run afterwards: `python run.py export=verify weights=<run folder>`."""
+"""Exports and proofs of a finished run: `python run.py export=verify weights=<run folder>`."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from qexp.run.settings import Integers, Settings
 
 log = logging.getLogger(__name__)
 EXPORTS = ("verify", *exporters.FORMS)
-IMAGES = 1000  # a proof is tried on, where no number is given
+IMAGES = 1000  # of a proof, where `verify` gives no number
 
 
 def again(settings: Settings) -> dict[str, Any]:
-    """Returns the metrics of a finished run after what `export` asks for; its folder is where everything is read and written.
+    """Returns the metrics of a finished run after the export or proof that `export` names; reads and writes in the run's folder.
 
-    The network is loaded from the folder and nothing is evaluated again. A proof on fewer images than the recorded one does not take its
-    place, unless it finds something else.
+    The network is loaded from the folder and is not evaluated again. A proof on fewer images than the recorded one does not replace
+    it, unless its result differs.
 
     Args:
         settings: `export`, `weights` (the run's folder), `verify` (how many images; by default 1,000).
@@ -44,7 +44,7 @@ def again(settings: Settings) -> dict[str, Any]:
 
 
 def proven(settings: Settings, data: DataSet, record: Record) -> dict[str, Any]:
-    """Returns the metrics of a finished point after the proof that `verify` asks for; where that fails, the record stays as it is."""
+    """Returns the metrics of a finished point after a proof on `verify` images; a failure leaves the record unchanged."""
     try:
         return _added(settings, data, record)
     except Exception as error:
@@ -53,7 +53,7 @@ def proven(settings: Settings, data: DataSet, record: Record) -> dict[str, Any]:
 
 
 def _added(settings: Settings, data: DataSet, record: Record) -> dict[str, Any]:
-    """Returns the record of a finished run with what a proof or an export of its network adds, and writes it."""
+    """Returns and writes the record of a finished run, with the results of a proof or an export of its network."""
     model, data = saved_network.load(record.folder), pixels.of(settings, data)
     example = data.example()
     needs_images = settings.integers.export in exporters.OF_NETWORK
@@ -67,7 +67,7 @@ def _added(settings: Settings, data: DataSet, record: Record) -> dict[str, Any]:
 
 
 def _failed(asked: str, error: Exception) -> dict[str, Any]:
-    """Logs what went wrong after a finished run, whose own record stays: a mistake of the user's in a line, a bug with its traceback."""
+    """Logs the failure of a proof or an export: a user's mistake in one line, a bug with its traceback. The record stays."""
     log.error(
         "%s failed: %s",
         asked,
@@ -78,7 +78,7 @@ def _failed(asked: str, error: Exception) -> dict[str, Any]:
 
 
 def _finished(settings: Settings) -> tuple[Record, Settings]:
-    """Returns the record of the run that `weights` names and its settings, with what is asked for now."""
+    """Returns the record and the settings of the run that `weights` names, with the present `export` and `verify`."""
     form = settings.integers.export
     if form not in EXPORTS:
         raise QexpError(f"export={form}{near(str(form), EXPORTS)} is not allowed; use {', '.join(EXPORTS)}")
@@ -88,7 +88,7 @@ def _finished(settings: Settings) -> tuple[Record, Settings]:
     record = Record(folder)
     if record.finished() is None:
         raise QexpError(
-            f"{folder}: this run is not finished (its metrics.json does not say ok); run it to its end first"
+            f"{folder}: this run is not finished (the status in its metrics.json is not ok); run it to its end first"
         )
     if form in exporters.NEEDS:  # checked before the network is loaded
         exporters.NEEDS[form]()

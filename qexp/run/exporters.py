@@ -1,6 +1,6 @@
-"""What a finished run is written as for others to use: a package, an ONNX file, an archive of torch.export, files of the FPGA tool.
+"""Exporters: write a finished run as a C package, ONNX file, torch.export archive or files of the FPGA tool.
 
-Each is read back and compared with the network it was made of before the run's record speaks of it.
+Each export is read back and compared with the network before its results enter the run's record.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ from qexp.results.judging import Judge, Judging, differing, total
 from qexp.statistics.collectors import MaxMap
 
 log = logging.getLogger(__name__)
-GOLDEN = 8  # images of golden vectors
-CLOSE = 1e-4  # of the greatest score: what other implementations of the same float operations may differ by
+GOLDEN = 8  # images that have golden vectors
+CLOSE = 1e-4  # tolerance for other implementations of the same float operations, as a share of the greatest score
 
 
 @dataclass(frozen=True)
 class ExportedRun:
-    """A run that something is made of.
+    """A run to export.
 
     Attributes:
-        folder: The run's.
-        name: What its network is called.
+        folder: Folder of the run.
+        name: Name of its network.
         model: Its network.
         data: Its images.
         count: How many test images an export is compared on.
-        calibration: Batches its ranges were found on.
+        calibration: The batches on which its ranges were found.
         lowered: Its integer program, where the form needs one.
-        judge: Its task, which says what outputs decide and are worth; None compares numbers alone.
+        judge: Its task, which turns outputs into decisions and scores; None compares numbers alone.
     """
 
     folder: Path
@@ -63,12 +63,12 @@ class ExportedRun:
         return torch.cat([x for x, _ in self.images(GOLDEN)])[:GOLDEN]
 
     def differing(self, one: Tensor, other: Tensor) -> int | None:
-        """Returns for how many images two outputs decide differently; None where the task decides nothing for an image."""
+        """Returns for how many images two outputs lead to different decisions; None where the task decides nothing per image."""
         return None if self.judge is None else differing(self.judge.decisions(one), self.judge.decisions(other))
 
 
 def first(data: DataSet, count: int) -> Iterator[tuple[Tensor, Any]]:
-    """Yields the first so many test images and targets, in batches."""
+    """Yields the first `count` test images and targets, in batches."""
     left = count
     for images, targets in data.test_dataloader():
         yield images[:left].to(torch.float32), targets[:left]
@@ -78,10 +78,10 @@ def first(data: DataSet, count: int) -> Iterator[tuple[Tensor, Any]]:
 
 
 def take(form: str, run: ExportedRun) -> dict[str, Any]:
-    """Writes a run as `form`, tries it, and returns what the record says of it.
+    """Exports a run as `form`, verifies the export, and returns the metrics to record.
 
     Raises:
-        QexpError: A layer has no such form, or what was read back is not what the run computes.
+        QexpError: A layer cannot be exported in this form, or the export read back does not compute what the run computes.
     """
     run.model.cpu()
     return FORMS[form](run)
@@ -92,19 +92,19 @@ def _package(run: ExportedRun) -> dict[str, Any]:
     manifest = package.write(run.lowered.program, folder, run.golden().numpy())
     found = package.check(folder)
     if found["differ"]:
-        raise QexpError(f"{folder}: {found['differ']} golden scores are not the program's")
+        raise QexpError(f"{folder}: {found['differ']} golden scores differ from the program's")
     log.info(
         "package: %s, weights %d bytes (%.1f times smaller than float); C: %s",
         folder,
         manifest["weight_bytes"],
         _float_bytes(run.model) / manifest["weight_bytes"],
-        found["c"] or "no compiler at hand, not tried",
+        found["c"] or "no C compiler found, not tried",
     )
     return {"package_bytes": manifest["weight_bytes"], "package_c": found["c"] or ""}
 
 
 def _onnx(run: ExportedRun, int4: bool = False) -> dict[str, Any]:
-    """A file that onnxruntime computes to the last code, or none."""
+    """Exports an ONNX file whose codes onnxruntime reproduces exactly, or raises."""
     path, unproven = run.folder / "model.onnx", run.folder / "unproven.onnx"
     try:
         made = onnx_file.write(run.lowered.program, unproven, int4)
@@ -128,7 +128,7 @@ def _onnx(run: ExportedRun, int4: bool = False) -> dict[str, Any]:
     if saturates:
         log.warning(
             "onnx: x86 processors without VNNI (Intel before Ice Lake, AMD before Zen 4) add pairs of products in 16 bits, which "
-            "saturate in %d layers (%s first): onnxruntime has other codes there; 7-bit weights never do (bits=w7a8)",
+            "saturate in %d layers (%s first): onnxruntime computes other codes there; 7-bit weights never saturate (bits=w7a8)",
             len(saturates),
             saturates[0],
         )
@@ -177,7 +177,7 @@ def _fpga(run: ExportedRun) -> dict[str, Any]:
     size = sum(p.stat().st_size for p in written)
     log.info(
         "fpga: %s, %d files, %d bytes: exponents of %d tensors, parameters, 4-bit weights of %d layers (%d bytes), maps of maxima; "
-        "read back, all are the network's",
+        "read back, all equal the network's",
         folder,
         len(written),
         size,
@@ -212,5 +212,5 @@ FORMS: dict[str, Callable[[ExportedRun], dict[str, Any]]] = {
 }
 NEEDS: dict[str, Callable[[], None]] = dict.fromkeys(
     ("onnx", "onnx_int4"), onnx_file.check_installed
-)  # raise where packages are missing
-OF_NETWORK = ("torch", "fpga")  # made of the simulated network, whether or not it can be lowered
+)  # each raises where packages are missing
+OF_NETWORK = ("torch", "fpga")  # exported from the simulated network, whether or not it can be lowered

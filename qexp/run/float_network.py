@@ -1,4 +1,4 @@
-"""The float network a run starts from: built, given its weights (or trained and kept), and scored once."""
+"""The float network a run starts from: it is built, loaded (or trained and kept) and scored once."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 
 def build(settings: Settings, data: DataSet) -> nn.Module:
-    """Returns the network with fresh weights, seeded, whose results are what the data set's task reads."""
+    """Returns the network with fresh, seeded weights and the outputs that the data set's task reads."""
     training.seed(settings.seed)
     model = make(settings.network.net, where="model.net")
     for name, weight in model.named_parameters():
@@ -47,7 +47,8 @@ def build(settings: Settings, data: DataSet) -> nn.Module:
 def contents(settings: Settings) -> dict[str, str]:
     """Returns the content hashes of the files that the settings name, by their keys, and of the code they name, as `code`.
 
-    Weights (or a run's last checkpoint) and the plan always; a network's own files, a teacher's weights and files where there are any.
+    Weights (or a run's last checkpoint) and the plan are always included; files of the network, and weights and files of a teacher,
+    where there are any.
     """
     return {
         "weights": _content(settings.weights),
@@ -59,12 +60,12 @@ def contents(settings: Settings) -> dict[str, str]:
 
 
 def code(settings: Settings) -> dict[str, str]:
-    """Returns what stands for the code of every class that the settings name, by module; callbacks that only look on are left out."""
+    """Returns a hash of the code of every class that the settings name, by module; callbacks that only observe are left out."""
     return identity.code(identity.named({**settings.resolved, "callbacks": others(settings.callbacks)}))
 
 
 def about(settings: Settings) -> dict[str, Any]:
-    """Returns where a point came from: its weights, and the code it depends on (see `results/identity.py`)."""
+    """Returns the origin of a point: its weights, and the code it depends on (see `results/identity.py`)."""
     return {
         "weights": {"source": settings.weights, "sha256": _content(settings.weights)},
         "code": code(settings),
@@ -85,7 +86,7 @@ def _teacher(teacher: Network | None) -> dict[str, str]:
 
 
 def _files(key: str, net: Spec, besides: str | None = None) -> dict[str, str]:
-    """Returns the hash of each file at hand that an argument of a network names (`backbone`), by the argument's key."""
+    """Returns the hash of each existing file that an argument of a network names (`backbone`), by the argument's key."""
     named = {name: value for name, value in net.items() if isinstance(value, str) and value != besides}
     return {f"{key}.{name}": _content(value) for name, value in named.items() if _at_hand(value)}
 
@@ -98,18 +99,18 @@ def _at_hand(name: str) -> bool:
 
 
 def _content(source: str | Path | None) -> str:
-    """Returns a file's hash, or the name itself where no file is at hand (a torchvision name, a URL with its own hash)."""
+    """Returns a file's hash, or the name itself where there is no such file (a torchvision name, a URL with its own hash)."""
     path = Path(str(source))
     try:
         if path.is_dir():
             path = path / "checkpoints" / "last.ckpt"
         return sha256(path) if source is not None and path.is_file() else str(source)
-    except OSError:  # a name too long for a file, or one that may not be read: who opens it says so
+    except OSError:  # a name too long for a file, or an unreadable file: opening it later raises the error
         return str(source)
 
 
 def float_model(settings: Settings, data: DataSet) -> nn.Module:
-    """Returns the float network: with the weights named, or trained by the schedule's `pretrain` and kept for the next run."""
+    """Returns the float network with the weights that are named, or trains it by the schedule's `pretrain` and keeps it."""
     model = build(settings, data)
     if settings.weights is not None:
         record = load_weights(model, settings.weights, settings.network.key_map, settings.shared / "weights")
@@ -133,19 +134,19 @@ def float_model(settings: Settings, data: DataSet) -> nn.Module:
 
 
 def source(settings: Settings, data: DataSet) -> Path | str:
-    """Returns where the float weights come from: what `weights` names, or the file in which the trained float network is kept."""
+    """Returns the source of the float weights: what `weights` names, or the file that keeps the trained float network."""
     if settings.weights is not None:
         return settings.weights
     return (settings.shared / "float" / _float_hash(settings, data) / "weights.safetensors").resolve()
 
 
 def is_untrained(settings: Settings, data: DataSet) -> bool:
-    """Whether `float_model` has to train the network first."""
+    """Returns whether `float_model` has to train the network first."""
     return settings.weights is None and not Path(source(settings, data)).exists()
 
 
 def _asked_for(settings: Settings) -> Settings:
-    """Returns the settings that train the float network: a training that only serves another keeps the callbacks that look on."""
+    """Returns the settings that train the float network; if it serves another run, only callbacks that observe stay."""
     if settings.schedule.is_float:
         return settings
     left_out = others(settings.callbacks)
@@ -169,7 +170,7 @@ def _float_hash(settings: Settings, data: DataSet) -> str:
 
 
 def reference(settings: Settings, model: nn.Module, data: DataSet, folder: Path) -> Score:
-    """Returns the float network's score, from the same evaluation the quantized one goes through; kept by weights, code and images."""
+    """Returns the float network's score from the same evaluation as the quantized one; cached by weights, code and images."""
     path = settings.shared / "scores" / f"{_score_hash(settings, model, data)}.npz"
     if path.exists():
         try:
@@ -184,7 +185,7 @@ def reference(settings: Settings, model: nn.Module, data: DataSet, folder: Path)
 def _score_hash(settings: Settings, model: nn.Module, data: DataSet) -> str:
     images, task, callbacks = settings.data.module, settings.data.task, others(settings.callbacks)
     how = [_scored(settings, data), settings.trainer.precision, task, callbacks]
-    # not the state_dict: a buffer that is not saved computes all the same
+    # not the state_dict, which lacks buffers that are not saved but change the outputs
     tensors = dict([*model.named_parameters(), *model.named_buffers()])
     network = [tensor_hash(tensors), [(name, *behaviour(m)) for name, m in model.named_modules()]]
     sources = [code_of(model), identity.code(identity.named([images, task, callbacks]))]
@@ -193,7 +194,7 @@ def _score_hash(settings: Settings, model: nn.Module, data: DataSet) -> str:
 
 
 def _scored(settings: Settings, data: DataSet) -> list[Any]:
-    """Returns what tells which images are scored: their places, in order; of a loader that has none, all that was asked for."""
+    """Returns what identifies the scored images: their positions, in order; without positions, all settings of the data set."""
     loader, limit, world = (
         data.test_dataloader(),
         settings.trainer.options.get("limit_test_batches"),
@@ -206,6 +207,6 @@ def _scored(settings: Settings, data: DataSet) -> list[Any]:
     batches = len(loader) if limit is None else int(limit * len(loader)) if isinstance(limit, float) else limit
     if batches >= len(loader):
         return [data.fingerprint(), tensor_hash([indices])]
-    # each process takes so many batches of the images that are its turn
+    # the limit counts batches per process, of the images in its share
     taken = [indices[rank::world][: batches * size] for rank in range(world)]
     return [data.fingerprint(), tensor_hash([torch.cat(taken).sort().values])]

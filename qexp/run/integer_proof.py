@@ -1,4 +1,4 @@
-"""A run's integers: the network evaluated with integer rounding, and the proof that its integer program computes the same."""
+"""Integer rounding in evaluation, and the proof that a run's integer program computes the same codes."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from qexp.run.training import task
 from qexp.tasks.base import Task
 
 log = logging.getLogger(__name__)
-FAR = 2.0  # percent of codes that real and integer scales may round differently before it is worth a warning
+FAR = 2.0  # percent of codes that may differ between real and integer scales without a warning
 KEPT = ("verify", "accumulator", *(f"{form}_" for form in exporters.FORMS))  # columns of proofs and exports
 
 
 def is_given(integers: Integers, finished: Mapping[str, Any]) -> bool:
-    """Whether the record of a finished point holds the proof asked for now: on as many images, or all there are, and at these widths."""
+    """Returns whether a finished point's record holds this proof: at these widths, on as many images or on all there are."""
     held, images = int(finished.get("verify_images") or 0), integers.verify
     known = {str(name).split()[0] for name in finished.get("accumulator") or {}}
     widths = {str(width) for width in integers.accumulator}
@@ -40,7 +40,7 @@ def is_given(integers: Integers, finished: Mapping[str, Any]) -> bool:
 
 
 def rounding(run: Experiment) -> AbstractContextManager[None]:
-    """Inside, the network rounds as the run asks: `rounding=integer` as its integer program, else with real scales."""
+    """Makes the network round, inside the block, like its integer program (`rounding=integer`) or else with real scales."""
     if run.settings.integers.rounding == "float":
         return nullcontext()
     return integer_rounding(run.model, lowered(run))
@@ -54,7 +54,7 @@ def lowered(run: Experiment) -> Lowered:
 
 
 def check(run: Experiment) -> None:
-    """Raises, before the network is trained or evaluated, where a proof that the run asks for cannot be had: the lowering is tried."""
+    """Raises, before training and evaluation, if the network of a run with a proof or an integer export cannot be lowered."""
     asked_for = run.settings.integers
     if (asked_for.verify or asked_for.rounding == "integer") and asked_for.export not in exporters.OF_NETWORK:
         home = next((p.device for p in run.model.parameters()), None)
@@ -63,13 +63,13 @@ def check(run: Experiment) -> None:
 
 
 def prove(run: Experiment, earlier: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Returns what the record holds of integers: how the network was rounded, what a proof found, what an export wrote.
+    """Returns the metrics of the integers: how the network was rounded, what the proof found, what the export wrote.
 
-    A proof writes `integer.csv` and the program (`integer/`). What earlier exports found of the same network stays in the record, and a
-    proof on more images than this one does, unless this one found something else.
+    A proof writes `integer.csv` and the program (`integer/`). Results of earlier exports of the same network stay in the record. A proof
+    on more images than this one stays as well, unless this one has another result.
 
     Args:
-        run: Its network, images and folder; nothing is evaluated.
+        run: The run, of which the network, the images and the folder are used; nothing is evaluated.
         earlier: The record of the same network, where it is finished.
     """
     settings, model, data, record = run.settings, run.model, run.data, run.record
@@ -82,7 +82,9 @@ def prove(run: Experiment, earlier: Mapping[str, Any] | None = None) -> dict[str
             images = first(data, settings.integers.verify)
             verdict = verify(model, program, images, progress=settings.trainer.progress, judge=judge)
         if verdict.score is None:
-            log.info("%s cannot judge outputs alone: the integers have no score of their own", type(judge).__name__)
+            log.info(
+                "%s cannot score outputs alone, so the integer program has no score of its own", type(judge).__name__
+            )
         (log.info if verdict.equal else log.warning)("%s", verdict.line())
         if verdict.images < settings.integers.verify and settings.integers.export is None:
             log.info(
@@ -94,8 +96,8 @@ def prove(run: Experiment, earlier: Mapping[str, Any] | None = None) -> dict[str
         if verdict.share > FAR:
             worst = max(verdict.simulated, key=lambda name: verdict.simulated[name].share)
             log.warning(
-                "%.1f %% of the codes are not those of the network as it was evaluated, most at %s (%.1f %%): its score is that of "
-                "another network than the integers; evaluate with rounding=integer",
+                "%.1f %% of the codes differ from those of the network as it was evaluated, most at %s (%.1f %%): the score does not "
+                "belong to the integer program; evaluate with rounding=integer",
                 verdict.share,
                 worst,
                 verdict.simulated[worst].share,
@@ -116,12 +118,12 @@ def prove(run: Experiment, earlier: Mapping[str, Any] | None = None) -> dict[str
 
 
 def _earlier(recorded: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what a record holds of proofs and exports."""
+    """Returns the entries of a record that belong to proofs and exports."""
     return {k: v for k, v in recorded.items() if k.startswith(KEPT) or k in ("value_integer", "value_onnx")}
 
 
 def _stands(earlier: dict[str, Any], verdict: Verdict, program: Lowered, record: Record) -> bool:
-    """Whether the recorded proof says more than this one: the same of the same program, on more images."""
+    """Returns whether to keep the recorded proof: it has the same result for the same program, on more images."""
     held = record.folder / "integer"
     if int(earlier.get("verify_images") or 0) <= verdict.images or earlier["verify"] != verdict.metrics()["verify"]:
         return False
@@ -132,7 +134,7 @@ def _stands(earlier: dict[str, Any], verdict: Verdict, program: Lowered, record:
 
 
 def _accumulators(run: Experiment, program: Lowered, judge: Task) -> dict[str, Any]:
-    """Returns the score with narrower accumulators, by width, where the run asks for it; writes `accumulator.csv`."""
+    """Returns the score with narrower accumulators, by width, if the run has `accumulator`; writes `accumulator.csv`."""
     settings, widths = run.settings, run.settings.integers.accumulator
     if not widths:
         return {}
@@ -144,7 +146,7 @@ def _accumulators(run: Experiment, program: Lowered, judge: Task) -> dict[str, A
         judge=judge,
     )
     run.record.write("accumulator.csv", table.to_csv(index=False))
-    what = judge.measure.head if table["value"].notna().any() else "overflows (this task cannot judge outputs alone)"
+    what = judge.measure.head if table["value"].notna().any() else "overflows (this task cannot score outputs alone)"
     log.info("%s against accumulator width (accumulator.csv):\n%s", what, table.round(3).to_string(index=False))
     known = table[table["value"].notna()]
     return {"accumulator": {f"{r.bits} {r.overflow}": r.value for r in known.itertuples()}}

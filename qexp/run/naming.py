@@ -1,4 +1,4 @@
-"""What a run is called: the hash that names its point, and the columns that say what was asked for."""
+"""Names of a run: the hash that names its point, and the columns of `results.csv` that describe its request."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from qexp.results.wording import PLAN
 from qexp.run.settings import Schedule, Settings
 from qexp.system.objects import TARGET
 
-# what does not change a result: where it runs and is kept, what happens on the side
+# keys that do not change a result: places, devices, and additions to a finished point
 _NOT_CONTENT = ("runs_dir", "study", "kernels", "force", "verify", "accumulator")  # a proof is added to its point
-PLACES_DATA = ("root", "pack_dir", "workers", "weights")  # the images count, not where they lie, nor who decodes them
-# not part of a point's name unless they are asked for
+PLACES_DATA = ("root", "pack_dir", "workers", "weights")  # not content: where images lie, and how they are decoded
+# part of a point's name only where they are set
 _ABSENT = {
     "rounding": "float",
     "passes": {},
@@ -38,12 +38,12 @@ def point_hash(settings: Settings, contents: Mapping[str, str]) -> str:
     """Returns the name of a point: a hash of the resolved configuration and of the contents it refers to (weights, data).
 
     Args:
-        settings: Of the run.
-        contents: What stands for the keys it names (`weights`, `schedule.distill.teacher.weights`), whose values are then left out;
-            and for what the configuration does not name at all (`code`, `data`).
+        settings: The settings of the run.
+        contents: Hashes that replace the values of the keys they belong to (`weights`, `schedule.distill.teacher.weights`), and hashes
+            of what the configuration does not name at all (`code`, `data`).
     """
     content = copy.deepcopy(dict(settings.resolved))
-    # without weights the float network is trained first
+    # without weights the float network is trained first, so that options of training count
     content["trainer"] = trainer_content(settings.trainer.options, settings.trains or settings.weights is None)
     content["callbacks"] = others(settings.callbacks)
     for key in _NOT_CONTENT:
@@ -70,10 +70,10 @@ def _node(content: dict[str, Any], key: str) -> tuple[dict[str, Any], str]:
 
 
 def trainer_content(trainer: Mapping[str, Any], trained: bool) -> dict[str, Any]:
-    """Returns what of a trainer's options changes a result.
+    """Returns the trainer's options that change a result.
 
-    Several processes that train have a batch each: other steps and other statistics of batch norms than one has. Ranges and
-    scores are the same from any number of them.
+    In training, the number of processes does: each process has a batch of its own, which changes the steps and the statistics of batch
+    norms. Ranges and scores do not depend on it.
     """
     content = {key: value for key, value in trainer.items() if key not in _NOT_CONTENT_TRAINER}
     if trained and trainer.get("devices") not in (None, 1, "auto"):
@@ -82,7 +82,7 @@ def trainer_content(trainer: Mapping[str, Any], trained: bool) -> dict[str, Any]
 
 
 def check_study(name: str) -> None:
-    """Raises if a study's name is not that of a folder inside `runs_dir`."""
+    """Raises if a study's name does not name a folder inside `runs_dir`."""
     parts = name.split("/")
     if not name or name.startswith("/") or {"", ".", ".."} & set(parts) or ".cache" in parts:
         raise QexpError(f"study={name!r} is not allowed; name a folder inside runs_dir, such as study=widths")
@@ -93,18 +93,18 @@ def check_study(name: str) -> None:
 
 
 def title(settings: Settings) -> str:
-    """Returns the few words that name a point: `resnet20 minmax ptq W8A8`."""
+    """Returns a point's short name: `resnet20 minmax ptq W8A8`."""
     row = asked(settings)
     return f"{row['model']} {row['quant']} {row['schedule']} {wording.asked(row)}"
 
 
 def asked(settings: Settings) -> dict[str, Any]:
-    """Returns the columns that say what was asked for."""
+    """Returns the columns that describe the request: model, data, method, widths and other settings."""
 
     def short(value: Any) -> Any:
         return value if isinstance(value, int | float | str | None) else json.dumps(value).replace('"', "")
 
-    is_float = settings.schedule.is_float  # nothing is quantized, whatever the other keys say
+    is_float = settings.schedule.is_float  # nothing is quantized, whatever the other keys are
     plan = None if is_float else settings.widths.plan  # a plan sets the widths of what it names
     return {
         "study": settings.study,
@@ -124,10 +124,10 @@ def asked(settings: Settings) -> dict[str, Any]:
 
 
 def weights_name(settings: Settings) -> str:
-    """Returns what the weights a run starts from are called in tables: a file or a run's folder and the start of its hash.
+    """Returns the name of a run's first weights in tables: a file or a run's folder, and the start of its hash.
 
-    A name that is no file (a torchvision one) stands for itself, of an address its last part. Without weights: how long the float
-    network was trained, or `random` where training with quantizers starts from scratch.
+    A name that is not a file (a torchvision one) stays as it is; of an address, the last part is returned. Without weights the
+    result is the length of the float network's training, or `random` where training with quantizers starts from scratch.
     """
     source, schedule = settings.weights, settings.schedule
     if source is None:
@@ -143,7 +143,7 @@ def weights_name(settings: Settings) -> str:
         state = file.stat()
         name = path.parent.parent.name if path.parent.name == "checkpoints" and path.parent.parent.name else path.name
         return f"{name}@{_short_hash(file, state.st_mtime_ns, state.st_size)}"
-    except OSError:  # no file; or the point fails and says so
+    except OSError:  # not a file, or an unreadable one, for which the point itself raises an error
         return text.rsplit("/", 1)[-1]
 
 
@@ -154,7 +154,7 @@ def _short_hash(path: Path, changed: int, size: int) -> str:
 
 
 def reference_name(settings: Settings) -> str:
-    """Returns what a point's `value_float` is of, where it is not a float network's: weights that were trained with quantizers."""
+    """Returns the origin of `value_float` where it is not a float network's score: weights that were trained with quantizers."""
     source = settings.weights
     if source is None:
         return ""
@@ -169,9 +169,9 @@ def reference_name(settings: Settings) -> str:
 
 
 def plan_name(path: Path) -> str:
-    """Returns what a plan is called in tables: its file, or the run's folder a `layers.csv` lies in, and the start of its hash."""
+    """Returns the name of a plan in tables: its file, or the run's folder a `layers.csv` lies in, and the start of its hash."""
     name = path.parent.name if path.name == "layers.csv" and path.parent.name else path.name
-    try:  # a pipe or a device is not read: the point fails and names it
+    try:  # a pipe or a device is not read here; the point itself raises an error that names it
         return f"{name}@{hashlib.sha256(path.read_bytes()).hexdigest()[:6]}" if path.is_file() else name
     except (OSError, ValueError):
         return name

@@ -1,4 +1,4 @@
-"""What came out of a run: the row, the table of tensors, histograms; and in a line what to make of it."""
+"""Results of a run: its row, the table of tensors, histograms, and a one-line summary."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def plan_line(plan: Plan, facts: Facts, model: nn.Module) -> str:
 
 
 def plan_summary(plan: Plan, facts: Facts, model: nn.Module) -> str:
-    """Returns the resolved plan as a table, one row per layer: what its weight and input carry, and which rule decided."""
+    """Returns the resolved plan as a table, one row per layer: the quantizers of its weight and input, and the rule that set each."""
     frame = plan.frame()
     rows = []
     for layer, part in frame.groupby("layer", sort=False):
@@ -85,9 +85,9 @@ def plan_summary(plan: Plan, facts: Facts, model: nn.Module) -> str:
 
 
 def metrics(run: Experiment) -> dict[str, Any]:
-    """Returns the point's row of `results.csv`; a score that is a share in percent, any other as it is.
+    """Returns the point's row of `results.csv`; a score that is a share is given in percent, any other as it is.
 
-    `drop` is how much worse the score is than the float network's, whichever way the metric points.
+    `drop` is positive where the score is worse than the float network's, also for metrics where less is better.
     """
     settings, model, facts, plan, score, reference = (
         run.settings,
@@ -153,11 +153,11 @@ def metrics(run: Experiment) -> dict[str, Any]:
 
 
 def write(run: Experiment) -> None:
-    """Writes `layers.csv`, `statistics.csv`, `histograms.json`, `depth.json`, what each sample gave and `metrics.json`.
+    """Writes `layers.csv`, `statistics.csv`, `histograms.json`, `depth.json`, the results of each sample and `metrics.json`.
 
-    `metrics.json` is the last file; the diagnosis is added to the row before.
+    `metrics.json` is written last, after the diagnosis has been added to the row.
 
-    `correct.npy` holds which samples were right, where each is right or wrong; `outcomes.npz` holds what else the task keeps.
+    `correct.npy` holds whether each sample was right, where samples are right or wrong; `outcomes.npz` holds the task's other arrays.
     """
     record, model, plan, facts, seen = run.record, run.model, run.plan, run.facts, run.statistics
     row, images = run.metrics, run.images[0]
@@ -193,7 +193,7 @@ def layer_table(
     measured: Measures,
     own: Measures,
 ) -> pd.DataFrame:
-    """Returns the plan with what calibration chose and what quantization did, one row a (layer, site)."""
+    """Returns the plan with the results of calibration and of quantization, one row per (layer, site)."""
     costs = layer_costs(model, facts)
     fitted = {(name, site): q for name, site, q in quantizers(model)}
     rows = []
@@ -251,7 +251,7 @@ def layer_table(
 
 
 def left_float(model: nn.Module, plan: Plan, facts: Facts) -> list[str]:
-    """Returns what computes in float: tensors of weighted layers, and adds, norms, pools that carry no quantizer."""
+    """Returns the tensors of weighted layers that stay in float, and the adds, norms and pools without a quantizer."""
     names = [f"{e.layer}.{e.site}" for e in plan if e.spec is None and e.source is not Source.ARRIVES]
     carried = {e.layer for e in plan if e.spec is not None}
     skip = (*WEIGHTED, nn.ReLU, nn.ReLU6, nn.MaxPool2d)
@@ -278,7 +278,7 @@ def histograms(model: nn.Module, seen: Calibration) -> list[dict[str, Any]]:
 
 
 def _levels(q: Quantizer) -> list[float] | None:
-    """Returns the levels of a quantizer with one scale, where a page can draw them all."""
+    """Returns the levels of a quantizer with one scale, where they are few enough to draw."""
     scale, zero = (torch.as_tensor(v).detach().flatten() for v in (q.scale, q.zero_point))
     least, most = (torch.as_tensor(v).float() for v in q.limits)
     least, most = float(least.min()), float(most.max())
@@ -289,7 +289,7 @@ def _levels(q: Quantizer) -> list[float] | None:
 
 
 def _folded(stats: TensorStats) -> dict[str, Any]:
-    """Returns the histogram of what was seen in the few bins a page can draw."""
+    """Returns the histogram of the observed values, reduced to the number of bins that a page draws."""
     low, high = float(stats.min[0]), float(stats.max[0])
     values, counts = stats.density.points()
     width = max((high - low) / _HISTOGRAM_BINS, 1e-12)
@@ -310,7 +310,7 @@ def _folded(stats: TensorStats) -> dict[str, Any]:
 
 
 def _brief(values: Tensor) -> float | str:
-    """Returns one number as it is, several as `least..greatest`."""
+    """Returns a single number as it is, and several as `least..greatest`."""
     if values.numel() == 1 or bool((values == values[0]).all()):
         return float(f"{float(values[0]):.9g}")
     return f"{float(values.min()):.6g}..{float(values.max()):.6g}"

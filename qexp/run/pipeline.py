@@ -39,13 +39,13 @@ log = logging.getLogger(__name__)
 
 
 def run(settings: Settings) -> dict[str, Any]:
-    """Runs one point and returns its metrics; a finished one is not run again, a failed one is recorded and returned.
+    """Runs one point and returns its metrics. A finished point is not run again; a failure is recorded and returned.
 
     Args:
-        settings: What is asked for.
+        settings: The settings of the point.
 
     Returns:
-        The columns of `results.csv` for this point, `status` (`ok` or `failed`) among them.
+        The columns of `results.csv` for this point, including `status` (`ok` or `failed`).
     """
     if settings.integers.export is not None:
         return export_finished.again(settings)
@@ -72,7 +72,7 @@ def run(settings: Settings) -> dict[str, Any]:
                 if settings.force:
                     record.start_over()
                 return experiment(settings, data, record).metrics
-            except Exception as error:  # one point's failure is recorded; a sweep goes on
+            except Exception as error:  # one point's failure is recorded, and the sweep continues
                 return failed(settings, record, error)
             except KeyboardInterrupt:
                 log.warning("%s: interrupted", title(settings))
@@ -84,7 +84,7 @@ def run(settings: Settings) -> dict[str, Any]:
 
 
 def failed(settings: Settings, record: Record, error: Exception) -> dict[str, Any]:
-    """Records a failure and returns its row; a mistake of the user's, or a disk that is full, is one line, a bug its traceback."""
+    """Records a failure and returns its row; logs one line for a user's mistake or a full disk, a traceback for a bug."""
     if not isinstance(error, QexpError) and (trouble := disk.trouble(error)):
         error = QexpError(trouble)
     log.error("%s failed: %s", title(settings), error, exc_info=None if isinstance(error, QexpError) else error)
@@ -92,7 +92,7 @@ def failed(settings: Settings, record: Record, error: Exception) -> dict[str, An
 
 
 def experiment(settings: Settings, data: DataSet, record: Record) -> Experiment:
-    """Runs one point; its folder and its `metrics` hold what came out."""
+    """Runs one point; puts the results into its folder and its `metrics`."""
     run = start(settings, data, record)
     distill = teacher.distillation(run) if settings.trains else None
     fold(run)
@@ -133,7 +133,7 @@ def experiment(settings: Settings, data: DataSet, record: Record) -> Experiment:
 
 
 def start(settings: Settings, data: DataSet, record: Record) -> Experiment:
-    """Returns the run with its float network, scored where there is anything to score, and its calibration images."""
+    """Returns the run with its calibration images and its float network, which is scored if it has been trained."""
     training.check_trainer(settings)
     kernels = load_kernels(settings.kernels)
     training.seed(settings.seed)
@@ -175,9 +175,9 @@ def start(settings: Settings, data: DataSet, record: Record) -> Experiment:
 
 
 def check_recipe(settings: Settings, data: DataSet) -> None:
-    """Raises what is wrong with the recipe, on a network with random weights, before a float network is trained for it.
+    """Raises if the recipe is wrong: it is resolved on a network with random weights, before a float network is trained for it.
 
-    A pass that edits the float network may bring the layers that the recipe names; such a recipe is checked afterwards.
+    A pass that edits the float network may create the layers that the recipe names; such a recipe is checked after training.
     """
     passes = load_passes(settings)
     if any(type(edit).on_float is not Pass.on_float for edit in passes):
@@ -194,7 +194,7 @@ def check_recipe(settings: Settings, data: DataSet) -> None:
 
 
 def check_images(settings: Settings, data: DataSet) -> None:
-    """Raises if the data set's images are not what the network takes, or its classes not as many as the network has."""
+    """Raises if the data set's images or number of classes do not fit the network."""
     takes, given = settings.network.input_size, list(data.example().shape[1:])
     if takes is not None and given != list(takes):
         raise QexpError(
@@ -209,23 +209,23 @@ def check_images(settings: Settings, data: DataSet) -> None:
 
 
 def calibration_images(settings: Settings, data: DataSet) -> list[torch.Tensor]:
-    """Returns the batches that ranges are found on; with `n_calibrate=0`, where nothing is quantized, one image to trace with."""
+    """Returns the calibration batches; with `n_calibrate=0`, where nothing is quantized, one image for tracing."""
     if settings.n_calibrate == 0 and (settings.schedule.is_float or settings.widths.are_float):
         return [data.example()]
     return data.calibration_batches(settings.n_calibrate, settings.data.calibration_batch, settings.seed)
 
 
 def fold(run: Experiment) -> None:
-    """Folds batch norms where the run asks for it, in place; the context then holds the facts of the network that is left.
+    """Folds batch norms in place, with `bn=fold`; puts the facts of the resulting network into the context.
 
     Raises:
-        QexpError: The network does not compute the same afterwards.
+        QexpError: The folded network computes something else.
     """
     found, context = run.facts, run.context
     if found.trace_error:
         log.warning(
-            "%s has no graph (%s); it is quantized layer by layer, without what needs one: folding of batch norms, equalization, "
-            "ranges that know of a ReLU, evaluation in fewer passes, an integer program",
+            "%s has no graph (%s); it is quantized layer by layer, without what needs a graph: folding of batch norms, equalization, "
+            "ranges that account for a ReLU, evaluation in fewer passes, an integer program",
             type(run.model).__name__,
             found.trace_error,
         )
@@ -237,22 +237,22 @@ def fold(run: Experiment) -> None:
     left = [name for name, m in run.model.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     if run.settings.bn == "fold" and left:
         log.info(
-            "%d batch norms stay, which follow no convolution of torch's alone or have no statistics: %s",
+            "%d batch norms are not folded, since they do not follow a single convolution or have no statistics: %s",
             len(left),
             ", ".join(left[:4]) + (" ..." if len(left) > 4 else ""),
         )
         if not context.folded:
-            context.findings["bn"] = "keep"  # what was done, not what was asked for
+            context.findings["bn"] = "keep"  # the record holds what was done, which may differ from `bn`
     run.origin.folded(run.model)
 
 
 def load_passes(settings: Settings) -> list[Pass]:
-    """Returns the recipe's passes, then those of `passes=`, each in the order written; a name in both has the recipe's place."""
+    """Returns the recipe's passes, then those of `passes=`, each in the order written; a name in both keeps the recipe's position."""
     return [make(spec, where=f"passes.{name}") for name, spec in settings.all_passes.items()]
 
 
 def attach(run: Experiment) -> None:
-    """Attaches the quantizers the recipe asks for, in place, and prints the plan."""
+    """Attaches the recipe's quantizers, in place, and prints the plan."""
     run.plan = resolve(run.model, run.facts, recipe(run.settings, run.rules))
     # A sweep's plans are in each point's layers.csv.
     words = outcome.plan_line if run.settings.in_sweep else outcome.plan_summary
@@ -261,7 +261,7 @@ def attach(run: Experiment) -> None:
 
 
 def recipe(settings: Settings, more: Mapping[str, Any] | None = None) -> Recipe:
-    """Returns the recipe that the settings ask for, with rules that the run adds behind its own."""
+    """Returns the recipe of the settings, followed by the rules that the run adds."""
     if settings.schedule.is_float:
         return Recipe(sites={}, wbit=32, abit=32)
     network, widths = settings.network, settings.widths
@@ -278,7 +278,7 @@ def recipe(settings: Settings, more: Mapping[str, Any] | None = None) -> Recipe:
 
 
 def find_ranges(run: Experiment) -> None:
-    """Fits every quantizer from the statistics of the calibration images; the context then holds the statistics."""
+    """Fits every quantizer on the statistics of the calibration images, and puts these into the context."""
 
     def before_fit(seen: Calibration) -> None:
         run.context.calibration = seen
@@ -298,7 +298,7 @@ def find_ranges(run: Experiment) -> None:
 
 
 def search(run: Experiment) -> None:
-    """Runs the search that the settings name on held-out training images; the run goes on with the plan it returns."""
+    """Runs the search that the settings name on held-out training images; the run continues with the plan it returns."""
 
     def refit() -> None:
         link(run.model, run.facts)

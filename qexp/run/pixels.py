@@ -1,4 +1,4 @@
-"""Runs whose network takes pixels as they are stored (`quant.pixels`), so that whoever uses it need not prepare images."""
+"""Networks that take pixels as they are stored (`quant.pixels`), so that their users need not normalise images."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ RULE = "pixels"
 
 
 def check(settings: Settings, data: DataSet) -> None:
-    """Raises where the run asks for pixels and cannot have them, before any work."""
+    """Raises, before any work, if the run sets `quant.pixels` and cannot use it."""
     if settings.method.pixels is None:
         return
     if settings.trains and settings.schedule.distill is not None:
@@ -30,17 +30,17 @@ def check(settings: Settings, data: DataSet) -> None:
         )
     if not isinstance(getattr(data, "normalize", None), Normalize):
         raise QexpError(
-            f"quant.pixels={settings.method.pixels}: dataset={settings.data.name} does not say how it makes images of pixels"
+            f"quant.pixels={settings.method.pixels}: dataset={settings.data.name} does not define how it normalises pixels"
         )
 
 
 def of(settings: Settings, data: DataSet) -> DataSet:
-    """Returns the data set as the run's quantized network sees it: with pixels that only zero and unit were changed of, or as it is."""
+    """Returns the data set of the run's quantized network: pixels that are only shifted and scaled, or the images unchanged."""
     if settings.method.pixels is None:
         return data
     how, grid = data.normalize, _grid(data)
     seen = copy.copy(data)
-    seen.__dict__.pop("fingerprint", None)  # of the images as they were
+    seen.__dict__.pop("fingerprint", None)  # computed from the normalised images
     channels = len(how.mean)
     seen.normalize = replace(
         how, mean=tuple(z * grid.unit for z in grid.zero), std=(1.0,) * channels, max_value=1 / grid.unit
@@ -49,10 +49,10 @@ def of(settings: Settings, data: DataSet) -> DataSet:
 
 
 def take(run: Experiment) -> None:
-    """Lets the float network take pixels, in place, where the run asks for it; images and data set of the run are then such.
+    """Makes the float network take pixels, in place, with `quant.pixels`; the run's images and data set become pixels too.
 
     Raises:
-        QexpError: The network's first layers do not allow it, or it does not compute the same afterwards.
+        QexpError: The network's first layers do not allow it, or the changed network computes something else.
     """
     form = run.settings.method.pixels
     if form is None:
@@ -69,7 +69,7 @@ def take(run: Experiment) -> None:
         check_results(run.model, run.images[0], before, f"quant.pixels={form}")
     run.context.facts = facts(run.model, run.data.example())
     run.rules[RULE] = grid.rule(names)
-    log.info("images come as pixels 0 to 255; mean and std went into %s", ", ".join(names))
+    log.info("images are pixels 0 to 255; mean and std were folded into %s", ", ".join(names))
 
 
 def _grid(data: DataSet) -> PixelGrid:

@@ -1,8 +1,8 @@
-"""The quantized network of a finished run: saved beside its record, and loaded back bit for bit.
+"""Saves the quantized network of a run beside its record, and loads it back bit for bit.
 
 `state.safetensors` holds the tensors that the run changed: scales, zero points and learned state of quantizers; weights where the run
-trained or edited them. Tensors that are those of the float network (with its batch norms folded, where the run folds them) are held by
-hash and come from the weights that the run started from.
+trained or edited them. Tensors that equal those of the float network (with its batch norms folded, where the run folds them) are stored
+as a hash and come from the weights that the run started from.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ from qexp.system.objects import make
 
 log = logging.getLogger(__name__)
 FILE = "state.safetensors"
-VERSION = "1"  # of the file's layout
+VERSION = "1"  # version of the file's layout
 
 
 @dataclass
 class Origin:
-    """What the network was before the run changed it.
+    """The origin of a network: its classes, weights and hashes before the run changed it.
 
     Attributes:
         classes: Class of each module as built, by name.
-        weights: Where the float weights came from: a file, a torchvision name; None where they are random.
+        weights: The source of the float weights: a file or a torchvision name; None where they are random.
         hashes: Hash of each tensor of the float network, with batch norms folded where the run folds them.
     """
 
@@ -57,7 +57,7 @@ class Origin:
         return cls({name: type(m) for name, m in model.named_modules()}, None if weights is None else str(weights))
 
     def folded(self, model: nn.Module) -> None:
-        """Records the tensors of the float network as the run goes on from them."""
+        """Records the hashes of the float network's tensors, as they are now."""
         self.hashes = {name: digest(tensor) for name, tensor in model.state_dict().items()}
 
 
@@ -74,8 +74,8 @@ def serialized(model: nn.Module, plan: Plan, origin: Origin, example: Tensor) ->
 
     Args:
         model: The quantized network as it was evaluated.
-        plan: What its tensors carry.
-        origin: What it was before.
+        plan: The quantizers of its tensors.
+        origin: The classes, weights and hashes of the network before the run changed it.
         example: One input, `[1, C, H, W]`; its shape is saved.
     """
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
@@ -104,10 +104,10 @@ def load(folder: str | Path) -> nn.Module:
     """Returns the quantized network of a finished run, in evaluation mode, as it was evaluated.
 
     Args:
-        folder: The run's folder, `<runs_dir>/<study>/<point>`.
+        folder: The folder of the run, `<runs_dir>/<study>/<point>`.
 
     Raises:
-        QexpError: No finished run lies there, its state is missing or damaged, or the weights it started from are gone or changed.
+        QexpError: The folder holds no finished run, its state is missing or damaged, or the first weights are missing or changed.
     """
     folder = Path(folder)
     about, tensors = _read(folder)
@@ -128,7 +128,7 @@ def load(folder: str | Path) -> nn.Module:
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Returns what `state.safetensors` says of the network, and its tensors."""
+    """Returns the description of the network in `state.safetensors`, and its tensors."""
     path = folder / FILE
     if not path.is_file():
         raise QexpError(
@@ -152,7 +152,7 @@ def _config(folder: Path) -> Mapping[str, Any]:
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise QexpError(f"{folder / 'config.yaml'} cannot be read ({error})") from None
     if not isinstance(config, Mapping):
-        raise QexpError(f"{folder / 'config.yaml'} is no mapping; name the folder of a finished run")
+        raise QexpError(f"{folder / 'config.yaml'} is not a mapping; name the folder of a finished run")
     return config
 
 
@@ -165,12 +165,12 @@ def _fold(model: nn.Module, settings: Settings, about: dict[str, Any], example: 
     changed = [name for name, value in about["kept"].items() if name not in state or digest(state[name]) != value]
     if changed:
         raise QexpError(
-            f"weights={about['weights']} are not those the run started from: {len(changed)} tensors differ, {changed[0]} among them"
+            f"weights={about['weights']} differ from the run's first weights in {len(changed)} tensors, such as {changed[0]}"
         )
 
 
 def _put_replaced(model: nn.Module, replaced: Mapping[str, str], tensors: Mapping[str, Tensor]) -> None:
-    """Puts the modules that the run put in the place of others, in place; their buffers are constructor arguments."""
+    """Replaces, in place, the modules that the run replaced; their saved buffers are constructor arguments."""
     for name, target in replaced.items():
         prefix = f"{name}."
         own = {key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)}

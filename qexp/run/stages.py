@@ -1,4 +1,4 @@
-"""Training with quantizers in stages: float weights first, or from wide to narrow, each from the network the one before it has left."""
+"""Training in stages: float weights first, or from wide to narrow widths; each stage starts from the previous network."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ class Stage:
     """A part of the training.
 
     Attributes:
-        bits: No weight or input is narrower; None is the recipe's own widths.
-        epochs: How many it has.
-        float_weights: Weights stay in float, inputs have the recipe's own widths.
+        bits: The narrowest width of weights and inputs; None uses the recipe's own widths.
+        epochs: The number of epochs.
+        float_weights: Keep weights in float; inputs have the recipe's own widths.
     """
 
     bits: int | None
@@ -49,26 +49,26 @@ class Stage:
 
     @property
     def name(self) -> str:
-        """Of the folder of its checkpoints; empty for the last stage."""
+        """The name of the folder of its checkpoints; empty for the last stage."""
         if self.float_weights:
             return "stage-float-weights"
         return "" if self.bits is None else f"stage-{self.bits}bit"
 
     @property
     def words(self) -> str:
-        """What the log calls it."""
+        """The stage's name in the log."""
         if self.float_weights:
             return "float weights"
         return "final bits" if self.bits is None else f"{self.bits} bits"
 
 
 def stages(schedule: Schedule, plan: Plan) -> list[Stage]:
-    """Returns the stages a schedule asks for; a plain training is one.
+    """Returns the stages of a schedule; a plain training has one.
 
-    `two_step` is the share of the epochs that a first stage with float weights has.
-    A list of widths shares the epochs evenly, what does not divide going to the recipe's own widths, which come last. A mapping
-    `{width: epochs}` names the epochs of the earlier stages, and the last has the rest. Naming the recipe's own width at the end of
-    either adds no stage.
+    `two_step` is the first stage's share of the epochs; in that stage weights stay in float.
+    A list of widths shares the epochs evenly. The recipe's own widths come last and get the remainder. A mapping
+    `{width: epochs}` gives the epochs of the earlier stages, and the last stage has the rest. Naming the recipe's own width at the end
+    of either adds no stage.
     """
     asked = schedule.progressive
     total = schedule.epochs
@@ -87,18 +87,18 @@ def stages(schedule: Schedule, plan: Plan) -> list[Stage]:
     if len(widths) > 1 and widths[-1] == min((e.bits for e in plan if _narrowed(e)), default=None):
         widths.pop()
     if schedule.max_steps > 0:
-        raise QexpError(f"{where}: stages are counted in epochs; leave schedule.max_steps alone")
+        raise QexpError(f"{where}: stages are counted in epochs; leave schedule.max_steps unset")
     epochs = [asked[w] for w in widths] if isinstance(asked, dict) else [total // (len(widths) + 1)] * len(widths)
     if not all(isinstance(e, int) and e >= 1 for e in epochs) or sum(epochs) >= total:
         raise QexpError(
             f"{where}: schedule.epochs={total} leaves too few for {len(widths) + 1} stages; each needs one whole epoch at least, "
-            "so ask for more epochs or fewer widths"
+            "so raise schedule.epochs or list fewer widths"
         )
     return [*(Stage(w, e) for w, e in zip(widths, epochs)), Stage(None, total - sum(epochs))]
 
 
 def _two_steps(schedule: Schedule, progressive: Any) -> list[Stage]:
-    """Returns a stage with float weights and one with all of the recipe.
+    """Returns a stage with float weights and a stage with the whole recipe.
 
     Source: Martinez et al. 2020 (arXiv 2003.11535); Liu et al. 2020, "ReActNet" (arXiv 2003.03488), section 5.
     """
@@ -106,18 +106,18 @@ def _two_steps(schedule: Schedule, progressive: Any) -> list[Stage]:
     where = f"schedule.two_step={share:g}"
     if progressive or schedule.max_steps > 0:
         raise QexpError(
-            f"{where}: leave schedule.progressive and schedule.max_steps alone; both steps are counted in epochs"
+            f"{where}: leave schedule.progressive and schedule.max_steps unset; both steps are counted in epochs"
         )
     first = round(share * total)
     if not 0 < first < total:
         raise QexpError(
-            f"{where}: of schedule.epochs={total} each step needs one whole epoch at least; ask for more epochs"
+            f"{where}: schedule.epochs={total} is too few: each step needs one whole epoch at least; raise schedule.epochs"
         )
     return [Stage(None, first, float_weights=True), Stage(None, total - first)]
 
 
 def widened(plan: Plan, bits: int | None) -> Plan:
-    """Returns the plan with weights, inputs and outputs of at least this width; those that are wider, or float, stay."""
+    """Returns the plan with weights, inputs and outputs of at least this width; wider and float ones stay unchanged."""
 
     def wide(entry: Entry) -> Entry:
         return (
@@ -130,12 +130,12 @@ def widened(plan: Plan, bits: int | None) -> Plan:
 
 
 def _narrowed(entry: Entry) -> bool:
-    """Whether stages set this tensor's width."""
+    """Returns whether stages set this tensor's width."""
     return entry.spec is not None and (entry.site in ("weight", "output") or entry.site.startswith("input"))
 
 
 def check(schedule: Schedule, plan: Plan, passes: Sequence[Pass]) -> None:
-    """Raises if the stages asked for cannot be had: one that changes nothing, or a recipe whose passes edit fitted quantizers."""
+    """Raises if the stages are impossible: one would change nothing, or a pass of the recipe edits fitted quantizers."""
     steps = stages(schedule, plan)
     if steps[0].float_weights and not any(e.spec is not None and e.site == "weight" for e in plan):
         raise QexpError(
@@ -155,18 +155,17 @@ def check(schedule: Schedule, plan: Plan, passes: Sequence[Pass]) -> None:
     ]
     if edits and len(steps) > 1:
         raise QexpError(
-            f"schedule.{key}: the recipe's passes {', '.join(edits)} edit quantizers that each stage makes anew; "
+            f"schedule.{key}: the recipe's passes {', '.join(edits)} edit quantizers that each stage rebuilds; "
             "use a recipe without them, or train in one stage"
         )
 
 
 def train(run: Experiment, distill: Distillation | None = None) -> None:
-    """Trains the calibrated model through its stages, in place; the findings then hold each one's bits, epochs and scores.
+    """Trains the calibrated model through its stages, in place; records each stage's bits, epochs and scores in the findings.
 
-    Between two stages the quantizers whose width changes are made anew, and fitted by their own rule to the weights and to the inputs
-    that the quantized network of the stage before computes with; the others keep what they have learned. Each stage has the
-    schedule's whole course of the learning rate and an optimizer of its own. A stage that is done is kept in
-    `checkpoints/stages`, so a run that stops goes on in the stage it was in.
+    Each stage rebuilds the quantizers whose width changes and fits them, by their own rule, on the weights and on the activations of the
+    previous stage's network. Other quantizers keep their learned state. Each stage runs the schedule's whole learning-rate curve with an
+    optimizer of its own. A finished stage is kept in `checkpoints/stages`, so an interrupted run continues in the stage it had reached.
     """
     settings, model, plan, folder = run.settings, run.model, run.plan, run.folder
     structure, images, seen = run.facts, run.images, run.statistics
@@ -176,7 +175,7 @@ def train(run: Experiment, distill: Distillation | None = None) -> None:
     for number, stage in enumerate(steps):
         name = stage.name
         file = kept / f"{name}.safetensors"
-        if number < len(done):  # by an earlier, interrupted run
+        if number < len(done):  # finished by an earlier, interrupted run
             if number == len(done) - 1:
                 _take(model, plan, structure, stage)
                 model.load_state_dict(load_file(file), strict=True)
@@ -186,7 +185,7 @@ def train(run: Experiment, distill: Distillation | None = None) -> None:
                 channelwise, collectors = wanted(model)
                 seen = collect(model, images, channelwise, settings.trainer.progress, collectors, quantized=True)
             fit(model, seen, structure.followed_by_relu, only={id(q) for q in _take(model, plan, structure, stage)})
-        training.seed(settings.seed)  # whatever random numbers were used before, or not, something being cached
+        training.seed(settings.seed)  # how many random numbers were drawn so far depends on what was cached
         module = training.task(settings, model, settings.schedule, settings.bn == "freeze", distill)
         part = training.Part(name, stage.epochs, sum(s["epochs"] for s in done), sum(s["steps"] for s in done))
         words = run.title if len(steps) == 1 else f"{run.title} ({number + 1} of {len(steps)}: {stage.words})"
@@ -212,7 +211,7 @@ def train(run: Experiment, distill: Distillation | None = None) -> None:
 
 
 def _read(kept: Path) -> list[dict[str, Any]]:
-    """Returns the stages an interrupted run has finished."""
+    """Returns the stages that an interrupted run has finished."""
     path = kept / "done.json"
     return json.loads(path.read_text()) if path.exists() else []
 
@@ -222,7 +221,7 @@ def _write(kept: Path, done: list[dict[str, Any]]) -> None:
 
 
 def _outcome(module: Task) -> dict[str, float]:
-    """Returns the steps and the last scores, on training and on held-out images, of a training."""
+    """Returns a training's number of steps and its last scores, on training and on held-out images."""
     scores = module.trained
     return {
         "steps": scores["steps"],
@@ -232,7 +231,7 @@ def _outcome(module: Task) -> dict[str, float]:
 
 
 def _take(model: nn.Module, plan: Plan, structure: Facts, stage: Stage) -> list[Quantizer]:
-    """Puts quantizers of a stage's widths where the model has others, in place; returns the new ones."""
+    """Replaces, in place, the quantizers whose width differs in this stage; returns the new ones."""
     shared: dict[str, Quantizer] = {}
     fresh = []
     for entry in widened(plan, stage.bits):

@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 
 class Renormalized(nn.Module):
-    """A network that is given images normalised by `given` and sees them as it was trained, normalised by `own`; sizes stay."""
+    """Wraps a network: converts images normalised by `given` to its own normalisation `own`; sizes stay."""
 
     def __init__(self, network: nn.Module, given: Normalize, own: Normalize) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class Renormalized(nn.Module):
 
 
 def distillation(run: Experiment) -> Distillation | None:
-    """Returns what the schedule's `distill` asks for, checked against the network; None where it is off."""
+    """Returns the schedule's `distill` as an object, checked against the network; None where it is off."""
     settings, data, model = run.settings, run.data, run.model
     asked = settings.schedule.distill
     if not asked.is_on:
@@ -94,15 +94,16 @@ def _other(asked: Network, settings: Settings, data: DataSet) -> nn.Module:
 
 
 def _normalize(said: Mapping[str, Any]) -> Normalize:
-    """Returns what is done to pixel values; nothing is said of the images' size."""
+    """Returns the normalisation of pixel values; the size of the images is ignored."""
     others = {key: said[key] for key in ("max_value", "channel_order") if key in said}
     return Normalize(tuple(map(float, said["mean"])), tuple(map(float, said["std"])), **others)
 
 
 def _blocks(settings: Settings, found: Facts) -> list[str]:
-    """Returns the last module of each of the model's groups but the one that holds the classifier, whose result the logits are.
+    """Returns the last module of each of the model's groups, without the group of the classifier, whose output is the logits.
 
-    Where that is a convolution, the batch norm after it is meant: before it, small weights make the distance too steep to train on.
+    Where that module is a convolution, the batch norm after it is returned: before it, small weights make the distance too steep to
+    train on.
     """
     groups = [[group] if isinstance(group, str) else list(group) for group in settings.network.groups or []]
     last = settings.network.last or ""

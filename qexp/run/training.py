@@ -45,10 +45,10 @@ from qexp.tasks.distillation import Distillation
 from qexp.tasks.sharpness import SharpnessAware
 
 log = logging.getLogger(__name__)
-# Which devices there are, and advertisements.
+# Silences Lightning's lists of devices and its advertisements.
 for _name in ("pytorch_lightning", "pytorch_lightning.utilities.rank_zero"):
     logging.getLogger(_name).setLevel(logging.WARNING)
-# Lightning advises more workers for any loader; ours hands out ready-made tensors
+# Lightning advises more workers for any loader; ours yields tensors that are already in memory
 warnings.filterwarnings("ignore", message=".*does not have many workers.*")
 warnings.filterwarnings("ignore", message=".*number of training batches.*is smaller than the logging interval.*")
 warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
@@ -57,9 +57,9 @@ warnings.filterwarnings("ignore", category=FutureWarning, message=".*LeafSpec.*"
 
 
 def parameter_groups(schedule: Schedule) -> Callable[[nn.Module], list[dict[str, Any]]]:
-    """Returns a function that splits a network's parameters, each group with its options.
+    """Returns a function that splits a network's parameters into groups, each with its options.
 
-    Weights; weights whose quantizer asks for a decay of its own; scales and clips, with the schedule's `quantizer` options.
+    The groups: weights; weights whose quantizer has a decay of its own; scales and clips, with the schedule's `quantizer` options.
     """
     own = dict(schedule.quantizer)
 
@@ -84,7 +84,7 @@ def task(
 ) -> Task:
     """Returns the LightningModule that trains (with a schedule) or only scores (without) the network.
 
-    The data set's `task` names its class and options; a set that names none is one of classes.
+    The data set's `task` names its class and options; without a `task`, classification is assumed.
     """
     build = make(settings.data.task, where="dataset.task", as_partial=True)
     if schedule is None:
@@ -102,26 +102,26 @@ def task(
 
 
 def sharpness(schedule: Schedule, task_class: type[Task]) -> SharpnessAware | None:
-    """Returns what the schedule's `sam` asks for; None where it is off."""
+    """Returns the sharpness-aware step of the schedule's `sam`; None where it is off."""
     if not schedule.sam:
         return None
     if not issubclass(task_class, Classification):
         raise QexpError(
-            f"schedule.sam: {task_class.__name__} takes one pass a step; use sam: null, or a task of classes"
+            f"schedule.sam: {task_class.__name__} makes one pass per step; use sam: null, or a classification task"
         )
     return SharpnessAware(places=weight_places, **schedule.sam)
 
 
 def weight_places(model: nn.Module) -> list[nn.Module]:
-    """Returns the quantizers of a network's weights, each once."""
+    """Returns the quantizers of a network's weights, without repeats."""
     return list({id(q): q for _, site, q in quantizers(model) if site == "weight"}.values())
 
 
 def make_trainer(
     settings: Settings, phase: str, folder: Path, callbacks: list[Callback] | None = None, **options: Any
 ) -> Trainer:
-    """Returns a Trainer for one phase: the configured callbacks, curves and progress bound to this run's folder and name."""
-    # memory of methods advances whatever callbacks are chosen: it is part of what a method computes; and no run goes on with broken scales
+    """Returns a Trainer for one phase; callbacks, curves and progress use this run's folder and name."""
+    # added to any choice of callbacks: the memory of methods advances, since it is part of the method, and broken scales end the run
     chosen = [
         OptimizerSteps(),
         Divergence(),
@@ -135,7 +135,7 @@ def make_trainer(
             callback.phase = phase
     if not settings.trainer.progress or ranks.rank():
         chosen = [c for c in chosen if not isinstance(c, Progress)]
-    # one device per process; where several work together Lightning finds them as `spread` has started them
+    # one device per process; Lightning finds the other processes that `spread` has started
     several = {"strategy": settings.trainer.strategy} if ranks.world() > 1 else {}
     plugins = [WholeCheckpoints(), *([LightningEnvironment()] if ranks.world() > 1 else [])]
     return _trainer(
@@ -151,10 +151,10 @@ def make_trainer(
 
 
 def _trainer(asked: TrainerOptions, **options: Any) -> Trainer:
-    """Returns the Trainer that the settings and a phase ask for.
+    """Returns the Trainer for the settings and the options of a phase.
 
     Raises:
-        QexpError: Lightning does not take an option, or this machine has no such accelerator.
+        QexpError: Lightning rejects an option, or this machine has no such accelerator.
     """
     try:
         return make(
@@ -169,7 +169,7 @@ def _trainer(asked: TrainerOptions, **options: Any) -> Trainer:
 
 
 def check_trainer(settings: Settings) -> None:
-    """Raises, before any work, if Lightning does not take the trainer's options or this machine does not have its devices."""
+    """Raises, before any work, if Lightning rejects the trainer's options or this machine lacks its devices."""
     processes(settings.trainer)
     key = repr(sorted(settings.trainer.options.items(), key=str))
     if key not in _tried:
@@ -177,7 +177,7 @@ def check_trainer(settings: Settings) -> None:
         _tried.add(key)
 
 
-_tried: set[str] = set()  # making a Trainer takes longer than a small evaluation: once per sweep
+_tried: set[str] = set()  # making a Trainer takes longer than a small evaluation, so each is tried once per sweep
 
 
 @dataclass(frozen=True)
@@ -186,8 +186,9 @@ class Part:
 
     Attributes:
         name: Its checkpoints lie in `checkpoints/NAME`; empty for the last.
-        epochs: How many it has.
-        epochs_before, steps_before: What the parts before it have done: order and augmentation of the images, and the curves, go on there.
+        epochs: The number of its epochs.
+        epochs_before, steps_before: Epochs and steps of the parts before it. The order and augmentation of the images, and the curves,
+            continue from there.
     """
 
     name: str = ""
@@ -205,10 +206,10 @@ def fit(
     folder: Path,
     part: Part | None = None,
 ) -> float:
-    """Trains, resuming from `checkpoints/last.ckpt` where an interrupted run left one; returns the seconds all of it took.
+    """Trains, and resumes from `checkpoints/last.ckpt` where an interrupted run left one; returns the seconds of all its sessions.
 
-    `checkpoints/last.ckpt` is written after every epoch, `best.ckpt` where the validation score gets better. The network
-    ends at its last state. With `trainer.devices` above 1 as many processes share each step's images.
+    `checkpoints/last.ckpt` is written after every epoch, `best.ckpt` when the validation score improves. The network
+    ends in its last state. With `trainer.devices` above 1, that many processes share the images of each step.
     """
     if processes(settings.trainer) > ranks.world():
         state, module.trained, seconds = spread(
@@ -218,7 +219,7 @@ def fit(
         return seconds
     part = part or Part(epochs=schedule.epochs)
     checkpoints = folder / "checkpoints" / part.name
-    # two, since one alone writes `last` only where it also writes a new `best`
+    # two callbacks, since a single one writes `last` only together with a new `best`
     mode = "max" if module.higher_is_better else "min"
     best = ModelCheckpoint(checkpoints, "best", monitor=module.monitor, mode=mode, enable_version_counter=False)
     newest = ModelCheckpoint(checkpoints, "last", save_on_train_epoch_end=True, enable_version_counter=False)
@@ -253,14 +254,14 @@ def fit(
         if isinstance(callback, AveragedWeights):
             callback.take(module)
     seconds = module.seconds()
-    # where an earlier process did the last epoch, its scores are those of the checkpoint
+    # if an earlier process ran the last epoch, the scores come from the checkpoint
     module.trained = {**module.trained, "steps": trainer.global_step, **module.logged(), "seconds": seconds}
     return seconds
 
 
 @contextmanager
 def interruptible(trainer: Trainer) -> Iterator[None]:
-    """Lets Ctrl-C out as what it is: Lightning makes an exit of it, without a word, and deafens the process to the next one."""
+    """Re-raises Ctrl-C as `KeyboardInterrupt`; Lightning turns it into a silent `SystemExit` and leaves SIGINT ignored."""
     before = signal.getsignal(signal.SIGINT)
     try:
         yield
@@ -274,26 +275,26 @@ def interruptible(trainer: Trainer) -> Iterator[None]:
 
 
 def _fit_share(data: DataSet, module: Task, *args: Any) -> tuple[dict[str, Any], dict[str, float], float]:
-    """Returns the trained state, on the CPU, what the training came to, and the seconds it took."""
+    """Returns the trained state on the CPU, the results of the training, and the seconds it took."""
     seconds = fit(module, data, *args)
     return {key: value.cpu() for key, value in module.state_dict().items()}, module.trained, seconds
 
 
 def _is_whole(checkpoint: Path) -> bool:
-    """Whether a checkpoint can be read; one that cannot (the machine went down as it was written) is removed, with a warning."""
+    """Returns whether a checkpoint can be read; removes a damaged one (half written as the machine failed) with a warning."""
     try:
         torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
     except (RuntimeError, OSError, EOFError, ValueError, pickle.UnpicklingError) as error:
         log.warning(
-            "%s is damaged (%s); training starts anew", checkpoint, str(error).splitlines()[0] if str(error) else error
+            "%s is damaged (%s); training starts again", checkpoint, str(error).splitlines()[0] if str(error) else error
         )
-        checkpoint.unlink(missing_ok=True)  # another rank may have found the same
+        checkpoint.unlink(missing_ok=True)  # another rank may have removed it already
         return False
     return True
 
 
 def helpers(schedule: Schedule) -> list[Callback]:
-    """Returns what a schedule asks to happen around each optimizer step: weights averaged, oscillating ones counted or held."""
+    """Returns the schedule's callbacks around optimizer steps: they average weights, and count or hold oscillating ones."""
     chosen: list[Callback] = []
     if schedule.oscillation:
         chosen.append(Oscillation(**schedule.oscillation))
@@ -303,7 +304,7 @@ def helpers(schedule: Schedule) -> list[Callback]:
 
 
 def check_recipe(module: nn.Module, checkpoint: Path) -> None:
-    """Raises if a checkpoint was made with another network or recipe: other tensors, shapes or code limits."""
+    """Raises if a checkpoint belongs to another network or recipe: its tensors, shapes or code limits differ."""
     saved = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
     own = module.state_dict()
     differ = [
@@ -315,7 +316,7 @@ def check_recipe(module: nn.Module, checkpoint: Path) -> None:
         names = ", ".join(key.removeprefix("model.") for key in differ[:4])
         raise QexpError(
             f"{checkpoint}: the recipe differs from the checkpoint's in {len(differ)} tensors: {names}"
-            f"{' ...' if len(differ) > 4 else ''}; run the recipe it was made with, or force=true to start anew"
+            f"{' ...' if len(differ) > 4 else ''}; run the recipe it was made with, or force=true to start again"
         )
 
 

@@ -1,1 +1,1 @@
-"""LightningModules that train and score a network; they take an `nn.Module` and know nothing of quantization."""
+"""LightningModules that train and score a network; they take any `nn.Module`, quantized or not."""

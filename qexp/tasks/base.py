@@ -1,4 +1,4 @@
-"""What every task shares: how a network is trained and scored, and what its score is called and how sure it is."""
+"""The base of all tasks: training and scoring of a network, and its score with metric and interval."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Score:
-    """How well a network does on the test samples; a share lies in 0..1 and is no percentage.
+    """A network's score on the test samples; a share lies in 0..1 and is not a percentage.
 
     Attributes:
         metric: Column name: `top1`, `map_voc07`, `psnr`.
-        value: The score; NaN without a sample.
+        value: The score; NaN where there is no sample.
         low, high: Its 95 % interval; NaN where there is none.
         interval: How the interval was found.
         n: Samples: images, pairs.
         others: Further numbers by column name, `top5`; shares where the score is one.
-        outcomes: What each sample gave, arrays by name. `correct` `[n]` (booleans) where each sample is right or wrong: two
-            networks are then compared by the paired test. Others are the task's own, for the page.
-        label, unit, is_share, higher_is_better: What the numbers are, see `Measure`.
+        outcomes: The results of each sample, arrays by name. `correct` `[n]` (booleans) where each sample is right or wrong: two
+            networks are then compared by the paired test. Other arrays belong to the task, for the page.
+        label, unit, is_share, higher_is_better: The kind of the numbers, see `Measure`.
 
     Raises:
         QexpError: A share does not lie in 0..1.
@@ -64,18 +64,18 @@ class Score:
         wrong = [name for name, number in numbers.items() if self.is_share and not is_possible_share(number)]
         if wrong:
             raise QexpError(
-                f"metric {self.metric}: {wrong[0]}={numbers[wrong[0]]:g} is no share in 0..1; divide it by its greatest value, or "
-                "let the task say is_share = False and its unit"
+                f"metric {self.metric}: {wrong[0]}={numbers[wrong[0]]:g} is not a share in 0..1; divide it by its greatest value, or "
+                "set is_share = False and the unit in the task"
             )
 
     @property
     def measure(self) -> Measure:
-        """What the numbers are: a share or not, better upwards or downwards, the unit."""
+        """The kind of the numbers: a share or not, better upwards or downwards, the unit."""
         row = {"metric": self.metric, "metric_label": self.label, "unit": self.unit}
         return Measure.of(row | {"is_share": self.is_share, "higher_is_better": self.higher_is_better})
 
     def save(self, path: Path) -> None:
-        """Writes the score whole or not at all; where it cannot, the next run evaluates again, and the log says so."""
+        """Writes the score whole or not at all; if that fails, logs a warning, and the next run evaluates again."""
         plain = {k: v for k, v in vars(self).items() if k != "outcomes"}
         arrays = {f"outcome.{name}": array for name, array in self.outcomes.items()}
         try:
@@ -89,7 +89,7 @@ class Score:
         """Returns a saved score.
 
         Raises:
-            OSError, ValueError, KeyError: The file is damaged or another one.
+            OSError, ValueError, KeyError: The file is damaged or is not a score.
         """
         with np.load(path, allow_pickle=False) as kept:
             outcomes = {name.removeprefix("outcome."): kept[name] for name in kept.files if name != "score"}
@@ -97,23 +97,22 @@ class Score:
         try:
             return cls(**plain, outcomes=outcomes)
         except (TypeError, QexpError) as error:
-            raise ValueError(f"{path}: no score of this version ({error})") from error
+            raise ValueError(f"{path}: not a score of this version ({error})") from error
 
 
 class Task(LightningModule):
-    """Trains and scores a network whose input is a batch of images `[N, C, H, W]`, whatever its output means.
+    """Trains and scores a network whose input is a batch of images `[N, C, H, W]`; subclasses interpret its output.
 
-    A task names its `metric` and says what it is, and writes `loss_of`, `evidence` and `score_of`: the score of a run, of a proof on
-    integers and of an exported file is then one and the same. A task that needs more than outputs and targets writes the steps and
-    `score` itself (`validation_step` logs `val_loss` and the `monitor`), and may leave `evidence` as it is: proofs then have no score. The
-    network's output is what the network computes: decoding it is the task's (or, asked by the task, the network's) job, outside
-    `forward`, so that facts, calibration and measurement see one kind of model. Nothing is saved as a hyperparameter; the YAML beside
-    the run is.
+    A task names and describes its `metric`, and implements `loss_of`, `evidence` and `score_of`. The scores of a run, of a proof on
+    integers and of an exported file are then computed in one way. A task that needs more than outputs and targets writes the steps and
+    `score` itself (`validation_step` logs `val_loss` and the `monitor`). It may leave out `evidence`; proofs then have no score. The
+    network's `forward` returns what the network computes. The task, or another method of the network, decodes it, so that facts,
+    calibration and measurement work on one kind of model. Nothing is saved as a hyperparameter; the YAML beside the run holds it all.
 
     Attributes:
         metric: Column name of the score, and of `monitor`.
-        label: What people call it, where room is short; the metric's name by default.
-        unit: Of a score that is no share: `dB`.
+        label: A short name for people; the metric's name by default.
+        unit: Unit of a score that is not a share: `dB`.
         is_share: Whether the score is a share in 0..1; records then hold it in percent.
         higher_is_better: Whether more is better.
 
@@ -130,7 +129,7 @@ class Task(LightningModule):
     unit: ClassVar[str] = ""
     is_share: ClassVar[bool] = True
     higher_is_better: ClassVar[bool] = True
-    merges: ClassVar[bool] = False  # `score` is that of all ranks' samples; a task that cannot is scored by one process
+    merges: ClassVar[bool] = False  # `score` covers the samples of all ranks; if False, one process scores all samples
     of_schedule: ClassVar[tuple[str, ...]] = ()  # keys of the schedule that a subclass takes as arguments
 
     def __init__(
@@ -148,43 +147,43 @@ class Task(LightningModule):
         # `steps`, `seconds` and the last logged values of the training that has just ended, or of the part of it before a resume
         self.trained: dict[str, Any] = {}
         self.began = time.perf_counter()
-        self.judged: list[Any] = []  # evidence of the batches of the validation or test at hand
+        self.judged: list[Any] = []  # evidence of the batches of the present validation or test
 
     def loss_of(self, outputs: Any, targets: Any) -> Tensor:
         """Returns the loss of a batch."""
         raise NotImplementedError
 
     def evidence(self, outputs: Any, targets: Any) -> Any | None:
-        """Returns what the score needs of a batch's outputs, whoever computed them, small enough to keep; None where outputs do not do."""
+        """Returns the part of a batch's outputs that the score needs, small enough to keep; None if outputs alone do not suffice."""
         return None
 
     def score_of(self, evidence: Sequence[Any]) -> Score | None:
-        """Returns the score of batches' evidence; None where the task cannot judge outputs."""
+        """Returns the score of batches' evidence; None where the task cannot score outputs alone."""
         return None
 
     def judge(self, outputs: Any, targets: Any) -> Score | None:
-        """Returns the score of outputs `[N, ...]`, whoever computed them: the network, integers, a file in another runtime.
+        """Returns the score of outputs `[N, ...]` of the network, of its integer program or of a file in another runtime.
 
-        None where the task cannot judge outputs alone.
+        The result is None where the task cannot score outputs alone.
         """
         found = self.evidence(outputs, targets)
         return None if found is None else self.score_of([found])
 
     def decisions(self, outputs: Any) -> Tensor | None:
-        """Returns what the network decides for each sample, whole numbers `[N, ...]`; None where its outputs are no decisions."""
+        """Returns what the network decides for each sample, whole numbers `[N, ...]`; None where its outputs are not decisions."""
         return None
 
     def divergence(self, outputs: Tensor, wanted: Tensor) -> Tensor | None:
-        """Returns how far each sample's outputs are from wanted ones `[N]`; None leaves it to the error relative to the signal."""
+        """Returns the distance of each sample's outputs from wanted ones `[N]`; None selects the error relative to the signal."""
         return None
 
     @property
     def measure(self) -> Measure:
-        """What the score's numbers are."""
+        """The kind of the score's numbers."""
         return Measure.of(self._about() | {"metric": self.metric, "metric_label": self.label})
 
     def scored(self, value: float, low: float, high: float, interval: str, n: int, **more: Any) -> Score:
-        """Returns a score of this task's metric; arguments as `Score` takes them."""
+        """Returns a score of this task's metric; the arguments are those of `Score`."""
         return Score(self.metric, value, low, high, interval, n, label=self.label, **more, **self._about())
 
     def _about(self) -> dict[str, Any]:
@@ -218,7 +217,7 @@ class Task(LightningModule):
         self.log(self.monitor, self.score().value, prog_bar=True, sync_dist=True)
 
     def take_network(self, example: Tensor) -> None:
-        """Makes the network return what the task reads, or raises in one sentence, before anything is trained.
+        """Makes the network return what the task reads, or raises, before anything is trained.
 
         Args:
             example: One image `[1, C, H, W]`.
@@ -233,25 +232,25 @@ class Task(LightningModule):
 
     @property
     def monitor(self) -> str:
-        """What `best.ckpt` is the best of: the greatest, or the least where less is better."""
+        """The logged name that selects `best.ckpt`: its greatest value, or its least where less is better."""
         return f"val_{self.metric}"
 
     def score(self) -> Score:
         """The score of the test (or of the validation) that has just run."""
         score = self.score_of(self.judged)
         if score is None:
-            raise NotImplementedError(f"{type(self).__name__} writes neither score_of nor score")
+            raise NotImplementedError(f"{type(self).__name__} implements neither score_of nor score")
         return score
 
     def leave(self, folder: Path, score: Score, reference: Score | None, data: Any) -> None:
-        """Writes data files into the run folder, of what else there is to see of a finished test; nothing, unless a task has something.
+        """Writes further results of a finished test into the run folder; by default nothing.
 
-        Pages are made of them, by the files' names, when the study is finished (`qexp.report.point_pages`).
+        Pages are made from these files, by their names, when the study is finished (`qexp.report.point_pages`).
 
         Args:
-            folder: Of the run.
-            score: Of the quantized network.
-            reference: Of the float network, where there is one.
+            folder: The folder of the run.
+            score: The score of the quantized network.
+            reference: The score of the float network, where there is one.
             data: The data module.
         """
 
@@ -259,15 +258,15 @@ class Task(LightningModule):
         return self.model(x)
 
     def logged(self) -> dict[str, float]:
-        """The values logged last in the training at hand; none before its first epoch."""
+        """The values logged last in the present training; empty before its first epoch."""
         return {key: float(value) for key, value in self.trainer.callback_metrics.items()}
 
     def seconds(self) -> float:
-        """The seconds since `began` was set, and those the training at hand had taken before it was resumed."""
+        """The seconds since `began` was set, plus those that the present training took before it was resumed."""
         return self.trained.get("seconds", 0.0) + time.perf_counter() - self.began
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds what was logged last and the time so far: one that goes on, even from its last epoch, says what all training came to."""
+        """Adds the last logged values and the time so far, so that a resumed training reports the results of all its sessions."""
         checkpoint["trained"] = {**self.trained, **self.logged(), "seconds": self.seconds()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -290,11 +289,11 @@ class Task(LightningModule):
         except (
             TypeError,
             ValueError,
-        ) as error:  # an option of the optimizer whose place another has taken, or a value of none
+        ) as error:  # an option of another optimizer, or a value that is not allowed
             made = getattr(getattr(self.make_optimizer, "func", None), "__name__", "the optimizer")
             raise QexpError(
-                f"schedule.optimizer: {made} cannot be made ({error}); optimizer=sgd, adam or adamw takes the place of the whole of it, "
-                "and optimizer.lr=... sets its options"
+                f"schedule.optimizer: {made} cannot be made ({error}); choose another as a whole with optimizer=sgd, adam or adamw, "
+                "and set its options with optimizer.lr=..."
             ) from None
         if self.make_scheduler is None:
             return {"optimizer": optimizer}
@@ -302,13 +301,13 @@ class Task(LightningModule):
             scheduler = self.make_scheduler(optimizer, int(self.trainer.estimated_stepping_batches))
         except TypeError as error:
             raise QexpError(
-                f"schedule.scheduler: it cannot be made ({error}); scheduler=cosine, steps, exponential, onecycle or constant takes the "
-                "place of the whole of it, and scheduler.final=... sets its options"
+                f"schedule.scheduler: it cannot be made ({error}); choose another as a whole with scheduler=cosine, steps, exponential, "
+                "onecycle or constant, and set its options with scheduler.final=..."
             ) from None
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
 def evaluated(model: nn.Module, images: Tensor) -> Any:
-    """Returns what a network returns in evaluation mode; its modules are left in the modes they were in."""
+    """Returns the network's outputs in evaluation mode; afterwards its modules are in their previous modes."""
     with evaluating(model):
         return model(images)

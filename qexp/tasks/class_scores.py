@@ -1,4 +1,4 @@
-"""The class scores in what a network returns: a tensor, or the one tensor of class scores in a dictionary or tuple."""
+"""Finds the class scores in a network's outputs: a tensor, or the one tensor of class scores in a dictionary or tuple."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from qexp.errors import QexpError
 
 log = logging.getLogger(__name__)
-NAMES = ("logits", "out")  # what the main scores are called where there are others beside them
+NAMES = ("logits", "out")  # names of the main scores where there are others beside them
 
 
 class ClassScores:
-    """A forward hook after which a network returns its class scores `[N, K]` alone; a class of its own, so that it is copied and saved.
+    """A forward hook that makes a network return its class scores `[N, K]` alone; a class, so that it can be copied and saved.
 
     Args:
         num_classes: K.
@@ -36,10 +36,10 @@ class ClassScores:
 def class_scores(result: Any, num_classes: int) -> Tensor:
     """Returns the class scores `[N, num_classes]` in a network's result.
 
-    Of several tensors they are the one called `logits` or `out`, else the only one that has the shape of scores.
+    Of several tensors, it is the one named `logits` or `out`, or else the only one with the shape of scores.
 
     Raises:
-        QexpError: There are none, or several.
+        QexpError: The result holds no class scores, or several tensors of them.
     """
     if isinstance(result, Tensor):
         return _scores(result, num_classes)
@@ -58,28 +58,27 @@ def class_scores(result: Any, num_classes: int) -> Tensor:
 
 
 def take_class_scores(model: nn.Module, example: Tensor, num_classes: int) -> None:
-    """Makes a network return class scores alone, in place, where it returns other things too; one that returns them alone stays as it is.
+    """Makes a network return class scores alone, in place; a network that already does so stays unchanged.
 
     Args:
-        model: Float network.
+        model: The float network.
         example: One image `[1, C, H, W]`.
         num_classes: K.
 
     Raises:
-        QexpError: No class scores for the data set's classes are to be told from the network's result.
+        QexpError: The network's result has no recognisable class scores for the data set's classes.
     """
-    images = torch.cat([example, example])  # two: a network may squeeze a single one away
+    images = torch.cat([example, example])  # two: a network may squeeze away a batch dimension of 1
     with torch.no_grad(), _as_it_was(model):
         model.eval()
         result = model(images)
         scores = class_scores(result, num_classes)
         alone = model(example)
-        model.training = True  # itself alone: its layers compute as in evaluation, so that results can be compared
+        # only the outer module: its layers compute as in evaluation, so that results can be compared
+        model.training = True
         try:
             taught = model(images)
-        except (
-            Exception
-        ):  # an auxiliary head that these images are too small for: whether that matters, training will show
+        except Exception:  # an auxiliary head that these images are too small for; if it is needed, training raises
             taught = result
     plain = [isinstance(r, Tensor) and r.ndim == 2 for r in (result, taught, alone)]
     if all(plain):
@@ -103,7 +102,7 @@ def take_class_scores(model: nn.Module, example: Tensor, num_classes: int) -> No
 
 
 def _scores(x: Tensor, num_classes: int) -> Tensor:
-    """Returns scores as `[N, K]`, of maps of one pixel too, and of a single image whose dimension the network squeezes away."""
+    """Returns scores as `[N, K]`, also from maps of one pixel and from a single image whose dimension was squeezed away."""
     if isinstance(x, Tensor) and x.shape == (num_classes,) and x.is_floating_point():
         return x[None]
     if not isinstance(x, Tensor) or not _is_scores(x, num_classes):
@@ -122,7 +121,7 @@ def _is_scores(x: Tensor, num_classes: int) -> bool:
 
 
 def _parts(result: Any) -> dict[Any, Any]:
-    """Returns the parts of a dictionary or (named) tuple by their keys or places."""
+    """Returns the parts of a dictionary or (named) tuple by their keys or positions."""
     if isinstance(result, Mapping):
         return dict(result)
     if isinstance(result, tuple | list):
@@ -136,7 +135,7 @@ def _shapes(parts: dict[Any, Any]) -> str:
 
 @contextmanager
 def _as_it_was(model: nn.Module) -> Iterator[None]:
-    """Inside, the network may run in any mode; afterwards its modes, buffers and the random numbers are as they were."""
+    """Restores, after the block, the network's modes and buffers and the state of the random numbers."""
     modes = [(m, m.training) for m in model.modules()]
     buffers = [(b, b.clone()) for b in model.buffers()]
     with torch.random.fork_rng(devices=[]):

@@ -21,15 +21,15 @@ from qexp.tasks.sharpness import SharpnessAware
 class Classification(Task):
     """Trains and scores a network `[N, C, H, W] -> [N, classes]`; batches are `(images, labels [N])`.
 
-    Accuracies count samples: a short last batch weighs what it holds.
+    Accuracies count samples, so a short last batch has a smaller weight.
 
     Args:
         model: The network.
         num_classes: Number of classes.
-        label_smoothing: Of the training loss.
-        distill: What to learn from a teacher besides; None learns from the labels alone.
-        sharpness: How to take the gradient where the loss is worst nearby; None takes it where the weights are.
-        learning: Optimizer, schedule, groups, freeze_bn, as `Task` takes them.
+        label_smoothing: Label smoothing of the training loss.
+        distill: The losses against a teacher; None learns from the labels alone.
+        sharpness: The sharpness-aware step; None takes the gradient at the weights themselves.
+        learning: Arguments of `Task`: optimizer, scheduler, groups, freeze_bn.
     """
 
     metric, label = "top1", "top-1"
@@ -56,7 +56,7 @@ class Classification(Task):
         )
 
     def take_network(self, example: Tensor) -> None:
-        """Makes the network return class scores alone; raises where none are to be told from its result."""
+        """Makes the network return class scores alone; raises where its result has no recognisable ones."""
         take_class_scores(self.model, example, self.num_classes)
 
     def on_fit_start(self) -> None:
@@ -88,7 +88,7 @@ class Classification(Task):
         return torch.stack([self.decisions(outputs) == labels, among]).cpu()
 
     def decisions(self, outputs: Tensor) -> Tensor:
-        """Returns the class of the greatest score `[N]`."""
+        """Returns the class with the greatest score `[N]`."""
         return outputs.argmax(1)
 
     def divergence(self, outputs: Tensor, wanted: Tensor) -> Tensor:

@@ -32,11 +32,11 @@ class Detection(Task):
         model: The detector.
         num_classes: Number of classes.
         confidence: Scores that are not above it are dropped.
-        nms: Of boxes of one class that overlap by more, the best scored stays.
-        top: Detections kept of an image.
+        nms: Overlap above which, of two boxes of one class, only the one with the higher score stays.
+        top: Detections kept per image.
         overlap: Intersection over union a detection must exceed to count.
         least_boxes: Classes with fewer objects in the test are left out of the mean.
-        learning: Optimizer, schedule, groups, freeze_bn, as `Task` takes them.
+        learning: Arguments of `Task`: optimizer, scheduler, groups, freeze_bn.
     """
 
     metric, label = "map_voc07", "mAP"
@@ -67,7 +67,7 @@ class Detection(Task):
         return self.model.loss(raw, boxes, [t["labels"][keep] for t, keep in zip(targets, easy)])
 
     def evidence(self, raw: Tensor, targets: Sequence[dict[str, Tensor]]) -> list[dict[str, np.ndarray]]:
-        """Returns of each image what was found on it (label, score, hit `[m]`, box `[m, 4]`), and how many objects of each class it has."""
+        """Returns, per image, its detections (label, score, hit `[m]`, box `[m, 4]`) and its number of objects per class."""
         found = []
         for boxes, scores, target in zip(*(x.float().cpu() for x in self.model.decode(raw)), targets):
             kept, label, score = select(boxes, scores, self.confidence, self.nms, self.top)
@@ -79,7 +79,7 @@ class Detection(Task):
         return found
 
     def _merged(self, evidence: Sequence[list[dict[str, np.ndarray]]]) -> tuple[dict[str, np.ndarray], Matches]:
-        """Returns every detection (image, label, score, hit `[m]` and box `[m, 4]`), and what each turned out to be."""
+        """Returns every detection (image, label, score, hit `[m]` and box `[m, 4]`), and the matches with the objects."""
         images = [image for batch in evidence for image in batch]
         numbers = [np.full(len(image["label"]), i, dtype=np.int32) for i, image in enumerate(images)]
         found = {"image": np.concatenate([np.zeros(0, np.int32), *numbers])}
@@ -105,14 +105,14 @@ class Detection(Task):
 
 @torch.no_grad()
 def select(boxes: Tensor, scores: Tensor, confidence: float, nms: float, top: int) -> tuple[Tensor, Tensor, Tensor]:
-    """What is left of an image's candidates: boxes `[m, 4]`, labels `[m]` and scores `[m]`, best first.
+    """Returns an image's detections after suppression: boxes `[m, 4]`, labels `[m]` and scores `[m]`, best first.
 
     Args:
         boxes: `[P, 4]`, corners.
         scores: `[P, classes]`; a box may be of several classes.
         confidence: Scores must be above it.
-        nms: Of overlapping boxes of one class the best stays.
-        top: At most so many are kept.
+        nms: Overlap above which only the best of a class's boxes stays.
+        top: Greatest number of detections to keep.
     """
     rows, labels = (scores > confidence).nonzero(as_tuple=True)
     values, candidates = scores[rows, labels], boxes[rows]

@@ -1,4 +1,4 @@
-"""A few test images with what was found on them, for the page of a detection run."""
+"""Selects a few test images with their detections, for the page of a detection run."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ SHOWN, SIDE, CONFIDENT = 6, 400, 0.3  # images on the page, their longer side in
 
 
 def samples(score: Score, reference: Score | None, data: Any) -> dict[str, Any]:
-    """The content of `detections.json`: precision by class, and the images on which float and quantized differ most.
+    """Returns the content of `detections.json`: precision by class, and the images on which float and quantized differ most.
 
     Args:
-        score: Of the quantized network.
-        reference: Of the float network, where there is one.
+        score: The score of the quantized network.
+        reference: The score of the float network, where there is one.
         data: The detection set.
     """
     both = {"float": reference, "quantized": score}
@@ -61,7 +61,7 @@ def _percent(score: Score | None) -> str:
 
 
 def _telling(kept: dict[str, Score], n: int) -> list[int]:
-    """Returns the images whose numbers of right and wrong confident detections differ most; earlier ones of equal ones."""
+    """Returns the images whose numbers of right and wrong confident detections differ most; among equal ones, the earlier ones."""
     counts = []
     for score in kept.values():
         o = score.outcomes

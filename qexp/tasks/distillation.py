@@ -1,4 +1,4 @@
-"""Distillation: a network learns from what a teacher says of the same images, beside the labels."""
+"""Distillation: a network learns from a teacher's outputs on the same images, besides the labels."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from qexp.system.within import evaluating, hooked
 class Distillation:
     """`labels * loss + logits * T^2 KL(teacher || student) + features * distance`, the teacher fixed and in evaluation mode.
 
-    The probabilities of both are softened by the temperature T. The distance of features is the mean over the layers of
+    Both networks' probabilities are softened by the temperature T. The distance of features is the mean over the layers of
     `|s - t|^2 / |t|^2`, so that no layer counts more for its larger values.
 
-    The teacher is no part of the training module: it is neither trained, nor saved in checkpoints, nor copied with the module.
+    The teacher is not part of the training module: it is not trained, not saved in checkpoints and not copied with the module.
 
     Args:
-        teacher: A network with the student's classes; what it is given are the student's images.
+        teacher: A network with the student's classes; it receives the student's images.
         logits: Weight of the teacher's class probabilities.
         temperature: T.
         features: Weight of the distance between outputs of `layers`.
-        layers: Modules, of one name in both networks, whose outputs are compared.
+        layers: Names of modules that both networks have and whose outputs are compared.
         labels: Weight of the loss against the labels.
 
     Source: Hinton, Vinyals, Dean 2015 (arXiv 1503.02531), section 2; features after Romero et al. 2015 (arXiv 1412.6550), equation 3.
@@ -46,9 +46,9 @@ class Distillation:
     ) -> None:
         for name, value in (("logits", logits), ("features", features), ("labels", labels)):
             if value < 0:
-                raise QexpError(f"distill.{name}={value}; a weight is 0 or more")
+                raise QexpError(f"distill.{name}={value} is not allowed; use a weight of 0 or more")
         if temperature <= 0:
-            raise QexpError(f"distill.temperature={temperature}; it must be above 0, usual are 1..10")
+            raise QexpError(f"distill.temperature={temperature} is not allowed; use a number above 0, usually 1..10")
         if features and not layers:
             raise QexpError(
                 "distill.features: no layers to compare; name modules with schedule.distill.layers=[layer1, ...]"
@@ -61,7 +61,7 @@ class Distillation:
         return self  # copies of a training module (averaged weights) share the one teacher, which never changes
 
     def check(self, student: nn.Module, example: Tensor, num_classes: int) -> None:
-        """Raises if the teacher has other classes than the student, or lacks a layer to compare or has it in another shape."""
+        """Raises if the teacher has other classes than the student, lacks a layer to compare, or has another shape there."""
         for name in self.layers:
             for who, network in (("the network", student), ("the teacher", self.teacher)):
                 known = [n for n, _ in network.named_modules() if n]
@@ -71,7 +71,7 @@ class Distillation:
             classes = self.teacher(example).shape[-1]
         if classes != num_classes:
             raise QexpError(
-                f"distill: the teacher ({type(self.teacher).__name__}) tells {classes} classes apart, the data set has {num_classes}; "
+                f"distill: the teacher ({type(self.teacher).__name__}) has {classes} classes, the data set has {num_classes}; "
                 "choose a teacher trained on the same classes"
             )
         with torch.no_grad(), evaluating(student), self._watching(student) as ours:
@@ -79,8 +79,8 @@ class Distillation:
         for name in self.layers:
             if ours[name].shape != theirs[name].shape:
                 raise QexpError(
-                    f"distill.layers: {name} gives {list(ours[name].shape)} in the network and {list(theirs[name].shape)} in the teacher; "
-                    "name layers of one shape with schedule.distill.layers"
+                    f"distill.layers: {name} returns {list(ours[name].shape)} in the network, {list(theirs[name].shape)} in the teacher; "
+                    "name layers with equal shapes in schedule.distill.layers"
                 )
 
     def step(self, student: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -96,7 +96,7 @@ class Distillation:
 
     @contextmanager
     def _watching(self, network: nn.Module) -> Iterator[dict[str, Tensor]]:
-        """Inside, the outputs of the layers to compare are put into the dictionary it gives, by name."""
+        """Yields a dictionary that receives, inside the block, the outputs of the layers to compare, by name."""
         seen: dict[str, Tensor] = {}
 
         def keep(name: str):

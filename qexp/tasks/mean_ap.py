@@ -1,4 +1,4 @@
-"""Average precision of detections, as the VOC challenge defines it, and how sure it is."""
+"""Average precision of detections, as the VOC challenge defines it, and its interval."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ _CHUNK = 2_000_000  # weighted detections held at once by the bootstrap
 
 
 class Matches(NamedTuple):
-    """What every detection of a test turned out to be.
+    """The matches of all detections of a test with objects.
 
     Attributes:
-        image: Which image `[m]`.
-        label: Its class `[m]`.
-        score: `[m]`.
+        image: Index of the image `[m]`.
+        label: Class of the detection `[m]`.
+        score: Score of the detection `[m]`.
         hit: `TRUE`, `FALSE` or `IGNORED` (it lies on a difficult object) `[m]`.
         positives: Objects to be found, by image and class `[images, classes]`; difficult ones are not counted.
     """
@@ -34,7 +34,7 @@ class Matches(NamedTuple):
 def match(
     boxes: Tensor, labels: Tensor, scores: Tensor, true: Tensor, true_labels: Tensor, difficult: Tensor, overlap: float
 ) -> np.ndarray:
-    """What each of an image's detections `[m]` is: of those on one object the best scored is right, the others are wrong.
+    """Returns whether each of an image's detections is right `[m]`: per object, only the one with the best score is.
 
     Args:
         boxes: Corners `[m, 4]`.
@@ -66,12 +66,12 @@ def match(
 
 
 def average_precision(true: np.ndarray, wrong: np.ndarray, positives: np.ndarray, points: int | None) -> np.ndarray:
-    """The average precision `[d]` of one class, for each of d weightings.
+    """Returns the average precision `[d]` of one class, for each of d weightings.
 
     Args:
-        true: How often each detection counts as right, best score first `[d, m]`; integers.
-        wrong: How often it counts as wrong `[d, m]`.
-        positives: Objects to be found `[d]`; NaN comes out for none.
+        true: Number of times that each detection counts as right, best score first `[d, m]`; integers.
+        wrong: Number of times that it counts as wrong `[d, m]`.
+        positives: Objects to be found `[d]`; the result is NaN where there are none.
         points: 11 is the mean of the best precision at a recall of at least 0, 0.1, ... 1 (VOC up to 2009); None the area under the
             precision-recall curve made monotone (VOC since 2010).
     """
@@ -93,9 +93,9 @@ def average_precision(true: np.ndarray, wrong: np.ndarray, positives: np.ndarray
 
 
 def mean_ap(found: Matches, weights: np.ndarray | None = None, points: int | None = None, least: int = 1) -> np.ndarray:
-    """The mean average precision over classes `[d]`, for d weightings of the images `[d, images]` (by default one, all equal).
+    """Returns the mean average precision over classes `[d]`, for d weightings of the images `[d, images]` (by default one, all equal).
 
-    Classes with fewer than `least` objects in the test are left out, as is, in a weighting, a class of which it holds none.
+    Classes with fewer than `least` objects in the test are left out. Each weighting also leaves out the classes of which it has no object.
     """
     by_class = class_ap(found, weights, points)
     by_class[:, found.positives.sum(0) < least] = np.nan
@@ -104,7 +104,7 @@ def mean_ap(found: Matches, weights: np.ndarray | None = None, points: int | Non
 
 
 def class_ap(found: Matches, weights: np.ndarray | None = None, points: int | None = None) -> np.ndarray:
-    """The average precision of each class `[d, classes]`; NaN for a class without an object."""
+    """Returns the average precision of each class `[d, classes]`; NaN for a class without an object."""
     images, classes = found.positives.shape
     weights = np.ones((1, images), dtype=np.int64) if weights is None else weights
     out = np.full((len(weights), classes), np.nan)
@@ -119,7 +119,7 @@ def class_ap(found: Matches, weights: np.ndarray | None = None, points: int | No
 
 
 def bootstrap(images: int, draws: int = 1000, seed: int = 0) -> np.ndarray:
-    """How often each image is drawn in each of `draws` samples with replacement `[draws, images]`."""
+    """Returns how often each image is drawn in each of `draws` samples with replacement `[draws, images]`."""
     generator = np.random.default_rng(seed)
     return (
         generator.multinomial(images, np.full(images, 1 / max(images, 1)), draws)
@@ -131,7 +131,7 @@ def bootstrap(images: int, draws: int = 1000, seed: int = 0) -> np.ndarray:
 def interval(
     found: Matches, points: int | None = None, least: int = 1, weights: np.ndarray | None = None
 ) -> tuple[float, float]:
-    """The 2.5 % and 97.5 % quantiles of the mean average precision over samples of the images."""
+    """Returns the 2.5 % and 97.5 % quantiles of the mean average precision over samples of the images."""
     weights = bootstrap(len(found.positives)) if weights is None else weights
     step = max(1, _CHUNK // max(len(found.image), 1))
     values = [mean_ap(found, weights[at : at + step], points, least) for at in range(0, len(weights), step)]

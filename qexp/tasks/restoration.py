@@ -16,11 +16,11 @@ Z95 = 1.959963984540054
 class Restoration(Task):
     """Trains and scores a network `[N, C, H, W] -> [N, C, H, W]`; a target is the clean image, its values in 0..1.
 
-    The score is the mean over images of `-10 log10(mean squared error)`, whose peak is 1: decibels, which are no share of anything.
+    The score is the mean over images of `-10 log10(mean squared error)`, for a peak of 1. It is in decibels and is not a share.
 
     Args:
         model: The network.
-        learning: Optimizer, schedule, groups, freeze_bn, as `Task` takes them.
+        learning: Arguments of `Task`: optimizer, scheduler, groups, freeze_bn.
     """
 
     metric, label, unit, is_share = "psnr", "PSNR", "dB", False
@@ -29,7 +29,7 @@ class Restoration(Task):
         return nn.functional.mse_loss(outputs, targets)
 
     def evidence(self, outputs: Tensor, targets: Tensor) -> np.ndarray:
-        """Returns each image's decibels `[N]`; 100 of one without an error."""
+        """Returns each image's decibels `[N]`; 100 for an image without an error."""
         error = (outputs.cpu().double() - targets.cpu().double()).square().flatten(1).mean(1)
         return -10 * error.clamp_min(1e-10).log10().numpy()
 

@@ -1,4 +1,4 @@
-"""Learning-rate schedules, stepped once an optimizer step."""
+"""Learning-rate schedules, with one step per optimizer step."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def cosine(optimizer: Optimizer, total_steps: int, warmup: float = 0.0, final: f
     """Returns a half cosine from the optimizer's rate down to `final` times it, after a linear warm-up.
 
     Args:
-        optimizer: Its rates are the peak.
+        optimizer: The optimizer whose rates are the peak.
         total_steps: Optimizer steps of the whole training.
         warmup: Share of the steps that rise linearly from near zero.
         final: Rate at the end, as a share of the peak.
@@ -42,7 +42,7 @@ def exponential(optimizer: Optimizer, total_steps: int, gamma: float = 0.97, epo
 def onecycle(
     optimizer: Optimizer, total_steps: int, rising: float = 0.3, start: float = 0.04, final: float = 4e-6
 ) -> LambdaLR:
-    """Returns one cycle: from `start` times the rate up to it over `rising` of the steps, then down to `final` times it, by cosines.
+    """Returns one cycle of cosines: from `start` times the rate up to the rate over `rising` of the steps, then to `final` times.
 
     Source: Smith, Topin 2017 (arXiv 1708.07120), in the form of `torch.optim.lr_scheduler.OneCycleLR`.
     Differs from the source: momentum stays as it is.
@@ -59,5 +59,5 @@ def onecycle(
 
 
 def constant(optimizer: Optimizer, total_steps: int) -> LambdaLR:
-    """Returns a schedule that leaves the rate alone."""
+    """Returns a schedule that keeps the rate constant."""
     return LambdaLR(optimizer, lambda step: 1.0)

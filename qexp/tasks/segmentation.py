@@ -18,13 +18,13 @@ DRAWS = 500
 class Segmentation(Task):
     """Trains and scores a network `[N, C, H, W] -> [N, classes, H, W]`; a target is a map of classes `[N, H, W]`.
 
-    The score counts the pixels of all images together: per class, pixels that are both in the map and in the prediction over those in
-    either; then the mean over the classes that occur. Pixels of a class below 0 are not counted.
+    The score counts the pixels of all images together. Per class, it divides the pixels that are in both the map and the prediction by
+    those in either; then it averages over the classes that occur. Pixels of a class below 0 are not counted.
 
     Args:
         model: The network.
-        num_classes: Classes of a pixel.
-        learning: Optimizer, schedule, groups, freeze_bn, as `Task` takes them.
+        num_classes: Number of classes.
+        learning: Arguments of `Task`: optimizer, scheduler, groups, freeze_bn.
     """
 
     metric, label = "miou", "mIoU"
@@ -46,7 +46,7 @@ class Segmentation(Task):
         return (log_p.exp() * (log_p - log_q)).sum(1).flatten(1).mean(1)
 
     def evidence(self, outputs: Tensor, targets: Tensor) -> np.ndarray:
-        """Returns of each image and class how many pixels are in both, and how many in either: `[N, 2, classes]`."""
+        """Returns, per image and class, the number of pixels in both map and prediction, and in either: `[N, 2, classes]`."""
         found, true = self.decisions(outputs).cpu(), targets.cpu()
         counted = (true >= 0)[:, None]
         classes = torch.arange(self.num_classes)[:, None, None]
@@ -64,6 +64,6 @@ class Segmentation(Task):
 
 
 def mean_iou(counts: np.ndarray) -> float:
-    """Returns the mean over classes of pixels in both over pixels in either `[2, classes]`; NaN where no class occurs."""
+    """Returns the mean over classes of the ratio of pixels in both to pixels in either `[2, classes]`; NaN without a class."""
     both, either = counts
     return float((both[either > 0] / either[either > 0]).mean()) if (either > 0).any() else math.nan

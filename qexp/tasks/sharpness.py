@@ -1,4 +1,4 @@
-"""Sharpness-aware training: the gradient is taken where the loss is worst in a small ball about the quantized weights."""
+"""Sharpness-aware training: takes the gradient where the loss is worst in a small ball around the quantized weights."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ VARIANTS = ("qsam", "asam")
 
 
 class SharpnessAware:
-    """Two passes a step: `eps = rho g / |g|` from the first, the gradients of the second at `w_q + eps`.
+    """Makes two passes per step: `eps = rho g / |g|` from the first, the gradients of the second at `w_q + eps`.
 
     g is the gradient of the loss with respect to the quantized weights of all layers, and |g| one norm over all of them. `asam`:
-    `eps = rho t^2 g / |t g|` with `t = |w_q| + eta`, element by element. Gradients of the second pass go to the float weights as the
-    quantizers pass them on. Batch norms count the first pass alone, and both passes draw the same random numbers.
+    `eps = rho t^2 g / |t g|` with `t = |w_q| + eta`, element by element. Gradients of the second pass reach the float weights through the
+    quantizers. Batch norms count the first pass alone, and both passes draw the same random numbers.
 
     Args:
-        rho: Radius of the ball; 0 trains as without it.
+        rho: Radius of the ball; 0 is the same as no SAM.
         places: Returns the modules of a network whose results are the quantized weights.
         variant: `qsam` or `asam`.
-        eta: Of `asam`.
+        eta: The constant of `asam`.
 
     Source: Liu, Cai, Zhuang 2021, "Sharpness-aware quantization" (arXiv 2111.12273), equations 6-9; `asam`: Kwon et al. 2021 (arXiv
     2102.11600).
-    Differs from the paper: weights alone are moved, not batch norms; they are standardised only where the method does so.
+    Differs from the paper: only weights are moved, not batch norms; weights are standardised only where the method does so.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class SharpnessAware:
         self.rho, self.places, self.variant, self.eta = float(rho), places, variant, float(eta)
 
     def loss(self, model: nn.Module, loss: Callable[[], Tensor]) -> Tensor:
-        """Returns the loss of the second pass, to be differentiated; `loss()` runs the model once."""
+        """Returns the loss of the second pass, which can be differentiated; `loss()` runs the model once."""
         places = list(self.places(model))
         if not places:
             raise QexpError(
@@ -83,7 +83,7 @@ def _norm(tensors: Sequence[Tensor]) -> Tensor:
 
 @contextmanager
 def _watched(places: Sequence[nn.Module]) -> Iterator[dict[int, Tensor]]:
-    """Inside, what each module returned is put into the dictionary it gives, by the module's id."""
+    """Yields a dictionary that receives, inside the block, the result of each module, by the module's id."""
     seen: dict[int, Tensor] = {}
 
     def keep(module: nn.Module, _: object, y: Tensor) -> Tensor:
@@ -95,18 +95,19 @@ def _watched(places: Sequence[nn.Module]) -> Iterator[dict[int, Tensor]]:
 
 @contextmanager
 def _moved(places: Sequence[nn.Module], moves: Sequence[Tensor]) -> Iterator[None]:
-    """Inside, each module returns what it does, plus its move."""
+    """Adds, inside the block, a move to the result of each module."""
     with hooked(p.register_forward_hook(lambda _, __, y, eps=eps: y + eps) for p, eps in zip(places, moves)):
         yield
 
 
 @contextmanager
 def _norms_kept(model: nn.Module) -> Iterator[None]:
-    """Inside, running statistics of batch norms do not change."""
+    """Keeps the running statistics of batch norms unchanged inside the block."""
     names = ("running_mean", "running_var", "num_batches_tracked")
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     before = [(m, name, m._buffers[name]) for m in norms for name in names if m._buffers.get(name) is not None]
-    for norm, name, kept in before:  # another tensor, since the backward pass must find the one it saw unchanged
+    # put back as another tensor, since the backward pass needs the one it saw, unchanged
+    for norm, name, kept in before:
         norm._buffers[name] = kept.clone()
     try:
         yield

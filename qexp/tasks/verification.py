@@ -18,29 +18,29 @@ from qexp.results.confidence import wilson
 from qexp.system.whole_files import whole, write_text
 from qexp.tasks.base import Score, Task
 
-SHOWN = 20  # pairs whose faces are kept, where they are asked for
+SHOWN = 20  # pairs whose faces are kept, with `show_images`
 _FAR = (0.1, 0.01, 0.001)  # false accept rates whose true accept rate is reported
 
 
 class Verification(Task):
     """Trains and scores an embedding network `[N, C, H, W] -> [N, features]`; batches are `(images, positions or persons [N])`.
 
-    Scored by pairs: the features of an image and of its mirror image side by side, their mean over the other folds taken off, compared by
-    cosine; a pair is one person where the cosine exceeds the threshold that is best on the other folds (on the same one where there is
+    Scored by pairs: the features of an image and of its mirror image side by side, minus their mean over the other folds, compared by
+    cosine; a pair is one person if the cosine exceeds the threshold that is best on the other folds (on the same fold if there is
     only one). The test data module offers `pairs`, `held_out` and `places`.
 
-    One image's output is no decision, and a pair needs mirror images and the whole set's mean: proofs on some images have no score.
+    The output of one image is not a decision, and a pair needs mirror images and the mean over all images, so proofs have no score.
 
-    Training is by persons: cross-entropy over the cosines to one direction a person, the right one less a margin.
+    Training classifies persons: cross-entropy over the cosines to one direction per person, with a margin for the right one.
 
     Args:
         model: The network.
         features: Length of the embedding.
-        identities: How many persons there is room for in training.
-        scale, margin: Of the cosines, in training.
+        identities: Greatest number of persons in training.
+        scale, margin: Scale and margin of the cosines, in training.
         mirror: Use the mirror image too.
-        show_images: Show the most shifted pairs' faces on the run's page; they are real people, so only when asked for.
-        learning: Optimizer, schedule, groups, freeze_bn, as `Task` takes them.
+        show_images: Show the most shifted pairs' faces on the run's page; off by default, since they are real people.
+        learning: Arguments of `Task`: optimizer, scheduler, groups, freeze_bn.
 
     Source: protocol Huang et al. 2007 (LFW, image-restricted); margin Wang et al. 2018 (arXiv 1801.09414), equation 4.
     """
@@ -71,7 +71,7 @@ class Verification(Task):
     def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:
         images, persons = batch
         if int(persons.max()) >= len(self.persons):
-            raise QexpError(f"task.identities={len(self.persons)}: the training images show more persons; give more")
+            raise QexpError(f"task.identities={len(self.persons)} is too small: the training images show more persons")
         cosines = F.normalize(self.model(images)) @ F.normalize(self.persons).T
         right = F.one_hot(persons, len(self.persons))
         loss = F.cross_entropy(self.scale * (cosines - self.margin * right), persons)
@@ -116,7 +116,7 @@ class Verification(Task):
         by_fold = [float(correct[folds == fold].mean()) for fold in np.unique(folds)]
         others = {"lfw_sd": float(np.std(by_fold, ddof=1)) if len(by_fold) > 1 else math.nan}
         for far in _FAR:
-            if (~same).sum() * far >= 1:  # else no threshold has that rate on so few pairs
+            if (~same).sum() * far >= 1:  # with fewer pairs, no threshold has that rate
                 others[f"tar_far_{far:g}"] = tar_at_far(cosines, same, far)
         outcomes = {"correct": correct, "cosines": cosines, "same": same, "folds": folds}
         value = float(correct.mean())
@@ -137,7 +137,7 @@ class Verification(Task):
         return x, y, np.array([p.same for p in pairs]), np.array([p.fold for p in pairs])
 
     def leave(self, folder: Path, score: Score, reference: Score | None, data: Any) -> None:
-        """Writes `pairs.csv`, each pair's cosine in float and quantized, the most shifted first; their faces only where asked for."""
+        """Writes `pairs.csv`, each pair's cosine in float and quantized, the most shifted first; their faces only with `show_images`."""
         outcomes = score.outcomes
         table = pd.DataFrame(
             {
@@ -168,14 +168,14 @@ class Verification(Task):
 
 
 def compare(x: np.ndarray, y: np.ndarray, *seen: np.ndarray) -> np.ndarray:
-    """Returns the cosines `[n]` of two lists of features `[n, d]`, less the mean of the features seen."""
+    """Returns the cosines `[n]` of two lists of features `[n, d]`, minus the mean of the features in `seen`."""
     mean = np.concatenate(seen).mean(0)
     x, y = x - mean, y - mean
     return (x * y).sum(1) / np.maximum(np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1), 1e-30)
 
 
 def judge(x: np.ndarray, y: np.ndarray, same: np.ndarray, folds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns each pair's cosine `[n]` and whether it is judged rightly `[n]`, with the mean and the threshold of the other folds."""
+    """Returns each pair's cosine `[n]` and whether it is judged correctly `[n]`, by mean and threshold of the other folds."""
     cosines, correct = np.zeros(len(same)), np.zeros(len(same), dtype=bool)
     for fold in np.unique(folds):
         own = folds == fold
@@ -188,7 +188,7 @@ def judge(x: np.ndarray, y: np.ndarray, same: np.ndarray, folds: np.ndarray) -> 
 
 
 def best_threshold(cosines: np.ndarray, same: np.ndarray) -> float:
-    """Returns the threshold in -1, -0.9999 .. 1 with the most right answers (one person above it), the lowest where several are best."""
+    """Returns the threshold in -1, -0.9999 .. 1 with the most correct answers (one person above it); of several, the lowest."""
     grid = np.linspace(-1, 1, 20001)
     accepted = len(cosines[same]) - np.searchsorted(np.sort(cosines[same]), grid, side="right")
     refused = np.searchsorted(np.sort(cosines[~same]), grid, side="right")
@@ -196,7 +196,7 @@ def best_threshold(cosines: np.ndarray, same: np.ndarray) -> float:
 
 
 def tar_at_far(cosines: np.ndarray, same: np.ndarray, far: float) -> float:
-    """Returns the share of same pairs accepted at the lowest threshold that accepts at most this share of different ones."""
+    """Returns the share of same pairs accepted at the lowest threshold that accepts at most the share `far` of different ones."""
     strangers = np.sort(cosines[~same])[::-1]
     allowed = math.floor(far * len(strangers) + 1e-9)
     threshold = strangers[allowed] if allowed < len(strangers) else -math.inf

@@ -103,7 +103,7 @@ def test_integers_that_are_another_network_than_the_evaluated_one_are_told(run, 
 
     from qexp.run.integer_proof import FAR
 
-    words = "of the codes are not those of the network as it was evaluated"
+    words = "of the codes differ from those of the network as it was evaluated"
     assert run("quant=minmax", "verify=32")["verify_codes_differ_real_scales"] < FAR and words not in caplog.text
     weights = load_file(digits_weights)
     weights["bn3.bias"][0] = -1e7

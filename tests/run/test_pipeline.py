@@ -296,7 +296,7 @@ def test_the_log_goes_on_where_a_point_is_run_again_and_begins_anew_where_it_is_
     second = said()
     assert "the machine went down" in first and "run again" not in first
     assert second.startswith(first) and second.removeprefix(first).splitlines()[0].endswith(
-        "run again; what an earlier process said stands above"
+        "run again; the lines of an earlier process are above"
     )
     assert "top-1" in second.removeprefix(first)
     forced = said("force=true")

@@ -111,9 +111,9 @@ def test_options_that_make_no_sense_are_refused(options, said):
 @pytest.mark.parametrize(
     ("teacher", "layers", "said"),
     [
-        (net(classes=5), [], r"tells 5 classes apart, the data set has 3"),
+        (net(classes=5), [], r"has 5 classes, the data set has 3"),
         (net(), ["0.conv"], r"has no module '0.conv'"),
-        (net(width=6), ["0"], r"\[1, 5\] in the network and \[1, 6\] in the teacher"),
+        (net(width=6), ["0"], r"\[1, 5\] in the network, \[1, 6\] in the teacher"),
     ],
 )
 def test_a_teacher_that_does_not_fit_is_refused(teacher, layers, said):

@@ -96,9 +96,9 @@ def test_an_error_is_better_downwards_everywhere(compose, folder):
 
 
 def test_a_score_that_is_no_share_cannot_pass_for_one():
-    with pytest.raises(QexpError, match=r"metric miou: value=56.26 is no share in 0..1"):
+    with pytest.raises(QexpError, match=r"metric miou: value=56.26 is not a share in 0..1"):
         Segmentation(nn.Identity(), 2).scored(56.26, 0.0, 1.0, "none", 3)
-    with pytest.raises(QexpError, match=r"top5=90 is no share"):
+    with pytest.raises(QexpError, match=r"top5=90 is not a share"):
         Score("top1", 0.5, 0.4, 0.6, "Wilson", 3, {"top5": 90.0})
     assert Restoration(nn.Identity()).scored(21.3, 20.0, 22.0, "normal", 3).measure.text(21.3) == "21.30 dB"
 

@@ -4,7 +4,7 @@ const scaleBar = (row, low, high) => {
   if (!qexp.finite(row.ci_low) || !qexp.finite(row.ci_high)) return null;
   const at = (x) => Math.max(0, Math.min(100, (100 * (x - low)) / (high - low || 1)));
   const band = qexp.el("i", { style: `left:${at(row.ci_low)}%;width:${at(row.ci_high) - at(row.ci_low)}%` });
-  // A point below what the bars show has no tick there: one at the edge would be read as its value.
+  // A point below the bars' range gets no tick: a tick at the edge would be read as its value.
   const tick = row.value < low || row.value > high ? null : qexp.el("b", { style: `left:calc(${at(row.value)}% - 1px)` });
   const words = `95 % interval ${qexp.plainScore(row, row.ci_low)} to ${qexp.plainScore(row, row.ci_high)}${row.interval ? ` (${row.interval})` : ""}`;
   return qexp.el("span", { class: "interval", title: words, "aria-label": words }, band, tick);
@@ -51,7 +51,7 @@ qexp.drawBoard = () => {
   const rows = qexp.sorted(qexp.visible());
   qexp.order = rows.map((row) => row.index);
   const known = rows.filter((row) => row.status === "ok" && qexp.finite(row.ci_low) && qexp.finite(row.ci_high));
-  // The bars show the top, and the best point's interval whole: a point near chance would leave all others as one dash at the right.
+  // The bars show the top and the whole interval of the best point; with a point near chance, all others would shrink to a dash at the right.
   const ends = [Math.min(...known.map((row) => row.ci_low)), Math.max(...known.map((row) => row.ci_high))];
   const best = known.reduce((a, b) => (qexp.better(b, a) ? b : a), known[0]);
   const { share, sign } = qexp.measure(best);
@@ -77,7 +77,7 @@ qexp.drawBoard = () => {
   const networks = new Set(qexp.rows.map((row) => `${row.model}|${row.dataset}`)).size;
   const near = rows.filter(qexp.nearBest).length;
   const noise = near > 1 ? ` ${near} points are within noise of the best.` : "";
-  qexp.fill("hint-board", `${rows.length} of ${qexp.rows.length} points. A rank such as 1–4 means that chance may have decided between these places${networks > 1 ? " of the same network and data set" : ""} (${qexp.basis}).${noise} Click a row to see its layers.`);
+  qexp.fill("hint-board", `${rows.length} of ${qexp.rows.length} points. A rank such as 1–4 means that the differences between these places may be chance${networks > 1 ? " of the same network and data set" : ""} (${qexp.basis}).${noise} Click a row to see its layers.`);
 };
 
 qexp.markBoard = () => {

@@ -9,7 +9,7 @@ const cellTip = (cell) => ({
   seeds: cell.n > 1 ? `${cell.n}, standard deviation ${qexp.plainScore(cell, cell.sd)}` : "1",
   verdict: "–",
 });
-// Whether chance may have put `cell` below `best`: judged beforehand among the best of each network and width.
+// Whether `cell` may be below `best` by chance only; decided beforehand among the best of each network and width.
 const open = (best, cell) => (best.near && cell.near ? best.near.includes(cell.index) : qexp.measure(cell).sign > 0 ? cell.ci_high >= best.ci_low : cell.ci_low <= best.ci_high);
 const network = (cell) => `${cell.model}|${cell.dataset}|${cell.metric}`;
 const bitsOf = (spec) => (qexp.finite(Number(spec)) && spec !== "" && spec !== null ? Number(spec) : null);
@@ -73,7 +73,7 @@ qexp.drawMethods = () => {
     const verdict = cell === best ? (tied ? "best, but not alone: others are within noise" : "best") : near ? "within noise of the best" : NO_NOISE;
     return { ...cellTip(cell), x: cell.mean, low: cell.ci_low, high: cell.ci_high, y: names[i], verdict, note: `${near || tied ? "≈ " : ""}${qexp.plainScore(cell, cell.mean)}` };
   });
-  qexp.fill("hint-methods", `≈ marks what chance may have put below the best (${qexp.basis}).`);
+  qexp.fill("hint-methods", `≈ marks methods that may be below the best by chance only (${qexp.basis}).`);
   const figure = qexp.model("methods");
   qexp.factors(figure.y_range, [...names].reverse());
   figure.height = Math.max(180, 90 + 42 * names.length);
@@ -82,7 +82,7 @@ qexp.drawMethods = () => {
   qexp.put("methods-dots", qexp.columns(["x", "y", "low", "high", "color", "marker", "row", "title", "accuracy", "drop", "seeds", "verdict", "note"], dots));
 };
 
-// Names of rows in a categorical axis must differ; configurations that differ in nothing named get a number.
+// Names of rows in a categorical axis must differ; configurations with equal names get a number.
 const unique = (names) => {
   const seen = new Map();
   return names.map((name) => {
@@ -101,12 +101,12 @@ qexp.drawSeeds = () => {
     const row = qexp.rows[index];
     return { ...cellTip(cell), x: row.value, y: names[i], row: index, seeds: `seed ${row.seed}: ${qexp.score(row, row.value)}` };
   }));
-  // Where no configuration has several seeds there is nothing to draw: the card says how to get there only if it may come back.
+  // If no configuration has several seeds, there is nothing to draw; the card explains how to get seeds only if it may appear again.
   qexp.byId("card-seeds").hidden = !qexp.cells.some((cell) => cell.n > 1);
   qexp.byId("box-seeds").hidden = !shown.length;
   const sds = repeated.map((cell) => cell.sd).sort((a, b) => a - b);
   qexp.fill("hint-seeds", shown.length
-    ? `One dot a seed, the band is ± one standard deviation; in the middle ${qexp.apart(shown[0], sds[Math.floor(sds.length / 2)])}.${repeated.length > shown.length ? ` The best ${shown.length} of ${repeated.length}.` : ""}`
+    ? `One dot per seed, the band is ± one standard deviation; in the middle ${qexp.apart(shown[0], sds[Math.floor(sds.length / 2)])}.${repeated.length > shown.length ? ` The best ${shown.length} of ${repeated.length}.` : ""}`
     : "Every configuration shown was run with one seed. A run with seed=0,1,2 shows here how much luck is in it.");
   const figure = qexp.model("seeds");
   qexp.factors(figure.y_range, [...names].reverse());

@@ -41,7 +41,7 @@ qexp.buildHead = () => {
     stats.unshift(stat("Float", low === high ? qexp.score(floats[0], low) : `${qexp.plainScore(floats[0], low)} – ${qexp.score(floats[0], high)}`, note));
   }
   for (const margin of [1, 5]) {
-    if (!ok.every((row) => qexp.measure(row).share)) break;  // what little is, is known of shares alone
+    if (!ok.every((row) => qexp.measure(row).share)) break;  // only shares have a known scale
     const near = ok.filter((row) => qexp.finite(row.drop) && row.drop <= margin && qexp.finite(row.weight_bytes));
     if (!near.length || floats.length !== 1) continue;
     const best = near.reduce((a, b) => (b.weight_bytes < a.weight_bytes || (b.weight_bytes === a.weight_bytes && qexp.better(b, a)) ? b : a));
@@ -58,7 +58,7 @@ qexp.buildHead = () => {
   }
 };
 
-// One entry a float network that visible points are compared with: its unquantized score, the mean over seeds where each has its own.
+// One entry per float network that visible points are compared with: its float score, or the mean over seeds where each has its own.
 qexp.references = (rows) => {
   const own = (row) => ["study", "model", "dataset", "metric", "weights", "reference", "n_eval"].map((name) => row[name] ?? "").join("|");
   const shown = new Set(rows.filter((row) => qexp.finite(row.value_float)).map(own));

@@ -1,4 +1,4 @@
-// Numbers as people read them, and elements whose text is always text (nothing here parses HTML).
+// Numbers in a form for people, and elements whose text stays text (nothing here parses HTML).
 "use strict";
 const qexp = (window.qexp = {});
 

@@ -45,7 +45,7 @@ const levelsOf = (levels) => {
   return Array.from({ length: n }, (_, i) => first + ((last - first) * i) / (n - 1));
 };
 
-// What has a scale of its own in a tensor with several: "channel", "group"; the edges drawn are then the outermost of theirs.
+// The part of a tensor that has a scale of its own: "channel", "group"; the edges drawn are then the outermost of all parts.
 const scaleOf = (layer, site) => {
   const stored = qexp.data.points[qexp.selected].layers;
   const column = (name) => (stored && stored[name] !== undefined ? qexp.data.pool[stored[name]] : []);

@@ -1,4 +1,4 @@
-// The selected point: where its error adds up, layer by layer, and what became of its quantizers while it trained.
+// The selected point: its error, layer by layer, and the course of its quantizers during training.
 
 qexp.drawDepth = (row) => {
   const stored = qexp.data.points[row.index].depth;
@@ -17,7 +17,7 @@ qexp.drawDepth = (row) => {
   qexp.span(fig.x_range, [0, ...values.local, ...values.total], { room: 0.04 });
   const worst = layers.map((layer, i) => [values.local[i], layer]).filter(([value]) => qexp.finite(value)).sort((a, b) => a[0] - b[0])[0];
   const norm = stored.norm ? ` Of the batch norms ${stored.norm[0]} is furthest from what arrives: means off by ${qexp.number(stored.norm[1])} deviations, deviations by ${qexp.number(stored.norm[2])}x.` : "";
-  qexp.fill("hint-depth", `First layer at the top, against the same network with its quantizers off.${worst ? ` Most is made in ${worst[1]}, ${qexp.number(worst[0])} dB.` : ""}${norm}`);
+  qexp.fill("hint-depth", `First layer at the top, against the same network with its quantizers off.${worst ? ` The largest error is made in ${worst[1]}, ${qexp.number(worst[0])} dB.` : ""}${norm}`);
 };
 
 const MEASURES = {
@@ -48,5 +48,5 @@ const drawHistory = (stored) => {
   qexp.span(fig.y_range, lines.flatMap((line) => line.ys), { least: 0.02 });
   const last = lines.map((line) => [line.ys[line.ys.length - 1], line.name]).filter(([y]) => qexp.finite(y)).sort((a, b) => b[0] - a[0]);
   const ends = last.length ? ` At the end greatest in ${last[0][1]} (${qexp.number(last[0][0])}), least in ${last[last.length - 1][1]} (${qexp.number(last[last.length - 1][0])}).` : "";
-  qexp.fill("hint-history", `One line a tensor: weights blue, inputs orange, on held-out images.${ends}`);
+  qexp.fill("hint-history", `One line per tensor: weights blue, inputs orange, on held-out images.${ends}`);
 };

@@ -1,4 +1,4 @@
-// A page of a sweep that still runs: asks every two seconds whether a point was added, and comes again where the reader was.
+// The page of a running sweep: checks every two seconds for a new point, and reloads at the reader's position.
 const here = "qexp-place";
 try { history.scrollRestoration = "manual"; } catch (error) { console.debug(error); }
 const kept = sessionStorage.getItem(here);

@@ -1,4 +1,4 @@
-// Brings the page to life once the figures are there; every change of filter or selection passes through here.
+// Starts the page once the figures are loaded; handles every change of filter or selection.
 
 qexp.refresh = () => {
   qexp.drawOverview();

@@ -1,4 +1,4 @@
-// Accuracy against bits, size and time: one dot a visible point.
+// Accuracy against bits, size and time: one dot per visible point.
 
 qexp.buildOverview = () => {
   const varied = (name) => qexp.distinct(name).length > 1;
@@ -41,7 +41,7 @@ qexp.dot = (row) => {
   };
 };
 
-// What no other point beats: nothing that costs as little or less has a better score.
+// The points on the Pareto front: no other point with the same or lower cost has a better score.
 qexp.front = (dots) => {
   const front = [], sign = dots.length && dots[0].row !== undefined ? qexp.measure(qexp.rows[dots[0].row]).sign : 1;
   for (const dot of [...dots].sort((a, b) => a.x - b.x || sign * (b.y - a.y))) {
@@ -71,7 +71,7 @@ qexp.drawOverview = () => {
   qexp.drawRing();
 };
 
-// Methods at one width stand side by side, a few pixels apart, so that their intervals can be told apart; one alone stands where it is.
+// Methods at one width are drawn side by side, a few pixels apart, to separate their intervals; a single one is not moved.
 let slots = new Map(), step = 0;
 const setSlots = (rows) => {
   const known = rows.filter((row) => qexp.finite(X[qexp.view.x](row)));
@@ -91,7 +91,7 @@ const beside = (row) => {
   return x + (here.indexOf(row.series) - (here.length - 1) / 2) * step;
 };
 
-// A line a method where it has one configuration a width; a cloud of points stays a cloud.
+// One line per method, if it has one configuration per width; otherwise only dots.
 const drawLines = (rows) => {
   const groups = new Map();
   for (const row of rows) {

@@ -1,4 +1,4 @@
-// The selected point: what it was, what went wrong, its layers, one tensor's range, its training.
+// The selected point: its settings, its problems, its layers, one tensor's range, its training.
 
 const plan = (row) => {
   const stored = qexp.data.points[row.index].layers;
@@ -59,7 +59,7 @@ const drawSummary = (row) => {
   qexp.fill("failure", row.error ? qexp.el("div", { class: "callout bad" }, qexp.el("b", {}, "It failed with"), qexp.el("pre", {}, String(row.error))) : null);
 };
 
-// What became of a tensor's codes, one measure at a time.
+// The codes of each tensor, one measure at a time.
 const USES = {
   saturation: ["saturation", "%", "saturated values (%)", "Share of values outside the chosen range."],
   levels: ["codes used", "%", "codes that occur (%)", "Share of the codes a tensor may use that occur at all, on the calibration images."],

@@ -1,4 +1,4 @@
-// The selected point: what a search found out about its tensors and plans, and what narrow accumulators do to it.
+// The selected point: a search's results on its tensors and plans, and its accuracy with narrow accumulators.
 
 const pooled = (stored, names) => Object.fromEntries(names.filter((name) => stored[name] !== undefined).map((name) => [name, qexp.data.pool[stored[name]]]));
 const BARS = 40;

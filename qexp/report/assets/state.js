@@ -1,6 +1,6 @@
-// What the page knows: rows, cells, series with their colours, the filter, the selection.
+// The state of the page: rows, cells, series with their colours, the filter, the selection.
 
-// A failure of the page itself is shown on the page, not only in a console nobody opens.
+// A failure of the page itself is shown on the page, not only in the console.
 qexp.problem = (text) => {
   const box = qexp.byId("problems");
   box.hidden = false;
@@ -22,7 +22,7 @@ qexp.selected = null;
 qexp.distinct = (name, rows = qexp.rows) => [...new Set(rows.map((row) => row[name]).filter((value) => value !== undefined))];
 const several = (name) => qexp.distinct(name).length > 1;
 
-// What a row's numbers are, as its record says: a share in percent or a number with its own unit, better upwards or downwards.
+// The kind of a row's numbers, from its record: a share in percent or a number with its own unit, better upwards or downwards.
 qexp.measure = (row = {}) => ({ unit: row.is_share === false ? row.unit || "" : "%", share: row.is_share !== false, sign: row.higher_is_better === false ? -1 : 1 });
 qexp.metricName = () => {
   const names = [...new Set(qexp.rows.filter((row) => row.metric).map((row) => row.metric_label || row.metric))];
@@ -39,7 +39,7 @@ qexp.apart = (row, x) => (qexp.finite(x) ? `${digits(row, x)} ${qexp.measure(row
 qexp.lost = (row, x) => (qexp.finite(row.value_float) ? qexp.measure(row).sign * (row.value_float - x) : undefined);
 qexp.better = (one, other, name = "value") => qexp.measure(one).sign * (one[name] - other[name]) > 0;
 
-// How differences were judged (see surely_better in statistics.py).
+// How differences were judged (see surely_better in qexp/results/confidence.py).
 qexp.basis = qexp.data.paired ? "5 %, McNemar's test on the same images, corrected for the number compared; seeds and runs without kept hits by their 95 % intervals" : "their 95 % intervals overlap";
 
 // A series is a method (with its schedule where that varies): one colour. A network is a marker where there are several.
@@ -99,7 +99,7 @@ qexp.put = (name, columns) => {
   qexp.model(name).data = Object.fromEntries(Object.entries(columns).map(([key, values]) => [key, values.map(qexp.plain)]));
 };
 qexp.factors = (range, list) => { range.factors = list.map(qexp.plain); };
-// The plotting library sets $$...$$ and \(...\) as formulas, with a script from the network: names are no formulas.
+// The plotting library sets $$...$$ and \(...\) as formulas, with a script from the network: but names are not formulas.
 qexp.plain = (value) => {
   if (Array.isArray(value)) return typeof value[0] === "string" ? value.map(qexp.plain) : value;
   return typeof value === "string" ? value.replaceAll("$$", "$\u200b$").replace(/\\([[(])/g, "\\\u200b$1") : value;

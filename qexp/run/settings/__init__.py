@@ -1,6 +1,6 @@
-"""The settings of a run: the composed configuration, read once into plain values. Every value has its type and its bounds here.
+"""The settings of a run: the composed configuration, read once into plain values. Here every value gets its type and its bounds.
 
-Nothing below takes a configuration node. `read` turns what Hydra composed into `Settings`; `Settings.of` does the same with a plain
+No other part takes a configuration node. `read` turns what Hydra composed into `Settings`; `Settings.of` does the same with a plain
 mapping, such as the `config.yaml` of a run folder or a dictionary in a notebook.
 """
 

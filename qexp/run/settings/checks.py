@@ -58,7 +58,7 @@ def number(
 
 
 def limit(value: Any, key: str) -> float | int:
-    """Returns a limit on batches as Lightning takes it: a count or a share."""
+    """Returns a limit on batches in Lightning's form: a count or a share."""
     is_count = isinstance(value, int) and not isinstance(value, bool) and value >= 1
     is_share = isinstance(value, float) and 0 < value <= 1
     if not is_count and not is_share:
@@ -74,7 +74,7 @@ def truth(value: Any, key: str) -> bool:
 
 
 def text(value: Any, key: str) -> str:
-    """Returns a text that is not empty; a number that was typed for one is its digits."""
+    """Returns a non-empty text; a number becomes its digits."""
     if isinstance(value, int | float) and not isinstance(value, bool):
         return str(value)
     if not isinstance(value, str) or not value:

@@ -1,4 +1,4 @@
-"""The quantizers, their widths, and what is done with the integer program."""
+"""Settings of the quantizers, their widths, and the integer program."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Method:
     sites: Mapping[str, Spec | None]
     rules: Mapping[str, Any] = field(default_factory=dict)
     passes: Mapping[str, Spec] = field(default_factory=dict)
-    requantize: str | None = None  # rounding of the integer program between layers; None is that of integers
+    requantize: str | None = None  # rounding of the integer program between layers; None rounds with integers
     pixels: str | None = (
         None  # exact | nearest: images arrive as the pixels they are stored as; None takes them normalised
     )
@@ -60,7 +60,7 @@ class Method:
 
 
 def _check_parts(spec: Any, key: str) -> None:
-    """Raises for options of a quantizer that are specifications or words and were given something else."""
+    """Raises if a quantizer's option that must be a specification or a word has another value."""
     if not isinstance(spec, Mapping):
         return
     if isinstance(spec.get("range"), Mapping):  # some methods also take a number or a word
@@ -74,16 +74,16 @@ def _check_parts(spec: Any, key: str) -> None:
 
 @dataclass(frozen=True)
 class Widths:
-    """How many bits: a number, a list with one entry per group of the model, or `{pattern: bits}`; 32 is float."""
+    """Bit widths: a number, a list with one entry per group of the model, or `{pattern: bits}`; 32 is float."""
 
     weights: Any = 8
     inputs: Any = 8
-    ends: int | None = 8  # of the first and last layer; None treats them like the rest
+    ends: int | None = 8  # bits of the first and last layer; None treats them like the rest
     plan: Path | None = None  # a `layers.csv` that names widths for layers
 
     @property
     def are_float(self) -> bool:
-        """Whether no tensor is narrower than a float."""
+        """Whether every tensor stays in float."""
         return (
             self.weights in (None, 32) and self.inputs in (None, 32) and self.ends in (None, 32) and self.plan is None
         )
@@ -91,11 +91,11 @@ class Widths:
 
 @dataclass(frozen=True)
 class Integers:
-    """What is done with the network's integer program."""
+    """Settings of the network's integer program: rounding, proof, accumulators and export."""
 
     rounding: str = (
-        "float"  # float | integer: the evaluated network rounds with real scales, or as its integer program does
+        "float"  # float | integer: the evaluated network rounds with real scales, or like its integer program
     )
-    verify: int = 0  # images the program is proved on
-    accumulator: Sequence[int] = ()  # widths whose accuracy is measured
-    export: str | None = None  # a form that a finished run is written as
+    verify: int = 0  # number of images that the program is proved on
+    accumulator: Sequence[int] = ()  # accumulator widths whose accuracy is measured
+    export: str | None = None  # the form in which a finished run is exported

@@ -1,4 +1,4 @@
-"""The network, and the images with the task that scores what a network makes of them."""
+"""Settings of the network, and of the images with the task that scores the network's outputs."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ from qexp.run.settings.checks import (
 )
 from qexp.system.objects import TARGET
 
-# the task of a data set that names none
+# the task of a data set without `task`
 CLASSES = {TARGET: "qexp.tasks.classification.Classification", "_partial_": True}
 CALIBRATION_BATCH = (
-    32  # images per batch where the data set names no number, as averaged and moving-average ranges see them
+    32  # images per batch where the data set gives no number; averaged and moving-average ranges depend on it
 )
 
 
 @dataclass(frozen=True)
 class Network:
-    """The network: what builds it, and how its parts are addressed."""
+    """The network: the class or function that builds it, and the names of its parts."""
 
-    name: str  # of tables and pages
-    net: Spec  # builds the module
+    name: str  # label in tables and on pages
+    net: Spec  # specification that builds the module
     groups: Sequence[Any] | None = None  # module names that lists of widths count; an entry may hold several
-    first: Any = None  # name of the first layer; None takes what the graph says
+    first: Any = None  # name of the first layer; None takes the first one in the graph
     last: Any = None
     input_size: Sequence[int] | None = None  # [C, H, W] that the network takes
-    preprocessing: Mapping[str, Any] | None = None  # mean, std and more that its weights were trained with
+    preprocessing: Mapping[str, Any] | None = None  # mean, std and more, as in the training of its weights
     key_map: Mapping[str, str] = field(default_factory=dict)  # names in a weights file -> names in the module
-    weights: str | None = None  # of a teacher; the run's own stand in `Settings.weights`
+    weights: str | None = None  # weights of a teacher; the run's own are in `Settings.weights`
     definition: str | None = None  # a file that describes the network (Darknet's .cfg)
 
     @classmethod
@@ -64,23 +64,23 @@ class Network:
 
 
 def model_name(net: Mapping[str, Any]) -> str:
-    """Returns what a network is called that has no name of its own: its name among torchvision's, or its class."""
+    """Returns the default name of a network: its name in torchvision, or its class."""
     return str(net.get("name") or str(net.get(TARGET)).rpartition(".")[2])
 
 
 @dataclass(frozen=True)
 class Data:
-    """The images, and the task that scores what a network makes of them."""
+    """The images, and the task that scores the network's outputs."""
 
     name: str
-    module: Spec  # builds the data module
+    module: Spec  # specification that builds the data module
     num_classes: int
-    task: Spec  # builds the LightningModule
+    task: Spec  # specification that builds the LightningModule
     calibration_batch: int = CALIBRATION_BATCH  # images per calibration batch
 
     @classmethod
     def of(cls, node: Any) -> Data:
-        """Returns what a `dataset` node describes."""
+        """Returns the data settings of a `dataset` node."""
         node = mapping(node, "dataset")
         classes = whole(node.get("num_classes"), "dataset.num_classes", 1)
         batch = node.get("calibration_batch", CALIBRATION_BATCH)
@@ -101,12 +101,12 @@ def _layers(value: Any, key: str) -> Any:
     """Returns the name of a layer, or several."""
     names = [value] if isinstance(value, str) else value
     if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
-        raise refusal(key, value, "the name of a layer, a list of names, or null for what the graph says")
+        raise refusal(key, value, "the name of a layer, a list of names, or null to find it in the graph")
     return value
 
 
 def _check_images(module: Spec) -> None:
-    """Raises for options that every data module means alike."""
+    """Raises if an option that all data modules share has a wrong value."""
     key = "dataset.data"
     for name, least in (("batch_size", 1), ("eval_batch_size", 1), ("calibration_size", 0), ("workers", 0)):
         if module.get(name) is not None:

@@ -1,4 +1,4 @@
-"""What is done to a network besides calibration."""
+"""Settings of training: schedule, optimizer options and distillation."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ class Distill:
     """How a training learns from a float network; off while `logits` and `features` are 0."""
 
     logits: float = 0.0  # weight of the teacher's softened class probabilities
-    temperature: float = 4.0  # how soft they are
+    temperature: float = 4.0  # softens the probabilities
     features: float = 0.0  # weight of the relative squared distance between outputs of layers
     layers: Sequence[str] | None = (
-        None  # compared modules; None takes the last of each of the model's groups but the classifier's
+        None  # modules to compare; None takes the last one of each of the model's groups, without the classifier's group
     )
     labels: float = 1.0  # weight of the labels
     teacher: Network | None = None  # None is the run's own float network
@@ -43,7 +43,7 @@ class Distill:
 
     @classmethod
     def of(cls, node: Any, key: str) -> Distill:
-        """Returns what a `distill` node asks for."""
+        """Returns the distillation settings of a `distill` node."""
         node = mapping(node or {}, key)
         teacher, layers = node.get("teacher"), node.get("layers")
         return cls(
@@ -58,26 +58,26 @@ class Distill:
 
 @dataclass(frozen=True)
 class Schedule:
-    """What is done to the network besides calibration: nothing (`ptq`), or a training with (`qat`) or without (`float`) quantizers."""
+    """The training of a network: none (`ptq`), with quantizers (`qat`) or without quantizers (`float`)."""
 
     kind: str  # float | ptq | qat
-    name: str  # the label of tables
-    from_scratch: bool = False  # a qat schedule that starts from random weights
+    name: str  # label in tables
+    from_scratch: bool = False  # True for a qat schedule that starts from random weights
     epochs: int = 0
-    max_steps: int = -1  # optimizer steps at most; -1 is no limit
+    max_steps: int = -1  # greatest number of optimizer steps; -1 is no limit
     label_smoothing: float = 0.0
     optimizer: Spec | None = None
     scheduler: Spec | None = None
     gradient_clip: float | None = None  # greatest norm of a step's gradient
     quantizer: Mapping[str, Any] = field(default_factory=dict)  # optimizer options of scales and clips
     distill: Distill = field(default_factory=Distill)
-    ema: float | None = None  # decay of averaged weights
+    ema: float | None = None  # decay of the average of weights
     oscillation: Mapping[str, Any] | None = None
     sam: Mapping[str, Any] | None = None  # sharpness-aware steps: radius and variant
     two_step: float | None = None  # share of the epochs that train with float weights first
-    progressive: Any = None  # widths passed through before the recipe's own
+    progressive: Any = None  # widths of the stages before the recipe's own widths
     pretrain: Schedule | None = None  # trains the float network where no weights are given
-    options: Mapping[str, Any] = field(default_factory=dict)  # every key as written: a task may take one of its own
+    options: Mapping[str, Any] = field(default_factory=dict)  # every key as written, for keys of a task's own
 
     @property
     def is_float(self) -> bool:
@@ -86,12 +86,12 @@ class Schedule:
 
     @property
     def learns(self) -> bool:
-        """Whether there is anything to train."""
+        """Whether the schedule trains at all."""
         return self.optimizer is not None and self.epochs > 0
 
     @classmethod
     def of(cls, node: Any, key: str = "schedule") -> Schedule:
-        """Returns the schedule that a node describes."""
+        """Returns the schedule of a configuration node."""
         node = mapping(node, key)
         kind = choice(node.get("kind"), f"{key}.kind", KINDS)
         epochs = whole(node.get("epochs", 0), f"{key}.epochs", 0)
@@ -130,7 +130,7 @@ def _optimizer(node: Any, key: str) -> Spec | None:
 
 
 def _optimizer_options(node: Any, key: str) -> Mapping[str, Any]:
-    """Returns options of an optimizer, with those that every optimizer means alike checked."""
+    """Returns an optimizer's options, after a check of those that all optimizers share."""
     node = mapping(node, key)
     for name in ("lr", "weight_decay"):
         if node.get(name) is not None:

@@ -1,4 +1,4 @@
-"""Where and how Lightning runs."""
+"""Settings of Lightning's Trainer."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from qexp.run.settings.checks import (
 from qexp.system.objects import TARGET
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
-# what a run decides itself, so that Lightning would never see a value given here, and where it is set instead
+# options that a run sets itself, so that a value given here would have no effect, and what to use instead
 DECIDED = {
     "logger": "every run writes its curves and figures into its own folder; add a callback (callbacks.NAME) to send them elsewhere",
     "callbacks": "name them in callbacks.NAME",
@@ -34,30 +34,30 @@ DECIDED = {
 
 @dataclass(frozen=True)
 class TrainerOptions:
-    """Where and how Lightning runs."""
+    """Settings of Lightning's Trainer."""
 
-    options: Mapping[str, Any]  # of the Trainer, `_target_` included
+    options: Mapping[str, Any]  # options of the Trainer, with `_target_`
     accelerator: str = "auto"
     devices: Any = 1  # auto, or how many processes share a point
     num_nodes: int = 1
-    strategy: str = "ddp"  # where several processes share a point
+    strategy: str = "ddp"  # Lightning's strategy where several processes share a point
     precision: str = "32-true"
     progress: bool = True  # show progress bars
 
     @classmethod
     def of(cls, node: Any) -> TrainerOptions:
-        """Returns what a `trainer` node asks for."""
+        """Returns the trainer options of a `trainer` node."""
         node = specification(node, "trainer")
         for key, instead in DECIDED.items():
             if (given := node.get(key)) not in (None, False):
                 shown = given.get(TARGET, "...") if isinstance(given, Mapping) else given
-                raise QexpError(f"trainer.{key}={shown} is not allowed, a run decides it; {instead}")
+                raise QexpError(f"trainer.{key}={shown} is not allowed, since a run sets it itself; {instead}")
         precision = str(node.get("precision") or "32-true")
         precision = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}.get(precision, precision)
         if precision not in PRECISIONS:
             raise QexpError(
                 f"trainer.precision={node['precision']} is not allowed; use {', '.join(PRECISIONS)}: codes, scales and statistics are "
-                "computed in float32 whatever the precision of products"
+                "computed in float32 for any precision of products"
             )
         for split in ("train", "val", "test"):
             none_or(limit, node.get(f"limit_{split}_batches"), f"trainer.limit_{split}_batches")

@@ -1,4 +1,4 @@
-"""Everything that one run is asked for, read once from the composed configuration."""
+"""All settings of one run, read once from the composed configuration."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from qexp.run.settings.trainer import TrainerOptions
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything that one run is asked for."""
+    """All settings of one run."""
 
     network: Network
     data: Data
@@ -58,10 +58,10 @@ class Settings:
 
     @classmethod
     def of(cls, cfg: Mapping[str, Any]) -> Settings:
-        """Returns the settings that a configuration of plain values holds.
+        """Returns the settings of a configuration of plain values.
 
         Raises:
-            QexpError: A value that is not allowed, with its key and what is.
+            QexpError: A value is not allowed; the message names its key and the allowed values.
         """
         seed = whole(cfg.get("seed", 0), "seed", 0, 2**32 - 1)  # first: other keys take its value
         schedule = Schedule.of(cfg.get("schedule"))
@@ -95,26 +95,28 @@ class Settings:
 
     @property
     def trains(self) -> bool:
-        """Whether this point trains the network it evaluates; a float schedule without weights has done so already."""
+        """Whether this point trains the network it evaluates; a float schedule without weights has trained it already."""
         return self.schedule.learns and (not self.schedule.is_float or self.weights is not None)
 
     @property
     def all_passes(self) -> dict[str, Spec]:
-        """All passes by name, in the order they run: the method's, then the added ones; a name in both keeps the method's place."""
+        """All passes by name, in the order they run: the method's, then the added ones; a name in both keeps its first position."""
         return {} if self.schedule.is_float else {**self.method.passes, **self.passes}
 
     @property
     def float_schedule(self) -> Schedule:
-        """What trains the float network where no weights are given."""
+        """The schedule that trains the float network where no weights are given."""
         if self.schedule.is_float:
             return self.schedule
         if self.schedule.pretrain is None:
-            raise QexpError("schedule.pretrain is missing; name how the float network is trained, or give weights=FILE")
+            raise QexpError(
+                "schedule.pretrain is missing; give the schedule that trains the float network, or weights=FILE"
+            )
         return self.schedule.pretrain
 
     @property
     def shared(self) -> Path:
-        """The folder of what runs share: float networks, their scores, calibration statistics."""
+        """The folder of the files that runs share: float networks, their scores, calibration statistics."""
         return self.runs_dir / ".cache"
 
 
@@ -122,11 +124,11 @@ def read(cfg: DictConfig, in_sweep: bool = False) -> Settings:
     """Returns the settings of a composed configuration.
 
     Args:
-        cfg: As Hydra composed it.
+        cfg: The configuration that Hydra composed.
         in_sweep: Whether the run is one of several points.
 
     Raises:
-        QexpError: A value that is not allowed, or a `${...}` that leads nowhere.
+        QexpError: A value is not allowed, or a `${...}` names a key that does not exist.
     """
     try:
         return replace(
@@ -138,7 +140,7 @@ def read(cfg: DictConfig, in_sweep: bool = False) -> Settings:
 
 
 def _with_name(cfg: DictConfig) -> DictConfig:
-    """Returns a configuration whose model has a name, that of what builds it where the file gives none; the study is called after it."""
+    """Returns a configuration whose model has a name, by default that of the class or function that builds it; `study` uses it."""
     model = cfg.get("model")
     if not OmegaConf.is_dict(model) or "name" in model or not OmegaConf.is_dict(model.get("net")):
         return cfg
@@ -149,10 +151,10 @@ def _with_name(cfg: DictConfig) -> DictConfig:
 
 
 def _with_choices(cfg: DictConfig) -> DictConfig:
-    """Returns a configuration in which what `optimizer=` and `scheduler=` choose stands in the place of the schedule's own, whole.
+    """Returns a configuration in which the choices of `optimizer=` and `scheduler=` replace the schedule's own, as a whole.
 
-    It belongs to the training that the schedule names; to `pretrain` where the schedule itself does not train (ptq). The configuration is
-    then that of a run which spells the two out below the schedule.
+    They replace those of the training that the schedule names, or of `pretrain` where the schedule itself does not train (ptq). The
+    result equals the configuration of a run that spells out the two below the schedule.
     """
     groups = [key for key in ("optimizer", "scheduler") if cfg.get(key) is not None]
     if not groups:
@@ -160,7 +162,8 @@ def _with_choices(cfg: DictConfig) -> DictConfig:
     cfg = cfg.copy()
     trained = cfg.schedule if cfg.schedule.get("optimizer") is not None else cfg.schedule.get("pretrain")
     for key in groups:
-        chosen = OmegaConf.to_container(cfg[key], resolve=True)  # now: it may refer to what it replaces
+        # resolved now, since it may refer to the value it replaces
+        chosen = OmegaConf.to_container(cfg[key], resolve=True)
         with open_dict(cfg):
             if trained is not None:
                 trained[key] = chosen
