@@ -135,7 +135,10 @@ def test_errors_by_depth_and_histories(study: Path, visit: Callable[..., dict[st
     report = visit(write_dashboard(study), script)
     ptq = report["ptq"]
     assert (ptq["depth"], ptq["history"], ptq["dots"], ptq["top"]) == (True, False, 22, "conv1")
-    assert "The largest error is made in layer3.2.conv2" in ptq["hint"] and "Of the batch norms bn3 is furthest" in ptq["hint"]
+    assert (
+        "The largest error is made in layer3.2.conv2" in ptq["hint"]
+        and "Of the batch norms bn3 is furthest" in ptq["hint"]
+    )
     assert report["scale"]["lines"] == 44 and "greatest in linear" in report["scale"]["hint"]
     assert (report["lines"], report["end"]) == (22, 10)
     assert report["label"] == "weights that oscillate (%)" and "greatest in" in report["hint"]

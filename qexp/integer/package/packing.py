@@ -70,7 +70,7 @@ def pack(codes: NDArray[np.int64], bits: int) -> bytes:
     """Returns the low `bits` bits of each code in C order, lowest bit first; the last byte is filled with zeros.
 
     >>> pack(np.array([1, -2, 3, -4]), 3).hex()
-    'f308'
+    'f108'
     """
     stream = (codes.reshape(-1, 1) >> np.arange(bits)) & 1
     return np.packbits(stream.astype(np.uint8).reshape(-1), bitorder="little").tobytes()
@@ -82,7 +82,7 @@ def unpack(packed: bytes, count: int, bits: int, signed: bool) -> NDArray[np.int
     Raises:
         QexpError: The bytes are fewer than that.
 
-    >>> unpack(bytes.fromhex("f308"), 4, 3, True).tolist()
+    >>> unpack(bytes.fromhex("f108"), 4, 3, True).tolist()
     [1, -2, 3, -4]
     """
     if len(packed) * 8 < count * bits:
