@@ -22,7 +22,7 @@ class AdaBinWeight(BinaryWeight):
     Levels: 2 per filter, at beta - alpha and beta + alpha, so 1 bit only; sign(0) = +1; alpha is the population deviation (biased).
     Gradient, with s = sign(u), h the surrogate's slope at u and n weights in a filter:
     `dw_i = h_i g_i + (1/n) (sum_j g_j (1 - h_j) + u_i sum_j g_j (s_j - h_j u_j))`. No calibration: mean and deviation are the tensor's own.
-    Not idempotent, not monotone (the statistics move with each weight), and without an error bound: a weight may lie arbitrarily far
+    Not idempotent, not monotone (the statistics move with each weight), and no error bound of half a step: a weight may lie far
     from its level. Saved: both levels as last used, the step and the number of steps of `ede`.
 
     Args:

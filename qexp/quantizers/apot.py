@@ -133,7 +133,8 @@ class APoTWeight(_APoT):
     Levels: 2^bits - 1 including zero, `+-` sums of one power of two from each set; ternary at 2 bits. Ties go to the smaller magnitude.
     Gradients: to w, 1 everywhere (the statistics count as constants); to alpha, `sign(w~)` where `|w~| > alpha`, else the level minus
     `w~ / alpha`, times std where the spread is restored. alpha is one scalar of at least 1e-3. Saved: alpha, the grid's limits.
-    Not idempotent, since the result has a different mean and spread. Levels are not evenly spaced, so there is no half-step error bound.
+    Not idempotent, since the result has a different mean and spread. Levels are not evenly spaced, so there is no error bound of half a
+    step.
 
     Args:
         bits: 2..7, sign included.
@@ -222,7 +223,7 @@ class APoTInput(_APoT):
 
     Levels: unsigned 2^bits, signed 2^bits - 1. Ties go to the smaller magnitude. Gradients: to x, 1 up to the clip (included), 0
     beyond; to alpha, the outermost level beyond the clip, else the level minus `x / alpha`. alpha is one scalar of at least 1e-3.
-    Saved: alpha, the grid's limits. Levels are not evenly spaced, so there is no half-step error bound.
+    Saved: alpha, the grid's limits. Levels are not evenly spaced, so there is no error bound of half a step.
 
     Args:
         bits: 1..6.

@@ -19,9 +19,9 @@ class DoReFaWeight(Quantizer):
 
     Levels: original 2^bits in [-1, 1] without zero (n = 2^bits - 1; w = 0 becomes the smallest positive level); symmetric 2^bits - 1
     including zero (m = 2^(bits-1) - 1), ternary at 2 bits. At 1 bit both are `sign(w) * E|w|`, with sign(0) = +1. Gradient: through tanh
-    and the maximum, straight through the rounding; at 1 bit straight to w. Not idempotent and without a half-step error bound, because
-    tanh changes its own result. No calibration: the maximum is computed from the tensor. The magnitude of the layer is lost, so a batch
-    norm must follow, unless `rescale: max`. Saved: only that scale.
+    and the maximum, straight through the rounding; at 1 bit straight to w. Not idempotent and without an error bound of half a step,
+    because tanh changes its own result. No calibration: the maximum is computed from the tensor. The magnitude of the layer is lost, so a
+    batch norm must follow, unless `rescale: max`. Saved: only that scale.
 
     Args:
         bits, shape, granularity, rounding: See `Quantizer`; one maximum per tensor, half to even.

@@ -122,7 +122,7 @@ class EWGSWeight(_EWGS):
     Levels: 2^bits, evenly from -|c| to |c|, none at zero; ties to even. l, u and c are learned. Gradients: the rounding passes g as
     `g (1 + delta sign(g) (x_n - x_q))`; clip, limits and c have their exact gradients; l and u receive theirs only where `l <= w <= u`.
     l and u start at minus and plus three standard deviations, c at `(u - l) / 2`, which keeps the weight's size. Not idempotent and
-    without a half-step error bound, since c is learned separately. Saved: l, u, c, delta.
+    without an error bound of half a step, since c is learned separately. Saved: l, u, c, delta.
 
     Args:
         bits, shape, granularity, rounding: See `Quantizer`; one pair of limits per tensor.
@@ -169,8 +169,8 @@ class EWGSInput(_EWGS):
 
     Levels: 2^bits, evenly from l to u; ties to even. l and u are learned. Gradients: as for `EWGSWeight`; with `unscale` the limits also
     receive the gradient of the levels, `du += sum g x_q`, `dl += sum g (1 - x_q)`. l starts at the minimum, u at three times the spread
-    of a half-normal tensor, `3 std / sqrt(1 - 2/pi)` (always above l). Not idempotent, and no half-step error bound where l is far from
-    zero and the steps are smaller than float32 resolves. Saved: l, u, delta.
+    of a half-normal tensor, `3 std / sqrt(1 - 2/pi)` (always above l). Not idempotent, and no error bound of half a step where l is far
+    from zero and the steps are smaller than float32 resolves. Saved: l, u, delta.
 
     Args:
         bits, shape, granularity, rounding, delta: See `EWGSWeight`.

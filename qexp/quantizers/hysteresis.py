@@ -24,8 +24,8 @@ class Hysteresis(Quantizer):
     several backward passes before one step.
 
     Gradient: straight to the float weight, none through omega unless `omega_gradient`. No calibration: omega is computed from the tensor.
-    Not idempotent, not monotone (two equal weights may have different histories), and no half-step error bound. Saved: q, whether it has
-    been started, omega as last used, `most_non_binary`, and for `legacy` the float weight's previous sign.
+    Not idempotent, not monotone (two equal weights may have different histories), and no error bound of half a step. Saved: q, whether it
+    has been started, omega as last used, `most_non_binary`, and for `legacy` the float weight's previous sign.
 
     Args:
         bits, shape, granularity, rounding: See `Quantizer`; 1 bit, one omega per layer, nothing is rounded.

@@ -19,8 +19,8 @@ class IRNet(BinaryWeight):
     Levels: 2, at -s and +s, so 1 bit only; sign(0) = +1. Gradient: with `dz = g s h(z)`, h the surrogate's slope, n weights in a filter,
     `dw_i = (dz_i - mean(dz) - z_i sum_j dz_j z_j / (n - 1)) / std`; none through s. The sharpness of `ede` goes from `tmin` to `tmax` over
     the optimizer steps of the training. No calibration: mean and std are computed from the tensor. Not idempotent, not monotone (the
-    statistics move with each weight), and without a half-step error bound: the levels are those of the standardised weight. Saved: s as
-    last used, the step and the number of steps of `ede`.
+    statistics move with each weight), and without an error bound of half a step: the levels are those of the standardised weight. Saved:
+    s as last used, the step and the number of steps of `ede`.
 
     Args:
         bits, shape, granularity, rounding, gradient, tmin, tmax: See `BinaryWeight`.

@@ -34,8 +34,8 @@ class KMeans(Quantizer):
 
     Levels: 2^bits; fewer where the tensor has fewer distinct values, which then pass unchanged. A value half-way between two centres
     goes to the one of smaller magnitude. Gradient: 1 between the outermost centres (included), else 0; the centres are not trained.
-    Codes are indices into the codebook. Its levels are not evenly spaced, so there is no half-step error bound; `scale` and `zero_point`
-    only describe its ends and mean spacing. Saved: the codebook.
+    Codes are indices into the codebook. Its levels are not evenly spaced, so there is no error bound of half a step; `scale` and
+    `zero_point` only describe its ends and mean spacing. Saved: the codebook.
 
     Args:
         bits, shape, granularity, rounding: See `Quantizer`; one codebook per tensor, rounding to the nearest centre.

@@ -67,7 +67,7 @@ class LCQ(AffineQuantizer):
     `n = 2^bits - 1` where not; unevenly spaced; ties of the compressed value to even. Beyond alpha the value is alpha. Gradients: `dx = g`
     where `|x| < alpha`; `dalpha = sum g sign(x) (z - v 1[v < 1])` with `v = |x|/alpha`; theta gets the gradient of the curve and of its
     inverse, straight through the rounding. theta starts at 0 (a uniform quantizer), alpha from a range rule. Not idempotent (a rounded
-    table moves levels off the curve), and no half-step error bound, since steps differ. Saved: alpha, theta, the grid's limits.
+    table moves levels off the curve), and no error bound of half a step, since steps differ. Saved: alpha, theta, the grid's limits.
 
     Args:
         bits, shape, granularity, rounding, signed: See `AffineQuantizer`; one curve per tensor.

@@ -23,7 +23,7 @@ class LSQPlus(LSQ):
     Levels: 2^bits, unsigned codes where there is an offset. Gradients, with `v = (x - beta) / s`: to x, 1 strictly inside the limits; to
     s, `round(v) - v` inside, the limit outside; to beta, 0 inside, 1 outside; both times `1/sqrt(N * qmax)`. Saved: s, beta, the grid's
     limits. beta is a real number: zero need not be a level, so a padded zero stays the float 0, which has no code. With an offset far
-    larger than the step, float32 rounds each level, so that the half-step error bound does not hold.
+    larger than the step, float32 rounds each level, so that the error bound of half a step does not hold.
 
     Args:
         bits, shape, granularity, rounding, signed, narrow, scale_numel: See `LSQ`; `signed` and `narrow` apply only without an offset.

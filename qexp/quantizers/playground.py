@@ -46,7 +46,7 @@ class MinMaxLevels(_Playground):
     """`x^ = min + round(n clip((x - min) / (max - min), 0, 1)) (max - min) / n` with `n = 2^bits - 1`: even levels from end to end.
 
     Levels: 2^bits. Ties: half up. Gradient: 1 within the range (limits included), else 0. Saved: the step and the least level. Zero is
-    not a level in general. The half-step error bound fails where float32 does not resolve the step (a narrow range far from zero).
+    not a level in general. The error bound of half a step fails where float32 does not resolve the step (a narrow range far from zero).
     Constant tensors pass unchanged.
 
     Args:
@@ -114,8 +114,8 @@ class LogLevels(_Playground):
     Levels: 2^bits - 1: zero and `2^(bits-1) - 1` magnitudes of each sign, from the least observed magnitude to the greatest (`minmax`),
     or at multiples of a power of two (`fixed_point`); multiples above the greatest magnitude are not used. Ties: half up, in the
     logarithm; a value below half of the least level becomes zero. Gradient: `x^ / x` from the least level to the greatest, else 0. Saved:
-    the magnitudes and the limits between them. There is no half-step error bound, since the distance of levels grows with them. Constant
-    tensors pass unchanged.
+    the magnitudes and the limits between them. There is no error bound of half a step, since the distance of levels grows with them.
+    Constant tensors pass unchanged.
 
     Args:
         bits: 2..16; one bit would be a sign without a magnitude.
@@ -217,8 +217,8 @@ class TanhLevels(_Playground):
     """`x^ = artanh(v)` with `v = 2 round(n (tanh x + 1) / 2) / n - 1`, `n = 2^bits - 1`, held at `|v| <= 1 - 1/n`.
 
     Levels: 2^bits, dense around zero; zero is none. Ties: half up. Gradient: `(1 - tanh(x)^2) / (1 - v^2)`, at the end levels 0.
-    No calibration: the levels are the same for every tensor, up to about +-3 at 8 bits. Saved: only their ends. There is no half-step
-    error bound (the distance of levels grows). Not idempotent: the least level lies on a tie.
+    No calibration: the levels are the same for every tensor, up to about +-3 at 8 bits. Saved: only their ends. There is no error bound
+    of half a step (the distance of levels grows). Not idempotent: the least level lies on a tie.
 
     Args:
         bits: 2..16; with one bit both levels would be zero.

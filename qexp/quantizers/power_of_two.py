@@ -36,7 +36,7 @@ class INQ(Quantizer):
     `fractions`) are set to their level and frozen, and the rest trains on. At each further fraction more weights are frozen, at equal
     distances over the training; n1 does not change. A frozen weight is restored after each optimizer step, so momentum and weight decay
     do not change it. Saved: the exponents n1 (as `scale` 2^n1), the mask of frozen weights, their values, the number of steps done.
-    There is no half-step error bound, since the distance of levels grows with them.
+    There is no error bound of half a step, since the distance of levels grows with them.
 
     Args:
         bits: 2..7.

@@ -31,8 +31,9 @@ class ReCU(BinaryWeight):
 
     `z = (w - mean) / (sqrt(var + 1e-5) / (2 sqrt 2))`; `Q = -mean|z| ln(2 - 2 tau)` over the layer. Levels: 2, at -alpha and +alpha, so 1
     bit only; sign(0) = +1. Gradients: `dz = g alpha 1[|z| <= Q]`, then through the standardisation; `dalpha = sum g sign(z)`. alpha starts
-    at `mean|w|` of the filter and stays above 1e-8. Not idempotent, not monotone (the statistics move with each weight), and without a
-    half-step error bound: the levels are those of the standardised weight. Saved: alpha, the step and the number of steps of the schedule.
+    at `mean|w|` of the filter and stays above 1e-8. Not idempotent, not monotone (the statistics move with each weight), and without an
+    error bound of half a step: the levels are those of the standardised weight. Saved: alpha, the step and the number of steps of the
+    schedule.
 
     Args:
         bits, shape, granularity, rounding: See `BinaryWeight`.
