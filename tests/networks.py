@@ -64,7 +64,7 @@ class Mixed(nn.Module):
 
 
 class Bypassed(nn.Module):
-    """A network that reads the weight of `hidden` behind the layer's back, as attention modules do."""
+    """A network that reads the weight of `hidden` without calling the layer, as attention modules do."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -49,7 +49,7 @@ MISTAKES = {
         ["quant.input.symmetric=true", "+quant.input.signed=false"],
         [
             "conv1 (input)",
-            "unsigned quantizer saw negative values (least -",
+            "unsigned quantizer received negative values (least -",
             "use signed: auto or true",
             "leave this tensor in float",
         ],

@@ -1,1 +1,1 @@
-"""What quantization did to a network: errors by tensor, by depth, by channel, and their diagnosis."""
+"""Errors of a quantized network by tensor, by depth and by channel, and their diagnosis."""

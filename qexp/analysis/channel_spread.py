@@ -1,4 +1,4 @@
-"""How evenly one scale serves the channels of a tensor."""
+"""Measures how well one scale fits all channels of a tensor."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from qexp.quantizers.base import Quantizer
 def channel_measures(
     model: nn.Module, layer: str, site: str, quantizer: Quantizer, seen: Calibration
 ) -> dict[str, float]:
-    """Returns `channel_spread`, the greatest magnitude of any channel over that of the median one, and the median channel's SQNR (dB).
+    """Returns `channel_spread` (greatest channel magnitude over the median one) and `sqnr_channel` (SQNR of the median channel, dB).
 
-    The error of a whole tensor says little where one channel is much larger than the rest: it holds all the power. `sqnr_channel` of a
-    weight is measured; that of an activation follows from each channel's power in calibration and an error of `scale^2 / 12`, at most
-    the power itself. Empty where there are no two channels to compare.
+    Where one channel is much larger than the rest, it dominates the error of the whole tensor. `sqnr_channel` of a weight is measured.
+    That of an activation is computed from each channel's power in calibration and an error of `scale^2 / 12`, at most the power itself.
+    The result is empty where the tensor has fewer than two channels.
     """
     owner = model.get_submodule(layer)
     weight = weight_of(owner, site)
@@ -29,7 +29,7 @@ def channel_measures(
         reach, power, error = rows.abs().amax(1), rows.square().mean(1), (rows - values).square().mean(1)
     elif (layer, site) in seen:
         stats = seen[layer, site].channel
-        if stats.empty:  # a layer called at places with different numbers of channels
+        if stats.empty:  # the calls of this layer have different numbers of channels
             return {}
         reach, power = torch.maximum(stats.min.abs(), stats.max.abs()), stats.mean.square() + stats.std.square()
         step = torch.as_tensor(quantizer.scale).detach().double().median().cpu()

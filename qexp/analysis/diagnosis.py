@@ -1,4 +1,4 @@
-"""Why accuracy collapsed: the likely cause, the layers, and what to try, in words."""
+"""Explains a collapse of accuracy in words: the likely causes, the layers, and what to try."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _NUMBERS = (
     *("sqnr", "saturation", "sqnr_float", "saturation_float", "sqnr_channel", "channel_spread"),
     *("levels_used", "levels", "bits"),
 )
-_USUAL = 5.0  # dB a bit that a tensor of weights or activations has with a range that suits it
-_BROKEN = 6.0  # dB below the usual: something is wrong with this tensor besides its width
+_USUAL = 5.0  # SQNR in dB per bit that weights or activations have with a suitable range
+_BROKEN = 6.0  # dB below the usual: the width alone does not explain this tensor's error
 _POOR_SQNR = 6.0  # dB: the error is half the signal
 _MUCH_SATURATION = 5.0  # percent
-_UNEVEN = 4.0  # greatest over median channel; below it, a scale for each channel gains less than 2 bits
+_UNEVEN = 4.0  # greatest over median channel; below it, one scale per channel gains less than 2 bits
 _OSCILLATING = 10.0  # percent of a layer's weights
 _RUNAWAY = 8.0  # factor by which training moved a scale
 _DRIFT = 0.5  # standard deviations
@@ -28,7 +28,7 @@ _GAP = 20.0  # points between training and evaluation
 
 @dataclass(frozen=True)
 class Finding:
-    """A likely cause: how many dB it costs where it costs most, and what to say of it."""
+    """A likely cause: its cost in dB at the worst tensor, and its description."""
 
     cost: float
     text: str
@@ -41,14 +41,14 @@ def diagnose(
     norms: Sequence[dict[str, Any]] = (),
     history: pd.DataFrame | None = None,
 ) -> list[str]:
-    """Returns findings for a point that collapsed: how far it fell, then the likely causes, the costliest first; empty where it did not.
+    """Returns the findings for a collapsed point: its loss of accuracy, then the likely causes, costliest first; else an empty list.
 
     Args:
-        row: The point's metrics: value and value_float, what they are (see `Measure`), and the rest.
+        row: The point's metrics; includes value and value_float, and their description (see `Measure`).
         layers: The point's `layers.csv`.
         depth: Error by layer, `{layer, local, total}`, as `calibration.depth.errors_by_depth` gives it.
         norms: Drift of batch norms, `{layer, shift, spread}`, as `calibration.depth.norm_drift` gives it.
-        history: The point's `history.csv`, where it was trained with quantizers.
+        history: The point's `history.csv`, if it was trained with quantizers.
     """
     value, base = row.get("value"), row.get("value_float")
     measure = Measure.of(row)
@@ -61,10 +61,10 @@ def diagnose(
     table = layers[layers.quantizer != "float"].copy()
     for column in _NUMBERS:
         table[column] = pd.to_numeric(table[column], errors="coerce") if column in table else math.nan
-    # what one broken layer hands on breaks the ranges of all that follow: an input is broken if it is so on what the float network hands on
+    # A broken layer spoils all later inputs, so an input counts as broken only if it is also broken on float activations.
     table["sqnr"] = table[["sqnr", "sqnr_float"]].max(axis=1)
     table["saturation"] = table[["saturation", "saturation_float"]].min(axis=1)
-    # where a few channels hold all the power, the error that counts is that of the others
+    # Where a few channels hold most of the power, the error of the other channels counts.
     table["uneven"] = (table.channel_spread > _UNEVEN) & (table.granularity == "tensor")
     told = table.sqnr.where(~table.uneven, table[["sqnr", "sqnr_channel"]].min(axis=1))
     table["deficit"] = _USUAL * table.bits - told
@@ -74,7 +74,7 @@ def diagnose(
 
 
 def _tensors(table: pd.DataFrame) -> list[Finding | None]:
-    """Returns what is wrong with tensors whose error is greater than their width explains; where nothing is, that they are narrow."""
+    """Returns findings for tensors whose error is larger than their width explains; if there are none, the narrow tensors."""
     broken = table[table.deficit > _BROKEN].sort_values("deficit", ascending=False)
     torn = broken.uneven & (broken.channel_spread > 2 * _UNEVEN)
     clipped = ~torn & (broken.saturation > _MUCH_SATURATION)
@@ -87,37 +87,37 @@ def _tensors(table: pd.DataFrame) -> list[Finding | None]:
             "channel_spread",
             "x the median",
             "one scale serves channels of very different size, so that most of them lose their levels",
-            "try a scale for each channel (quant.weight.granularity=channel), passes=[equalize], or more bits there",
+            "try one scale per channel (quant.weight.granularity=channel), passes=[equalize], or more bits there",
         ),
         _finding(
             broken[clipped],
             "saturation",
             " % beyond",
             "the range cuts off many values",
-            "try quant=minmax or a higher percentile, or where ranges are learned a start from calibration and a lower "
+            "try quant=minmax or a higher percentile, or for learned ranges a start from calibration and a lower "
             "schedule.quantizer.lr",
         ),
         _finding(
             broken[dead],
             "levels_used",
             " levels used",
-            "few values far out set the range, and most levels lie unused",
+            "a few outliers set the range, and most levels are unused",
             "try quant=mse or quant=percentile",
         ),
         _finding(
-            rest, "sqnr", " dB", "the error is greater than the width explains", "try quant=mse, or more bits there"
+            rest, "sqnr", " dB", "the error is larger than the width explains", "try quant=mse, or more bits there"
         ),
     ]
     return causes
 
 
 def _narrow(table: pd.DataFrame) -> list[str]:
-    """Returns what to say where nothing is wrong but the widths."""
+    """Returns the finding that the widths alone are the cause."""
     narrow = table[table.sqnr.notna() & (table.bits < 8)].sort_values("sqnr")
     if narrow.empty:
         return []
     return [
-        f"too few bits: no tensor stands out, the errors of narrow ones add up, in {_list(narrow, 'sqnr', ' dB')}; "
+        f"too few bits: no single tensor is the cause, the errors of narrow ones add up, in {_list(narrow, 'sqnr', ' dB')}; "
         f"try schedule=qat, or more bits there{_rule(narrow)}"
     ]
 
@@ -129,13 +129,13 @@ def _finding(table: pd.DataFrame, column: str, unit: str, cause: str, remedy: st
 
 
 def _rule(table: pd.DataFrame) -> str:
-    """Returns what to type for 8 bits on the worst tensor."""
+    """Returns the override that sets 8 bits for the worst tensor."""
     worst = table.iloc[0]
     return f' (quant.rules.wide={{layers: "{worst.layer}", {worst.site}: {{bits: 8}}}})' if worst.bits < 8 else ""
 
 
 def _drift(norms: Sequence[dict[str, Any]]) -> Finding | None:
-    """Returns batch norms whose running statistics are not those of what arrives."""
+    """Returns a finding on batch norms whose running statistics do not match their quantized inputs."""
     bad = [n for n in norms if n["shift"] > _DRIFT or n["spread"] > 1 + _DRIFT]
     if not bad:
         return None
@@ -149,14 +149,14 @@ def _drift(norms: Sequence[dict[str, Any]]) -> Finding | None:
     ]
     return Finding(
         2 * _USUAL + 10 * math.log10(error(worst[0])),
-        f"running statistics of {_count(len(bad), 'batch norm')} are not those of what arrives in the quantized network: "
-        f"{', '.join(named)}{' ...' if len(bad) > 3 else ''}; try re-estimating them after quantization, bn=fold, or in training a lower "
-        "learning rate at the end",
+        f"running statistics of {_count(len(bad), 'batch norm')} do not match their inputs in the quantized network: "
+        f"{', '.join(named)}{' ...' if len(bad) > 3 else ''}; try re-estimating them after quantization, bn=fold, or a lower learning "
+        "rate at the end of training",
     )
 
 
 def _training(table: pd.DataFrame, history: pd.DataFrame | None) -> list[Finding | None]:
-    """Returns what went wrong while training: scales that ran away, weights that never settle."""
+    """Returns findings on training: scales that moved too far, weights that oscillate until the end."""
     if history is None or history.empty:
         return []
     names = ["layer", "site"]
@@ -180,7 +180,7 @@ def _training(table: pd.DataFrame, history: pd.DataFrame | None) -> list[Finding
         found.append(
             Finding(
                 float(restless.oscillating.max()) / 10,
-                f"weights jump to and fro between two levels, in {_list(restless, 'oscillating', ' % of the weights')}; "
+                f"weights oscillate between two levels, in {_list(restless, 'oscillating', ' % of the weights')}; "
                 "try schedule.oscillation.freeze=[0.04,0.01], schedule.ema=0.999, or a lower learning rate at the end",
             )
         )
@@ -188,29 +188,29 @@ def _training(table: pd.DataFrame, history: pd.DataFrame | None) -> list[Finding
 
 
 def _gap(row: dict[str, Any]) -> Finding | None:
-    """Returns that the network is good only in training mode."""
+    """Returns a finding if the network is good only in training mode."""
     trained, measure = row.get("train_value"), Measure.of(row)
-    # how far apart is much is known of shares alone, and only some tasks score their training images
+    # the threshold is in percent points, so it fits only such measures; and only some tasks score their training images
     if trained is None or not measure.is_share or not measure.lost(row["value"], trained) >= _GAP:
         return None
     return Finding(
         15.0,
-        f"the same network reaches {trained:.1f} % in training mode: what differs are the batch norms' running statistics, "
-        "or the training images were learned by heart; try bn=freeze, a lower learning rate at the end, or fewer epochs",
+        f"the same network reaches {trained:.1f} % in training mode: either the batch norms' running statistics do not fit, or "
+        "the network has overfitted the training images; try bn=freeze, a lower learning rate at the end, or fewer epochs",
     )
 
 
 def _where(depth: Sequence[dict[str, Any]]) -> list[str]:
-    """Returns at which layer the error overtakes the signal, and which layers make most of it themselves."""
+    """Returns the layers that cause most of the error, and the first layer at which the error exceeds half of the signal."""
     known = [d for d in depth if d["local"] is not None]
     if not known:
         return []
     worst = sorted(known, key=lambda d: d["local"])[:3]
     lost = next((d for d in depth if d["total"] is not None and d["total"] < _POOR_SQNR), None)
     made = ", ".join(f"{d['layer']} ({d['local']:.3g} dB)" for d in worst)
-    text = f"by depth: most of the error is made in {made}"
+    text = f"by depth: most of the error arises in {made}"
     if lost is not None:
-        text += f"; what has added up first exceeds half of the signal at {lost['layer']} ({lost['total']:.3g} dB)"
+        text += f"; the accumulated error first exceeds half of the signal at {lost['layer']} ({lost['total']:.3g} dB)"
     return [text]
 
 

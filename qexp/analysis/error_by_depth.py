@@ -1,4 +1,4 @@
-"""Where the error of a quantized network comes from: layer by layer on float inputs, and as it adds up on the way."""
+"""Finds where the error of a quantized network arises: each layer's own error on float inputs, and the accumulated error."""
 
 from __future__ import annotations
 
@@ -16,25 +16,27 @@ from qexp.layers.swap import evaluating, quantizers_off
 from qexp.quantizers.base import Quantizer
 from qexp.system.within import hooked
 
-BUDGET = 256 * 2**20  # bytes of float results held at a time; fewer images are looked at where they would take more
+BUDGET = (
+    256 * 2**20
+)  # largest number of bytes of float results in memory; fewer images are used where they would need more
 
 
 @torch.no_grad()
 def errors_by_depth(
     model: nn.Module, images: Tensor, budget: int = BUDGET
 ) -> tuple[list[dict[str, Any]], Measures, Measures]:
-    """Returns `{layer, local, total}` for each layer with quantizers, in order, each input's own error, and what `measure` finds.
+    """Returns `{layer, local, total}` for each quantized layer, in order; each input's own error; and the result of `measure`.
 
-    Both errors of a layer are SQNR of its result in dB. `local` is the error the layer itself makes, on the inputs it has in the float
-    network; `total` is what has added up by then: its result in the quantized network against that in the float one, which is the same
-    network with its quantizers off. None stands for no error, or no signal. An input's own error is `sqnr_float` and
-    `saturation_float`: as `measure` finds them, but on what the float network computes, since a network that has collapsed hands on
-    inputs that no range was made for. What `measure` finds is of all images, and costs no pass of its own where the budget holds for all.
+    Both errors of a layer are the SQNR of its result in dB. `local` is the error that the layer itself makes on float inputs. `total` is
+    the accumulated error: the result in the quantized network against the result in the float network (the same network with its
+    quantizers off). None stands for no error, or no signal. An input's own error is `sqnr_float` and `saturation_float`: computed as in
+    `measure`, but on float activations, because the activations of a collapsed network do not fit any calibrated range. `measure` runs
+    on all images, and needs no extra pass where the budget allows all images.
 
     Args:
-        model: Quantized and calibrated.
+        model: Quantized and calibrated model.
         images: `[N, C, H, W]`.
-        budget: Bytes of float results that may be held; errors by depth are those of as many of the images as this allows.
+        budget: Largest number of bytes of float results in memory; errors by depth use as many of the images as this allows.
     """
     kept: dict[str, list[Tensor]] = {}
     local: dict[str, Sums] = {}
@@ -56,7 +58,7 @@ def errors_by_depth(
         kept.setdefault(name, []).append(y)
 
     def alone(name: str, layer: nn.Module, args: tuple, y: Tensor, named: dict[str, Any]) -> None:
-        kept.setdefault(name, []).append(y.clone())  # what follows may change it in place
+        kept.setdefault(name, []).append(y.clone())  # a later layer may change it in place
         layer.enabled = True
         local.setdefault(name, Sums()).add(y, main(type(layer).forward(layer, *args, **named)))
         layer.enabled = False
@@ -83,11 +85,11 @@ def errors_by_depth(
 
 @torch.no_grad()
 def norm_drift(model: nn.Module, images: Tensor) -> list[dict[str, Any]]:
-    """Returns for each batch norm, in order of execution, how far its running statistics are from what now arrives at it.
+    """Returns, for each batch norm in order of execution, the distance of its running statistics from those of its current input.
 
-    `layer`; `shift`: mean over channels of `|mean - running_mean| / sqrt(running_var + eps)`; `spread`: by what factor the standard
-    deviations differ, as a geometric mean over channels of the factor or its inverse, so 1 is no drift. Constant channels are left out.
-    Meanwhile each norm computes with what arrives, so that it answers for its own drift and not for that of those before it.
+    Keys: `layer`; `shift`: mean over channels of `|mean - running_mean| / sqrt(running_var + eps)`; `spread`: the factor between the
+    standard deviations, as a geometric mean over channels of the factor or its inverse, so 1 is no drift. Constant channels are skipped.
+    While measuring, each batch norm uses batch statistics, so that the drift of earlier norms does not add up.
     """
     found: dict[str, dict[str, Any]] = {}
     norms = [
@@ -102,7 +104,7 @@ def norm_drift(model: nn.Module, images: Tensor) -> list[dict[str, Any]]:
         def see(norm: nn.Module, args: tuple[Tensor, ...]) -> None:
             x = args[0].float().transpose(0, 1).flatten(1)
             expected = (norm.running_var + norm.eps).sqrt()
-            alive = x.var(1, unbiased=False) > 0  # a channel that lost all its levels is another fault than this
+            alive = x.var(1, unbiased=False) > 0  # a channel that is constant after quantization is a different fault
             alive = alive if bool(alive.any()) else torch.ones_like(alive)
             ratio = ((x.var(1, unbiased=False) + norm.eps).sqrt() / expected)[alive]
             shift = ((x.mean(1) - norm.running_mean).abs() / expected)[alive]
@@ -125,24 +127,24 @@ def norm_drift(model: nn.Module, images: Tensor) -> list[dict[str, Any]]:
 
 
 class Sums:
-    """Power of a signal and of its error, over the calls of a layer."""
+    """Adds up the power of a signal and of its error over the calls of a layer."""
 
     def __init__(self) -> None:
         self.power = self.error = 0.0
 
     def add(self, exact: Tensor, other: Tensor) -> None:
-        """Adds a tensor and what became of it."""
+        """Adds the power of the exact tensor and of its difference to the other."""
         self.power += float(torch.linalg.vector_norm(exact, dtype=torch.float64)) ** 2
         self.error += float(torch.linalg.vector_norm(exact - other, dtype=torch.float64)) ** 2
 
     def sqnr(self) -> float | None:
-        """Returns the ratio in dB, None where there is no error or no signal."""
+        """Returns the ratio in dB; None where there is no error or no signal."""
         return 10 * math.log10(self.power / self.error) if self.power > 0 and self.error > 0 else None
 
 
 @contextmanager
 def _hooked(model: nn.Module, see: Any) -> Iterator[None]:
-    """Inside, `see(name, layer, args, result, named arguments)` is called after each layer that carries quantizers."""
+    """Calls `see(name, layer, args, result, named arguments)` after each quantized layer inside a `with` block."""
 
     def hook(name: str):
         return lambda layer, args, named, y: see(name, layer, args, main(y), named)

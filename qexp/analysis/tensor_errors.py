@@ -1,4 +1,4 @@
-"""What quantization did to each tensor: error measures and use of the levels, on one batch."""
+"""Quantization error of each tensor on one batch: error measures and use of the levels."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from qexp.quantizers.base import Quantizer
 from qexp.system.within import hooked
 
 Measures = dict[tuple[str, str], dict[str, float]]  # by (layer, site)
-_SORTED_ABOVE = 2**20  # codes that spread wider than so are sorted, not counted into bins
+_SORTED_ABOVE = 2**20  # codes with a wider span are sorted instead of counted in bins
 
 
 @torch.no_grad()
 def measure(model: nn.Module, images: Tensor) -> Measures:
-    """Returns for each quantizer, by (layer, site): sqnr (dB), mse, cosine, norm1 (%), saturation (%), entropy (bits), levels_used.
+    """Returns, by (layer, site) of each quantizer: sqnr (dB), mse, cosine, norm1 (%), saturation (%), entropy (bits), levels_used.
 
-    Activations are those of the quantized network on `images` `[N, C, H, W]`, so each error is the tensor's own, not what came before.
+    Activations are those of the quantized network on `images` `[N, C, H, W]`, so each error is the tensor's own, without earlier ones.
     """
     out: Measures = {}
     by_module: dict[int, list[tuple[str, str]]] = {}
@@ -47,9 +47,9 @@ def _hook(by_module: dict[int, list[tuple[str, str]]], out: dict):
 def tensor_errors(quantizer: Quantizer, x: Tensor, y: Tensor | None = None) -> dict[str, float]:
     """Returns the error measures of one tensor.
 
-    norm1 is `100 sum|q - x/s| / sum|x/s|`, in steps: each channel or group of values is divided by its own scale (of levels that are
-    not evenly spaced the mean spacing; a single scale cancels). Saturation counts values on the outermost levels that lie more than
-    half a step away.
+    norm1 is `100 sum|q - x/s| / sum|x/s|`, in steps: each channel or group of values is divided by its own scale (for unevenly spaced
+    levels, by the mean spacing; a single scale cancels). Saturation counts values on the outermost levels whose distance from the level
+    is more than half a step.
     """
     x = x.detach().float()
     y = (quantizer(x) if y is None else y).detach().float()
@@ -60,7 +60,7 @@ def tensor_errors(quantizer: Quantizer, x: Tensor, y: Tensor | None = None) -> d
     counts = _counts(codes, low, high)
     share = counts.double() / counts.sum()
     rows, _ = quantizer.rows(apart)
-    far = codes[(rows > 0.501 * torch.as_tensor(quantizer.scale).to(x.device)).flatten()]  # few, where the range suits
+    far = codes[(rows > 0.501 * torch.as_tensor(quantizer.scale).to(x.device)).flatten()]  # few, if the range fits
     return {
         "sqnr": float(10 * torch.log10(power / error)) if error > 0 and power > 0 else float("inf"),
         "mse": float(error / x.numel()),
@@ -73,7 +73,7 @@ def tensor_errors(quantizer: Quantizer, x: Tensor, y: Tensor | None = None) -> d
 
 
 def _steps(quantizer: Quantizer, magnitudes: Tensor) -> float:
-    """Returns the sum of magnitudes, each in steps of its own scale; with one scale for all, in the tensor's own unit."""
+    """Returns the sum of magnitudes, each in steps of its own scale; with a single scale, in the tensor's own unit."""
     scale = torch.as_tensor(quantizer.scale).detach()
     rows, axis = quantizer.rows(magnitudes)
     if scale.numel() == 1 or axis is None:
@@ -83,8 +83,8 @@ def _steps(quantizer: Quantizer, magnitudes: Tensor) -> float:
 
 
 def _counts(codes: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """Returns how often each code that occurs does, in ascending order of the codes, which lie in `low..high`."""
-    span = float(high) - float(low)  # of a diverged network: NaN, or more than its integers hold
+    """Returns the count of each code that occurs, in ascending order of the codes, which lie in `low..high`."""
+    span = float(high) - float(low)  # in a diverged network: NaN, or too large for its integer type
     if not 0 <= span < _SORTED_ABOVE:
         return torch.unique(codes, return_counts=True)[1]
     counts = torch.bincount((codes - low).int())

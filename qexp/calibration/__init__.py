@@ -1,1 +1,1 @@
-"""What was seen (stats), the range each rule picks from it (ranges), and the phase that ties them (calibrate)."""
+"""The calibration phase: statistics of every tensor, kept on disk and in memory, from which quantizers are fitted."""

@@ -1,4 +1,4 @@
-"""Calibration statistics on disk, under a hash of what they depend on: weights, images and sites; never the method."""
+"""Calibration statistics on disk, named by a hash of the weights, images and sites that they depend on; never of the method."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ from qexp.statistics.stats import TensorStats
 from qexp.system.whole_files import whole
 
 log = logging.getLogger(__name__)
-_VERSION = "4"  # of the file's meaning: a change of what is collected changes every hash
+_VERSION = "4"  # version of the file's contents: raise it when the collected values change, so that every hash changes
 _PLAIN = (
     bool | int | float | complex | str | bytes | range | None | Enum | torch.dtype | torch.device | torch.memory_format
 )
-_PASSING = {"training", "enabled", "baked_weight"}  # attributes of a module that leave what it computes in calibration
+_PASSING = {"training", "enabled", "baked_weight"}  # module attributes that do not affect the results in calibration
 
 
 def tensor_hash(tensors: dict[str, Tensor] | Sequence[Tensor]) -> str:
-    """Returns a SHA-256 over names, shapes, dtypes and bytes of tensors."""
+    """Returns the SHA-256 of the names, shapes, dtypes and bytes of tensors."""
     digest = hashlib.sha256()
     items = tensors.items() if isinstance(tensors, dict) else enumerate(tensors)
     for name, tensor in items:
@@ -49,7 +49,7 @@ def tensor_hash(tensors: dict[str, Tensor] | Sequence[Tensor]) -> str:
 def content_hash(
     model: nn.Module, batches: Sequence[Tensor], channel_histograms: bool, collectors: Sequence[Collector] = ()
 ) -> str:
-    """Returns the name under which statistics of this float model on these images are kept."""
+    """Returns the file name (a hash) for the statistics of this float model on these images."""
     own = {id(t) for _, _, q in quantizers(model) for t in [*q.parameters(), *q.buffers()]}
     weights = {k: v for k, v in [*model.named_parameters(), *model.named_buffers()] if id(v) not in own}
     carried = {id(layer.site(site)) for _, layer in quantized_layers(model) for site in layer.sites}
@@ -63,7 +63,7 @@ def content_hash(
 
 
 def code_of(model: nn.Module) -> dict[str, str]:
-    """Returns what stands for the code of a float network: of its modules' classes and of the functions these hold."""
+    """Returns a text per module that identifies the code of a float network: its classes and the functions they hold."""
     things: list[object] = []
     for module in model.modules():
         if isinstance(module, Quantizer):
@@ -74,21 +74,21 @@ def code_of(model: nn.Module) -> dict[str, str]:
 
 
 def behaviour(module: nn.Module) -> tuple[str, dict[str, str]]:
-    """Returns a module's float class and its settings (stride, a switch or a function of its forward): what weights do not tell."""
+    """Returns a module's float class and its settings that are not weights: stride, a switch or a function of its forward."""
     kind = float_class(module)
     settings = {k: _spelled(v) for k, v in sorted(vars(module).items()) if k[0] != "_" and k not in _PASSING}
     return f"{kind.__module__}.{kind.__qualname__}", settings
 
 
 def _spelled(value: object, inside: frozenset[int] = frozenset()) -> str:
-    """Returns a setting as text that is the same in every process: containers by their contents, functions by name and code."""
+    """Returns a setting as text that is equal in every process: containers by their contents, functions by name and code."""
     if isinstance(value, _PLAIN):
         return repr(value)
     if isinstance(value, Tensor):
         return tensor_hash([value])
     if isinstance(value, np.ndarray):
         return f"{value.dtype}{value.shape}{hashlib.sha256(value.tobytes()).hexdigest()}"
-    if id(value) in inside:  # it holds itself
+    if id(value) in inside:  # the container holds itself
         return "..."
     inside |= {id(value)}
     if isinstance(value, partial):
@@ -108,13 +108,13 @@ def _spelled(value: object, inside: frozenset[int] = frozenset()) -> str:
         return name
     held = [c for c in code.co_consts if not hasattr(c, "co_code")]
     for cell in getattr(value, "__closure__", None) or ():
-        with suppress(ValueError):  # not filled yet
+        with suppress(ValueError):  # a closure cell without a value yet
             held.append(cell.cell_contents)
     return f"{name} {code.co_code.hex()} {code.co_names} {_spelled(held, inside)}"
 
 
 def save_stats(calibration: Calibration, path: Path) -> None:
-    """Writes all statistics to one safetensors file, whole or not at all."""
+    """Writes all statistics to one safetensors file; the file is complete or not written."""
     tensors, sites = {}, []
     for i, (key, site) in enumerate(calibration.stats.items()):
         sites.append(key)
@@ -125,13 +125,13 @@ def save_stats(calibration: Calibration, path: Path) -> None:
     try:
         with whole(path) as part:
             save_file(tensors, part, metadata={"sites": json.dumps(sites), "aliases": json.dumps(aliases)})
-    # A full or read-only disk costs the next run a calibration, not this one its result.
+    # A full or read-only disk must not fail this run; the next run calibrates again.
     except (OSError, SafetensorError) as error:
-        log.warning("calibration statistics could not be kept in %s: %s", path, error)
+        log.warning("calibration statistics could not be written to %s: %s", path, error)
 
 
 def load_stats(path: Path) -> Calibration | None:
-    """Returns the statistics kept at `path`, None where there are none or the file is damaged."""
+    """Returns the statistics stored at `path`; None where there is no file or it is damaged."""
     if not path.exists():
         return None
     try:

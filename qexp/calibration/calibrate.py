@@ -1,4 +1,4 @@
-"""The calibration phase: one pass of the float model over a few hundred images, from which every quantizer finds its range."""
+"""The calibration phase: runs the float model once over a few hundred images and fits every quantizer to the collected statistics."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from qexp.system import ranks
 from qexp.system.within import hooked
 
 log = logging.getLogger(__name__)
-CHANNEL_BINS = 2048  # fewer cost a range search at 8 bits more than 1 % in error
+CHANNEL_BINS = 2048  # with fewer bins, a range search at 8 bits has more than 1 % more error
 
 
 @torch.no_grad()
@@ -43,21 +43,23 @@ def collect(
     """Returns the statistics of every tensor that could carry a quantizer, from one pass of the float model over the batches.
 
     Args:
-        model: Float or quantized (its quantizers are off meanwhile); set to evaluation mode meanwhile.
+        model: Float or quantized model; during the pass its quantizers are off and it is in evaluation mode.
         batches: Images `[N, C, H, W]`.
-        channel_histograms: Keep a histogram for each channel too, for rules that search per channel of activations.
+        channel_histograms: Also keep one histogram per channel, for rules that search activation ranges per channel.
         progress: Show a progress bar.
-        collectors: What to collect of every tensor besides.
-        quantized: Leave the quantizers on: what is seen is what the quantized network computes with.
-        device: Where the model runs meanwhile; None leaves it where it is. Statistics are on the CPU.
+        collectors: Further collectors that run on every tensor.
+        quantized: Leave the quantizers on, so that the statistics are those of the quantized network.
+        device: Device on which the model runs during the pass; None leaves it where it is. Statistics are on the CPU.
 
     Raises:
-        NonFinite: Layer, site and batch of the first NaN or infinity.
+        NonFinite: A tensor holds NaN or infinity; the message names the first layer, site and batch.
     """
     stats: dict[tuple[str, str], SiteStats] = {}
     aliases: dict[tuple[str, str], tuple[str, str]] = {}
-    known: dict[int, tuple[weakref.ref, int, int]] = {}  # of the first batch: a tensor, its version, its number
-    # of the first batch: the tensors each site carried, and where it has their channels
+    known: dict[
+        int, tuple[weakref.ref, int, int]
+    ] = {}  # in the first batch, by tensor id: the tensor, its version, its number
+    # in the first batch, by site: its tensors and their channel axis
     carried: dict[tuple[str, str], list[tuple[int, int]]] = {}
     number = 0
 
@@ -117,7 +119,7 @@ def collect(
 
 
 def _same(carried: dict[tuple[str, str], list[tuple[int, int]]]) -> dict[tuple[str, str], tuple[str, str]]:
-    """Returns the first site for each later one that carried just the same tensors, in all its calls."""
+    """Returns, for each site that had the same tensors as an earlier one in all its calls, that earlier site."""
     first: dict[tuple[tuple[int, int], ...], tuple[str, str]] = {}
     return {
         key: first[t] for key, t in ((k, tuple(ts)) for k, ts in carried.items()) if first.setdefault(t, key) != key
@@ -135,23 +137,23 @@ def calibrate(
     device: torch.device | None = None,
     processes: int = 1,
 ) -> Calibration:
-    """Fits every quantizer of the model and returns what was seen.
+    """Fits every quantizer of the model and returns the statistics.
 
-    Statistics are of the float model, so any method at any width finds its range from the same pass; with `cache_dir` they are kept under
-    a hash of weights, images and sites and found again by the next run.
+    The statistics are those of the float model, so one pass serves every method at every width. With `cache_dir` they are stored under a
+    hash of weights, images and sites, and the next run reads them.
 
     Args:
         model: Quantized model.
         batches: Calibration images `[N, C, H, W]`, already preprocessed; never of the evaluation split.
         followed_by_relu: Layers whose output goes straight into a ReLU.
-        cache_dir: Folder of kept statistics; None keeps none.
+        cache_dir: Folder of stored statistics; None stores none.
         progress: Show a progress bar.
         before_fit: Called with the statistics before quantizers take their ranges from them.
-        device: Where the forward pass runs; None leaves the model where it is.
-        processes: How many share the batches; what they have seen is merged in the order of the batches.
+        device: Device of the forward pass; None leaves the model where it is.
+        processes: Number of processes that share the batches; their statistics are merged in the order of the batches.
     """
     if not len(batches):
-        raise QexpError("calibration got no images; ask for at least one batch (n_calibrate)")
+        raise QexpError("calibration got no images; set n_calibrate to at least one batch")
     channelwise, asked = wanted(model)
     path = cache_dir and Path(cache_dir) / f"{content_hash(model, batches, channelwise, asked)}.safetensors"
     calibration = kept_stats(path) if path else None
@@ -177,7 +179,7 @@ def _collect_share(
     collectors: Sequence[Collector],
     device: torch.device | None,
 ) -> Calibration:
-    """Returns the merged statistics of all ranks, each of which has looked at its share of the batches."""
+    """Returns the merged statistics of all ranks; each rank runs its share of the batches."""
     if device is not None and device.type == "cuda" and ranks.world() > 1:
         device = torch.device("cuda", ranks.rank())
     progress = progress and ranks.rank() == 0
@@ -185,7 +187,7 @@ def _collect_share(
 
 
 def wanted(model: nn.Module) -> tuple[bool, list[Collector]]:
-    """Returns what the model's quantizers ask of a collection: whether channel histograms, and which collectors."""
+    """Returns whether the model's quantizers need channel histograms, and the collectors they need."""
     channelwise = any(
         weight_of(model.get_submodule(name), site) is None and q.granularity.axis is not None and q.needs_histogram
         for name, site, q in quantizers(model)
@@ -200,9 +202,9 @@ def fit(
     followed_by_relu: frozenset[str] = frozenset(),
     only: Container[int] | None = None,
 ) -> None:
-    """Fits every quantizer (or those whose id is in `only`): weights from the weight itself, activations from what calibration saw."""
+    """Fits every quantizer (or those whose id is in `only`): weights from the weight itself, activations from calibration."""
     pooled: dict[int, TensorStats] = {}
-    before_relu: dict[int, bool] = {}  # of a quantizer that several sites share: whether all of them are
+    before_relu: dict[int, bool] = {}  # by quantizer: whether a ReLU follows all the sites that share it
     for name, site, quantizer in quantizers(model):
         if only is not None and id(quantizer) not in only:
             continue
@@ -221,10 +223,10 @@ def fit(
                 )
             if isinstance(quantizer.granularity, PerGroup):
                 raise QexpError(
-                    f"{name} ({site}): granularity={quantizer.granularity} is for weights; allowed here are tensor, channel"
+                    f"{name} ({site}): granularity={quantizer.granularity} is for weights only; use tensor or channel"
                 )
             stats = _of_calls(calibration[name, site], name, site, quantizer)
-        if id(quantizer) in pooled:  # a quantizer that several sites share is fitted on all they saw
+        if id(quantizer) in pooled:  # a quantizer that several sites share is fitted on the statistics of all of them
             one, other = pooled[id(quantizer)], stats
             stats = TensorStats(one.granularity, one.bins)
             stats.merge(one)
@@ -237,13 +239,13 @@ def fit(
 
 
 def _of_calls(seen: SiteStats, name: str, site: str, quantizer: Quantizer) -> TensorStats:
-    """Returns the summary that a quantizer of an activation is fitted on.
+    """Returns the summary on which an activation's quantizer is fitted.
 
     Raises:
-        QexpError: The layer is called on tensors that this quantizer cannot have one scale, or one collected value, for.
+        QexpError: The layer is called on tensors for which this quantizer cannot have common scales or a common collected value.
     """
     stats = seen.tensor if quantizer.granularity.axis is None else seen.channel
-    advice = "use granularity: tensor, a module of its own for each call, or leave this tensor in float with a rule"
+    advice = "use granularity: tensor, use a separate module for each call, or leave this tensor in float with a rule"
     if stats.empty and not seen.tensor.empty:
         raise QexpError(
             f"{name} ({site}): granularity={quantizer.granularity} is not allowed, since the layer is called at places with different "

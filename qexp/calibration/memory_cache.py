@@ -1,4 +1,4 @@
-"""Statistics the points of a sweep share in memory: of weights by their content, of activations by the file that keeps them."""
+"""Statistics that the points of a sweep share in memory: of weights by content, of activations by the file they are stored in."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from qexp.numerics.granularity import Granularity
 from qexp.statistics.stats import TensorStats
 
 Value = TypeVar("Value")
-_ELEMENTS = 2**23  # of weights whose statistics are held: 64 MiB of their values
-_BYTES = 2**28  # of files whose statistics are held
+_ELEMENTS = 2**23  # largest total size of weights with statistics in memory: 64 MiB of values
+_BYTES = 2**28  # largest total size of files with statistics in memory
 
 
 class Kept(Generic[Value]):
-    """The values last used, up to a total size; the least recently used go first.
+    """Holds the values used most recently, up to a total size; drops the least recently used first.
 
     Args:
         capacity: Sum of the sizes that may be held.
@@ -31,7 +31,7 @@ class Kept(Generic[Value]):
         self._values: OrderedDict[Hashable, tuple[int, Value]] = OrderedDict()
 
     def get(self, key: Hashable, size: int, make: Callable[[], Value]) -> Value:
-        """Returns the value of a key, made where it is not held."""
+        """Returns the value of a key; makes it where it is not held."""
         if key in self._values:
             self._values.move_to_end(key)
             return self._values[key][1]
@@ -44,7 +44,7 @@ class Kept(Generic[Value]):
         return value
 
     def clear(self) -> None:
-        """Forgets everything."""
+        """Drops all values."""
         self._values.clear()
         self.held = 0
 
@@ -56,7 +56,7 @@ _calibrations: Kept[Calibration | None] = Kept(_BYTES)
 def weight_stats(
     weight: Tensor, granularity: Granularity | None = None, exact: bool = True, bins: int = 2048
 ) -> TensorStats:
-    """Returns the summary of a weight, the same object for the same content; `exact` as `TensorStats.of`, else by histogram."""
+    """Returns the summary of a weight, the same object for equal content; `exact` as in `TensorStats.of`, else by histogram."""
 
     def make() -> TensorStats:
         if exact:
@@ -69,7 +69,7 @@ def weight_stats(
 
 
 def kept_stats(path: Path) -> Calibration | None:
-    """Returns the statistics kept at `path`, read once while the file stays as it is; None where there are none or it is damaged."""
+    """Returns the statistics stored at `path`; reads an unchanged file only once. None where it is missing or damaged."""
     try:
         seen = path.stat()
     except OSError:
@@ -80,6 +80,6 @@ def kept_stats(path: Path) -> Calibration | None:
 
 
 def forget() -> None:
-    """Drops all that is shared in memory."""
+    """Drops all statistics that are shared in memory."""
     _weights.clear()
     _calibrations.clear()

@@ -1,4 +1,4 @@
-"""What calibration saw: statistics of each tensor that may carry a quantizer, by layer and site."""
+"""Calibration statistics of each tensor that may carry a quantizer, by layer and site."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from qexp.statistics.stats import TensorStats, look, together
 
 @dataclass
 class SiteStats:
-    """What was seen of one activation: of the whole tensor, with a histogram, of each channel, and what collectors hold, by their names.
+    """Statistics of one activation: of the whole tensor (with a histogram), of each channel, and of each collector, by name.
 
-    A layer that is called several times pours all its calls into one summary. Where the calls have different numbers of channels there
-    is no summary by channel: `channel` is empty. What a collector cannot merge over calls of different shapes is an empty tensor.
+    All calls of a layer add to one summary. Where the calls have different numbers of channels, there is no summary per channel:
+    `channel` is empty. The value of a collector that cannot merge calls of different shapes is an empty tensor.
     """
 
     tensor: TensorStats = field(default_factory=TensorStats)
@@ -27,7 +27,7 @@ class SiteStats:
 
     @torch.no_grad()
     def update(self, x: Tensor, collectors: Sequence[Collector] = (), axis: int = 1) -> None:
-        """Adds a batch `[N, C, ...]`, or one with its channels along another axis; sums of the whole tensor are those of its channels."""
+        """Adds a batch `[N, C, ...]`, or a batch with its channels along `axis`; sums over the tensor are added up from its channels."""
         x = x.detach().float()
         if x.ndim < 2:
             x = x.reshape(len(x) if x.ndim else 1, -1)
@@ -45,7 +45,7 @@ class SiteStats:
             self.channel = TensorStats(self.channel.granularity, self.channel.bins)
 
     def _collected(self, collector: Collector, x: Tensor) -> Tensor:
-        """Returns what a collector holds with a batch added, an empty tensor where it does not merge over these shapes."""
+        """Returns the value of a collector after adding a batch; an empty tensor where it cannot merge these shapes."""
         held = self.extra.get(collector.name)
         if held is not None and not held.numel():
             return held
@@ -56,7 +56,7 @@ class SiteStats:
 
 
 class Calibration(Mapping[tuple[str, str], SiteStats]):
-    """Statistics by (layer, site); sites that carry the same tensor share one entry."""
+    """Maps (layer, site) to statistics; sites that carry the same tensor share one entry."""
 
     def __init__(
         self, stats: dict[tuple[str, str], SiteStats], aliases: dict[tuple[str, str], tuple[str, str]]

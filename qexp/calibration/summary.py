@@ -1,4 +1,4 @@
-"""What calibration saw of each tensor, as a table to read."""
+"""Calibration statistics as a readable table."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ MEASURES = ("min", "max", "mean", "std", "mean_abs", "b", "kurtosis")
 
 
 def summary(seen: Mapping[tuple[str, str], Any]) -> pd.DataFrame:
-    """Returns one row per activation: measures of the whole tensor, and of its channels the least, the mean and the greatest of each.
+    """Returns one row per activation: measures of the whole tensor, and the least, mean and greatest of each over its channels.
 
     `b` is the mean absolute deviation `E|x - E x|`, `kurtosis` the excess over a normal distribution's. Columns: layer, site, count,
-    channels, the measures, and `<measure>_channels_min`, `_mean`, `_max`. What several calls of one layer saw at different widths has no
-    channels; their columns are empty.
+    channels, the measures, and `<measure>_channels_min`, `_mean`, `_max`. Where calls of one layer have different numbers of channels,
+    the channel columns are empty.
 
     Args:
         seen: Statistics by (layer, site), as `Calibration` holds them.

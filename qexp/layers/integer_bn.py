@@ -1,4 +1,4 @@
-"""Batch norm as two integers a channel, as hardware applies it to an accumulator: multiply, add, shift, clip."""
+"""Batch norm as two integers per channel, as hardware applies it to an accumulator: multiply, add, shift, clip."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def bn_constants(
     intbit: int,
     form: str = "saturate",
 ) -> tuple[Tensor, Tensor]:
-    """Returns factor and summand of each channel, `k_q` and `t_q` `[C]` int64, with which the result's codes are `(acc k_q + t_q) / 2^f`.
+    """Returns the factor `k_q` and the summand `t_q` of each channel, `[C]` int64; the result's codes are `(acc k_q + t_q) / 2^f`.
 
     `k = rescale gamma / sqrt(var + eps)` and `t = s_out (beta - gamma mean / sqrt(var + eps))`, both as `fixed_type<bit, intbit>`.
 
     Args:
         bn: gamma, beta, mean, var `[C]` and eps.
-        rescale: Codes of the result that one unit of the accumulator is worth.
-        s_out: Codes of the result that 1.0 is worth.
+        rescale: Output codes per unit of the accumulator.
+        s_out: Output codes per 1.0.
         bit, intbit, form: See `fixed_type`.
     """
     gamma, beta, mean, var, eps = bn
@@ -38,17 +38,17 @@ def bn_constants(
     return fixed_type(rescale * slope, bit, intbit, form), fixed_type(s_out * (beta - slope * mean), bit, intbit, form)
 
 
-_NEARLY_WHOLE = 0.25  # sums of codes in float32 are whole up to this; with a float input they are not
+_NEARLY_WHOLE = 0.25  # float32 sums of codes differ from whole numbers by less than this; sums of a float input do not
 
 
 @dataclass(frozen=True)
 class Steps:
-    """Where a batch norm finds the steps of its input and of its result.
+    """Holds the quantizers from which a batch norm reads the steps of its input and of its result.
 
     Attributes:
-        conv: The layer whose accumulator comes in; None where a quantized tensor does.
-        arriving: Quantizer of that layer's input, or of the tensor; None for a float input (a step of 1).
-        leaving: Quantizer that the result passes next, None where it stays wide.
+        conv: The layer whose accumulator is the input; None where the input is a quantized tensor.
+        arriving: Quantizer of that layer's input, or of the quantized tensor; None for a float input (a step of 1).
+        leaving: The next quantizer of the result; None where the result stays wide.
     """
 
     conv: nn.Module | None
@@ -57,14 +57,14 @@ class Steps:
 
 
 class IntegerBatchNorm2d(QuantBatchNorm2d):
-    """Batch norm computed as `clip(round((acc k_q + t_q) / 2^f))` in evaluation; in training the ordinary one.
+    """Batch norm that computes `clip(round((acc k_q + t_q) / 2^f))` in evaluation, and ordinary batch norm in training.
 
-    The accumulator is the input counted in its own step (input step times weight step of the convolution before). Where the result goes
-    into one quantizer (zero point 0), possibly past a ReLU, it comes out in that quantizer's codes. Where it does not, or the next
-    quantizer has a zero point, it stays wide: counted in the step of the input, unclipped.
+    The accumulator is the input in units of its own step (input step times weight step of the convolution before). Where the result goes
+    into one quantizer with zero point 0, possibly through a ReLU, the result is in that quantizer's codes. Otherwise the result stays
+    wide: unclipped, in units of the input's step.
 
     Source: PACT-Quantization's integer inference (`<bit,intbit>` constants, batch norm with the rescale absorbed).
-    Differs from the source: constants saturate as a whole (`form: split` is the source's), and accumulators are exact in float64.
+    Differs from the source: constants saturate as a whole (`form: split` is as in the source), and accumulators are exact in float64.
     """
 
     steps: Steps | None = None
@@ -78,12 +78,13 @@ class IntegerBatchNorm2d(QuantBatchNorm2d):
         clamp: Literal["source", "match_training"] = "source",
         **options: Any,
     ) -> None:
-        """Takes the type of the constants and how results are rounded and clipped.
+        """Sets the type of the constants, and how results are rounded and clipped.
 
         Args:
             bit, intbit, form: See `fixed_type`.
-            rounding: Of the shift: `trunc` (toward zero), or another of the house's.
-            clamp: `source` ends a signed grid at `-2^(o-1)`, one code below the symmetric grid of the training; `match_training` with it.
+            rounding: Rounding of the shift: `trunc` (toward zero) or any deterministic rounding of the quantizers.
+            clamp: Lowest code of a signed grid: `source` uses `-2^(o-1)`, one code below the symmetric grid of the training;
+                `match_training` uses the lowest code of the training.
         """
         super().configure(**options)
         fraction_bits(bit, intbit)
@@ -93,25 +94,27 @@ class IntegerBatchNorm2d(QuantBatchNorm2d):
             ("clamp", clamp, ("source", "match_training")),
         ):
             if got not in allowed:
-                raise QexpError(f"integer batch norm: {name}={got!r}; allowed are {', '.join(allowed)}")
+                raise QexpError(f"integer batch norm: {name}={got!r} is not allowed; use {', '.join(allowed)}")
         self.bit, self.intbit, self.form, self.rounding, self.clamp = bit, intbit, form, rounding, clamp
         self.widest = 0.0
         self.constants: tuple[Tensor, Tensor] | None = None
 
     def take_steps(self, name: str, steps: Steps) -> None:
-        """Takes the places of its steps; raises where the input comes in no step at all."""
+        """Sets the quantizers from which the steps are read; raises where the input has no step."""
         if steps.arriving is None and steps.conv is None:
             raise QexpError(
-                f"{name}: its input is a float, so its constants have no unit; quantize the layer before it, or leave it "
-                "out of the integer batch norms with a rule (compute: null)"
+                f"{name}: the input is a float tensor, so the integer constants have no unit; quantize the layer before, or "
+                "exclude this batch norm from the integer ones with a rule (compute: null)"
             )
         if steps.conv is not None and not isinstance(getattr(steps.conv, "weight_quantizer", None), Quantizer):
             raise QexpError(
-                f"{name}: the weights before it are float, so its constants have no unit; give them bits, or leave it out "
-                "of the integer batch norms with a rule (compute: null)"
+                f"{name}: the weights of the layer before are float, so the integer constants have no unit; give them bits, or "
+                "exclude this batch norm from the integer ones with a rule (compute: null)"
             )
         if steps.arriving is not None and torch.as_tensor(steps.arriving.scale).numel() != 1:
-            raise QexpError(f"{name}: its input has a scale a channel, which no factor of the accumulator can undo")
+            raise QexpError(
+                f"{name}: the input has one scale per channel, which no factor of the accumulator can undo; use one scale per tensor"
+            )
         self.steps = steps
 
     def forward(self, x: Tensor) -> Tensor:
@@ -120,13 +123,13 @@ class IntegerBatchNorm2d(QuantBatchNorm2d):
         if self.steps is None:
             raise QexpError(
                 "an integer batch norm ran before it was linked to the quantizers around it; attach quantizers with "
-                "qexp.recipe.plan.apply, or link what you swapped by hand with qexp.network.linking.link"
+                "qexp.recipe.plan.apply, or link layers that you swapped by hand with qexp.network.linking.link"
             )
         with torch.no_grad():
             y = self._integer(x)
             after = self.output_quantizer(y)
         below_its_grid = self.clamp == "source" and self.output_quantizer is self.steps.leaving
-        # Codes already; only the source's lowest one is not of the quantizer's grid.
+        # The values are on the grid already; only the source's lowest code lies outside the quantizer's grid.
         return y if below_its_grid else after
 
     def _integer(self, x: Tensor) -> Tensor:
@@ -157,7 +160,7 @@ class IntegerBatchNorm2d(QuantBatchNorm2d):
         return unit
 
     def _bias_before(self) -> Tensor:
-        """Returns what the convolution before adds to its accumulator, `[C]`."""
+        """Returns the bias that the convolution before adds to its accumulator, `[C]`."""
         bias = None if self.steps.conv is None else self.steps.conv.quantized_bias()
         return torch.zeros_like(self.running_mean).double() if bias is None else bias.detach().double()
 

@@ -1,4 +1,4 @@
-"""Layers of signs whose result is multiplied by a learned tensor, instead of scales measured on weights and inputs."""
+"""Binary layers whose result is multiplied by a learned tensor, instead of scales measured on weights and inputs."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _SCALES = ("rank1", "out", "out_space", "dense")
 
 
 class _LearnedScale(Quantized):
-    """A layer that multiplies its result, before the bias, by G, which is learned.
+    """A layer that multiplies its result, before the bias, by a learned tensor G.
 
     `out`: one factor per output channel, alpha. `rank1`: `alpha_o beta_h gamma_w`. `out_space`: `alpha_o B_hw`. `dense`: `G_ohw`. alpha
-    starts at the mean magnitude of its filter, the others at 1 (G at alpha where dense). Gradients are those of the product. The forms
-    with factors for places fix the size of the images. The weights are to be signs (`BWN` with `scaled: false`).
+    starts at the mean magnitude of its filter, the others at 1 (for `dense`, G starts at alpha). Gradients are those of the product. The
+    forms with spatial factors fix the size of the images. The weights must be signs (`BWN` with `scaled: false`).
 
     Source: Bulat, Tzimiropoulos 2019, "XNOR-Net++" (arXiv 1909.13863), section 3.2.
     """
@@ -27,7 +27,7 @@ class _LearnedScale(Quantized):
     scale_form: str = "rank1"
 
     def configure(self, scale: Literal["rank1", "out", "out_space", "dense"] = "rank1", **options: Any) -> None:
-        """Takes the form of G."""
+        """Sets the form of G."""
         super().configure(**options)
         if scale not in _SCALES:
             raise QexpError(f"compute.scale={scale!r} is not allowed; use {', '.join(_SCALES)}")
@@ -64,7 +64,7 @@ class _LearnedScale(Quantized):
         y, g = self.compute(self.input_quantizer(x), self.quantized_weight(), None), self.gains()
         if g.ndim == 3 and g.shape[1:] not in ((1, 1), y.shape[2:]):
             raise QexpError(
-                f"{self.float_class.__name__}: scale={self.scale_form} was made for results of {list(g.shape[1:])}, got "
+                f"{self.float_class.__name__}: scale={self.scale_form} was built for results of size {list(g.shape[1:])}, got "
                 f"{list(y.shape[2:])}; use images of one size, or scale: out"
             )
         bias = self.quantized_bias()

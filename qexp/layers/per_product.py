@@ -1,4 +1,4 @@
-"""Convolutions and linear layers that round after every operation, as a datapath of one word length computes them."""
+"""Convolutions and linear layers that round after every operation, as a datapath with one word length does."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ ACCUM = ("exact", "per_op", "per_add")
 
 
 class PerProduct(Quantized):
-    """A layer whose products, sums and bias additions are rounded to the format of its output.
+    """A layer that rounds its products, sums and bias additions to the format of its output.
 
-    With Q the layer's output quantizer: `exact` gives `Q(sum_k w_k x_k + b)`; `per_op` `Q(Q(sum_k Q(w_k x_k)) + b)`, each product rounded
-    and saturated, the sum of the rounded products exact and then rounded once; `per_add` rounds every partial sum too, in the order
-    input channel, row, column. No tensor of products is made. The gradient is that of the float operation.
+    Q is the layer's output quantizer. `exact` computes `Q(sum_k w_k x_k + b)`. `per_op` computes `Q(Q(sum_k Q(w_k x_k)) + b)`: each
+    product is rounded and saturated; the sum of the rounded products is exact and then rounded once. `per_add` also rounds every partial
+    sum, in the order input channel, row, column. No tensor of products is stored. The gradient is that of the float operation.
 
-    Source: the arithmetic of imagenet-cnn-quantization (`per_op`, of its convolutions; its linear layers round the finished sum alone).
-    Differs from the source: products are exact (float64); float32 there moves a product by a last digit over a tie, 1 to 4 codes of 4,608
-    at 12 to 16 bits.
+    Source: the arithmetic of imagenet-cnn-quantization (`per_op` is that of its convolutions; its linear layers round only the final sum).
+    Differs from the source: products are exact (float64). The source's float32 products can cross a tie by one last digit, which changes
+    1 to 4 codes of 4,608 at 12 to 16 bits.
     """
 
     _accum = "per_op"
 
     def configure(self, accum: str = "per_op") -> None:
-        """Takes the rounding points: `exact`, `per_op` or `per_add`."""
+        """Sets the rounding points: `exact`, `per_op` or `per_add`."""
         if accum not in ACCUM:
             raise QexpError(f"compute.accum={accum!r}; allowed are {', '.join(ACCUM)}")
         q = self.output_quantizer
@@ -38,14 +38,12 @@ class PerProduct(Quantized):
                 f"of one scale and at least 2 bits; got {q}. Set compute: null for this layer, or accum: exact"
             )
         if accum != "exact" and q.rounding == "stochastic":
-            raise QexpError(
-                f"compute.accum={accum}: products cannot be rounded stochastically; choose another rounding"
-            )
+            raise QexpError(f"compute.accum={accum}: products cannot be rounded stochastically; use another rounding")
         self._accum = accum
 
     @property
     def format(self) -> dict[str, int | str]:
-        """The word of every operation, as the kernels name it."""
+        """Returns the number format of every operation, in the kernels' terms."""
         q = self.output_quantizer
         q.require_ready()
         return {
@@ -114,7 +112,7 @@ class PerProductConvTranspose2d(_Refuses, QuantConvTranspose2d): ...
 
 
 def padded(layer: nn.Conv1d | nn.Conv2d, x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
-    """Returns the input and the zeros still to add on each side: what a mode or a word (`same`) asks for is padded here."""
+    """Returns the input and the zeros still to add on each side; a padding mode, or `same`, is applied to the input here."""
     if layer.padding_mode == "zeros" and not isinstance(layer.padding, str):
         return x, tuple(layer.padding)
     mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode

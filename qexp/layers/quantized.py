@@ -1,8 +1,8 @@
-"""Layers that carry quantizers: each is its float layer with a quantizer (or `nn.Identity`) on every site.
+"""Layers that carry quantizers: each is a float layer with a quantizer (or `nn.Identity`) on every site.
 
-The pattern is input -> compute(input, weight, bias) -> output. A layer type is a two-line class here; a method that changes the
-arithmetic subclasses one of them and writes `compute` (or `forward`, where it needs codes or the raw input; it then computes as the
-float layer while `enabled` is False).
+The pattern is input -> compute(input, weight, bias) -> output. A layer type is a two-line class here. A method that changes the
+arithmetic subclasses one of them and overrides `compute`. It overrides `forward` instead where it needs codes or the raw input; that
+`forward` must compute as the float layer does while `enabled` is False.
 """
 
 from __future__ import annotations
@@ -26,58 +26,58 @@ BAKED = "baked_weight"  # a buffer, so that it follows the layer to its device; 
 
 
 def attribute(site: str) -> str:
-    """Returns the submodule that holds a site's quantizer: `input.0` -> `input_0_quantizer`."""
+    """Returns the name of the submodule that holds a site's quantizer: `input.0` -> `input_0_quantizer`."""
     return site.replace(".", "_") + "_quantizer"
 
 
 class Quantized(nn.Module):
-    """A layer whose tensors pass through quantizers; never constructed, always made by `swap` from a float layer.
+    """A layer whose tensors pass through quantizers; only `swap` makes one, from a float layer.
 
     Attributes:
         sites: Names of the tensors that can carry a quantizer.
-        operands: What the float layer calls the tensors it is given.
-        options: What else its `forward` takes.
-        float_class: The class the layer had, and gets back from `unswap` and `bake`.
-        learns: Names of parameters the layer's way to compute has besides the float layer's; they train as scales do.
+        operands: Names of the tensor arguments of the float layer's `forward`.
+        options: Names of the other arguments of its `forward`.
+        float_class: The class the layer had before; `unswap` and `bake` restore it.
+        learns: Names of parameters that the layer's computation adds to those of the float layer; they train as scales do.
     """
 
     sites: tuple[str, ...] = ("input", "weight", "bias", "output", GRADIENT)
     operands: tuple[str, ...] = ("input",)
     options: tuple[str, ...] = ()
     float_class: type[nn.Module]
-    enabled: bool = True  # False: the float layer (see `quantizers_off`)
+    enabled: bool = True  # False: compute as the float layer (see `quantizers_off`)
     learns: tuple[str, ...] = ()
 
     def configure(self, **options: Any) -> None:
-        """Takes the options of the layer's way to compute, once, after the swap; the ordinary way has none."""
+        """Sets the options of the layer's computation; called once, after the swap. The ordinary computation has none."""
         if options:
             raise QexpError(f"{type(self).__name__} takes no options, got {', '.join(options)}")
 
     def shaped(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        """Takes the shapes of the layer's tensors by site, once, after `configure`; the ordinary way to compute needs none."""
+        """Receives the shapes of the layer's tensors by site; called once, after `configure`. The ordinary computation ignores them."""
 
     def site(self, name: str) -> nn.Module:
-        """Returns the quantizer on a site, `nn.Identity` where the tensor stays float."""
+        """Returns the quantizer on a site; `nn.Identity` where the tensor stays float."""
         return getattr(self, attribute(name))
 
     def quantized_weight(self) -> Tensor:
-        """Returns the weight as the layer computes with it."""
+        """Returns the quantized weight that the layer computes with."""
         baked = self._buffers.get(BAKED)
         return self.weight_quantizer(self.weight) if baked is None else baked
 
     def quantized_bias(self) -> Tensor | None:
-        """Returns the bias as the layer computes with it, None where there is none."""
+        """Returns the bias that the layer computes with; None where there is none."""
         return None if self.bias is None else self.bias_quantizer(self.bias)
 
     def compute(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """Returns the layer's result for a quantized input, weight and bias: what a subclass writes.
+        """Returns the layer's result for a quantized input, weight and bias; subclasses override this.
 
-        What else the float layer's `forward` takes (the `output_size` of a transposed convolution) follows, where a call names it.
+        Further arguments of the float layer's `forward` (the `output_size` of a transposed convolution) follow, where a call passes them.
         """
         raise NotImplementedError
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Calls the layer with its operands by position and all else by name, however it is called: hooks find the tensors in `args`."""
+        """Calls the layer with its operands by position and all other arguments by name, so that hooks find the tensors in `args`."""
         for name in self.operands[len(args) :] if kwargs else ():
             if name in kwargs:
                 args = (*args, kwargs.pop(name))
@@ -93,20 +93,20 @@ class Quantized(nn.Module):
         return self.finish(self.compute(self.input_quantizer(input), weight, bias, *args, **kwargs))
 
     def finish(self, y: Tensor) -> Tensor:
-        """Returns the layer's result from what it computed: its gradient will be quantized on the way back, its values are now."""
+        """Returns the layer's result: quantizes the computed values now, and their gradient in the backward pass."""
         if y.requires_grad and isinstance(self.grad_output_quantizer, Quantizer):
             y.register_hook(self.grad_output_quantizer)
         return self.output_quantizer(y)
 
     def before_training(self, total_steps: int) -> None:
-        """Tells each quantizer that training starts, with the float tensor it quantizes (None for activations)."""
+        """Calls `before_training` of each quantizer with the float tensor it quantizes (None for activations)."""
         for site in self.sites:
             quantizer = self.site(site)
             if isinstance(quantizer, Quantizer):
                 quantizer.on_training_start(self._latent(site), total_steps)
 
     def after_optimizer_step(self) -> None:
-        """Tells each quantizer that the optimizer has stepped, with the float tensor it quantizes (None for activations)."""
+        """Calls `after_optimizer_step` of each quantizer with the float tensor it quantizes (None for activations)."""
         for site in self.sites:
             quantizer = self.site(site)
             if isinstance(quantizer, Quantizer):
@@ -149,7 +149,7 @@ class QuantLinear(Quantized, nn.Linear):
 
 
 class QuantBatchNorm2d(Quantized, nn.BatchNorm2d):
-    """Batch norm whose affine parameters and running statistics can be quantized too; in training the statistics of the batch rule."""
+    """Batch norm whose affine parameters and running statistics can be quantized; training uses the statistics of the batch."""
 
     sites = ("input", "weight", "bias", "running_mean", "running_var", "output")
 
@@ -175,14 +175,14 @@ class QuantBatchNorm2d(Quantized, nn.BatchNorm2d):
         return self.output_quantizer(y)
 
     def _step(self) -> tuple[float, float]:
-        """Returns momentum and eps of a training step, counting it as nn.BatchNorm2d does."""
+        """Returns momentum and eps of a training step; counts the step as nn.BatchNorm2d does."""
         self.num_batches_tracked.add_(1)
         momentum = self.momentum if self.momentum is not None else 1.0 / float(self.num_batches_tracked)
         return momentum, self.eps
 
 
 class Unweighted(Quantized):
-    """A layer without weights: only what goes in and comes out can be quantized; of a tuple its first tensor."""
+    """A layer without weights: only its input and its output can be quantized; of a tuple, only the first tensor."""
 
     sites = ("input", "output")
 
@@ -203,7 +203,7 @@ class Unweighted(Quantized):
 
     @property
     def writes_back(self) -> bool:
-        """Whether the layer works in place and has quantizers: who reads its input later must find what they returned."""
+        """Returns whether the layer works in place and has quantizers, so that later readers of its input need the quantized values."""
         return bool(getattr(self, "inplace", False)) and any(type(self.site(s)) is not nn.Identity for s in self.sites)
 
 
@@ -277,7 +277,7 @@ for _float, _quantized in QUANTIZED.items():
 WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.Linear)
 
 
-_SHORTHAND = frozenset(  # what a subclass may define and still compute as its base does
+_SHORTHAND = frozenset(  # attributes that a subclass may define and still compute as its base does
     (
         "__init__",
         "__repr__",
@@ -301,13 +301,13 @@ _SHORTHAND = frozenset(  # what a subclass may define and still compute as its b
 
 
 def float_class(layer: nn.Module) -> type[nn.Module]:
-    """Returns the class of a layer before any swap; of a subclass that only sets its base up, that base."""
+    """Returns the class of a layer before any swap; for a subclass that only adds an `__init__`, the base class."""
     return layer.float_class if isinstance(layer, Quantized) else _base(type(layer))
 
 
 @cache
 def _base(kind: type[nn.Module]) -> type[nn.Module]:
-    """Returns the known class that a shorthand stands for (`class Conv3(nn.Conv2d)` with an `__init__` alone), else the class itself."""
+    """Returns the base of a subclass that only adds an `__init__` (`class Conv3(nn.Conv2d)`), else the class itself."""
     for cls in kind.__mro__:
         if cls in QUANTIZED:
             return cls
@@ -317,9 +317,9 @@ def _base(kind: type[nn.Module]) -> type[nn.Module]:
 
 
 def channel_axis(layer: nn.Module, site: str, ndim: int = 4) -> int:
-    """Returns where the channels of a site's tensor lie: weights of a transposed convolution 1, other weights 0, activations 1.
+    """Returns the channel axis of a site's tensor: 1 for weights of a transposed convolution, 0 for other weights, 1 for activations.
 
-    The features of a linear layer, which are its channels, lie in the last of the `ndim` dimensions of its input and result.
+    The channels of a linear layer are its features; they lie in the last of the `ndim` dimensions of its input and result.
     """
     if site == "weight":
         return 1 if issubclass(float_class(layer), nn.ConvTranspose2d) else 0
@@ -327,7 +327,7 @@ def channel_axis(layer: nn.Module, site: str, ndim: int = 4) -> int:
 
 
 def transposed_blocks(layer: nn.Module) -> int:
-    """Returns into how many runs of elements with a scale each the weight of a transposed convolution in groups falls; 0 for other layers.
+    """Returns the number of scales of a grouped transposed convolution's weight, one per block of elements; 0 for other layers.
 
     One per output channel where each group has one input channel (depthwise), else one per group.
     """
@@ -337,29 +337,29 @@ def transposed_blocks(layer: nn.Module) -> int:
 
 
 def activation_axis(layer: nn.Module, ndim: int) -> int:
-    """Returns where the channels of what goes into or comes out of a layer lie, of `ndim` dimensions."""
+    """Returns the channel axis of a layer's input or result with `ndim` dimensions."""
     return ndim - 1 if issubclass(float_class(layer), nn.Linear) else 1
 
 
 def operands(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
-    """Returns the tensors that a layer is called with, by position or by name; sizes and switches are none."""
+    """Returns the tensors among a layer's arguments, passed by position or by name."""
     return [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
 
 
 def main(result: Any) -> Any:
-    """Returns the tensor of a layer's result that its `output` site is: the first of a tuple (a max pool's indices come second)."""
+    """Returns the tensor of the `output` site from a layer's result: the first of a tuple (a max pool's indices come second)."""
     return result[0] if isinstance(result, tuple) and result else result
 
 
 def quantized_layers(model: nn.Module) -> Iterator[tuple[str, Quantized]]:
-    """Yields name and layer of every layer that carries quantizers, each once."""
+    """Yields the name and the module of every layer that carries quantizers, each once."""
     for name, module in model.named_modules():
         if isinstance(module, Quantized):
             yield name, module
 
 
 def quantizers(model: nn.Module) -> Iterator[tuple[str, str, Quantizer]]:
-    """Yields layer name, site and quantizer for every tensor of the forward pass that has one (gradients are not calibrated)."""
+    """Yields layer name, site and quantizer of every quantized tensor of the forward pass; gradients are not included."""
     for name, layer in quantized_layers(model):
         for site in layer.sites:
             quantizer = layer.site(site)
@@ -374,7 +374,7 @@ def is_quantizer_parameter(model: nn.Module) -> set[int]:
 
 
 def latent_decays(model: nn.Module) -> dict[int, float]:
-    """Returns, by id, the float weights whose quantizer asks for a weight decay of their own."""
+    """Returns the weight decays that quantizers set for their float weights, by id of the weight."""
     return {
         id(model.get_submodule(name).weight): q.latent_decay
         for name, site, q in quantizers(model)
@@ -383,7 +383,7 @@ def latent_decays(model: nn.Module) -> dict[int, float]:
 
 
 def weight_of(layer: nn.Module, site: str) -> Tensor | None:
-    """Returns the tensor of a site that the layer holds itself, None for an activation."""
+    """Returns the site's tensor if the layer holds it (a weight or bias, say); None for an activation."""
     if site in ("weight", "bias", "running_mean", "running_var"):
         tensor = getattr(layer, site, None)
         return tensor.detach() if isinstance(tensor, torch.Tensor) else None

@@ -1,4 +1,4 @@
-"""Convolutions and linear layers without multipliers: inputs are shifted by the exponents of their weights and added."""
+"""Convolutions and linear layers without multipliers: inputs are shifted by the exponents of the weights and added."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from qexp.layers.quantized import QuantConv2d, Quantized, QuantLinear
 from qexp.quantizers.caq import CAQShift
 
 NEGATIVE = ("exact", "right_shift", "zero", "legacy")
-_NO_WEIGHT = 1e-5  # magnitudes below it are no weight
+_NO_WEIGHT = 1e-5  # weights of smaller magnitude count as zero
 
 
 def powers(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns sign and exponent of each weight, float64: `sign * 2^exponent`, the exponent `round(log2|w|)`; tiny weights are 0."""
+    """Returns the sign and the exponent of each weight, float64, with exponent `round(log2|w|)`; the sign of a tiny weight is 0."""
     magnitude = weight.detach().double().abs()
     sign = torch.where(magnitude < _NO_WEIGHT, 0.0, torch.sign(weight.detach().double()))
     return sign, torch.where(sign != 0, torch.round(torch.log2(magnitude.clamp_min(1e-300))), 0.0)
@@ -29,10 +29,10 @@ def accumulate(layer: nn.Conv2d, codes: Tensor, sign: Tensor, shift: Tensor, neg
     """Returns `sum sign * (codes << shift)` of a convolution, float64 (integers while they fit 53 bits).
 
     Args:
-        layer: Whose stride, padding, dilation and groups hold.
+        layer: The layer that gives stride, padding, dilation and groups.
         codes: [N, C, H, W], integers as float64.
         sign, shift: [O, C / groups, kh, kw].
-        negative_shift: What a shift below zero does: `exact` keeps fractional bits, `right_shift` drops them (floor), `zero` drops the
+        negative_shift: Effect of a negative shift: `exact` keeps fractional bits, `right_shift` drops them (floor), `zero` drops the
             term, `legacy` shifts by 0, as if the weight were as large as the inflation.
     """
     codes, padding = padded(layer, codes)
@@ -52,12 +52,12 @@ def accumulate(layer: nn.Conv2d, codes: Tensor, sign: Tensor, shift: Tensor, neg
 
 
 class Shift(Quantized):
-    """A layer that computes on the integer codes of its input, each weight being a shift.
+    """A layer that computes on the integer codes of its input; each weight is a shift.
 
-    `shift[o,i] = e[o,i] + Qout[o] + I - Qin[i]`, `acc = sum s (x_q << shift)`, result `acc * 2^-(Qout + I) + bias`, which the quantizer
-    that follows (after a batch norm, if there is one) rounds to `2^-Qout`. The exponents of input channels are absorbed exactly, which
-    is what makes a scale for each channel possible. Qin and Qout are those of the quantizers the tensors pass, to which
-    `qexp.recipe.plan.apply` links the layer. In training the layer computes as the ordinary one.
+    `shift[o,i] = e[o,i] + Qout[o] + I - Qin[i]`, `acc = sum s (x_q << shift)`, result `acc * 2^-(Qout + I) + bias`. The next quantizer
+    (after a batch norm, if there is one) rounds the result to `2^-Qout`. The exponents of input channels are absorbed exactly, so
+    activations can have one scale per channel. Qin and Qout are the exponents of the quantizers before and after the layer;
+    `qexp.recipe.plan.apply` links the layer to them. In training the layer computes as the ordinary one.
 
     Source: the shift engine of TF2-Engine.
     Differs from the source: negative shifts keep their fractional bits; there they are clamped to 0, which turns the weight into +-1.
@@ -67,7 +67,7 @@ class Shift(Quantized):
     _ends: tuple[CAQShift | None, CAQShift | None] = (None, None)
 
     def configure(self, inflation: int = 15, negative_shift: str = "exact") -> None:
-        """Takes the inflation I (bits below the output's last) and what a negative shift does."""
+        """Sets the inflation I (extra bits below the output's last bit) and the effect of a negative shift."""
         if negative_shift not in NEGATIVE:
             raise QexpError(f"compute.negative_shift={negative_shift!r}; allowed are {', '.join(NEGATIVE)}")
         if not 0 <= inflation <= 30:
@@ -76,11 +76,11 @@ class Shift(Quantized):
         self.register_buffer("_largest", torch.zeros((), dtype=torch.float64), persistent=False)
 
     def link(self, name: str, arriving: Any, leaving: Any) -> None:
-        """Takes the quantizers whose exponents are Qin and Qout; where the result stays float, Qout is 0."""
+        """Sets the quantizers whose exponents are Qin and Qout; where the result stays float, Qout is 0."""
         if not isinstance(arriving, CAQShift) or not isinstance(leaving, CAQShift | None):
             raise QexpError(
-                f"{name}: a shift layer needs power-of-two exponents (CAQShift) on the tensors it takes and gives, got "
-                f"{type(arriving).__name__} and {type(leaving).__name__}; set compute: null for this layer, or quantize them so"
+                f"{name}: a shift layer needs power-of-two exponents (CAQShift) on its input and output, got "
+                f"{type(arriving).__name__} and {type(leaving).__name__}; use CAQShift there, or set compute: null for this layer"
             )
         self._ends = (arriving, leaving)
 
@@ -90,7 +90,7 @@ class Shift(Quantized):
         if arriving is None:
             raise QexpError(
                 "a shift layer ran before it was linked to the quantizers around it; attach quantizers with qexp.recipe.plan.apply, or "
-                "link what you swapped by hand with qexp.network.linking.link"
+                "link layers that you swapped by hand with qexp.network.linking.link"
             )
         sign, exponent = powers(weight)
         if exponent.ndim == 2:
@@ -121,7 +121,7 @@ class Shift(Quantized):
         return y if bias is None else y + bias.reshape(1, -1, 1, 1)
 
     def account(self) -> dict[str, float]:
-        """Returns weights whose shift is negative, and the bits of the largest accumulator so far, its sign included."""
+        """Returns the number of weights with a negative shift, and the bits of the largest accumulator so far, sign included."""
         sign, shift = self.shifts(self.quantized_weight())
         bits = math.ceil(math.log2(float(self._largest) + 1)) + 1
         return {"negative_shifts": int(((shift < 0) & (sign != 0)).sum()), "accumulator_bits": bits}
@@ -149,9 +149,9 @@ _POINT = nn.Conv2d(1, 1, 1)  # the geometry of a linear layer
 
 
 def _spread(exponents: Tensor, channels: int) -> Tensor:
-    """Returns one exponent a channel: of one for all, or of a map that was flattened, each channel's repeated for its positions."""
+    """Returns the exponents expanded to `channels`: one for all, or one per channel of a flattened map, repeated per position."""
     if channels % len(exponents):
-        raise QexpError(f"{len(exponents)} exponents arrive for {channels} channels")
+        raise QexpError(f"the input quantizer has {len(exponents)} exponents, which do not divide {channels} channels")
     return exponents.repeat_interleave(channels // len(exponents))
 
 

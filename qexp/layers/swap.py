@@ -1,7 +1,7 @@
-"""Surgery: a float layer becomes a quantized one by its class, in place, and back.
+"""Turns a float layer into a quantized one by changing its class, in place, and turns it back.
 
-Parameters, their names, hooks, tied modules and optimizers built earlier stay what they are; only the class changes and quantizers
-are added as submodules.
+Parameters, their names, hooks, tied modules and optimizers built earlier stay unchanged. Only the class changes, and quantizers are
+added as submodules.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from qexp.layers.quantized import (
 from qexp.quantizers.base import Quantizer
 from qexp.system.within import evaluating, hooked
 
-WRITTEN_AS = "_written_as"  # the shorthand class of a layer, where it is not the float class itself
+WRITTEN_AS = "_written_as"  # the layer's own class, where it is a subclass that only adds an `__init__`
 
 
 def swap(
@@ -43,9 +43,9 @@ def swap(
     Args:
         layer: A layer of a known type.
         site_quantizers: Quantizer of each site.
-        compute: How the layer computes, where not in the ordinary way: `_target_` names a family, a mapping from float class to the
-            `Quantized` class that computes so; what else it holds are that class's options, given to its `configure`.
-        device: Where the quantizers go; None takes the layer's own, which a layer without parameters does not tell.
+        compute: The layer's computation, where it is not the ordinary one. `_target_` names a family: a mapping from float class to
+            `Quantized` class. All other keys are options, passed to that class's `configure`.
+        device: Device of the quantizers; None takes that of the layer's parameters. A layer without parameters has none.
 
     Raises:
         QexpError: Unknown layer type, a site the layer does not have, or a method that refuses the site.
@@ -70,13 +70,13 @@ def swap(
 
 
 def _target(kind: type[nn.Module], compute: Mapping[str, Any] | None) -> tuple[type[Quantized], dict[str, Any]]:
-    """Returns the class a float class becomes, and the options of its way to compute."""
+    """Returns the quantized class for a float class, and the options of its computation."""
     if compute:
         options = {k: v for k, v in compute.items() if k != "_target_"}
         family = locate(str(compute["_target_"])) if isinstance(compute["_target_"], str) else compute["_target_"]
         if not isinstance(family, Mapping):
             raise QexpError(
-                f"compute: {compute['_target_']} is no family of layers (a mapping from float class to Quantized class)"
+                f"compute: {compute['_target_']} is not a family of layers (a mapping from float class to Quantized class)"
             )
         if kind in family:
             return family[kind], options
@@ -89,12 +89,12 @@ def _target(kind: type[nn.Module], compute: Mapping[str, Any] | None) -> tuple[t
 
 
 def _like_weight(quantizer: Quantizer) -> frozenset[str]:
-    """Constants of a batch norm take whatever a weight or bias takes."""
+    """Returns the batch norm statistics if the quantizer is made for weights or biases, which it may then quantize too."""
     return frozenset({"running_mean", "running_var"}) if {"weight", "bias"} & quantizer.sites else frozenset()
 
 
 def unswap(layer: Quantized) -> None:
-    """Makes the layer float again, in place; its float weights are as they were."""
+    """Makes the layer float again, in place; its float weights are unchanged."""
     for site in layer.sites:
         delattr(layer, attribute(site))
     for name in layer.learns:
@@ -116,7 +116,7 @@ def bake(layer: Quantized) -> None:
 
 @contextmanager
 def quantizers_off(model: nn.Module) -> Iterator[None]:
-    """Inside, the model computes as the float model it was made from."""
+    """Makes the model compute as the float model inside a `with` block."""
     layers = [layer for _, layer in quantized_layers(model)]
     before = [layer.enabled for layer in layers]
     for layer in layers:
@@ -130,7 +130,7 @@ def quantizers_off(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def baked_weights(model: nn.Module) -> Iterator[None]:
-    """Inside, each weight is quantized once and held, so that evaluation does not repeat it every batch; no gradients reach weights."""
+    """Quantizes each weight only once inside a `with` block, instead of once per batch; no gradients reach the weights."""
     layers = [layer for _, layer in quantized_layers(model) if isinstance(layer, WEIGHTED)]
     with torch.no_grad():
         for layer in layers:
@@ -143,19 +143,19 @@ def baked_weights(model: nn.Module) -> Iterator[None]:
 
 
 def hold_weight(layer: Quantized, weight: Tensor) -> None:
-    """Lets the layer compute with a weight that is quantized already, until `release_weight`; it is in no state and no file."""
+    """Makes the layer compute with an already quantized weight until `release_weight`; this weight is never saved."""
     layer.register_buffer(BAKED, weight, persistent=False)
 
 
 def release_weight(layer: Quantized) -> None:
-    """Lets the layer quantize its own weight again; a layer that holds none is left as it is."""
+    """Makes the layer quantize its own weight again; does nothing for a layer without a held weight."""
     if BAKED in layer._buffers:
         delattr(layer, BAKED)
 
 
 @torch.no_grad()
 def check_all_ran(model: nn.Module, example: Tensor) -> None:
-    """Raises, by name, for quantizers that an example `[N, C, H, W]` does not pass through: their layer is bypassed or dead."""
+    """Raises an error that names the quantizers that do not run on an example `[N, C, H, W]`: their layer is bypassed or unused."""
     ran: set[int] = set()
     everyone = list(quantizers(model))
     with (
@@ -167,6 +167,6 @@ def check_all_ran(model: nn.Module, example: Tensor) -> None:
     if silent:
         raise QexpError(
             f"{len(silent)} of {len(everyone)} quantizers never ran: {', '.join(silent[:6])}{' ...' if len(silent) > 6 else ''}. "
-            "The model reads these tensors behind the layer's back (as attention modules do) or never calls the layer; "
+            "The model reads these tensors without calling the layer (as attention modules do), or never uses the layer; "
             "leave these layers in float with a rule, or choose another model"
         )

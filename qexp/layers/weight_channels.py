@@ -1,4 +1,4 @@
-"""The channels of a weight: its ranges and factors by output and by input channel, whatever the layer's type."""
+"""Ranges and factors of a weight by output and by input channel, for all layer types."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ Layer = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose2d | nn.Linear
 
 
 def arranged(layer: Layer, weight: Tensor | None = None) -> Tensor:
-    """Returns the weight as `[groups, outputs a group, inputs a group, positions]`: a view of it where it is contiguous."""
+    """Returns the weight as `[groups, outputs per group, inputs per group, positions]`; a view where the weight is contiguous."""
     weight = layer.weight if weight is None else weight
     if isinstance(layer, nn.Linear):
         return weight.reshape(1, *weight.shape, 1)
@@ -32,7 +32,7 @@ def output_range(layer: Layer) -> Tensor:
 
 
 def input_range(layer: Layer, count: int) -> Tensor:
-    """Returns `max|W|` of what each of `count` channels that come in meets, `[count]`; a flattened channel is several inputs."""
+    """Returns `max|W|` over the weights of each of `count` incoming channels, `[count]`; a flattened channel has several inputs."""
     each = arranged(layer).detach().abs().amax((1, 3)).flatten()
     return each.reshape(count, -1).amax(1)
 
@@ -48,16 +48,16 @@ def scale_outputs(layer: Layer, factor: Tensor) -> None:
 
 @torch.no_grad()
 def scale_inputs(layer: Layer, factor: Tensor) -> None:
-    """Multiplies the weights that each incoming channel meets by `factor` `[C]`, in place."""
+    """Multiplies the weights of each incoming channel by `factor` `[C]`, in place."""
     w = arranged(layer)
     each = factor.to(w.dtype).repeat_interleave(w.shape[0] * w.shape[2] // len(factor))
     _replace(layer, w * each.reshape(w.shape[0], 1, w.shape[2], 1))
 
 
 def response(layer: Layer, weight: Tensor, inputs: Tensor) -> Tensor:
-    """Returns what a constant input of `inputs` `[I]` gives at each output, `[O]`: the sum of `weight` times it over the kernel.
+    """Returns each output `[O]` for a constant input `inputs` `[I]`: the sum of `weight` times the input over the kernel.
 
-    Away from the borders, whose padding is zero; of a transposed convolution on average over the positions of its stride.
+    This holds away from the borders, where zeros are padded. For a transposed convolution it is the mean over the positions of its stride.
     """
     w = arranged(layer, weight.detach()).double()
     out = (w.sum(3) * inputs.double().reshape(w.shape[0], 1, w.shape[2])).sum(2).flatten()

@@ -1,4 +1,4 @@
-"""Convolutions computed in the Winograd domain on integer codes, as an int8 engine does."""
+"""Convolutions that compute on integer codes in the Winograd domain, as an int8 engine does."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ OUTPUTS = (2, 4, 5)
 
 
 class Winograd(Quantized):
-    """A layer that computes on the integer codes of its input and weight, and scales the sum back.
+    """A layer that computes on the integer codes of its input and weight, then multiplies the sum by both scales.
 
     3x3 convolutions of one group and stride 1 run in the Winograd domain, F(2,3), F(4,3) or F(5,3), each kernel row along the width
     (1D) or nested (2D): transformed weights and inputs are integers (the denominators cleared), which `clamp_int16` saturates to 16
     bits; overflows are counted. Any odd kernel of stride 2 is rewritten as 3x3 kernels of stride 1 over the four phases of its input
     (7x7: nine). Without the clamp the sums equal those of the direct integer convolution bit for bit. Other convolutions and linear
-    layers compute directly on the same codes. Input and weight need one scale each and the zero point 0. In training the layer computes
-    as the ordinary one.
+    layers compute directly on the same codes. Input and weight each need one scale per tensor and the zero point 0. In training the layer
+    computes as the ordinary one.
 
     Source: the Winograd engine of TF2-Engine; Lavin and Gray 2015 (arXiv 1509.09308).
-    Differs from the source: weights are scaled back by the factor they were scaled with (not its rounded value); batch norm and the
+    Differs from the source: the sum is divided by the exact factor that scaled the weights (not its rounded value); batch norm and the
     output's scale are applied together, once.
     """
 
     _outputs, _two_d, _clamp = 4, False, True
 
     def configure(self, outputs: int = 4, two_d: bool = False, clamp_int16: bool = True) -> None:
-        """Takes the tile (results a tile: 2, 4 or 5), nesting, and whether transformed values saturate to 16 bits."""
+        """Sets the results per tile (2, 4 or 5), the nesting, and whether transformed values saturate to 16 bits."""
         if outputs not in OUTPUTS:
             raise QexpError(
                 f"compute.outputs={outputs}; allowed are {', '.join(map(str, OUTPUTS))} for F(2,3), F(4,3), F(5,3)"
@@ -54,12 +54,12 @@ class Winograd(Quantized):
         if self.training or not self.enabled:
             return super().forward(x)
         qx, qw = self.input_quantizer, self.weight_quantizer
-        # The quantizers run as in any layer; what is on the grid keeps its codes.
+        # The quantizers run as in any layer; values that are on the grid already keep their codes.
         x, weight = qx(x), self.quantized_weight()
         for q in (qx, qw):
             if q.gain is not None or bool((q.zero_point != 0).any()):
                 raise QexpError(
-                    f"{q.name}: a Winograd layer needs symmetric codes (zero point 0) of values that are not corrected"
+                    f"{q.name}: a Winograd layer needs symmetric codes (zero point 0) and values without a correction"
                 )
         total = self.integer(qx.codes(x).long(), qw.codes(weight).long())
         y = total.double() * (qx.scale.double() * qw.scale.double())
@@ -106,16 +106,16 @@ class WinogradConv2d(Winograd, QuantConv2d):
 def phases(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """Returns input and weight of the 3x3 convolution of stride 1 that equals a KxK one of stride 2: [N, C, H, W] -> [N, mC, ...].
 
-    Rows and columns of even and odd number are convolved apart: with `u = 2a + p`, `y[i] = sum_p sum_a x_p[i + a] k_p[a]`,
-    `x_p[i] = x[2i + p]`. An axis of more than three taps is cut into pieces of three; the last piece ends at the last tap, so that taps
-    it shares with the one before are zero. The m pieces (7x7: nine, 5x5: four) become input channels; 3 channels become 27.
+    Even and odd rows and columns are convolved separately: with `u = 2a + p`, `y[i] = sum_p sum_a x_p[i + a] k_p[a]`,
+    `x_p[i] = x[2i + p]`. An axis of more than three taps is cut into pieces of three. The last piece ends at the last tap; taps that it
+    shares with the piece before are zero. The m pieces (7x7: nine, 5x5: four) become input channels; 3 channels become 27.
 
     Args:
         x: Padded input [N, C, H, W].
         weight: [O, C, K, K], K odd.
     """
     k = weight.shape[2]
-    height, width = ((n - k) // 2 + 3 for n in x.shape[2:])  # a 3x3 kernel sees two more than it gives
+    height, width = ((n - k) // 2 + 3 for n in x.shape[2:])  # a 3x3 kernel reads two more than it returns
     inputs, kernels = [], []
     for p, top, rows in _pieces(k):
         for q, left, columns in _pieces(k):
@@ -125,7 +125,7 @@ def phases(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _pieces(k: int) -> Iterator[tuple[int, int, slice]]:
-    """Yields parity, window offset and the taps of the window that count, for one axis of a K-tap kernel."""
+    """Yields parity, window offset and the nonzero taps of the window, for one axis of a K-tap kernel."""
     for parity in (0, 1):
         taps = (k + 1 - parity) // 2
         for first in range(0, taps, 3):
@@ -136,7 +136,7 @@ def _pieces(k: int) -> Iterator[tuple[int, int, slice]]:
 def _window(
     x: Tensor, top: int, left: int, height: int, width: int, rows: slice | None = None, columns: slice | None = None
 ) -> Tensor:
-    """Returns `x` from (top, left) on, cropped or padded with zeros to a size; of a kernel, only the taps that count."""
+    """Returns `x` from (top, left) on, cropped or padded with zeros to a size; for a kernel, only the nonzero taps are copied."""
     part = x[:, :, top : top + height, left : left + width]
     part = F.pad(part, (0, width - part.shape[3], 0, height - part.shape[2]))
     if rows is None or columns is None:
@@ -147,7 +147,7 @@ def _window(
 
 
 def exact(operation, codes: Tensor, weight: Tensor, *args) -> Tensor:
-    """Returns a sum of integer products as int64, computed in float64, which holds integers up to 2^53."""
+    """Returns a sum of integer products as int64; computes in float64, which is exact for integers up to 2^53."""
     return operation(codes.double(), weight.double(), *args).round().long()
 
 

@@ -1,4 +1,4 @@
-"""XNOR convolutions: signs times signs, scaled by the local magnitude of the input that the signs have lost."""
+"""XNOR layers: signs times signs, multiplied by the local mean magnitude of the input."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ _SCALES = ("map", "none")
 
 
 class _Xnor(Quantized):
-    """A layer that multiplies its result, before the bias, by K, the mean magnitude of the raw input each output looks at.
+    """A layer that multiplies its result, before the bias, by K, the mean magnitude of the raw input in each output's window.
 
-    K receives no gradient: that of the input is its binary quantizer's alone.
+    K receives no gradient: the gradient of the input is that of its binary quantizer alone.
 
     Source: Rastegari et al. 2016 (arXiv 1603.05279), section 3.2, equation 11.
-    Differs from the paper: groups have a K each; the border sees the convolution's own padding.
+    Differs from the paper: each group has its own K; the border uses the convolution's own padding.
     """
 
     input_scale: str = "map"
 
     def configure(self, input_scale: Literal["map", "none"] = "map", **options: Any) -> None:
-        """Takes `input_scale`: `map` multiplies by K, `none` leaves it out, as most re-implementations do."""
+        """Sets `input_scale`: `map` multiplies by K; `none` does not, as in most re-implementations."""
         super().configure(**options)
         if input_scale not in _SCALES:
             raise QexpError(f"{type(self).__name__}: input_scale={input_scale!r}; allowed are {', '.join(_SCALES)}")

@@ -1,1 +1,1 @@
-"""What is read off a network: order, shapes, pairs, cost."""
+"""Facts derived from a network: execution order, shapes, layer pairs, cost."""

@@ -1,4 +1,4 @@
-"""What a network costs: parameters, multiply-accumulates, bit operations, bytes."""
+"""Cost of a network: parameters, multiply-accumulates, bit operations, bytes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from qexp.numerics.widths import FLOAT
 class LayerCost:
     """Cost of one weighted layer for one image: number of weights, multiply-accumulates, elements of its input.
 
-    A layer that is called more than once has its weights once, and the products and inputs of all its calls.
+    For a layer that is called more than once, weights count once, and the products and inputs of all calls count.
     """
 
     weights: int
@@ -32,10 +32,11 @@ class Cost:
 
     Attributes:
         params: Parameters of the float network.
-        macs: Multiply-accumulates of convolutions and linear layers, and of products that no such layer computes.
+        macs: Multiply-accumulates of convolutions and linear layers, and of products outside such layers.
         bops: Bit operations, the sum of MACs x weight bits x input bits.
-        weight_bytes, weight_bytes_float: Weights of convolutions and linear layers, at their bits and at 32 (scales not counted).
-        mean_wbit, mean_abit: Bits a weight, and bits an input element, on average.
+        weight_bytes, weight_bytes_float: Bytes of the weights of convolutions and linear layers, at their bits and at 32 bits (scales
+            not counted).
+        mean_wbit, mean_abit: Mean number of bits per weight and per input element.
     """
 
     params: int
@@ -48,7 +49,7 @@ class Cost:
 
 
 def layer_costs(model: nn.Module, facts: Facts) -> dict[str, LayerCost]:
-    """Returns the cost of every convolution and linear layer, from the shapes the example ran on in each of its calls."""
+    """Returns the cost of every convolution and linear layer, from the recorded shapes of all its calls."""
     out = {}
     for name in facts.order:
         layer = model.get_submodule(name)
@@ -57,7 +58,7 @@ def layer_costs(model: nn.Module, facts: Facts) -> dict[str, LayerCost]:
         macs = inputs = 0
         for shapes in facts.every_call[name]:
             given = shapes.get("input") or shapes["input.0"]
-            # each element of the result (of a transposed convolution: of its input) meets every weight of its channel
+            # each element of the result (for a transposed convolution: of the input) is multiplied with every weight of its channel
             transposed = issubclass(float_class(layer), nn.ConvTranspose2d)
             macs += math.prod(given if transposed else shapes["output"]) * math.prod(layer.weight.shape[1:])
             inputs += math.prod(given)
@@ -68,11 +69,11 @@ def layer_costs(model: nn.Module, facts: Facts) -> dict[str, LayerCost]:
 def quantized_macs(
     layers: Mapping[str, LayerCost], outside: Mapping[str, int], wbits: Mapping[str, int], abits: Mapping[str, int]
 ) -> tuple[float, list[str]]:
-    """Returns the share of a network's products that have a quantized factor, in percent, and who computes the others, most first.
+    """Returns the percentage of products with a quantized factor, and the layers that compute the others, largest first.
 
     Args:
         layers: Cost of each weighted layer.
-        outside: Multiply-accumulates of what no layer of a known type computes.
+        outside: Multiply-accumulates outside the layers of known types, by name.
         wbits, abits: Bits of the weight and of the input of each layer; 32 where not named.
     """
     macs = {name: c.macs for name, c in layers.items()} | dict(outside)
@@ -100,7 +101,7 @@ def cost(
         layers: Cost of each weighted layer.
         wbits, abits: Bits of the weight and of the input of each layer.
         params: Parameters of the float network.
-        others: Multiply-accumulates, in float, of what no layer of a known type computes.
+        others: Multiply-accumulates outside the layers of known types; these are computed in float.
     """
     w = {name: wbits.get(name, FLOAT) for name in layers}
     a = {name: abits.get(name, FLOAT) for name in layers}

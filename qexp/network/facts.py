@@ -1,8 +1,8 @@
-"""Facts read off the model: what runs in which order, on which shapes, and what follows what.
+"""Facts about a model's structure: the order of its layers, their shapes, and which layer feeds which.
 
-All of it comes from a recorded run (`qexp.network.recorder`): the order and the shapes from the run itself; conv-BN pairs, layers followed
-by a ReLU and the sources of each layer's input from its graph. Where there is none (detectors, data-dependent control flow) the facts
-give the reason and hold what running alone shows.
+All facts come from a recorded run (`qexp.network.recorder`). The order and the shapes come from the run itself. Conv-BN pairs, layers
+followed by a ReLU, and the sources of each layer's input come from the graph. Where there is no graph (detectors, data-dependent control
+flow), the facts hold the reason, the order and the shapes.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ log = logging.getLogger(__name__)
 
 RELUS = (nn.ReLU, nn.ReLU6)
 _RELU_NAMES = {"relu", "relu_", "relu6"}
-# what passes a tensor on without new values: a tensor quantized before these is still on its grid after them
+# operations that create no new values: a tensor quantized before them is still on its grid after them
 _SAME_VALUES = (nn.Identity, nn.Dropout, nn.Flatten, nn.MaxPool2d, nn.ReLU)
 _SAME_VALUES_NAMES = {"flatten", "reshape", "view", "contiguous", "relu", "relu_", "dropout"}
-# what treats each channel by itself, so that a channel can be followed from one weighted layer to the next
+# operations that keep channels separate, so that a channel can be followed from one weighted layer to the next
 _CHANNELWISE = (
     *(
         nn.Identity,
@@ -48,26 +48,26 @@ _CHANNELWISE_NAMES = {
 
 @dataclass(frozen=True)
 class Facts:
-    """What `facts` found.
+    """Holds the structure of a network, as `facts` returns it.
 
     Attributes:
         order: Layers that can carry quantizers, in order of execution, each once.
-        shapes: Of each layer's sites, `[N, ...]` with a batch of `images`: `shapes["conv1"]["input"]`; where a layer is called more
-            than once, those of its first call.
+        shapes: Shapes of each layer's sites, `[N, ...]` for a batch of `images`: `shapes["conv1"]["input"]`. Where a layer is called
+            more than once, these are the shapes of its first call.
         every_call: The same for each call of a layer, in order: `every_call["conv1"][0]` is `shapes["conv1"]`.
         first, last: The first weighted layer and the last one, by execution.
-        bn_of: Batch norm that directly follows a convolution and has no other source.
+        bn_of: For each convolution, the batch norm that directly follows it and has no other source.
         followed_by_relu: Layers (and batch norms) whose result goes into a ReLU and nowhere else.
-        rectified: Layers whose input is a layer's result, unchanged in value but for a ReLU on the way.
-        sources: For each layer, the layers whose results reach its inputs unchanged in value, one tuple an operand.
-        chains: For a weighted layer whose whole result goes, channel by channel, into one other weighted layer: what it passes on the way
-            (names of modules; functions with `()`), and that layer last. A branch, or a layer called twice, has none.
+        rectified: Layers whose input is another layer's result after a ReLU, otherwise unchanged in value.
+        sources: For each layer, the layers whose results reach its inputs unchanged in value, one tuple per operand.
+        chains: For a weighted layer whose whole result goes, channel by channel, into one other weighted layer: the steps between them
+            (names of modules; functions with `()`), and that layer last. A layer that branches, or is called twice, has no chain.
         calls: How often each module is called.
-        strays: Who computes with weights that cannot carry quantizers, by name and type.
-        products: Multiply-accumulates for one image that no layer of a known type computes, by who computes them: the strays, and
-            products of activations or with fixed filters, by place and function.
-        images: How many images the shapes are of.
-        trace_error: Why the recorded run is not the network, so that nothing is known of its graph; empty if it is.
+        strays: Layers (name and type) whose weights are used but cannot be quantized.
+        products: Multiply-accumulates per image outside the layers of known types, by name: those of `strays`, and products of
+            activations or with fixed filters, by module and function.
+        images: Batch size of the shapes.
+        trace_error: Why the network has no graph; empty if it has one.
     """
 
     order: tuple[str, ...]
@@ -87,17 +87,17 @@ class Facts:
     trace_error: str = ""
 
     def consumers(self, layer: str) -> list[str]:
-        """Returns the layers that take this layer's result as it is."""
+        """Returns the layers whose input is this layer's unchanged result."""
         return [name for name, operands in self.sources.items() if any(layer in operand for operand in operands)]
 
 
 def facts(model: nn.Module, example: Tensor) -> Facts:
-    """Returns what the model's structure is, for an example input `[N, C, H, W]`; the model is left as it was."""
+    """Returns the structure of the model, found by running an example input `[N, C, H, W]`; leaves the model unchanged."""
     seen = record(model, example)
     order, shapes = tuple(seen.shapes), {name: found[0] for name, found in seen.shapes.items()}
     weighted = [name for name in order if issubclass(float_class(model.get_submodule(name)), WEIGHTED)]
     if not weighted and not seen.products.strays:
-        raise QexpError(f"{type(model).__name__} runs no convolution or linear layer: there is nothing to quantize")
+        raise QexpError(f"{type(model).__name__} runs no convolution or linear layer, so there is nothing to quantize")
     if seen.error:
         log.info("the model has no graph: %s", seen.error)
     found = _read(seen.graph, model) if seen.graph is not None else {}
@@ -123,7 +123,7 @@ def _read(graph: Graph, model: nn.Module) -> dict:
         return issubclass(kind(step), RELUS) or step.function in _RELU_NAMES
 
     def reaches(step: Step, index: int) -> tuple[tuple[str, ...], bool]:
-        """Names of the modules, from the nearest back, whose result this step passes on unchanged; and whether a ReLU is on the way."""
+        """Returns the modules (nearest first) whose result this step passes on unchanged, and whether a ReLU lies between."""
         names: list[str] = []
         rectifies = False
         while step.op in ("module", "function") and index == 0:
@@ -140,14 +140,14 @@ def _read(graph: Graph, model: nn.Module) -> dict:
         return tuple(names), rectifies
 
     def users(step: Step) -> list[Step]:
-        """The steps that use the result, looking through modules that do nothing."""
+        """Returns the steps that use the result, skipping modules that do nothing."""
         out: list[Step] = []
         for user in step.users:
             out.extend(users(user) if issubclass(kind(user), nn.Identity) else [user])
         return out
 
     def chain(step: Step) -> tuple[str, ...]:
-        """What the result passes, channel by channel and without a branch, up to and with the next weighted layer; () if there is none."""
+        """Returns the steps after this one up to the next weighted layer, that layer included; () if channels mix or the path branches."""
         passed: list[str] = []
         while len(step.users) == 1:
             before, step = step, step.users[0]

@@ -1,4 +1,4 @@
-"""A network as one run of it went: steps in order, and the tensors between them; replayed, the steps compute the network again."""
+"""A network as a list of steps with the tensors between them, recorded from one run; replaying the steps computes the network."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class Ref:
-    """A tensor between two steps: the one numbered `index` among those that a step returns (or, behind these, changes)."""
+    """A tensor between two steps: number `index` among the tensors that a step returns, followed by those that it changes."""
 
     step: Step
     index: int = 0
@@ -21,31 +21,31 @@ class Ref:
 
 @dataclass(frozen=True)
 class PerImage:
-    """A number that depends on how many images are run: `fixed + each * images`."""
+    """A number that depends on the batch size: `fixed + each * images`."""
 
     fixed: int
     each: int
 
     def at(self, images: int) -> int:
-        """Returns the number for a batch of so many images."""
+        """Returns the number for a batch of `images` images."""
         return self.fixed + self.each * images
 
 
 @dataclass(eq=False)
 class Step:
-    """A call of a leaf module or of a function; one step stands for each input of the network, one for its result.
+    """A call of a leaf module or of a function; each input of the network and its result are steps too.
 
     Attributes:
         op: `input`, `module`, `function` or `output`.
         name: Unique and stable: `layer1.0.conv1`, `relu@1` (a module's second call), `layer1.0.add_1` (a second sum in one call).
         target: Name of the module, or of the function (a method's is that of the method).
         call: The module or function itself.
-        args, kwargs: What it was called with; `Ref` for the tensors of other steps, `PerImage` for numbers that follow the batch.
-        operands: The tensors among them in the order of the signature, however they were passed.
-        changed: Tensors beside the results that this call wrote into; they follow the results as `Ref.index` counts.
+        args, kwargs: Arguments of the call; `Ref` for the tensors of other steps, `PerImage` for numbers that depend on the batch size.
+        operands: The tensors among the arguments, in the order of the signature.
+        changed: Tensors that this call wrote into, besides its results; `Ref.index` counts them after the results.
         results: How many tensors it returned.
-        users: The steps that read what this one made, each once.
-        depends: Whether the input of the network takes part; otherwise it is arithmetic on constants and weights.
+        users: The steps that read a result of this one, each once.
+        depends: Whether the result depends on the input of the network; otherwise it follows from constants and weights.
     """
 
     op: str
@@ -100,7 +100,7 @@ class Graph:
         return self.steps[-1]
 
     def replay(self, *inputs: Tensor) -> Any:
-        """Returns what the network returns for other images, computed from the steps alone."""
+        """Returns the network's result for other images, computed from the steps alone."""
         images = len(inputs[0])
         made: dict[tuple[int, int], Any] = {}
         last = {id(ref.step): number for number, step in enumerate(self.steps) for ref in _refs(step)}
@@ -135,7 +135,7 @@ def _refs(step: Step) -> list[Ref]:
 
 
 def mapped(function: Callable[[Any], Any], value: Any) -> Any:
-    """Returns nested tuples, lists, dictionaries, slices and dataclasses with a function applied to what they hold."""
+    """Returns nested tuples, lists, dictionaries, slices and dataclasses with a function applied to each leaf."""
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         return type(value)(*(mapped(function, v) for v in value))
     if isinstance(value, tuple):
@@ -152,7 +152,7 @@ def mapped(function: Callable[[Any], Any], value: Any) -> Any:
 
 
 def leaves(value: Any) -> Iterator[Any]:
-    """Yields what nested tuples, lists, dictionaries, slices and dataclasses hold, in order."""
+    """Yields the leaves of nested tuples, lists, dictionaries, slices and dataclasses, in order."""
     if isinstance(value, tuple | list):
         for v in value:
             yield from leaves(v)
@@ -178,7 +178,7 @@ def tensors(value: Any) -> list[Tensor]:
 
 
 def same(one: Any, other: Any) -> bool:
-    """Whether two results are equal to the bit: the same tensors, shapes and types (a nan equals a nan)."""
+    """Returns whether two results are equal to the bit: the same tensors, shapes and types (NaN equals NaN)."""
     a, b = tensors(one), tensors(other)
     return len(a) == len(b) and all(map(_equal, a, b))
 

@@ -1,4 +1,4 @@
-"""What a network would ask of hardware, for one image: bytes, energy, multiplier slices. Estimates from counts, each with its source."""
+"""Hardware cost of a network for one image: bytes, energy, multiplier slices. Each estimate is computed from counts and has a source."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ def hardware(
     obits: Mapping[str, int],
     operands: Mapping[tuple[str, int], int] = MappingProxyType({}),
 ) -> dict[str, int | float | None]:
-    """Returns the columns of a point that speak of hardware.
+    """Returns the hardware columns of a point's record.
 
     Args:
-        model: With its quantizers.
-        facts: Of the model.
-        wbits, abits, obits: Bits of the weight, of the input and of the output of each layer, 32 where not named.
+        model: The network with its quantizers.
+        facts: Structure of the model.
+        wbits, abits, obits: Bits of each layer's weight, input and output; 32 where not named.
         operands: Bits of each operand of layers that have several, by (layer, number); `abits` where not named.
     """
     layers = layer_costs(model, facts)
@@ -45,7 +45,7 @@ def hardware(
 
 
 def packed_bytes(model: nn.Module, layers: Mapping[str, LayerCost], wbits: Mapping[str, int]) -> int:
-    """Returns the bytes of the weights, packed layer by layer at their bits, with four for each scale and each bias."""
+    """Returns the bytes of the weights, packed layer by layer at their bits, plus four bytes per scale and per bias."""
     total = 0
     for name, layer in layers.items():
         total += math.ceil(layer.weights * wbits.get(name, FLOAT) / 8)
@@ -63,12 +63,12 @@ def activation_bytes_peak(
     obits: Mapping[str, int],
     operands: Mapping[tuple[str, int], int] = MappingProxyType({}),
 ) -> int:
-    """Returns the most bytes of activations that are needed at once, layers running one after another.
+    """Returns the peak number of activation bytes in memory while layers run one after another.
 
-    A tensor lives from the layer that makes it to the last that reads it (a residual one through its whole block) and has the bits of
-    its quantizer: on its maker's output, or on the inputs of its readers, the widest of which counts; 32 where one reads it in float. A
-    batch norm after a convolution, ReLUs and max-pools are taken as part of the layer before them. Where the network could not be traced
-    only each layer's own input and output count.
+    A tensor is in memory from the layer that computes it to the last layer that reads it (a residual one through its whole block). Its
+    width is that of the quantizer on its producer's output, or else the widest of the quantizers on its readers' inputs; 32 bits where
+    one reader takes it in float. A batch norm after a convolution, ReLUs and max-pools count as part of the layer before them. Where the
+    network has no graph, only each layer's own input and output count.
     """
     made_by = dict(facts.bn_of)
     passing = {name for chains in facts.sources.values() for chain in chains for name in chain[:-1]}
@@ -103,7 +103,7 @@ def activation_bytes_peak(
 
 
 def _index(maker: str, order: list[str], made_by: Mapping[str, str], born: Mapping[str, int]) -> int:
-    """Returns when a tensor comes into being; what enters the network is there from its reader on (untraced) or from the start."""
+    """Returns the step at which a tensor is created; a network input exists from its reader on (no graph) or from the start."""
     if maker in born:
         return born[maker]
     if maker.startswith("into "):
@@ -115,8 +115,8 @@ def _index(maker: str, order: list[str], made_by: Mapping[str, str], born: Mappi
 def mac_energy(wbits: int, abits: int) -> float:
     """Returns the picojoules of a multiply-accumulate in 45 nm at 0.9 V: a product and an addition into 32 bits.
 
-    An 8 x 8 bit product is 0.2 pJ and grows with the product of the widths (so 32 x 32 is 3.2 where 3.1 was measured); a 32-bit addition is
-    0.1 pJ. With an operand in float both are of 32-bit floats: 3.7 and 0.9 pJ.
+    An 8 x 8 bit product takes 0.2 pJ and grows with the product of the widths (so 32 x 32 is 3.2 where 3.1 was measured). A 32-bit
+    addition takes 0.1 pJ. With a float operand, both count as 32-bit float operations: 3.7 and 0.9 pJ.
 
     Source: Horowitz 2014, Computing's energy problem (and what we can do about it), ISSCC, figure 1.1.9.
     Differs from the paper: widths between those measured are interpolated as above.
@@ -127,9 +127,9 @@ def mac_energy(wbits: int, abits: int) -> float:
 
 
 def read_energy(layers: Mapping[str, LayerCost], wbits: Mapping[str, int], abits: Mapping[str, int]) -> float:
-    """Returns the picojoules of reading every weight, and the input of every call of a layer, once from a 32 KiB cache: 20 pJ for 64 bits.
+    """Returns the picojoules of reading each weight, and each layer's input per call, once from a 32 KiB cache: 20 pJ per 64 bits.
 
-    Nothing is counted for main memory (about a hundred times as much a bit), for writing, and for reading anything twice.
+    Main memory (about a hundred times as much per bit), writing, and repeated reading are not counted.
 
     Source: Horowitz 2014, as for `mac_energy`.
     """
@@ -138,9 +138,9 @@ def read_energy(layers: Mapping[str, LayerCost], wbits: Mapping[str, int], abits
 
 
 def dsp_cycles(layers: Mapping[str, LayerCost], wbits: Mapping[str, int], abits: Mapping[str, int]) -> int | None:
-    """Returns the clock cycles of one DSP48E2 slice for all products; None where a layer computes in float.
+    """Returns the clock cycles that one DSP48E2 slice needs for all products; None where a layer computes in float.
 
-    Its 27 x 18 bit multiplier makes four products of up to 4 x 4 bits a cycle, two of up to 8 x 8 that share an operand, else one.
+    Its 27 x 18 bit multiplier computes per cycle four products of up to 4 x 4 bits, or two of up to 8 x 8 that share an operand, or one.
 
     Source: Xilinx white papers WP521 (2020), Convolutional Neural Network with INT4 Optimization on Xilinx Devices, and WP486 (2016),
     Deep Learning with INT8 Optimization on Xilinx Devices.

@@ -1,8 +1,8 @@
-"""Evaluation with fewer passes over memory, to the same numbers.
+"""Evaluation with fewer passes over memory and the same results.
 
-A ReLU whose result goes into quantizers alone, each of which clips at zero anyway, is left out: the quantizer's clamp does it. Other ReLUs
-and residual adds write over their operand where nobody else reads it. Who reads what comes from the recorded graph, in which the readers
-of a tensor that a ReLU wrote over read the ReLU's result; the first batch that runs is computed both ways and has to be equal to the bit.
+A ReLU is skipped where its result goes only into quantizers that clip at zero: their clamp has the same effect. Other ReLUs and residual
+adds overwrite their operand where no other step reads it. The recorded graph holds the readers of each tensor; readers of a tensor that a
+ReLU overwrote read the ReLU's result. The first batch is computed both ways, and the results must be equal to the bit.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from qexp.quantizers.base import Quantizer
 
 log = logging.getLogger(__name__)
 
-# a maximum, a copy or another shape commutes with a ReLU
+# a maximum, a copy and a reshape commute with a ReLU
 _COMMUTES = (nn.Identity, nn.Dropout, nn.Flatten, nn.MaxPool2d)
 _COMMUTING_FUNCTIONS = {"flatten", "view", "reshape", "contiguous"}
-# layers that read nothing of their input but what its quantizer returns (XNOR layers, say, read its magnitude too)
+# layers that read only the quantized input (XNOR layers, for example, also read the magnitude of the float input)
 _READ_QUANTIZED = {Quantized.forward, Unweighted.forward, QuantAdd.forward, QuantBatchNorm2d.forward}
 _FRESH = (*WEIGHTED, _BatchNorm, Add)  # their result is a new tensor that they do not keep
 _FAR = 1e30  # beyond any range
@@ -37,11 +37,11 @@ _FAR = 1e30  # beyond any range
 
 @dataclass(frozen=True)
 class Spared:
-    """What an evaluation can do without.
+    """The layers that an evaluation can skip or run in place.
 
     Attributes:
-        absorbed: ReLUs that the quantizers after them make redundant.
-        in_place: ReLUs and adds whose (first) operand nobody else reads.
+        absorbed: ReLUs that are redundant because of the quantizers after them.
+        in_place: ReLUs and adds whose (first) operand no other step reads.
     """
 
     absorbed: tuple[str, ...] = ()
@@ -50,13 +50,13 @@ class Spared:
 
 @contextmanager
 def lean(model: nn.Module, example: Tensor) -> Iterator[Spared]:
-    """Inside, the model in evaluation mode computes the same values in fewer passes over memory; not for gradients.
+    """Makes the model compute the same values in fewer passes over memory inside a `with` block; not for gradients.
 
-    Where the model has no graph nothing changes. The first batch is computed in all passes too: where the results differ in a bit, a
-    warning names the layers, and everything is computed in all passes from there on. Yields what was spared.
+    The model must be in evaluation mode. Where it has no graph, nothing changes. The first batch is also computed in all passes. Where
+    the results differ in a bit, a warning names the layers, and all passes are computed from then on. Yields the spared layers.
 
     Args:
-        model: The network, its quantizers calibrated.
+        model: The network with calibrated quantizers.
         example: Images `[N, ...]` to record the graph with.
     """
     spared = find_spared(model, example)
@@ -75,7 +75,7 @@ def lean(model: nn.Module, example: Tensor) -> Iterator[Spared]:
 
 
 class _Rewrite:
-    """Switches what is spared, all of it or single layers, on and off."""
+    """Switches the spared layers on and off, all together or one by one."""
 
     def __init__(self, model: nn.Module, spared: Spared) -> None:
         self.absorbed = {name: model.get_submodule(name) for name in spared.absorbed}
@@ -83,29 +83,29 @@ class _Rewrite:
         self._before: list[tuple[nn.Module, bool | None]] = []
 
     def on(self, only: str | None = None) -> None:
-        """Leaves out ReLUs and writes in place; `only` one layer, or all."""
+        """Skips ReLUs and writes in place, for the layer `only` or for all layers."""
         for name, module in self.absorbed.items():
             if only in (None, name):
                 module.forward = _without_relu(module)
         for name, module in self.in_place.items():
             if only in (None, name):
-                self._before.append((module, vars(module).get("inplace")))  # None: that of the class
+                self._before.append((module, vars(module).get("inplace")))  # None: the attribute is the class's
                 module.inplace = True
 
     def off(self) -> None:
-        """Leaves every module as it was."""
+        """Restores every module."""
         for module in self.absorbed.values():
             vars(module).pop("forward", None)
         while self._before:
             module, inplace = self._before.pop()
-            if inplace is None:  # nothing may stay behind: what a module is set to enters the hash of kept statistics
+            if inplace is None:  # restore exactly: module attributes enter the hash of cached statistics
                 del module.inplace
             else:
                 module.inplace = inplace
 
 
 class _FirstBatch:
-    """Computes the first batch in all passes too, and compares."""
+    """Computes the first batch also in all passes, and compares the results."""
 
     def __init__(self, model: nn.Module, rewrite: _Rewrite) -> None:
         self.model, self.rewrite = model, rewrite
@@ -114,14 +114,14 @@ class _FirstBatch:
         self._random: Tensor | None = None
 
     def watch(self) -> None:
-        """Waits for the first batch."""
+        """Registers the hooks that compare the first batch."""
         self._handles = [
             self.model.register_forward_pre_hook(self._before, with_kwargs=True),
             self.model.register_forward_hook(self._after, with_kwargs=True),
         ]
 
     def done(self) -> None:
-        """Waits no longer."""
+        """Removes the hooks."""
         while self._handles:
             self._handles.pop().remove()
 
@@ -144,7 +144,7 @@ class _FirstBatch:
                 names.append(name)
             self.rewrite.off()
         log.warning(
-            "evaluation in fewer passes gives other results at %s; all passes are computed instead",
+            "evaluation in fewer passes gives different results at %s; all passes are computed instead",
             ", ".join(names) or "no single layer",
         )
         return plain
@@ -169,7 +169,7 @@ def _without_relu(module: nn.Module) -> Callable[[Tensor], Tensor]:
 
 
 def find_spared(model: nn.Module, example: Tensor) -> Spared:
-    """Returns what an evaluation of the model, its quantizers calibrated, can do without."""
+    """Returns the layers that an evaluation of the model can skip or run in place; its quantizers must be calibrated."""
     graph = record(model, example).graph
     if graph is None:
         return Spared()
@@ -191,7 +191,7 @@ def find_spared(model: nn.Module, example: Tensor) -> Spared:
 
 
 def _can_write(module: nn.Module) -> bool:
-    """Whether a module may write over its operand: a ReLU whose quantizers make new tensors anyway gains nothing."""
+    """Returns whether a module may overwrite its operand; a ReLU with quantizers gains nothing, since these make new tensors."""
     if issubclass(float_class(module), Add):
         return True
     quantizes = isinstance(module, Quantized) and any(type(module.site(s)) is not nn.Identity for s in module.sites)
@@ -199,12 +199,12 @@ def _can_write(module: nn.Module) -> bool:
 
 
 def _owns(step: Step, model: nn.Module) -> bool:
-    """Whether nobody but this step reads its first operand, a new tensor."""
+    """Returns whether the first operand is a new tensor that only this step reads."""
     maker = step.sources[0] if step.operands else None
     if maker is None or maker.op != "module" or maker.users != [step] or step.operands[0].index:
         return False
     producer = model.get_submodule(maker.module)
-    if producer._forward_hooks:  # who looks at the result may keep it
+    if producer._forward_hooks:  # a hook may keep the result
         return False
     if type(producer) is nn.Identity:
         return _owns(maker, model)
@@ -221,7 +221,7 @@ def _is_absorbed(step: Step, model: nn.Module, relu: nn.Module) -> bool:
 
 
 def _all_clip(step: Step, model: nn.Module, act: Callable[[Tensor], Tensor]) -> bool:
-    """Whether everything that uses a step's result quantizes it first, by quantizers that clip as `act` does."""
+    """Returns whether every user of a step's result first quantizes it, with quantizers that clip as `act` does."""
     return bool(step.users) and all(_clips_there(user, step, model, act) for user in step.users)
 
 
@@ -244,10 +244,10 @@ def _clips_there(user: Step, step: Step, model: nn.Module, act: Callable[[Tensor
 
 @torch.no_grad()
 def clips(quantizer: Quantizer, act: Callable[[Tensor], Tensor]) -> bool:
-    """Whether the quantizer gives the same value with and without `act` (ReLU or ReLU6) before it, for every number.
+    """Returns whether the quantizer gives the same value with and without `act` (ReLU or ReLU6) before it, for every number.
 
-    A monotone quantizer that returns the same at an end of the number line as at the nearer end of what `act` passes does so everywhere
-    between. Numbers of many magnitudes tell whether its values depend on the rest of the tensor.
+    A monotone quantizer is constant between an end of the number line and the nearer end of `act`'s range if it returns the same value
+    at both. Numbers of many magnitudes are tried, to detect values that depend on the rest of the tensor.
     """
     if "monotone" not in quantizer.properties or not bool(quantizer.ready):
         return False

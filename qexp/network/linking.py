@@ -1,4 +1,4 @@
-"""Layers that compute on integers get the quantizers around them: a layer alone does not know what its tensors have passed."""
+"""Links layers that compute on integers to the quantizers around them, because such a layer needs the scales of its tensors."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from qexp.quantizers.base import Quantizer
 
 
 def link(model: nn.Module, facts: Facts) -> None:
-    """Links every layer that asks for it to the quantizers its tensors pass, in place; to be repeated where quantizers are replaced.
+    """Links every layer that has a `link` method to the quantizers of its tensors, in place; repeat after replacing quantizers.
 
-    A layer with `link(name, arriving, leaving)` gets the quantizers of its input and of its result; an integer batch norm gets the
-    convolution before it (or the tensor that comes in) and the quantizer after it.
+    A layer with `link(name, arriving, leaving)` receives the quantizers of its input and of its result. An integer batch norm receives
+    the convolution before it (or the tensor that arrives) and the quantizer after it.
 
     Raises:
         QexpError: A layer that cannot compute between these quantizers, by name.
@@ -31,7 +31,7 @@ def link(model: nn.Module, facts: Facts) -> None:
 
 
 def _one_after(model: nn.Module, facts: Facts, name: str) -> Quantizer | None:
-    """Returns the quantizer that all of a batch norm's result passes next, None where there is none, or one with a zero point."""
+    """Returns the one quantizer after a batch norm's whole result; None where there is none, or where it has a zero point."""
     found = at_output(model, name)
     if found is None:
         ends = {
@@ -45,5 +45,5 @@ def _one_after(model: nn.Module, facts: Facts, name: str) -> Quantizer | None:
 
 
 def _counts_from_zero(quantizer: Quantizer) -> bool:
-    """Whether its values are its codes times one step: a uniform grid, no zero point."""
+    """Returns whether the quantizer's values are its codes times one step: a uniform grid without zero point."""
     return "half_step" in quantizer.properties and quantizer.symmetric and quantizer.granularity.axis is None

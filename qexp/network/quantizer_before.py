@@ -1,4 +1,4 @@
-"""Which quantizer a tensor has passed when it arrives at a layer: the layer's own, or that of the layer it comes from."""
+"""Finds the quantizer of a tensor that arrives at a layer: the layer's own, or that of the layer before it."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from qexp.quantizers.base import Quantizer
 
 
 def arriving(model: nn.Module, facts: Facts, layer: str, operand: int = 0) -> Quantizer | None:
-    """Returns the quantizer of a layer's input, None where it comes as a float.
+    """Returns the quantizer of a layer's input; None where the input is a float tensor.
 
     Args:
         model: Network with its quantizers attached.
-        facts: Its structure.
+        facts: Structure of the network.
         layer: Name of the layer.
-        operand: Which input, of several.
+        operand: Index of the input, where the layer has several.
     """
     module = model.get_submodule(layer)
     if isinstance(module, Quantized):
@@ -40,7 +40,7 @@ def at_output(model: nn.Module, layer: str) -> Quantizer | None:
 
 
 def leaving(model: nn.Module, facts: Facts, layer: str) -> Quantizer | None:
-    """Returns the first quantizer that a layer's result passes: its own, that of the batch norm after it, or that of a consumer."""
+    """Returns the first quantizer after a layer: on its own output, after the batch norm that follows, or on a consumer's input."""
     own = at_output(model, layer)
     if own is not None:
         return own

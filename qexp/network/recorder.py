@@ -1,9 +1,9 @@
-"""The graph of a network, written down while the network runs, and proved by replaying it on other images.
+"""Records the graph of a network while it runs, and verifies the graph by replaying it on other images.
 
-One run under a torch-function mode records every leaf module and every functional call with the tensors between them, so that any
-argument, default, keyword, dictionary or `isinstance` is what it was in the run. A second run, on other images and more of them, has to
-make the same calls with the same constants (a number that follows the batch size is known as such), and replaying the records on its
-images has to give its result to the bit. Where one of these fails there is no graph, and why is kept.
+The first run under a torch-function mode records every leaf module, every functional call, and the tensors between them. The recorded
+arguments are those of the run, defaults and keywords included. A second run uses other images and a larger batch. It must make the same
+calls with the same constants; numbers that depend on the batch size are recognised. Replaying the records on the images of the second
+run must give its result to the bit. Where one of these checks fails, there is no graph, and the recording holds the reason.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from qexp.network.two_runs import Refused, merge
 from qexp.network.unreachable_weights import Products
 from qexp.system.within import hooked
 
-# values of tensors that become numbers of Python, which may steer what is called
+# functions that turn tensor values into Python numbers: control flow may depend on these
 _READS = {
     "item",
     "tolist",
@@ -52,14 +52,14 @@ Shapes = dict[str, tuple[int, ...]]
 
 @dataclass
 class Recording:
-    """What a run of the network showed.
+    """Holds the result of recording one run of a network.
 
     Attributes:
-        graph: The steps, proved; None where they are not the network.
+        graph: The verified steps; None where replaying them does not reproduce the network.
         error: Why there is no graph; empty if there is one.
-        images: How many images the shapes are of.
-        shapes: Of each layer that can carry quantizers the shapes of its sites, call by call, in order of their first calls.
-        products: Which products were computed outside the layers of known types.
+        images: Batch size of the shapes.
+        shapes: Shapes of the sites of each layer that can carry quantizers, call by call; layers in the order of their first calls.
+        products: The products that were computed outside the layers of known types.
     """
 
     graph: Graph | None
@@ -71,30 +71,30 @@ class Recording:
 
 @torch.no_grad()
 def record(model: nn.Module, example: Tensor, leaves: tuple[type[nn.Module], ...] = ()) -> Recording:
-    """Returns what a run of the float network in evaluation mode shows; the model is left as it was.
+    """Returns the recording of one run of the float network in evaluation mode; leaves the model unchanged.
 
-    What runs is a copy of the modules on the way to the leaves, and of their buffers: a forward may set and change them. Leaves, their
-    quantizers and all parameters are shared.
+    The run uses copies of the modules that contain the leaves, and of their buffers, because a forward pass may change them. Leaves,
+    their quantizers and all parameters are shared.
 
     Args:
-        model: The network; quantizers it carries are off meanwhile.
-        example: Images `[N, ...]`. The network runs on the first two (one is joined by its mirror image), since one alone may lose its
-            batch dimension on the way, and on three others made of them.
-        leaves: Types of modules that are leaves beside layers that can carry quantizers, sums, concatenations and torch's own.
+        model: The network; its quantizers are disabled during the run.
+        example: Images `[N, ...]`. The network runs on the first two, because a single image may lose its batch dimension; a single
+            image is completed by its mirror image. The network also runs on three other images derived from these.
+        leaves: Further module types to treat as leaves, besides quantizable layers, sums, concatenations and torch's own modules.
     """
     with evaluating(model), quantizers_off(model), torch.random.fork_rng(devices=[]):
         images = several(example)
         run = _Run(_copied(model, leaves), leaves)
         try:
             result = run(images)
-        except Exception:  # a network that runs, but not while being watched (or not on two images), still has shapes
+        except Exception:  # a network that runs only without recording (or not on two images) still has shapes
             return _unwatched(model, images, example, leaves)
         graph, error = None, ""
         try:
             graph = _proved(model, run, result, images, leaves)
         except Refused as reason:
             error = str(reason)
-        except Exception as reason:  # whatever a foreign model's forward raises on other images
+        except Exception as reason:  # the forward of a user's model may raise anything on other images
             error = f"{type(reason).__name__}: {reason}".splitlines()[0]
         return Recording(graph, error, len(images), run.shapes, run.products)
 
@@ -107,14 +107,14 @@ def _proved(model: nn.Module, run: _Run, result: Any, images: Tensor, leaves: tu
     merge(run.steps, second.steps, len(images), len(others))
     graph = Graph(run.steps)
     try:
-        with _Nothing():  # attention computes otherwise where nobody watches
+        with _Nothing():  # attention takes another code path when no mode is active
             equal = same(graph.replay(others), expected)
     except Exception:  # calls that do not fit other images
         equal = False
     if not equal:
         read = f"; values of tensors are read in {', '.join(dict.fromkeys(run.reads))}" if run.reads else ""
-        raise Refused(f"replaying the calls of one run on other images gives another result{read}")
-    if run.reads:  # what is decided by values may be decided otherwise for unusual ones
+        raise Refused(f"replaying the calls of one run on other images gives a different result{read}")
+    if run.reads:  # decisions that depend on values may differ for unusual values
         for scale in (0.0, -4.0, 25.0):
             third = _Run(_copied(model, leaves), leaves)
             try:
@@ -135,29 +135,29 @@ def _finish(graph: Graph) -> None:
 
 
 def _unwatched(model: nn.Module, images: Tensor, example: Tensor, leaves: tuple[type[nn.Module], ...]) -> Recording:
-    """Runs the network without the mode, for the shapes alone; raises what it raises."""
+    """Returns a recording without a graph: runs the network without the mode, for its shapes; passes its exceptions on."""
     run = _Run(_copied(model, leaves), leaves, watched=False)
     try:
         run(images)
-    except Exception:  # on two images it does not run at all
+    except Exception:  # the network does not run on two images
         run = _Run(_copied(model, leaves), leaves)
         run(example)
-        return Recording(None, "it does not run on two images", len(example), run.shapes, run.products)
+        return Recording(None, "the network does not run on two images", len(example), run.shapes, run.products)
     try:
         _Run(_copied(model, leaves), leaves)(images)
-        error = "it does not run twice"
+        error = "the network does not run twice"
     except Exception as reason:
-        error = f"it does not run while being watched ({type(reason).__name__}: {reason})".splitlines()[0]
+        error = f"the network does not run while it is recorded ({type(reason).__name__}: {reason})".splitlines()[0]
     return Recording(None, error, len(images), run.shapes, run.products)
 
 
 def several(example: Tensor) -> Tensor:
-    """Returns the first two images of an example; one alone is joined by its mirror image."""
+    """Returns the first two images of an example; a single image is completed by its mirror image."""
     return example[:2] if len(example) > 1 else torch.cat([example, example.flip(-1)])
 
 
 def other_images(images: Tensor) -> Tensor:
-    """Returns three images of the range of the given ones: noise, a negative, an image upside down."""
+    """Returns three images in the value range of the given ones: noise, a negative, and an image upside down."""
     if not images.is_floating_point():
         flat = images[:1].flatten()
         order = torch.randperm(len(flat), generator=torch.Generator().manual_seed(0)).to(flat.device)
@@ -172,7 +172,7 @@ def other_images(images: Tensor) -> Tensor:
 
 
 def is_leaf(module: nn.Module, leaves: tuple[type[nn.Module], ...] = ()) -> bool:
-    """Whether a module is one step: a layer that can carry quantizers, a sum, a concatenation, what torch brings along."""
+    """Returns whether a module is one step: a quantizable layer, a sum, a concatenation, or one of torch's own modules."""
     if float_class(module) in QUANTIZED or isinstance(module, (Add, Concat, torch.jit.ScriptModule, *leaves)):
         return True
     return type(module).__module__.startswith("torch.nn") and not isinstance(module, nn.Sequential)
@@ -182,24 +182,24 @@ def _copied(model: nn.Module, leaves: tuple[type[nn.Module], ...]) -> nn.Module:
     kept = [m for name, m in model.named_modules() if name and is_leaf(m, leaves) and _computes(m)]
     try:
         return copy.deepcopy(model, {id(m): m for m in (*kept, *model.parameters())})
-    except Exception:  # a model that cannot be copied (it holds a lock, a file, a result) runs itself
+    except Exception:  # a model that cannot be copied (it holds a lock or a file, say) runs itself
         return model
 
 
 def _computes(module: nn.Module) -> bool:
-    """Whether a module can be called; `ModuleList` and the like only hold others."""
+    """Returns whether a module can be called; `ModuleList` and similar containers cannot."""
     return isinstance(module, torch.jit.ScriptModule) or type(module).forward is not nn.Module.forward
 
 
 class _Nothing(TorchFunctionMode):
-    """Changes nothing: code that asks whether it is being watched takes the way it took in the recorded run."""
+    """Changes nothing; code that checks for an active mode takes the same path as in the recorded run."""
 
     def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         return func(*args, **(kwargs or {}))
 
 
 class _Mode(TorchFunctionMode):
-    """Gives every functional call to the run."""
+    """Passes every functional call to the run."""
 
     def __init__(self, run: _Run) -> None:
         super().__init__()
@@ -211,7 +211,7 @@ class _Mode(TorchFunctionMode):
 
 @dataclass
 class _Frame:
-    """A module that is running: its name with the number of the call, and how many functional calls of each kind it has made."""
+    """A running module: its name with the number of the call, and its functional calls so far, counted by kind."""
 
     module: nn.Module
     name: str
@@ -221,7 +221,7 @@ class _Frame:
 
 
 class _Run:
-    """One run of a network, written down."""
+    """Records one run of a network."""
 
     def __init__(self, model: nn.Module, leaves: tuple[type[nn.Module], ...], watched: bool = True) -> None:
         self.model, self.leaves, self.watched = model, leaves, watched
@@ -232,7 +232,7 @@ class _Run:
         self.products = Products(model)
         self._refs: dict[int, Ref] = {}
         self._alive: list[Tensor] = []  # ids are reused as soon as a tensor is gone
-        self._shared: dict[int, list[Tensor]] = {}  # by memory, the tensors that lie there
+        self._shared: dict[int, list[Tensor]] = {}  # tensors by memory address
         self._frames: list[_Frame] = []
         self._calls: Counter = Counter()
 
@@ -262,7 +262,7 @@ class _Run:
         self._refs[id(tensor)] = ref
 
     def called(self, func: Callable, args: tuple, kwargs: dict) -> Any:
-        """Runs a function for the network, and writes the call down."""
+        """Runs a function for the network and records the call; returns its result."""
         given = tensors((args, kwargs))
         versions = [(t, _version(t)) for t in given]
         out = func(*args, **kwargs)
@@ -305,7 +305,7 @@ class _Run:
         returned = {id(t) for t in made}
         changed: dict[int, Tensor] = {}
         for tensor, version in versions:
-            if _version(tensor) != version:  # whoever lies in that memory is another tensor from here on
+            if _version(tensor) != version:  # every tensor in this memory has new values from here on
                 for other in (tensor, *self._shared.get(_memory(tensor), ())):
                     if id(other) not in returned:
                         changed[id(other)] = other
@@ -343,9 +343,9 @@ class _Run:
         self._frames.append(frame)
 
     def _after(self, module: nn.Module, args: tuple, kwargs: dict, out: Any) -> None:
-        while (frame := self._frames.pop()).module is not module:  # one that raised, and was caught
+        while (frame := self._frames.pop()).module is not module:  # the call raised, and the network caught it
             pass
-        if out is None:  # it raised, and whoever called it goes on without
+        if out is None:  # the call raised, and its caller continues without a result
             return
         with torch._C.DisableTorchFunction():
             name = self.names[id(module)]
@@ -364,7 +364,7 @@ class _Run:
     def _put_on(self) -> Iterator[RemovableHandle]:
         compiled: list[str] = []
         for name, module in self.model.named_modules():
-            if isinstance(module, torch.jit.ScriptModule):  # takes no hooks: nobody sees what it computes
+            if isinstance(module, torch.jit.ScriptModule):  # takes no hooks, so its products cannot be counted exactly
                 if not any(name.startswith(f"{outer}.") for outer in compiled):
                     self.products.unseen(name, module)
                 compiled.append(name)
@@ -390,7 +390,7 @@ def _sites(module: nn.Module, args: tuple, kwargs: dict, out: Any) -> Shapes:
 
 
 def _in_order(call: Callable, args: tuple, kwargs: dict) -> tuple:
-    """Returns the arguments in the order of the signature, however they were passed."""
+    """Returns the arguments in the order of the signature, whether passed by position or by name."""
     if not kwargs:
         return args
     names = _signature(float_class(call).forward if isinstance(call, nn.Module) else call)
@@ -411,7 +411,7 @@ _KINDS = {f"__{k}__": v for k, v in _KINDS.items()} | _KINDS | {"add_": "add", "
 
 
 def _name(function: Callable) -> str:
-    """Returns the name of a function or method; of an attribute that is a tensor, the attribute's."""
+    """Returns the name of a function or method; for the getter of a tensor attribute, the name of the attribute."""
     name = getattr(function, "__name__", type(function).__name__)
     return getattr(getattr(function, "__self__", None), "__name__", name) if name == "__get__" else name
 
@@ -422,7 +422,7 @@ def _version(tensor: Tensor) -> int:
 
 
 def _memory(tensor: Tensor) -> int:
-    """Returns where a tensor lies; 0 for what lies nowhere (sparse, empty)."""
+    """Returns the memory address of a tensor; 0 for a tensor without one (sparse, empty)."""
     try:
         return tensor.untyped_storage().data_ptr()
     except (NotImplementedError, RuntimeError):

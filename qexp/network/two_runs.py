@@ -1,4 +1,4 @@
-"""The records of two runs of one network compared: the same calls, and numbers that follow the batch size."""
+"""Compares the records of two runs of one network: the calls must be the same; numbers may depend on the batch size."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from qexp.network.graph import PerImage, Ref, Step, same
 
 
 class Refused(Exception):
-    """Why the records of a run are not the network."""
+    """The records of a run do not represent the network; the message holds the reason."""
 
 
 def merge(one: list[Step], other: list[Step], images: int, others: int) -> None:
-    """Makes numbers that follow the batch size `PerImage` in the records of one run; raises where the runs are two networks."""
+    """Replaces numbers that depend on the batch size by `PerImage` in the records `one`; raises `Refused` where the runs differ."""
     numbers = {id(step): i for steps in (one, other) for i, step in enumerate(steps)}
     for a, b in zip(one, other):
         if (a.op, a.name, a.target, a.results) != (b.op, b.name, b.target, b.results):
-            raise Refused(f"which calls are made depends on the images: {b.name} ran where {a.name} did")
+            raise Refused(f"the calls depend on the images: {b.name} ran where {a.name} ran before")
         at = _Same(a.name, numbers, images, others)
         a.args, a.kwargs = at.both(a.args, b.args), at.both(a.kwargs, b.kwargs)
         at.both(list(a.changed), list(b.changed))
     if len(one) != len(other):
-        raise Refused("which calls are made depends on the images: one run made more than the other")
+        raise Refused("the calls depend on the images: one run made more calls than the other")
 
 
 @dataclass
 class _Same:
-    """Compares what a step was called with in two runs."""
+    """Compares the arguments of a step in two runs."""
 
     step: str
     numbers: dict[int, int]
@@ -40,7 +40,7 @@ class _Same:
     def both(self, a: Any, b: Any) -> Any:
         if isinstance(a, Ref) and isinstance(b, Ref):
             if (self.numbers[id(a.step)], a.index) != (self.numbers[id(b.step)], b.index):
-                raise Refused(f"{self.step} reads {b.step.name} on other images, not {a.step.name}")
+                raise Refused(f"{self.step} reads {b.step.name} instead of {a.step.name} on other images")
             return a
         if isinstance(a, PerImage):
             self._number(a.at(self.images), b)
@@ -54,7 +54,7 @@ class _Same:
             return slice(self.both(a.start, b.start), self.both(a.stop, b.stop), self.both(a.step, b.step))
         if isinstance(a, Tensor) and isinstance(b, Tensor):
             if a is not b and not same(a, b):
-                raise Refused(f"{self.step} takes another tensor on other images")
+                raise Refused(f"{self.step} takes a different tensor on other images")
             return a
         return self._number(a, b)
 
@@ -64,7 +64,7 @@ class _Same:
             if not rest:
                 return PerImage(a - each * self.images, each)
         if type(a) is not type(b) or not _alike(a, b):
-            raise Refused(f"{self.step} takes {b!r} on other images, not {a!r}"[:200])
+            raise Refused(f"{self.step} takes {b!r} instead of {a!r} on other images"[:200])
         return a
 
 

@@ -1,4 +1,4 @@
-"""Products that no quantizer could reach: multiplications by weights outside the layer that holds them, and any others between layers."""
+"""Counts products that cannot be quantized: multiplications by weights outside their own layer, and any others between layers."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ _RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell", "r
 
 
 class Products:
-    """Follows which tensors come from the images and which from weights alone, and counts the products between them.
+    """Tracks which tensors depend on the images and which on weights alone, and counts the products between them.
 
-    A product counts where the images take part and no layer of a known type is running. If a factor comes from weights, whatever was
-    done to them on the way, the holder of these weights is a stray: attention modules read the weights of a linear layer that they
-    never call; a subclass of a convolution computes what the quantized convolution does not know; a weight may be standardised first.
-    What merely adds a parameter (position embeddings) is no product.
+    A product counts where a factor depends on the images and no layer of a known type is running. If the other factor is computed from
+    weights, the layer that holds these weights is listed in `strays`. Examples: attention modules read the weights of a linear layer
+    that they never call; a subclass of a convolution computes more than the quantized convolution does; a weight is standardised first.
+    Parameters that are only added (position embeddings) are ignored.
 
     Attributes:
-        strays: Who computes with weights that cannot carry quantizers, by name and type: multiply-accumulates of the whole batch.
-        others: Products without weights (of activations, or by fixed filters), by place and function: multiply-accumulates.
+        strays: Multiply-accumulates of the whole batch with weights that cannot be quantized, by the layer's name and type.
+        others: Multiply-accumulates without weights (of activations, or by fixed filters), by module and function.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -38,18 +38,18 @@ class Products:
         self.strays: dict[str, int] = {}
         self.others: dict[str, int] = {}
         self._images: set[int] = set()
-        self._weights: dict[int, int] = {}  # a tensor made of weights alone: the parameter it was made of
+        self._weights: dict[int, int] = {}  # by tensor computed from weights alone: the parameter it comes from
 
     def image(self, made: list[Tensor]) -> None:
         """Marks tensors that depend on the images."""
         self._images.update(map(id, made))
 
     def is_image(self, tensor: Tensor) -> bool:
-        """Whether a tensor depends on the images."""
+        """Returns whether a tensor depends on the images."""
         return id(tensor) in self._images
 
     def through(self, given: list[Tensor], made: list[Tensor]) -> None:
-        """Follows the tensors through a call."""
+        """Marks the results of a call by what its arguments depend on."""
         if any(map(self.is_image, given)):
             self.image(made)
             return
@@ -61,7 +61,7 @@ class Products:
         return id(tensor) if id(tensor) in self.holders else self._weights.get(id(tensor))
 
     def count(self, function: str, args: tuple, kwargs: dict, out: Any, where: str) -> None:
-        """Counts a call outside the known layers, if it is a product that the images take part in."""
+        """Counts a call outside the known layers, if it is a product with a factor that depends on the images."""
         macs = _MACS.get(function)
         given = tensors((args, kwargs))
         if macs is None or not any(map(self.is_image, given)):
@@ -75,7 +75,7 @@ class Products:
             into[name] = into.get(name, 0) + number // max(len(names), 1)
 
     def unseen(self, name: str, module: nn.Module) -> None:
-        """Counts a compiled module, whose products nobody sees: at least one for each of its weights."""
+        """Counts a compiled module, whose products cannot be recorded: at least one per weight."""
         weights = sum(p.numel() for p in module.parameters() if p.ndim > 1)
         if weights:
             key = f"{name} ({type(module).__name__})"
@@ -83,7 +83,7 @@ class Products:
 
     def _stray(self, origin: int) -> str:
         name, module = self.holders[origin][0]
-        bypassed = ": its weight is read behind the layer's back" if float_class(module) in QUANTIZED else ""
+        bypassed = ": its weight is read without calling the layer" if float_class(module) in QUANTIZED else ""
         kind = float_class(module).__name__
         return f"{name or type(self.model).__name__} ({kind}){bypassed}"
 

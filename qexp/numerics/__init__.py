@@ -1,4 +1,4 @@
-"""Which values exist (grid), who shares a scale (granularity), and how a number reaches its level (ops)."""
+"""The representable values (grid), the elements that share a scale (granularity), and the arithmetic of rounding (ops)."""
 
 from qexp.numerics.granularity import Granularity, PerChannel, PerGroup, PerTensor
 from qexp.numerics.grid import LevelGrid, UniformGrid

@@ -1,4 +1,4 @@
-"""How many levels each channel gets of those a tensor has in all."""
+"""Distributes the levels of a tensor over its channels."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from torch import Tensor
 
 
 def bins(spread: Tensor, bits: float) -> Tensor:
-    """Returns how many of the `C * 2^bits` levels each of C channels gets, float64 `[C]`: shares of `spread^(2/3)`.
+    """Returns the number of levels of each channel, float64 `[C]`: `C * 2^bits` in all, in proportion to `spread^(2/3)`.
 
     Args:
         spread: Standard deviation or mean absolute deviation of each channel, `[C]`.
-        bits: Bits a channel on average, whole or not.
+        bits: Mean bits per channel, a whole number or not.
 
     Source: Banner et al. 2019 (arXiv 1810.05723), equations 10-11.
 
@@ -20,5 +20,7 @@ def bins(spread: Tensor, bits: float) -> Tensor:
     """
     share = spread.double().clamp_min(0).pow(2 / 3)
     total = share.sum()
-    share = share / total if total > 0 else torch.full_like(share, 1 / len(share))  # all constant: nothing to prefer
+    share = (
+        share / total if total > 0 else torch.full_like(share, 1 / len(share))
+    )  # all channels are constant: share evenly
     return len(share) * 2.0**bits * share

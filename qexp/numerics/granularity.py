@@ -1,6 +1,6 @@
-"""Who shares a scale: the whole tensor, one channel, or a group of neighbouring elements.
+"""Granularity of scales: one per tensor, per channel, or per group of neighbouring elements.
 
-Everything that computes per group works on *rows*: the tensor seen as `[G, n]`, one row a group.
+All computations per group work on *rows*: the tensor viewed as `[G, n]`, one row per group.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from qexp.errors import QexpError
 
 @dataclass(frozen=True)
 class Granularity:
-    """How a tensor falls into groups that share one scale."""
+    """Divides a tensor into groups; the elements of a group share one scale."""
 
     def groups(self, shape: tuple[int, ...]) -> int:
         """Returns G, the number of scales of a tensor of this shape."""
         return int(torch.Size(self.scale_shape(shape)).numel())
 
     def scale_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Returns the shape a scale needs to broadcast against the tensor (or, per group, against its rows)."""
+        """Returns the shape of a scale that broadcasts against the tensor (or, per group, against its rows)."""
         raise NotImplementedError
 
     def rows(self, x: Tensor) -> Tensor:
@@ -36,18 +36,18 @@ class Granularity:
 
     @property
     def kind(self) -> str:
-        """The word that methods declare it by: `tensor`, `channel` or `group`."""
+        """The name in a method's declaration: `tensor`, `channel` or `group`."""
         return str(self).partition(":")[0]
 
     @property
     def axis(self) -> int | None:
-        """The dimension that has a scale of its own for each index, None where there is none."""
+        """The dimension that has one scale per index; None where there is none."""
         return None
 
 
 @dataclass(frozen=True)
 class PerTensor(Granularity):
-    """One scale for the whole tensor: `[N, C, H, W] -> []`, kept as one element `[1]`."""
+    """One scale per tensor: `[N, C, H, W] -> []`, stored as one element `[1]`."""
 
     def scale_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         return (1,)
@@ -61,7 +61,7 @@ class PerTensor(Granularity):
 
 @dataclass(frozen=True)
 class PerChannel(Granularity):
-    """One scale for each index of `channel_axis`: axis 0 `[O, I, h, w] -> [O, 1, 1, 1]`, axis 1 `[N, C, H, W] -> [1, C, 1, 1]`."""
+    """One scale per index of `channel_axis`: axis 0 `[O, I, h, w] -> [O, 1, 1, 1]`, axis 1 `[N, C, H, W] -> [1, C, 1, 1]`."""
 
     channel_axis: int = 0
 
@@ -86,7 +86,7 @@ class PerChannel(Granularity):
 
 @dataclass(frozen=True)
 class PerGroup(Granularity):
-    """One scale for every `size` consecutive weights of an output channel: `[O, I, h, w] -> [O * I*h*w/size, 1]`."""
+    """One scale per `size` consecutive weights of an output channel: `[O, I, h, w] -> [O * I*h*w/size, 1]`."""
 
     size: int
 
@@ -94,8 +94,8 @@ class PerGroup(Granularity):
         per_channel = int(torch.Size(shape[1:]).numel())
         if per_channel % self.size:
             raise QexpError(
-                f"granularity=group:{self.size} does not divide the {per_channel} weights a channel of shape {shape}; "
-                "choose a divisor, or granularity=channel"
+                f"granularity=group:{self.size} does not divide the {per_channel} weights per channel of shape {shape}; "
+                "use a divisor, or granularity=channel"
             )
         return (shape[0] * per_channel // self.size, 1)
 
@@ -109,10 +109,10 @@ class PerGroup(Granularity):
 
 @dataclass(frozen=True)
 class PerBlock(PerGroup):
-    """One scale for each of `blocks` equal runs of a weight's elements: of a transposed convolution, one per group of channels.
+    """One scale per block of a weight's elements (`blocks` blocks of equal size), for grouped transposed convolutions.
 
-    `[I, O/g, h, w] -> [blocks, 1]`. Output channel j of a group is not output channel j of another, so that one scale for each index of
-    the second dimension would serve channels that have nothing to do with each other.
+    `[I, O/g, h, w] -> [blocks, 1]`. Output channel j of one group is not output channel j of another group. One scale per index of the
+    second dimension would therefore cover unrelated channels.
     """
 
     size: int = 0
@@ -133,11 +133,11 @@ class PerBlock(PerGroup):
 
 
 def granularity(name: str | Granularity, channel_axis: int) -> Granularity:
-    """Returns the granularity a configuration names: `tensor`, `channel` or `group:N`.
+    """Returns the granularity for a name from the configuration: `tensor`, `channel` or `group:N`.
 
     Args:
-        name: The word in the YAML, or a Granularity already made.
-        channel_axis: Where the channels of this tensor lie (weights 0, activations 1).
+        name: The name in the YAML, or a Granularity.
+        channel_axis: Channel axis of the tensor (weights 0, activations 1).
     """
     if isinstance(name, Granularity):
         return name

@@ -1,4 +1,4 @@
-"""Which values exist: the integer codes of a uniform grid, or an explicit list of levels."""
+"""The representable values: the integer codes of a uniform grid, or an explicit list of levels."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class UniformGrid:
     """The integer codes `qmin..qmax` of `bits` bits.
 
     Unsigned: `0..2^b-1`; signed (two's complement): `-2^(b-1)..2^(b-1)-1`; signed and narrow (symmetric): `-(2^(b-1)-1)..2^(b-1)-1`,
-    one level less. `bits` may be a tensor where channels differ; 0 bits is the single code 0.
+    one level less. `bits` may be a tensor with one width per channel; 0 bits is the single code 0.
 
     >>> grid = UniformGrid(4, signed=True, narrow=True)
     >>> grid.qmin, grid.qmax, grid.levels
@@ -31,7 +31,7 @@ class UniformGrid:
         if isinstance(self.bits, int) and not (self.bits == 0 or least <= self.bits <= 31):
             raise QexpError(
                 f"bits={self.bits} has no {'narrow signed ' if least == 2 else ''}uniform grid; allowed are {least}..31"
-                + (" (a symmetric grid of 1 bit would hold zero alone)" if least == 2 else "")
+                + (" (a symmetric grid of 1 bit would only hold zero)" if least == 2 else "")
             )
 
     @property

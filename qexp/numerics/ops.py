@@ -1,8 +1,8 @@
-"""How a number reaches its level: the house's arithmetic, one name for each operation.
+"""The arithmetic of quantization: one function per operation.
 
-Each operation computes in float32 and returns the input's dtype; ties go to the even integer unless another rounding is named; x is
-divided by the scale, never multiplied by its inverse; gradients are those of *clamp, then round*. The implementations live in
-`qexp_kernels`: a PyTorch reference that defines them, and the compiled forms that must agree with it.
+Each operation computes in float32 and returns the input's dtype. Ties go to the even integer unless another rounding is named. x is
+divided by the scale, never multiplied by its inverse. Gradients are those of *clamp, then round*. The implementations are in
+`qexp_kernels`: a PyTorch reference that defines them, and compiled forms that must agree with it.
 """
 
 from qexp_kernels import (

@@ -1,4 +1,4 @@
-"""The methods: one file each. `base.py` is the contract they keep."""
+"""Quantization methods, one file each. `contract.py` defines the interface that they implement."""
 
 from qexp.quantizers.base import Quantizer
 

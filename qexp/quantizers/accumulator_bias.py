@@ -1,4 +1,4 @@
-"""Biases as integer accumulators hold them: whole steps of the products they are added to."""
+"""Biases in whole steps of the products they are added to, as integer accumulators hold them."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from torch import Tensor, nn
 from qexp.quantizers.base import Quantizer
 from qexp.statistics.stats import TensorStats
 
-MOST = 2**30  # steps of a bias: a bias and the sum of products then fit 32 bits together
+MOST = 2**30  # largest bias in steps, so that a bias plus the sum of products fits 32 bits
 
 
 class AccumulatorBias(Quantizer):
     """`codes = round(b / step)` with `step = scale of the input * scale of the weight`, one per output where the weight has one.
 
-    Levels: 2^31 - 1, the signed 32 bits of runtimes less one bit that the sum of products needs. Ties to even. Gradient: 1. Nothing is
-    saved: the step is read off the layer whenever it is used, so it follows scales that are learned. A bias of more than 2^30 steps (a
-    channel whose weights are all but zero) counts in steps that are larger by a power of two. Beside weights that are no multiples of
-    one step (corrected ones, k-means, powers of two) a bias passes as it is, and the integer program rounds it to a step of its own.
+    Levels: 2^31 - 1, the signed 32 bits of runtimes minus one bit for the sum of products. Ties to even. Gradient: 1. Nothing is saved:
+    the step is computed from the layer's scales at each use, so it follows learned scales. A bias of more than 2^30 steps (in a channel
+    with almost zero weights) uses a step that is larger by a power of two. Where the weights are not multiples of one step (corrected
+    weights, k-means, powers of two), the bias passes unchanged, and the integer program rounds it to a separate step.
 
     Args:
         bits: 31.
         shape: `[O]`.
-        granularity: Has no meaning: the step is that of the products.
+        granularity: Ignored: the step is that of the products.
         rounding: As for every quantizer.
 
     Source: Jacob et al. 2018 (arXiv 1712.05877), equation 11.
@@ -46,9 +46,11 @@ class AccumulatorBias(Quantizer):
         **common: Any,
     ) -> None:
         super().__init__(bits, shape, **common)
-        self._layer: tuple[nn.Module, ...] = ()  # in a tuple: a layer is no part of its own quantizer
+        self._layer: tuple[
+            nn.Module, ...
+        ] = ()  # in a tuple, so that the layer does not become a submodule of its own quantizer
         self._sources: tuple[tuple[nn.Module, str], ...] = ()
-        self._even: bool | None = None  # whether weights are multiples of one step; found out at first use
+        self._even: bool | None = None  # whether the weights are multiples of one step; computed at first use
 
     def attach(self, layer: nn.Module, sources: tuple[tuple[nn.Module, str], ...]) -> None:
         self._layer, self._sources, self._even = (layer,), sources, None
@@ -58,7 +60,7 @@ class AccumulatorBias(Quantizer):
         self.mark_ready()
 
     def steps(self) -> Tensor | None:
-        """Returns the scale of the products, float64, one or one per output; None where they are no multiples of one step."""
+        """Returns the scale of the products, float64, one or one per output; None where the products are not multiples of one step."""
         found = [module.site(site) for module, site in self._sources if isinstance(module.site(site), Quantizer)]
         if not found or not self._layer or not isinstance(self._layer[0].weight_quantizer, Quantizer):
             return None
@@ -72,7 +74,7 @@ class AccumulatorBias(Quantizer):
         return scale * weight.scale.detach().double().flatten()
 
     def raised(self, x: Tensor) -> Tensor | None:
-        """Returns the step of each output, float64, with which no bias has more than 2^30 of them."""
+        """Returns the step of each output, float64, such that no bias has more than 2^30 steps."""
         step = self.steps()
         if step is None:
             return None
@@ -81,7 +83,7 @@ class AccumulatorBias(Quantizer):
 
     @property
     def scale(self) -> Tensor:
-        """The scale of the products; one where they have none."""
+        """The scale of the products; 1 where they have none."""
         step = self.steps()
         return torch.ones(1) if step is None else step.float()
 
@@ -112,13 +114,13 @@ class AccumulatorBias(Quantizer):
 
 
 def raise_by(steps: Any) -> Any:
-    """Returns by which power of two a step must grow, so that magnitudes counted in it stay within 2^30."""
+    """Returns the power of two by which a step must grow so that magnitudes in steps stay within 2^30."""
     return torch.ceil(torch.log2((steps / MOST).clamp_min(1)))
 
 
 @torch.no_grad()
 def _even(weight: Tensor, quantizer: Quantizer) -> bool:
-    """Whether a quantized weight is its codes, less their zero, times one scale per output or per tensor."""
+    """Returns whether a quantized weight is `(codes - zero point)` times one scale per output or per tensor."""
     scale = getattr(quantizer, "scale", None)
     if quantizer.gain is not None or not isinstance(scale, Tensor) or scale.numel() not in (1, len(weight)):
         return False

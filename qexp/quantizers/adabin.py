@@ -1,4 +1,4 @@
-"""AdaBin: two levels anywhere instead of -1 and +1, found for weights and learned for activations."""
+"""AdaBin: binary levels at free positions instead of -1 and +1, computed for weights and learned for activations."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ _LEAST_ALPHA = 1e-3
 class AdaBinWeight(BinaryWeight):
     """`w^ = alpha sign(u) + beta` with `u = (w - beta) / alpha`, beta the mean and alpha the standard deviation of a filter.
 
-    Levels: 2 per filter, at beta - alpha and beta + alpha, so 1 bit alone; sign(0) = +1; alpha is that of the population (biased).
+    Levels: 2 per filter, at beta - alpha and beta + alpha, so 1 bit only; sign(0) = +1; alpha is the population deviation (biased).
     Gradient, with s = sign(u), h the surrogate's slope at u and n weights in a filter:
     `dw_i = h_i g_i + (1/n) (sum_j g_j (1 - h_j) + u_i sum_j g_j (s_j - h_j u_j))`. No calibration: mean and deviation are the tensor's own.
-    Not idempotent, not monotone across filters' moves, and without an error bound such as half a step: a weight may lie anywhere
-    beyond its level. Saved: both levels as last used, the step and the number of steps of `ede`.
+    Not idempotent, not monotone (the statistics move with each weight), and no error bound of half a step: a weight may lie far
+    from its level. Saved: both levels as last used, the step and the number of steps of `ede`.
 
     Args:
         bits, shape, granularity, rounding, gradient, tmin, tmax: See `BinaryWeight`.
 
     Source: Tu et al. 2022, "AdaBin" (arXiv 2208.08084), equations 6-9.
     Differs from the paper: `ede` advances with each optimizer step instead of each epoch and starts at 0.1, where the authors' code starts
-    at 0.001; a filter whose weights are all equal is refused when training starts.
+    at 0.001; a filter whose weights are all equal raises an error when training starts.
 
     >>> q = AdaBinWeight(1, (6,))
     >>> [round(v, 4) for v in q(torch.tensor([0.5, -0.2, 0.3, -1.4, 0.1, 0.4])).tolist()]
@@ -78,18 +78,19 @@ class _TwoLevels(torch.autograd.Function):
 
 
 class AdaBinInput(Progress, Quantizer):
-    """`x^ = alpha sign(u) + beta` with `u = (x - beta) / alpha`, alpha and beta learned, one of each for the tensor.
+    """`x^ = alpha sign(u) + beta` with `u = (x - beta) / alpha`; alpha and beta are learned, one pair per tensor.
 
-    Levels: 2, at beta - alpha and beta + alpha, so 1 bit alone; a value at beta goes up. Gradients, with h the surrogate's slope at u:
-    `dx = g h`, `dbeta = sum g (1 - h)`, `dalpha = sum g (sign(u) - u h)`. No error bound: half a step is alpha, a value may lie anywhere
-    beyond. After each optimizer step alpha is at least 0.001. Saved: alpha and beta.
+    Levels: 2, at beta - alpha and beta + alpha, so 1 bit only; a value at beta goes up. Gradients, with h the surrogate's slope at u:
+    `dx = g h`, `dbeta = sum g (1 - h)`, `dalpha = sum g (sign(u) - u h)`. No error bound: half a step is alpha, but a value may lie
+    arbitrarily far from its level. After each optimizer step alpha is at least 0.001. Saved: alpha and beta.
 
     Args:
         bits, shape, granularity, rounding: See `Quantizer`; 1 bit, one pair of levels per tensor, nothing is rounded.
         gradient: `ste`, `approx`, `ede` or `identity` (see `surrogate.slope`).
         tmin, tmax: Sharpness of `ede` at the first step and after the last.
-        centre: `paper`, or `code` for `alpha (sign(u) + beta)`, which is what the authors' code computes.
-        range: `paper` starts at alpha 1, beta 0; `fit` at the mean and the mean distance from it, which a tensor of one sign needs.
+        centre: `paper`, or `code` for `alpha (sign(u) + beta)`, as in the authors' code.
+        range: `paper` starts at alpha 1, beta 0; `fit` at the mean and the mean distance from it, which is needed where all values have
+            one sign.
 
     Source: Tu et al. 2022, "AdaBin" (arXiv 2208.08084), equations 10-13.
     Differs from the paper: alpha is kept positive; `range=fit` is the default.
@@ -125,7 +126,7 @@ class AdaBinInput(Progress, Quantizer):
                 raise QexpError(f"AdaBinInput: {name}={got!r} is not allowed; use {', '.join(allowed)}")
         self.gradient, self.tmin, self.tmax = gradient, float(tmin), float(tmax)
         self.centre, self.range = centre, range
-        if centre == "code":  # the levels lie around alpha beta, the threshold at beta
+        if centre == "code":  # the levels are around alpha * beta, the threshold is at beta
             self.properties = self.properties - {"idempotent"}
         self.alpha, self.beta = nn.Parameter(torch.ones(1)), nn.Parameter(torch.zeros(1))
         self.count_steps(gradient == "ede")
@@ -147,7 +148,7 @@ class AdaBinInput(Progress, Quantizer):
 
     @property
     def zero_point(self) -> Tensor:
-        """A half, less what the centre is away from zero, in steps."""
+        """One half minus the distance of the centre from zero, in steps."""
         return 0.5 - self._centre() / self.scale
 
     def _centre(self) -> Tensor:

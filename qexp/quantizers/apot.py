@@ -1,4 +1,4 @@
-"""APoT: levels that are sums of powers of two, dense around zero, spread by a learned clip."""
+"""APoT: levels that are sums of powers of two, dense around zero, scaled by a learned clip."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ _TERMS: dict[int, tuple[tuple[int, ...], ...]] = {
 
 
 def magnitudes(bits: int, additive: bool = True) -> list[float]:
-    """Returns the 2^bits levels between 0 and 1, ascending: sums of one term of each set over the largest sum.
+    """Returns the 2^bits levels between 0 and 1, ascending: sums of one term from each set, divided by the largest sum.
 
     Args:
-        bits: Of the magnitude, 1..6.
+        bits: Bits of the magnitude, 1..6.
         additive: False gives plain powers of two, `0, 2^-(2^bits - 2), ..., 1/2, 1`.
 
     >>> magnitudes(3)
@@ -48,7 +48,7 @@ def magnitudes(bits: int, additive: bool = True) -> list[float]:
 
 
 class _APoT(AffineQuantizer):
-    """What APoT's weights and activations share: the levels, their codes (signed indices) and the learned clip."""
+    """Common base of APoT's weights and activations: the levels, their codes (signed indices) and the learned clip."""
 
     properties = frozenset({"idempotent", "monotone", "needs_calibration"})
     granularities = ("tensor",)
@@ -84,14 +84,16 @@ class _APoT(AffineQuantizer):
         self.register_buffer("unit_levels", torch.tensor(values, device=self.qmin.device), persistent=False)
 
     def start(self, stats: TensorStats, mean: Tensor | float = 0.0, spread: Tensor | float = 1.0) -> None:
-        """Sets the first clip, for values `(x - mean) / spread`: the number asked for, or the one of least squared error."""
+        """Sets the first clip, for values `(x - mean) / spread`: the number in `range`, or the clip with the least squared error."""
         alpha = self.range
         if alpha == "mse":
             peak = float((torch.maximum((stats.min - mean).abs(), (stats.max - mean).abs()) / spread).max())
             levels = self.unit_levels.double().cpu()[None]
             tried = [peak * i / _CANDIDATES for i in range(_CANDIDATES, 0, -1)]
             alpha = min(tried, key=lambda a: float(stats.density.squared_error(mean + spread * a * levels).sum()))
-            if not peak:  # zeros throughout: three deviations of what there will be; weights count in their own
+            if (
+                not peak
+            ):  # all zeros: three standard deviations of the expected values; weights are in units of their own
                 alpha = 3.0 if self.normalize else 3 * math.sqrt(math.pi / 2) * usual_magnitude(self.shape)
         with torch.no_grad():
             self.alpha.fill_(max(float(alpha), _LEAST_ALPHA))
@@ -102,7 +104,7 @@ class _APoT(AffineQuantizer):
         return torch.zeros_like(self.alpha.detach())
 
     def index(self, v: Tensor) -> Tensor:
-        """Returns the codes of values over the clip: signed indices into the levels."""
+        """Returns the codes of values that are divided by the clip: signed indices into the levels."""
         nearest = level_grid(v, self.unit_levels, torch.ones_like(self.alpha.detach()))
         return torch.searchsorted(self.unit_levels, nearest.contiguous()).int() + self.limits[0]
 
@@ -126,24 +128,25 @@ class _APoT(AffineQuantizer):
 
 
 class APoTWeight(_APoT):
-    """`w^ = alpha * std * nearest level of w~ / alpha`, `w~ = (w - mean) / std`, mean and std being the tensor's own at each step.
+    """`w^ = alpha * std * nearest level of w~ / alpha`, `w~ = (w - mean) / std`; mean and std are computed from the tensor at each step.
 
-    Levels: 2^bits - 1, zero among them, `+-` sums of one power of two from each set; ternary at 2 bits. Ties go to the smaller
-    magnitude. Gradients: to w, 1 everywhere, the statistics being constants; to alpha, `sign(w~)` where `|w~| > alpha`, else the level
-    less `w~ / alpha`, times std where the spread is restored. alpha is one scalar, kept at 1e-3 or more. Saved: alpha, the grid's limits.
-    Not idempotent, since the result has another mean and spread; levels are not evenly spaced, so errors are not bounded by half a step.
+    Levels: 2^bits - 1 including zero, `+-` sums of one power of two from each set; ternary at 2 bits. Ties go to the smaller magnitude.
+    Gradients: to w, 1 everywhere (the statistics count as constants); to alpha, `sign(w~)` where `|w~| > alpha`, else the level minus
+    `w~ / alpha`, times std where the spread is restored. alpha is one scalar of at least 1e-3. Saved: alpha, the grid's limits.
+    Not idempotent, since the result has a different mean and spread. Levels are not evenly spaced, so there is no error bound of half a
+    step.
 
     Args:
         bits: 2..7, sign included.
-        shape, granularity, rounding: See `Quantizer`; one alpha a tensor, nearest level.
-        range: The first clip in standard deviations: a number (3 in the paper), or `mse`, the one of least squared error.
+        shape, granularity, rounding: See `Quantizer`; one alpha per tensor, nearest level.
+        range: The first clip in standard deviations: a number (3 in the paper), or `mse`, the clip with the least squared error.
         additive: False quantizes to plain powers of two.
-        normalize: False leaves out mean and spread, which belong to the method: at few bits training then fails from a clip of 3.
-        rescale: `std` multiplies by the spread that normalisation took away; `none` leaves it to the batch norm, as published.
+        normalize: False skips the normalisation, which is part of the method: at few bits, training from a clip of 3 then fails.
+        rescale: `std` multiplies by the spread that normalisation removed; `none` leaves the scale to the batch norm, as published.
 
     Source: Li, Dong, Wang 2020 (arXiv 1909.13144), equations 4-9.
-    Differs from the paper: `rescale: std` is the same network under a batch norm in training and keeps its running statistics, layers
-    without one and the decay of the weights meaningful; the first clip of the shipped recipe is the one of least error.
+    Differs from the paper: `rescale: std`. Before a batch norm in training it is the same network; running statistics, layers without a
+    batch norm, and weight decay keep their usual scale. The first clip of the shipped recipe is the one with the least error.
 
     >>> q = APoTWeight(4, (4,), range=1.5, normalize=False)
     >>> q.fit(TensorStats.of(torch.tensor([-2.0, 1.4])))
@@ -176,8 +179,8 @@ class APoTWeight(_APoT):
     def fit(self, stats: TensorStats, followed_by_relu: bool = False) -> None:
         if not self.normalize:
             log.warning(
-                "%s: APoT without weight normalisation (normalize: false): its clip then counts in units of the "
-                "weights; at few bits training fails from a clip of 3",
+                "%s: APoT without weight normalisation (normalize: false) has its clip in units of the "
+                "weights; at few bits, training from a clip of 3 fails",
                 self.name,
             )
             return self.start(stats)
@@ -216,20 +219,20 @@ class APoTWeight(_APoT):
 
 
 class APoTInput(_APoT):
-    """`x^ = alpha * nearest level of x / alpha`, levels being sums of powers of two on [0, 1], or on [-1, 1] where negatives were seen.
+    """`x^ = alpha * nearest level of x / alpha`; levels are sums of powers of two on [0, 1], or on [-1, 1] for a signed tensor.
 
     Levels: unsigned 2^bits, signed 2^bits - 1. Ties go to the smaller magnitude. Gradients: to x, 1 up to the clip (included), 0
-    beyond; to alpha, the outermost level beyond the clip, else the level less `x / alpha`. alpha is one scalar, kept at 1e-3 or more.
-    Saved: alpha, the grid's limits. Levels are not evenly spaced, so errors are not bounded by half a step.
+    beyond; to alpha, the outermost level beyond the clip, else the level minus `x / alpha`. alpha is one scalar of at least 1e-3.
+    Saved: alpha, the grid's limits. Levels are not evenly spaced, so there is no error bound of half a step.
 
     Args:
         bits: 1..6.
-        shape, granularity, rounding, signed: See `AffineQuantizer`; one alpha a tensor, nearest level.
-        range: The first clip: a number (8 for CIFAR, 6 for ImageNet in the paper), or `mse`, the one of least squared error.
+        shape, granularity, rounding, signed: See `AffineQuantizer`; one alpha per tensor, nearest level.
+        range: The first clip: a number (8 for CIFAR, 6 for ImageNet in the paper), or `mse`, the clip with the least squared error.
         additive: False quantizes to plain powers of two.
 
     Source: Li, Dong, Wang 2020 (arXiv 1909.13144), equations 4-7.
-    Differs from the paper: the signed form, for tensors that no ReLU precedes; `range: mse`.
+    Differs from the paper: the signed form, for tensors without a ReLU before them; `range: mse`.
 
     >>> q = APoTInput(2, (3,), signed=False, range=1.0)
     >>> q.fit(TensorStats.of(torch.tensor([0.0, 2.0])))

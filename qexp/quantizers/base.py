@@ -1,4 +1,4 @@
-"""The bases of quantizers: the contract, the evenly spaced grid, and the grid of integers whose sign may follow the data."""
+"""Base classes of quantizers: the contract, the evenly spaced grid, and the integer grid that may be signed or unsigned by the data."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["ROUNDINGS", "AffineQuantizer", "GridQuantizer", "Quantizer", "fit_ra
 
 
 class AffineQuantizer(GridQuantizer):
-    """A quantizer on a uniform grid whose signedness may follow the data: shared by every method with integer codes.
+    """A quantizer on a uniform grid that can be signed or unsigned depending on the data; the base of methods with integer codes.
 
     Args:
         bits, shape, granularity, rounding: As for every quantizer.
@@ -47,7 +47,7 @@ class AffineQuantizer(GridQuantizer):
         self._take_limits(self._grid_of(signed is True))
 
     def set_grid(self, grid: UniformGrid) -> None:
-        """Takes over another grid: its limits go into the saved buffers and their copy outside the device."""
+        """Replaces the grid; writes its limits into the saved buffers and into their copy on the host."""
         self._take_limits(grid)
 
     def _take_limits(self, grid: UniformGrid) -> None:
@@ -60,7 +60,7 @@ class AffineQuantizer(GridQuantizer):
         self._limits = (grid.qmin, grid.qmax) if self.qmin.numel() == 1 else None
 
     def choose_sign(self, stats: TensorStats) -> None:
-        """Settles `signed: auto` by what was seen, and refuses an unsigned grid for a tensor that has negative values."""
+        """Decides `signed: auto` from the statistics; raises for an unsigned grid on a tensor that has negative values."""
         negative = bool((stats.min < 0).any())
         if self.signed == "auto":
             self.take_sign(negative)
@@ -68,33 +68,33 @@ class AffineQuantizer(GridQuantizer):
             self.refuse_negative(float(stats.min.min()))
 
     def take_sign(self, signed: bool) -> None:
-        """Takes over the signed or the unsigned grid of this width; the error names the layer where there is none."""
+        """Sets the signed or the unsigned grid of this width; where there is none, the error names the layer."""
         self.set_grid(self._grid_of(signed))
 
     def follow_sign(self, stats: TensorStats, followed_by_relu: bool) -> None:
-        """Settles `signed: auto`: signed where negative values were seen that no ReLU removes right after."""
+        """Decides `signed: auto`: signed where the statistics have negative values that no ReLU removes directly after."""
         if self.signed == "auto":
             self.take_sign(bool((stats.min < 0).any()) and not followed_by_relu)
 
     def _grid_of(self, signed: bool) -> UniformGrid:
         if signed and isinstance(self.grid.bits, int) and self.grid.bits == 1:
             raise QexpError(
-                f"{self.name}: bits=1 leaves a signed tensor no positive level; allowed are 2..{self.bits_allowed[1]} bits there, "
+                f"{self.name}: bits=1 leaves a signed tensor no positive level; allowed are 2..{self.bits_allowed[1]} bits, "
                 "or a binary method such as quant=dorefa for weights"
             )
         return UniformGrid(self.grid.bits, signed, self.narrow and signed)
 
     def range_key(self) -> Hashable | None:
-        """Returns what, besides class, grid and symmetry, the way from a range to a scale depends on; None where searches are not shared.
+        """Returns all that a scale depends on besides range, class, grid and symmetry; None where searches are not shared.
 
-        Two quantizers that agree in it get the same range from the same rule and statistics, which is then searched once.
+        Two quantizers with equal keys get the same range from the same rule and statistics, so that the search runs once.
         """
         return None
 
     def refuse_negative(self, least: float) -> None:
-        """Raises: an unsigned quantizer saw negative values."""
+        """Raises an error: an unsigned quantizer received negative values."""
         raise QexpError(
-            f"{self.name}: an unsigned quantizer saw negative values (least {least:.4g}) in calibration; "
+            f"{self.name}: an unsigned quantizer received negative values (least {least:.4g}) in calibration; "
             "use signed: auto or true, or leave this tensor in float with a rule"
         )
 
@@ -103,7 +103,7 @@ class AffineQuantizer(GridQuantizer):
         return self._limits if self._limits is not None else (self.qmin, self.qmax)  # buffers, which follow the device
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
-        for name in ("qmin", "qmax"):  # channels may have widths of their own in the checkpoint
+        for name in ("qmin", "qmax"):  # in the checkpoint each channel may have its own width
             saved = state_dict.get(prefix + name)
             if saved is not None and saved.shape != getattr(self, name).shape:
                 setattr(self, name, torch.zeros_like(saved, device=getattr(self, name).device))
@@ -120,10 +120,10 @@ class AffineQuantizer(GridQuantizer):
 
 
 def usual_magnitude(shape: tuple[int, ...], signed: bool = True) -> float:
-    """Returns the mean magnitude that a tensor has where all that was seen of it is zeros: what learned steps start from there.
+    """Returns the mean magnitude to assume for a tensor with only zeros in calibration; learned steps start from it.
 
-    A weight `[O, I, ...]` gets that of fresh weights, `sqrt(2/pi) / sqrt(fan_in)`, so that its first steps away from zero are seen; other
-    tensors that of a unit normal.
+    For a weight `[O, I, ...]` it is that of freshly initialised weights, `sqrt(2/pi) / sqrt(fan_in)`, so that small first changes are
+    not rounded to zero. For other tensors it is that of a unit normal distribution.
     """
     fan_in = math.prod(shape[1:]) if len(shape) > 1 and shape[0] > 1 and signed else 1
     return math.sqrt(2 / math.pi / max(fan_in, 1))
@@ -132,17 +132,17 @@ def usual_magnitude(shape: tuple[int, ...], signed: bool = True) -> float:
 def fit_range(
     quantizer: AffineQuantizer, rule: RangeRule, stats: TensorStats, context: Context
 ) -> tuple[Tensor, Tensor]:
-    """Returns a rule's range `(low, high)`, float64 `[G]`, with an error that names the layer where it is not finite."""
+    """Returns a rule's range `(low, high)`, float64 `[G]`; raises an error with the layer's name where it is not finite."""
     low, high = _searched(quantizer, rule, stats, context)
     if not bool((torch.isfinite(low) & torch.isfinite(high)).all()):
-        raise QexpError(f"{quantizer.name}: the range rule {type(rule).__name__} gave a range that is not finite")
+        raise QexpError(f"{quantizer.name}: the range rule {type(rule).__name__} returned a range that is not finite")
     return low, high
 
 
 def _searched(
     quantizer: AffineQuantizer, rule: RangeRule, stats: TensorStats, context: Context
 ) -> tuple[Tensor, Tensor]:
-    """Returns the rule's answer, found once for the same statistics, rule, grid and way from range to scale."""
+    """Returns the rule's range; equal statistics, rule, grid and range key share one search."""
     made_of = quantizer.range_key()
     plain = is_dataclass(rule) and type(rule).__hash__ is not None and isinstance(quantizer.grid.bits, int)
     if made_of is None or not plain:
@@ -150,7 +150,7 @@ def _searched(
     try:
         key = (rule, quantizer.grid, context.symmetric, context.followed_by_relu, type(quantizer), made_of)
         hash(key)
-    except TypeError:  # a rule that holds something mutable
+    except TypeError:  # a rule with mutable fields has no hash
         return rule(stats, quantizer.grid, context)
     low, high = stats.remember(key, lambda: rule(stats, quantizer.grid, context))
     return low.clone(), high.clone()

@@ -1,4 +1,4 @@
-"""BWN: a weight is its sign times the mean magnitude of its filter."""
+"""BWN: each weight becomes its sign times the mean magnitude of its filter."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FORMS = ("ste", "clipped", "paper", "exact")
 
 
 class _ScaledSigns(torch.autograd.Function):
-    """`scale * signs`, with the gradient to the float weight that a form names (see `scaled_signs`)."""
+    """`scale * signs`; `form` selects the gradient to the float weight (see `scaled_signs`)."""
 
     @staticmethod
     def forward(ctx: Any, latent: Tensor, signs: Tensor, scale: Tensor, form: str, numel: int) -> Tensor:
@@ -38,15 +38,15 @@ class _ScaledSigns(torch.autograd.Function):
 
 
 def scaled_signs(latent: Tensor, signs: Tensor, scale: Tensor, form: str) -> Tensor:
-    """Returns `scale * signs`, of the shape and dtype of `latent`.
+    """Returns `scale * signs` in the shape and dtype of `latent`.
 
     Args:
         latent: The float weights, which receive the gradient.
-        signs: -1 or +1 (any value where a method has intermediate ones), the shape of `latent`.
-        scale: Broadcasts against them with as many dimensions; each element is the mean magnitude of the weights it serves.
-        form: `ste`: dW = g. `clipped`: dW_i = g_i scale 1[|W_i| <= 1]. `paper`: dW_i = g_i (1/n + scale 1[|W_i| <= 1]), n the weights
-            a scale serves. `exact`: the first term becomes sign(W_i)/n times the sum of g q over those weights. `scale`: that exact term
-            plus g.
+        signs: -1 or +1 (or any value, where a method has intermediate ones), in the shape of `latent`.
+        scale: Broadcasts against the signs, with the same number of dimensions; each element is the mean magnitude of its weights.
+        form: `ste`: dW = g. `clipped`: dW_i = g_i scale 1[|W_i| <= 1]. `paper`: dW_i = g_i (1/n + scale 1[|W_i| <= 1]), with n the
+            number of weights per scale. `exact`: the first term becomes sign(W_i)/n times the sum of g q over those weights. `scale`: that
+            exact term plus g.
     """
     return _ScaledSigns.apply(latent, signs, scale, form, latent.numel() // max(scale.numel(), 1))
 
@@ -54,16 +54,16 @@ def scaled_signs(latent: Tensor, signs: Tensor, scale: Tensor, form: str) -> Ten
 class BWN(Quantizer):
     """`alpha * sign(w)` with `alpha = mean|w|` of each output filter; sign(0) = +1.
 
-    Levels: 2, at -alpha and +alpha, so 1 bit alone. No rounding, no ties but zero. Gradient to the float weight: see `gradient`. No
-    calibration: alpha is the tensor's own, taken at each forward. Not idempotent in floating point (the mean of n equal numbers need
-    not be that number), and no error bound: half a step is alpha, a weight may lie anywhere beyond. Saved: alpha as last used.
+    Levels: 2, at -alpha and +alpha, so 1 bit only. No rounding; zero is the only tie. Gradient to the float weight: see `gradient`. No
+    calibration: alpha is computed from the tensor at each forward. Not idempotent in floating point (the mean of n equal numbers need
+    not equal that number). No error bound: half a step is alpha, but a weight may be arbitrarily large. Saved: alpha as last used.
 
     Args:
         bits, shape, rounding: See `Quantizer`; 1 bit, nothing is rounded.
-        granularity: Who shares alpha: `channel` (paper), `tensor` or `group:N`.
+        granularity: One alpha per `channel` (paper), `tensor` or `group:N`.
         scaled: Whether alpha multiplies the signs; false leaves -1 and +1, which a batch norm must follow.
-        gradient: `ste` straight through; `clipped` through `alpha 1[|w| <= 1]` (ReActNet); `paper` through
-            `1/n + alpha 1[|w| <= 1]`; `exact` with alpha's true derivative.
+        gradient: `ste` is straight through; `clipped` multiplies by `alpha 1[|w| <= 1]` (ReActNet); `paper` multiplies by
+            `1/n + alpha 1[|w| <= 1]`; `exact` uses alpha's true derivative.
         clip_latent: Keep the float weight in [-1, 1] after each optimizer step.
 
     Source: Rastegari et al. 2016 (arXiv 1603.05279), section 3.1 and equation 4 (gradient).
@@ -92,7 +92,9 @@ class BWN(Quantizer):
         if gradient not in FORMS:
             raise QexpError(f"BWN: gradient={gradient!r}; allowed are {', '.join(FORMS)}")
         if not scaled and gradient == "exact":
-            raise QexpError("BWN: gradient=exact is that of alpha; with scaled=false allowed are ste, clipped, paper")
+            raise QexpError(
+                "BWN: gradient=exact is not allowed with scaled=false, which has no alpha; use ste, clipped or paper"
+            )
         self.scaled, self.gradient, self.clip_latent = scaled, gradient, clip_latent
         self.register_buffer("alpha", torch.ones(self.granularity.scale_shape(self.shape)))
 
@@ -106,14 +108,14 @@ class BWN(Quantizer):
 
     @property
     def zero_point(self) -> Tensor:
-        """A half: the two codes lie on either side of zero."""
+        """One half: the two codes lie on either side of zero."""
         return torch.full_like(self.alpha, 0.5)
 
     def forward(self, x: Tensor) -> Tensor:
         self._measure(x)
         w, _ = self.rows(x)
         signs = torch.where(w.detach() >= 0, 1.0, -1.0)
-        alpha = self.alpha.clone()  # as it is now: the buffer changes before the backward pass of a later forward
+        alpha = self.alpha.clone()  # a copy: a later forward may change the buffer before this one's backward pass
         alpha = alpha.reshape([-1] + [1] * (w.ndim - 1)) if alpha.numel() == 1 else alpha
         return scaled_signs(w, signs, alpha, self.gradient).reshape(x.shape)
 

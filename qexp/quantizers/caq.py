@@ -1,4 +1,4 @@
-"""CAQ: int8 activations, a power of two (shift) or a linear factor (simple) for each channel."""
+"""CAQ: int8 activations with a power of two (shift) or a linear factor (simple) per channel."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ FORMULAS = ("floor127", "round128")
 MEANS = ("cap", "pull", "activation_mean", "none")
 BEFORE_RELU = ("positive", "all")
 ZERO_CHANNELS = ("skip", "count")
-_FAR = 126  # exponents beyond it have no float32 scale
+_FAR = 126  # larger exponents have no float32 scale
 
 
 def channel_exponents(magnitude: Tensor, bits: int = 8, formula: str = "floor127") -> Tensor:
     """Returns the exponents Q of channels with maxima `magnitude` `[G]`: codes are `round(a * 2^Q)`.
 
-    `floor127`: `floor(log2((2^(bits-1) - 1) / m))`, nothing saturates; `round128`: `round(log2(2^(bits-1) / m))`, half to even, up to
-    half the range saturates. A channel that is all zero gets 0.
+    `floor127`: `floor(log2((2^(bits-1) - 1) / m))`, without saturation. `round128`: `round(log2(2^(bits-1) / m))`, half to even; up to
+    half the range saturates. The exponent of an all-zero channel is 0.
 
     >>> channel_exponents(torch.tensor([0, 0.5, 1, 2, 16, 90, 128, 300])).tolist()
     [0.0, 7.0, 6.0, 5.0, 2.0, 0.0, -1.0, -2.0]
@@ -38,10 +38,10 @@ def channel_exponents(magnitude: Tensor, bits: int = 8, formula: str = "floor127
 
 
 def limit_exponents(exponents: Tensor, rule: str) -> Tensor:
-    """Returns a layer's exponents `[G]` drawn to their mean: `cap` from above, `pull` from the far side of zero, `none` not.
+    """Returns a layer's exponents `[G]` limited by their mean: `cap` limits from above, `pull` on the far side of zero, `none` not.
 
-    `pull` is two rules in sequence, as in TF2-Engine's code: positive exponents above the mean fall to its floor, and then negative ones
-    below the mean, those that have just become negative too, rise to its ceiling.
+    `pull` applies two rules in sequence, as in TF2-Engine's code. First, positive exponents above the mean fall to its floor. Then negative
+    exponents below the mean rise to its ceiling, including those that the first rule made negative.
 
     >>> limit_exponents(torch.tensor([-2.0, -1, -3]), "pull").tolist()
     [-2.0, -1.0, -2.0]
@@ -51,35 +51,35 @@ def limit_exponents(exponents: Tensor, rule: str) -> Tensor:
         return torch.minimum(exponents, mean.floor())
     if rule == "pull":
         pulled = torch.where((exponents > 0) & (exponents > mean), mean.floor(), exponents)
-        # the second rule sees what the first one left: under a mean of -0.4 an exponent of 3 becomes -1, then 0
+        # the second rule acts on the result of the first: with a mean of -0.4 an exponent of 3 becomes -1, then 0
         return torch.where((pulled < 0) & (pulled < mean), mean.ceil(), pulled)
     return exponents
 
 
 class CAQShift(GridQuantizer):
-    """`codes = clip(round(a * 2^Q_c), -2^(bits-1), 2^(bits-1) - 1)` with an integer exponent for each channel, `a^ = codes * 2^-Q_c`.
+    """`codes = clip(round(a * 2^Q_c), -2^(bits-1), 2^(bits-1) - 1)` with one integer exponent per channel, `a^ = codes * 2^-Q_c`.
 
-    Levels: 2^bits; with `activation_mean` fewer, as the clip asks. Ties: half to even. Gradient: 1 where the clip lets through (limits
-    included), else 0. The exponents come from the channel maxima seen, limited by their mean over the layer. Saved: the scales 2^-Q_c
-    (and the clip, as a real value: its codes follow the exponents, whoever sets them).
+    Levels: 2^bits; fewer with the clip of `activation_mean`. Ties: half to even. Gradient: 1 within the limits (included), else 0. The
+    exponents come from the observed channel maxima, limited by their mean over the layer. Saved: the scales 2^-Q_c (and the clip, as a
+    real value, so that its codes follow later changes of the exponents).
 
     Args:
         bits: 2..16.
-        shape, granularity, rounding: As for every quantizer; `channel` is the method's own.
+        shape, granularity, rounding: As for every quantizer; the method itself uses `channel`.
         exponent_formula: `floor127` or `round128`, see `channel_exponents`.
         exponent_mean: `cap`, `pull` or `none`, see `limit_exponents`; `pull` raises exponents of wide channels, which then saturate. Or
-            `activation_mean`: each channel is clipped to the mean of its map of maxima, from which its exponent comes, and stays clipped
-            to it under the exponents of a residual group or of a refinement.
-        before_relu: What counts of a tensor that goes straight into a ReLU: `positive`, what the ReLU lets through, or `all` of |a|.
-            `activation_mean` counts all.
-        zero_channels: `skip`: a channel that was zero throughout has no say in the mean, nor in the least exponent of a residual group;
-            `count`: its exponent 0 has.
+            `activation_mean`: each channel is clipped to the mean of its map of maxima, which also determines its exponent. The clip stays
+            if a residual group or a refinement changes the exponents.
+        before_relu: Values that count for a tensor that goes straight into a ReLU: `positive`, those that the ReLU passes, or `all` of
+            |a|. `activation_mean` counts all.
+        zero_channels: `skip` excludes all-zero channels from the mean and from the least exponent of a residual group; `count` includes
+            them with exponent 0.
 
-    Source: TF2-Engine's CNN Activation Quantization (no paper); `cap` as in its manual, `pull` as in its code, `activation_mean` as one
-    sentence of its description says.
-    Differs from the source: any width. There zero channels count, which costs where a shortcut pads with zeros and exponents are
-    positive; what a convolution gives counts with both signs though a ReLU follows, a sum after its ReLU alone (`before_relu: all`,
-    but `positive` for additions).
+    Source: TF2-Engine's CNN Activation Quantization (no paper); `cap` as in its manual, `pull` as in its code, `activation_mean` as in one
+    sentence of its description.
+    Differs from the source: any width is allowed. The source counts zero channels, which loses accuracy where a shortcut pads with zeros
+    and exponents are positive. It counts both signs of a convolution's result even if a ReLU follows, but a sum only after its ReLU
+    (`before_relu: all`, but `positive` for additions).
 
     >>> from qexp.numerics import PerChannel
     >>> q = CAQShift(8, (1, 2), granularity=PerChannel(1), exponent_mean="none")
@@ -148,11 +148,11 @@ class CAQShift(GridQuantizer):
 
     @property
     def counted(self) -> Tensor:
-        """Which channels count in the mean and in exponents that several share, bool `[G]`; all of them before `fit`."""
+        """The channels that count in the mean and in shared exponents, bool `[G]`; all channels before `fit`."""
         return torch.ones(self.scale.numel(), dtype=torch.bool) if self._counted is None else self._counted
 
     def set_exponents(self, exponents: Tensor) -> None:
-        """Takes other exponents `[G]`, integers, from now on; a clip keeps its real value."""
+        """Sets the exponents `[G]`, integers; a clip keeps its real value."""
         self.put(scale=torch.exp2(-exponents.double().clamp(-_FAR, _FAR)).float())
 
     @property
@@ -170,8 +170,8 @@ class CAQShift(GridQuantizer):
 class CAQSimple(GridQuantizer):
     """`codes = clip(round(a * S_c), -2^(bits-1), 2^(bits-1) - 1)` with `S_c = (2^(bits-1) - 1) / max|a_c|`, `a^ = codes / S_c`.
 
-    Levels: 2^bits. Ties: half to even. Gradient: 1 where the clip lets through (limits included), else 0. An all-zero channel gets S = 1.
-    Per tensor it is what the Winograd layers take; per channel no integer hardware can sum it over input channels. Saved: the scales 1/S_c.
+    Levels: 2^bits. Ties: half to even. Gradient: 1 within the limits (included), else 0. An all-zero channel gets S = 1. Winograd layers
+    need the form per tensor; integer hardware cannot sum the form per channel over input channels. Saved: the scales 1/S_c.
 
     Args:
         bits: 2..16.
@@ -179,7 +179,7 @@ class CAQSimple(GridQuantizer):
         integer_scale: Round S_c to an integer, at least 1; coarse where maxima are above about 10.
 
     Source: the `simple` style of TF2-Engine's CNN Activation Quantization.
-    Differs from the source: real factors by default; a rounded factor is at least 1, which there is 0 for maxima above 254.
+    Differs from the source: real factors by default; a rounded factor is at least 1, while the source gets 0 for maxima above 254.
 
     >>> from qexp.numerics import PerChannel
     >>> q = CAQSimple(8, (3,), integer_scale=True, granularity=PerChannel(0))
@@ -209,7 +209,7 @@ class CAQSimple(GridQuantizer):
         if self.integer_scale:
             factor = torch.where(greatest > 0, torch.round(top / greatest.clamp_min(1e-300)), 1.0)
             if bool((factor < 1).any()):
-                log.warning("%s: %d factors round to 0 and are taken as 1", self.name, int((factor < 1).sum()))
+                log.warning("%s: %d factors round to 0; 1 is used instead", self.name, int((factor < 1).sum()))
             scale = 1 / factor.clamp_min(1)
         else:
             scale = torch.where(greatest > 0, greatest / top, 1.0).clamp_min(torch.finfo(torch.float32).tiny)

@@ -1,4 +1,4 @@
-"""The contract of a quantizer: it sits on one tensor of a layer and maps it to codes and back."""
+"""The contract of a quantizer, which belongs to one tensor of a layer and maps the tensor to codes and back."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from qexp.statistics.stats import TensorStats
 
 ROUNDINGS = ("half_even", "half_up", "half_away", "floor", "trunc", "stochastic")
 GRANULARITIES = ("tensor", "channel", "group")
-_LOST_BY_ROUNDING = {  # a level an ulp short of its code falls to the next one, and errors reach a whole step
+_LOST_BY_ROUNDING = {  # a level one ulp below its code falls to the next code, so that errors reach a whole step
     "floor": frozenset({"half_step", "idempotent"}),
     "trunc": frozenset({"half_step", "idempotent"}),
     "stochastic": frozenset({"half_step", "idempotent", "monotone"}),
@@ -27,36 +27,36 @@ _LOST_BY_ROUNDING = {  # a level an ulp short of its code falls to the next one,
 class Quantizer(nn.Module):
     """Maps a tensor to integer codes and back: `forward(x) == dequantize(codes(x))`, same shape and dtype as `x`.
 
-    A method is a subclass in a file of its own. It sets the class attributes below, makes its buffers and parameters in the
-    constructor (shapes are known there), derives them from statistics in `fit`, and writes `codes` and `dequantize`; `forward` only
-    where one fused operation does both. A constructor with arguments of its own passes the rest on as `**common`.
+    A method is a subclass in its own file. It sets the class attributes below. It creates its buffers and parameters in the constructor
+    (shapes are known there), computes their values from statistics in `fit`, and implements `codes` and `dequantize`. It overrides
+    `forward` only where one fused operation does both. A constructor with further arguments passes the common ones on as `**common`.
 
     Attributes:
-        properties: What the method promises and the contract tests check: `idempotent`, `monotone`, `half_step` (inside the range the
-            error is at most half a step), `needs_calibration` (forward raises before `fit` or a loaded checkpoint).
-        sites: Tensors it makes sense for.
+        properties: Properties that the method guarantees and the contract tests check: `idempotent`, `monotone`, `half_step` (inside the
+            range the error is at most half a step), `needs_calibration` (forward raises before `fit` or a loaded checkpoint).
+        sites: Tensors for which the method is made.
         bits_allowed: Least and greatest width.
-        granularities: Who may share a scale, of `tensor`, `channel` and `group`; the constructor refuses the others.
-        roundings: The roundings it is defined for, the default first; the constructor refuses the others.
+        granularities: Supported granularities, of `tensor`, `channel` and `group`; the constructor refuses the others.
+        roundings: Supported roundings, the default first; the constructor refuses the others.
         symmetric: Whether code times scale is the value, without a zero point.
-        dynamic: Whether the range is that of each batch, not that of calibration.
-        noise: What is added before rounding; `none`, or a word of the method's.
-        range: What picks the first range: a rule, a number, or a word of the method's; None where nothing is to choose.
-        collectors: What calibration shall collect for it beside the summary every tensor gets; found in `stats.extra`.
-        level_counts: By how much the documented number of levels may differ from 2^bits.
+        dynamic: Whether the range is computed from each batch, not from calibration.
+        noise: Noise that is added before rounding: `none`, or a name that the method defines.
+        range: Source of the first range: a rule, a number, or a name that the method defines; None where the method has no choice.
+        collectors: Statistics that calibration collects for the method besides the summary of every tensor; see `stats.extra`.
+        level_counts: Allowed differences between the documented number of levels and 2^bits.
         correctable: Whether `forward` and `dequantize` apply the gain and offset of a corrected weight.
         scale: Real value of one code, in the shape that broadcasts against the tensor.
         zero_point: The code of zero, same shape.
-        latent_decay: Weight decay of the float weight behind the quantizer while it trains; None takes the schedule's.
-        ready: Whether the quantizer knows its range; saved with it.
-        gain, offset: Of a corrected weight, one a channel: the values are `gain * x^ + offset`, off the integer grid; None otherwise.
+        latent_decay: Weight decay of the float weight while it trains; None uses that of the schedule.
+        ready: Whether the range is set; saved with the quantizer.
+        gain, offset: Correction of a weight, one per channel: the values are `gain * x^ + offset`, off the integer grid; None without one.
         name: Layer and site, for messages; set when the quantizer is attached.
 
     Args:
-        bits: Width; 32 and more never reach a quantizer (the tensor stays float).
+        bits: Width; below 32 (at 32 the tensor stays float).
         shape: Shape of the tensor; for activations with any batch size.
-        granularity: Who shares a scale; the whole tensor by default.
-        rounding: How ties and remainders are rounded; the first of `roundings` by default.
+        granularity: Granularity of the scales; one per tensor by default.
+        rounding: Rounding of ties and remainders; the first of `roundings` by default.
     """
 
     properties: frozenset[str] = frozenset({"idempotent", "monotone", "half_step", "needs_calibration"})
@@ -95,7 +95,9 @@ class Quantizer(nn.Module):
         self.properties = self.properties - _LOST_BY_ROUNDING.get(self.rounding, frozenset())
         self.name = type(self).__name__
         self.register_buffer("ready", torch.tensor("needs_calibration" not in self.properties))
-        self._ready = bool(self.ready)  # the same, without asking the device in every forward
+        self._ready = bool(
+            self.ready
+        )  # a copy on the host: reading the buffer in every forward would synchronise with the device
         self.register_buffer("gain", None)
         self.register_buffer("offset", None)
 
@@ -106,7 +108,7 @@ class Quantizer(nn.Module):
 
     @classmethod
     def arguments(cls) -> tuple[str, ...]:
-        """Returns the names of all arguments of the constructor, those included that it passes on to its bases."""
+        """Returns the names of all arguments of the constructor, including those of its bases."""
         names: dict[str, None] = {}
         for kind in cls.__mro__:
             if "__init__" not in vars(kind):
@@ -119,7 +121,7 @@ class Quantizer(nn.Module):
 
     @classmethod
     def require_arguments(cls, names: Iterable[str]) -> None:
-        """Raises where the constructor has no argument of such a name; says what a renamed one is called now."""
+        """Raises if the constructor has no argument of such a name; for a renamed argument the error gives the new name."""
         allowed = cls.arguments()
         for name in names:
             if name not in allowed:
@@ -129,19 +131,19 @@ class Quantizer(nn.Module):
 
     @property
     def needs_histogram(self) -> bool:
-        """Whether `fit` reads more than sums and ends of a tensor: what the range rule declares; a rule that declares nothing may.
+        """Whether `fit` reads more than sums and extremes of a tensor, as the range rule declares; True for a rule without declaration.
 
-        A method that needs none whatever its arguments are declares `needs_histogram = False`.
+        A method that needs no histogram for any arguments declares `needs_histogram = False`.
         """
         return bool(getattr(self.range, "needs_histogram", not isinstance(self.range, float | int)))
 
-    # -- what a method writes ------------------------------------------------------------------------------------------
+    # -- what a method implements --------------------------------------------------------------------------------------
 
     def fit(self, stats: TensorStats, followed_by_relu: bool = False) -> None:
-        """Sets scale and zero point from what was seen of the tensor; a method without a range need not write it.
+        """Sets scale and zero point from the statistics of the tensor; a method without a range need not override it.
 
         Args:
-            stats: Summary of the tensor, by this quantizer's granularity.
+            stats: Summary of the tensor, with this quantizer's granularity.
             followed_by_relu: Whether the tensor goes straight into a ReLU.
         """
         self.mark_ready()
@@ -159,24 +161,28 @@ class Quantizer(nn.Module):
         return self.dequantize(self.codes(x)).to(x.dtype)
 
     def attach(self, layer: nn.Module, sources: tuple[tuple[nn.Module, str], ...]) -> None:
-        """Learns whose quantizer it is, once the network carries all of them; a method that needs no other tensor's need not write it.
+        """Receives the layer, after all quantizers are attached; only a method that reads other tensors' quantizers overrides it.
 
         Args:
-            layer: The layer.
-            sources: Where the layer's input may have passed a quantizer, nearest first: layers and their sites.
+            layer: The layer of this quantizer.
+            sources: Layers and their sites where the layer's input may have passed a quantizer, nearest first.
         """
 
     def on_training_start(self, latent: Tensor | None, total_steps: int) -> None:
-        """Prepares a method's memory or schedule, given the float tensor it quantizes and the optimizer steps of the whole training.
+        """Prepares a method's memory or schedule for a training.
 
-        Called again when training resumes, with the state restored.
+        When a training resumes, this is called again after the state has been restored.
+
+        Args:
+            latent: The float tensor that the method quantizes; None for activations.
+            total_steps: Optimizer steps of the whole training.
         """
 
     def on_optimizer_step(self, latent: Tensor | None) -> None:
         """Advances a method's memory, once after each optimizer step, given the float tensor it quantizes (None for activations)."""
 
     def must_stay_positive(self) -> Tensor | None:
-        """What the method learns and cannot live without, less the least value it may have; watched while training, None = nothing."""
+        """The learned parameter that must stay positive, minus its least allowed value; checked while training. None: no check."""
         return None
 
     @property
@@ -191,13 +197,13 @@ class Quantizer(nn.Module):
         return int(torch.as_tensor(qmax - qmin).max()) + 1
 
     def range_name(self) -> str:
-        """Returns what picks the first range, in a word or a number: `minmax`, `paper`, `6.0`; nothing where nothing is to choose."""
+        """Returns the source of the first range as text: `minmax`, `paper`, `6.0`; empty where the method has no choice."""
         if self.range is None or isinstance(self.range, str | float | int):
             return "" if self.range is None else str(self.range)
         return type(self.range).__name__.lower()
 
     def describe(self) -> dict[str, Any]:
-        """Returns what the plan says of this quantizer: signed, granularity, range rule."""
+        """Returns the entries of this quantizer in the plan: signed, granularity, range rule."""
         qmin, _ = self.limits
         return {
             "quantizer": type(self).__name__.lower(),
@@ -209,10 +215,10 @@ class Quantizer(nn.Module):
             "levels": self.levels,
         }
 
-    # -- what every method shares --------------------------------------------------------------------------------------
+    # -- shared by all methods -----------------------------------------------------------------------------------------
 
     def mark_ready(self) -> None:
-        """Declares the range known, after checking that no scale is zero, negative or non-finite; drops a correction made for another."""
+        """Marks the range as set; raises if a scale is zero, negative or not finite. Removes the correction of an earlier range."""
         scale = getattr(self, "scale", None)
         if scale is not None and not bool(torch.isfinite(scale).all() & (scale > 0).all()):
             bad = int((~(torch.isfinite(scale) & (scale > 0))).sum())
@@ -224,14 +230,14 @@ class Quantizer(nn.Module):
         self._ready = True
 
     def require_ready(self) -> None:
-        """Raises if the quantizer is used before it knows its range."""
+        """Raises if the range is not set."""
         if not self._ready:
             raise QexpError(
-                f"{self.name}: used before calibration; call calibrate(model, batches) first, or load a checkpoint that holds its scale"
+                f"{self.name}: used before calibration; call calibrate(model, batches) first, or load a checkpoint that has its scale"
             )
 
     def correct(self, gain: Tensor, offset: Tensor) -> None:
-        """Makes the values `gain * x^ + offset` from now on, the codes staying as they are.
+        """Makes the values `gain * x^ + offset` from now on; the codes do not change.
 
         Args:
             gain: Factor, in a shape that broadcasts against the tensor, such as `[O, 1, 1, 1]`.
@@ -246,13 +252,13 @@ class Quantizer(nn.Module):
         return values if self.gain is None else values * self.gain + self.offset
 
     def rows(self, x: Tensor) -> tuple[Tensor, int | None]:
-        """Returns the tensor and the axis of its scales as the kernels want them (groups become rows of axis 0)."""
+        """Returns the tensor and the axis of its scales in the form that the kernels expect (groups become rows of axis 0)."""
         if isinstance(self.granularity, PerGroup):
             return self.granularity.rows(x), 0
         return x, self.granularity.axis
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
-        for name in ("gain", "offset"):  # a corrected weight's checkpoint brings them along
+        for name in ("gain", "offset"):  # the checkpoint of a corrected weight holds them
             saved = state_dict.get(prefix + name)
             setattr(self, name, None if saved is None else torch.zeros_like(saved, device=self.ready.device))
         super()._load_from_state_dict(state_dict, prefix, *args)

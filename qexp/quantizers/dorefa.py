@@ -17,19 +17,19 @@ from qexp.statistics.stats import TensorStats
 class DoReFaWeight(Quantizer):
     """`t = tanh(w) / max|tanh(w)|`, then `2 round((t/2 + 1/2) n)/n - 1` (original) or `round(t m)/m` (symmetric).
 
-    Levels: original 2^bits in [-1, 1], none of them zero (n = 2^bits - 1; w = 0 takes the smallest positive level); symmetric
-    2^bits - 1, zero among them (m = 2^(bits-1) - 1), ternary at 2 bits. At 1 bit both are `sign(w) * E|w|`, with sign(0) = +1.
-    Gradient: through tanh and the maximum, straight through the rounding; at 1 bit straight to w. Not idempotent: tanh bends its own
-    result, so that the error is not bounded by half a step either. No calibration: the maximum is the tensor's own. The magnitude of
-    the layer is lost, so a batch norm must follow, unless `rescale: max`. Saved: nothing but that scale.
+    Levels: original 2^bits in [-1, 1] without zero (n = 2^bits - 1; w = 0 becomes the smallest positive level); symmetric 2^bits - 1
+    including zero (m = 2^(bits-1) - 1), ternary at 2 bits. At 1 bit both are `sign(w) * E|w|`, with sign(0) = +1. Gradient: through tanh
+    and the maximum, straight through the rounding; at 1 bit straight to w. Not idempotent and without an error bound of half a step,
+    because tanh changes its own result. No calibration: the maximum is computed from the tensor. The magnitude of the layer is lost, so a
+    batch norm must follow, unless `rescale: max`. Saved: only that scale.
 
     Args:
-        bits, shape, granularity, rounding: See `Quantizer`; one maximum for the tensor, half to even.
+        bits, shape, granularity, rounding: See `Quantizer`; one maximum per tensor, half to even.
         variant: `original` or `symmetric`.
         rescale: `none`, or `max`: multiply the result by `max|tanh(w)|`, which restores the magnitude.
 
     Source: Zhou et al. 2016 (arXiv 1606.06160), equations 7-9; the symmetric form as PACT-Quantization uses it.
-    Differs from the paper: symmetric is ternary at 2 bits (PACT-Quantization falls into a sign function there, and into NaN at 1).
+    Differs from the paper: symmetric is ternary at 2 bits (PACT-Quantization computes a sign function there, and NaN at 1 bit).
 
     >>> q = DoReFaWeight(4, (4,))
     >>> [round(v, 4) for v in q(torch.tensor([-1.5, -0.2, 0.0, 0.9])).tolist()]
@@ -56,7 +56,7 @@ class DoReFaWeight(Quantizer):
                 f"DoReFaWeight(variant={variant!r}, rescale={rescale!r}): allowed are original|symmetric and none|max"
             )
         self.variant, self.rescale = variant, rescale
-        self.register_buffer("magnitude", torch.ones(()))  # what one unit of the normalised weight is worth
+        self.register_buffer("magnitude", torch.ones(()))  # real value of one unit of the normalised weight
 
     @property
     def _symmetric(self) -> bool:
@@ -76,7 +76,7 @@ class DoReFaWeight(Quantizer):
 
     @property
     def zero_point(self) -> Tensor:
-        """The code that would be zero; a half for the original form, which has no zero."""
+        """The code of zero; for the original form, which has no zero, half-way between two codes."""
         return torch.full_like(self.magnitude, 0.0 if self._symmetric else self._steps / 2)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -121,18 +121,19 @@ class DoReFaWeight(Quantizer):
 
 
 class DoReFaInput(AffineQuantizer):
-    """`round(clip(k x, 0, 1) n) / n`: the activation scaled by k, clipped to the unit interval.
+    """`round(clip(k x, 0, 1) n) / n`: the activation is multiplied by k and clipped to the unit interval.
 
     Levels: 2^bits. Gradient: k inside the clip, 0 outside (1 inside with `unscale`). Saved: k, the grid's limits.
 
     Args:
-        bits, shape, granularity, rounding: See `AffineQuantizer`; one k a tensor.
-        range: The scale k; 1 in the paper, 0.1 in PACT-Quantization; or a range rule, then k = 1 / (upper end of its range).
+        bits, shape, granularity, rounding: See `AffineQuantizer`; one k per tensor.
+        range: The scale k (1 in the paper, 0.1 in PACT-Quantization), or a range rule, which gives k = 1 / (upper end of its range).
         unscale: Divide by k afterwards, so that the tensor keeps its magnitude.
-        signed: False as published; True or `auto` (where negatives were seen) clips to [-1, 1] with `2^(bits-1) - 1` steps a side.
+        signed: False as published; True or `auto` (if the tensor has negative values) clips to [-1, 1] with `2^(bits-1) - 1` steps per
+            side.
 
     Source: Zhou et al. 2016 (arXiv 1606.06160), equation 11.
-    Differs from the paper: `unscale`, and the two-sided form for tensors that no ReLU precedes, which the paper does not treat.
+    Differs from the paper: `unscale`, and the two-sided form for tensors without a ReLU before them, which the paper does not cover.
 
     >>> q = DoReFaInput(4, (3,), range=1.0, unscale=False)
     >>> q.fit(TensorStats.of(torch.tensor([0.0, 1.7])))

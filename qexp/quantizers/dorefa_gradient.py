@@ -1,4 +1,4 @@
-"""DoReFa gradients: each sample's gradient on a grid of its own range, with noise that keeps it right on average."""
+"""DoReFa gradients: each sample's gradient on a grid of its own range, with noise that removes the bias of rounding."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from qexp.quantizers.base import Quantizer
 class DoReFaGradient(Quantizer):
     """`2m (round(clip(g/(2m) + 1/2 + u/n, 0, 1) n)/n - 1/2)` with `m = max|g|` of each sample and `n = 2^bits - 1`.
 
-    It sits on the gradient with respect to a layer's result, before the layer makes the gradients of its input and weight from it; the
-    forward pass does not see it. Levels: 2^bits over [-m, m], zero not among them, so a small gradient becomes +-m/n, which the noise
-    u ~ U(-1/2, 1/2) makes right on average. A sample without gradient (m = 0) passes unchanged. Half to even. No calibration; neither
-    idempotent nor monotone with noise, the error then up to a whole step instead of half a step. Saved: how often noise was drawn, from
-    which, the seed and the layer's name the next noise follows, so that a resumed training draws what it would have drawn.
+    It quantizes the gradient with respect to a layer's result, before the layer computes the gradients of its input and weight; the
+    forward pass is unchanged. Levels: 2^bits over [-m, m] without zero, so a small gradient becomes +-m/n; the noise u ~ U(-1/2, 1/2)
+    makes the mean correct. A sample without gradient (m = 0) passes unchanged. Half to even. No calibration. With noise it is neither
+    idempotent nor monotone, and the error is up to a whole step instead of half a step. Saved: the number of noise draws. The next noise
+    depends on this number, the seed and the layer's name, so that a resumed training draws the same noise.
 
     Args:
         bits, shape, rounding: See `Quantizer`.
-        granularity: The range is each sample's own; `tensor` is all there is to choose.
+        granularity: Only `tensor`; the range is computed per sample.
         noise: `uniform`, or `none`.
-        seed: Of the noise.
+        seed: Seed of the noise.
 
     Source: Zhou et al. 2016 (arXiv 1606.06160), equation 12.
 
@@ -53,7 +53,9 @@ class DoReFaGradient(Quantizer):
             raise QexpError(f"DoReFaGradient: noise={noise!r}; allowed are uniform, none")
         self.noise, self.seed = noise, int(seed)
         self.register_buffer("draws", torch.zeros((), dtype=torch.int64))
-        self._draws = 0  # the same, without asking the device in every backward pass
+        self._draws = (
+            0  # a copy on the host: reading the buffer in every backward pass would synchronise with the device
+        )
         self._range = torch.ones(1)
 
     @property
@@ -62,12 +64,12 @@ class DoReFaGradient(Quantizer):
 
     @property
     def scale(self) -> Tensor:
-        """Real value of one code of the gradient last seen, one a sample."""
+        """Real value of one code of the last gradient, one per sample."""
         return 2 * self._range / self.limits[1]
 
     @property
     def zero_point(self) -> Tensor:
-        """The code that would be zero: half of the last one."""
+        """The position of zero among the codes: half of the last code."""
         return torch.full_like(self._range, self.limits[1] / 2)
 
     @torch.no_grad()

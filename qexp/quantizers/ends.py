@@ -1,4 +1,4 @@
-"""The two ends of the range a quantizer covers, in the units of its tensor."""
+"""The two ends of a quantizer's range, in the units of its tensor."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from qexp.quantizers.base import Quantizer
 
 
 def ends(quantizer: Quantizer) -> tuple[float, float]:
-    """Returns the least and the greatest value that the quantizer's codes stand for, over all its channels or rows.
+    """Returns the least and the greatest value that the quantizer can represent, over all its channels or rows.
 
     Example:
         >>> from qexp.quantizers.uniform import Uniform

@@ -1,4 +1,4 @@
-"""EWGS: the gradient of each rounded value grows or shrinks with the direction in which rounding has moved it."""
+"""EWGS: the gradient of each rounded value is scaled up or down by the direction of its rounding error."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from qexp.quantizers.base import Quantizer
 from qexp.statistics.stats import TensorStats
 
 _LEAST_WIDTH = 1e-6
-_HALF_NORMAL = 3 / math.sqrt(1 - 2 / math.pi)  # three spreads of what a normal value has above zero
-_MOST_DELTA = 0.95  # of that at which the factor turns negative, 2 (levels - 1)
+_HALF_NORMAL = 3 / math.sqrt(1 - 2 / math.pi)  # three standard deviations of a half-normal distribution
+_MOST_DELTA = 0.95  # as a share of 2 (levels - 1), where the gradient's factor becomes negative
 
 
 class _Round(torch.autograd.Function):
@@ -34,7 +34,7 @@ class _Round(torch.autograd.Function):
 
 
 class _EWGS(Quantizer):
-    """What weights and inputs share: the learned limits, the rounding with its gradient, delta."""
+    """Common base for weights and inputs: the learned limits, the rounding with its gradient, delta."""
 
     properties = frozenset({"monotone", "needs_calibration"})
     bits_allowed = (1, 8)
@@ -60,7 +60,7 @@ class _EWGS(Quantizer):
         self.set_delta(0.0 if self.from_hessian else float(delta))
 
     def set_delta(self, delta: float) -> float:
-        """Takes over delta, cut where the factor on the gradient would turn negative; returns what it became."""
+        """Sets delta, limited so that the factor on the gradient stays positive; returns the value that was set."""
         self._delta = min(max(delta, 0.0), _MOST_DELTA * 2 * self.steps)
         self.delta.fill_(self._delta)
         return self._delta
@@ -94,7 +94,7 @@ class _EWGS(Quantizer):
 
     @torch.no_grad()
     def put_limits(self, low: Tensor, high: Tensor) -> None:
-        """Takes over the first limits; a tensor without spread gets a width of 1."""
+        """Sets the first limits; for a tensor without spread the width is 1."""
         low = low.float().reshape(1)
         width = (high.float().reshape(1) - low).clamp_min(0)
         self.low.copy_(low)
@@ -119,17 +119,17 @@ class _EWGS(Quantizer):
 class EWGSWeight(_EWGS):
     """`w^ = |c| (2 x_q - 1)` with `x_q = round(n x_n) / n` and `x_n = clip((w - l) / (u - l), 0, 1)`, `n = 2^bits - 1`.
 
-    Levels: 2^bits, evenly from -|c| to |c|, none at zero; ties to even. l, u and c are learned. Gradients: the rounding passes g on as
-    `g (1 + delta sign(g) (x_n - x_q))`; clip, limits and c have their own, l and u get it where `l <= w <= u` alone. l and u start at
-    minus and plus three standard deviations, c at `(u - l) / 2`, which keeps the weight's size. Not idempotent and without an error bound
-    such as half a step, since c moves by itself. Saved: l, u, c, delta.
+    Levels: 2^bits, evenly from -|c| to |c|, none at zero; ties to even. l, u and c are learned. Gradients: the rounding passes g as
+    `g (1 + delta sign(g) (x_n - x_q))`; clip, limits and c have their exact gradients; l and u receive theirs only where `l <= w <= u`.
+    l and u start at minus and plus three standard deviations, c at `(u - l) / 2`, which keeps the weight's size. Not idempotent and
+    without an error bound of half a step, since c is learned separately. Saved: l, u, c, delta.
 
     Args:
         bits, shape, granularity, rounding: See `Quantizer`; one pair of limits per tensor.
         delta: A number, or `hessian`: 0 until `qexp.callbacks.curvature.Curvature` (callbacks=ewgs) sets it.
 
     Source: Lee, Kim, Ham 2021, "Network quantization with element-wise gradient scaling" (arXiv 2104.00903), equations 1-5, 8 and 9.
-    Differs from the paper: |c| multiplies the weight instead of the layer's result, the same where there is no bias.
+    Differs from the paper: |c| multiplies the weight instead of the layer's result, which is equal where there is no bias.
 
     >>> q = EWGSWeight(2, (5,))
     >>> w = torch.tensor([-0.9, -0.3, 0.05, 0.45, 0.7])
@@ -160,7 +160,7 @@ class EWGSWeight(_EWGS):
 
     @property
     def zero_point(self) -> Tensor:
-        """Half the codes: zero lies between the two in the middle."""
+        """Half of the last code: zero lies between the two middle codes."""
         return torch.full_like(self.c.detach(), self.steps / 2)
 
 
@@ -168,13 +168,13 @@ class EWGSInput(_EWGS):
     """`x^ = l + (u - l) x_q` with `x_q = round(n x_n) / n` and `x_n = clip((x - l) / (u - l), 0, 1)`, `n = 2^bits - 1`.
 
     Levels: 2^bits, evenly from l to u; ties to even. l and u are learned. Gradients: as for `EWGSWeight`; with `unscale` the limits also
-    get what the levels carry, `du += sum g x_q`, `dl += sum g (1 - x_q)`. l starts at the minimum, u at three times the spread of a
-    half-normal tensor, `3 std / sqrt(1 - 2/pi)` (above l in any case). Not idempotent, and no error bound such as half a step where l is
-    far from zero and the steps are smaller than float32 resolves. Saved: l, u, delta.
+    receive the gradient of the levels, `du += sum g x_q`, `dl += sum g (1 - x_q)`. l starts at the minimum, u at three times the spread
+    of a half-normal tensor, `3 std / sqrt(1 - 2/pi)` (always above l). Not idempotent, and no error bound of half a step where l is far
+    from zero and the steps are smaller than float32 resolves. Saved: l, u, delta.
 
     Args:
         bits, shape, granularity, rounding, delta: See `EWGSWeight`.
-        unscale: Give the real size back; false leaves 0..1, as published, to the batch norm that must follow.
+        unscale: Restore the real scale; false returns 0..1, as published, and needs a batch norm after it.
 
     Source: Lee, Kim, Ham 2021 (arXiv 2104.00903), equations 1-5 and 9.
     Differs from the paper: `unscale`, so that a start from float weights keeps each layer's size.
@@ -206,7 +206,7 @@ class EWGSInput(_EWGS):
 
     @property
     def zero_point(self) -> Tensor:
-        """Where zero lies, in steps from the least code; no integer in general."""
+        """The position of zero, in steps from the least code; in general not an integer."""
         return -self.low.detach() / self.scale if self.unscale else torch.zeros_like(self.low.detach())
 
 

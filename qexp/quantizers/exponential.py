@@ -1,4 +1,4 @@
-"""Activations on powers of two: each level is half of the next."""
+"""Activations on powers of two: each level is half of the next one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from qexp.ranges import Context, MinMax, RangeRule
 from qexp.statistics.stats import TensorStats
 
 _LEAST_CLIP = 1e-12
-_VANISHED = -200  # an exponent at which float32 has nothing left
+_VANISHED = -200  # an exponent whose power of two is zero in float32
 
 
 class _Powers(torch.autograd.Function):
@@ -36,12 +36,12 @@ class Exponential(AffineQuantizer):
     Levels: {0, T 2^(1-n), ..., T/2, T}, 2^bits of them for n = 2^bits - 1; the codes are 0 and e. Two-sided (tensors with negatives):
     the same with both signs and n = 2^(bits-1) - 1, so 2^bits - 1 levels. Ties of the logarithm go to the even exponent. The error
     grows with the value and is not bounded by half a step. Gradient: 1 strictly inside `0 < x < T` (`|x| < T`), else 0. T comes from a
-    number or a range rule and stays. Saved: T (as `clip`), the grid's limits. Beyond 6 bits the lowest levels leave float32.
+    number or a range rule and does not change. Saved: T (as `clip`), the grid's limits. Above 6 bits the lowest levels are 0 in float32.
 
     Args:
-        bits, shape, granularity, rounding: See `AffineQuantizer`; one T a tensor, half to even.
-        signed: False is one-sided, True two-sided, `auto` two-sided where negatives were seen.
-        range: T: a number, or a range rule whose upper end it is.
+        bits, shape, granularity, rounding: See `AffineQuantizer`; one T per tensor, half to even.
+        signed: False is one-sided, True two-sided, `auto` two-sided if the tensor has negative values.
+        range: T: a number, or a range rule whose upper end is T.
         form: `house`, or `source`: no lower bound on e, and the sign dropped; its levels have no end towards zero.
 
     Source: Quantized_ResNet.

@@ -1,4 +1,4 @@
-"""Two's complement fixed point: the scale is a power of two, one a tensor."""
+"""Two's complement fixed point: the scale is a power of two, one per tensor."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from qexp.statistics.stats import TensorStats
 
 
 class FixedPoint(GridQuantizer):
-    """`x^ = clip(round(x * 2^f), -2^(bits-1), 2^(bits-1) - 1) * 2^-f` with `f = bits - 1 - sf` bits after the point.
+    """`x^ = clip(round(x * 2^f), -2^(bits-1), 2^(bits-1) - 1) * 2^-f` with `f = bits - 1 - sf` fractional bits.
 
-    `sf` are the bits before the point, without the sign, that the range rule asks for; f may be negative, or above `bits`.
-    Levels: 2^bits. One bit is a sign: the values -2^sf and 2^sf, zero counting as positive. Ties: as `rounding` says, half to even by
-    default. Gradient: 1 where the clip lets through (limits included), else 0. Saved: the scale 2^-f.
+    `sf` is the number of integer bits (without the sign) from the range rule; f may be negative, or above `bits`. Levels: 2^bits. One bit
+    is a sign: the values are -2^sf and 2^sf, and zero counts as positive. Ties: by `rounding`, half to even by default. Gradient: 1
+    within the limits (included), else 0. Saved: the scale 2^-f.
 
     Args:
         bits, shape, granularity, rounding: As for every quantizer.
         range: Rule whose range ends at a power of two.
 
     Source: the arithmetic of imagenet-cnn-quantization; its parent, pytorch-playground, names `f` directly and rounds half up.
-    Differs from the source: one bit is a sign there with the values -2, -1, 0 steps; the tensor is never changed in place.
+    Differs from the source: one bit is a sign, while the source has the values -2, -1, 0 steps; the tensor is never changed in place.
 
     >>> q = FixedPoint(8, (7,))
     >>> x = torch.tensor([0.1, -0.7, 1, 1.3, -1.3, 2.5, -2.5])
@@ -56,23 +56,23 @@ class FixedPoint(GridQuantizer):
         mantissa, _ = torch.frexp(high)
         if not bool((torch.isfinite(high) & (mantissa == 0.5)).all()):
             raise QexpError(
-                f"{self.name}: the range rule {type(self.range).__name__} does not end at a power of two, which fixed point needs; "
+                f"{self.name}: the range from {type(self.range).__name__} does not end at a power of two, which fixed point needs; "
                 "use PowerOfTwo"
             )
         self.put(scale=(high / 2.0 ** (self.bits - 1)).clamp_min(2.0**-126))
         if self.bits == 1:
-            self.scale.mul_(2)  # codes 0 and 1 stand for -2^sf and 2^sf
+            self.scale.mul_(2)  # codes 0 and 1 represent -2^sf and 2^sf
         self._read_scale()
         self.mark_ready()
 
     @property
     def fraction_bits(self) -> int:
-        """Bits after the point (per tensor only); known without asking the device."""
+        """Fractional bits (per tensor only); a host value, without synchronising with the device."""
         return self._fraction_bits
 
     @property
     def integer_bits(self) -> int:
-        """Bits before the point, without the sign (per tensor only)."""
+        """Integer bits, without the sign (per tensor only)."""
         return self.bits - 1 - self._fraction_bits
 
     def _read_scale(self) -> None:
@@ -91,7 +91,7 @@ class FixedPoint(GridQuantizer):
         return super().codes(x) if self.bits > 1 else (x >= 0).int()
 
     def _reach(self, x: Tensor, axis: int | None) -> Tensor:
-        """Returns `2^sf` of one bit, in a shape that broadcasts against `x`."""
+        """Returns `2^sf`, the magnitude of the one-bit form, in a shape that broadcasts against `x`."""
         if axis is None:
             return self.scale / 2
         return (self.scale / 2).reshape([-1 if d == axis % x.ndim else 1 for d in range(x.ndim)])

@@ -1,4 +1,4 @@
-"""Activations on the integers: a step of one, nothing to learn and nothing to choose."""
+"""Activations rounded to integers: the step is fixed at one."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ class _Steps(torch.autograd.Function):
 class FixedStep(AffineQuantizer):
     """`clip(round(x), 0, 2^bits - 1)`: the codes are the values.
 
-    Levels: 2^bits, one apart, whatever the data. Ties as `rounding` says, half to even by default. Gradient: 1 strictly inside,
-    `0 < x < 2^bits - 1`, else 0. Nothing to initialise: calibration settles the sign of an `auto` grid alone. Saved: the grid's limits.
-    Made for tensors whose spread the network itself brings to a few units, as a batch norm does.
+    Levels: 2^bits, one apart, for any data. Ties: by `rounding`, half to even by default. Gradient: 1 strictly inside,
+    `0 < x < 2^bits - 1`, else 0. No initialisation: calibration only decides the sign of an `auto` grid. Saved: the grid's limits.
+    Suited to tensors with a spread of a few units, such as the result of a batch norm.
 
     Args:
         bits, shape, rounding: See `AffineQuantizer`.
-        granularity: Has no meaning for a fixed step.
-        signed: False clips at zero, as published; True takes `-2^(bits-1) .. 2^(bits-1) - 1`, `auto` where negatives were seen.
+        granularity: Ignored, because the step is fixed.
+        signed: False clips at zero, as published; True uses `-2^(bits-1) .. 2^(bits-1) - 1`, `auto` if the tensor has negative values.
 
     Source: Quantized_ResNet, "2-bit feature maps".
-    Differs from the source: the signed grid, for tensors that no ReLU precedes.
+    Differs from the source: the signed grid, for tensors without a ReLU before them.
 
     >>> q = FixedStep(2, (1,), signed=False)
     >>> q.fit(TensorStats.of(torch.tensor([0.0, 3.7])))

@@ -29,27 +29,27 @@ _CHOICES = {
 class GEMMLOWP(AffineQuantizer):
     """`codes = round(clip(x / s + z, 0, n))`, `x^ = (codes - z) s`, with `s = (high - low) / n`, `z = round(-low / s)`, `n = 2^bits - 1`.
 
-    Zero not preserved: `codes = round(clip((x - low) / s, 0, n))`, `x^ = codes s + low`. Levels: 2^bits. The clip comes before the
-    rounding and z is added before it, so under half-to-even a tie falls by the parity of z. Gradient: 1 where the clip lets through
-    (limits included), else 0. Where a ReLU follows, a range that starts at zero does the ReLU. A constant channel (a range without
+    Zero not preserved: `codes = round(clip((x - low) / s, 0, n))`, `x^ = codes s + low`. Levels: 2^bits. Values are clipped before they
+    are rounded, and z is added before, so with half-to-even the direction of a tie depends on the parity of z. Gradient: 1 within the
+    limits (included), else 0. Where a ReLU follows, a range that starts at zero includes the ReLU. A constant channel (a range without
     width) passes unchanged and is logged; a channel of 0 bits becomes a constant. Saved: scale, zero_point, the real shift of channels
-    whose zero is not a code, the grid's limits (each channel's own after bit allocation). Integers alone cannot carry `unclamped`, a
-    zero that is not preserved, noise or dynamic ranges. With noise nothing is idempotent, monotone or within half a step; with
-    dynamic ranges nothing is idempotent.
+    whose zero is not a code, the grid's limits (one pair per channel after bit allocation). Integers alone cannot represent
+    `unclamped`, a zero that is not preserved, noise or dynamic ranges. With noise it is not idempotent, not monotone, and not within half
+    a step; with dynamic ranges it is not idempotent.
 
     Args:
         bits, shape, granularity, rounding: See `AffineQuantizer`.
         range: Rule that picks the range.
-        zero_point: `clamped` extends the range to hold zero, so that z is itself a code; `unclamped` leaves both as they come.
-        preserve_zero: Whether zero gets a code; `inside` only where it lies strictly inside the range.
+        zero_point: `clamped` extends the range to include zero, so that z is a code; `unclamped` leaves range and z unchanged.
+        preserve_zero: Whether zero has a code; `inside` only where zero lies strictly inside the range.
         pow2_scale: Round s up to a power of two.
         noise: `uniform` adds U(-1/2, 1/2) before the clip; drawn from torch's seeded generator.
-        ranges: `static` from calibration, or `dynamic` from each batch anew.
-        zero_bit: What a channel of 0 bits becomes: its `mean` (after the ReLU, where one follows), or the range's `offset`.
+        ranges: `static` from calibration, or `dynamic` from each batch.
+        zero_bit: Value of a channel of 0 bits: its `mean` (after the ReLU, where one follows), or the range's `offset`.
 
     Source: Banner, Nahshan, Soudry 2019 (arXiv 1810.05723), their code; Jacob et al. 2018 (arXiv 1712.05877).
-    Differs from the source: z is clamped unless told otherwise; a constant channel passes in the per-channel path too (the source
-    floors its scale at 1e-8); one rounding and one rule for zero in both paths. The source's whole-tensor path is
+    Differs from the source: z is clamped by default; a constant channel also passes in the per-channel path (the source limits its scale
+    to 1e-8 or more); both paths share one rounding and one rule for zero. The source's whole-tensor path is
     `zero_point: unclamped, preserve_zero: inside, rounding: half_away`.
 
     >>> q = GEMMLOWP(4, (6,))
@@ -83,7 +83,7 @@ class GEMMLOWP(AffineQuantizer):
                 allowed = ", ".join(str(v).lower() for v in _CHOICES[name])
                 raise QexpError(f"GEMMLOWP({name}={value!r}): allowed are {allowed}")
         if noise == "uniform" and self.rounding == "stochastic":
-            raise QexpError("GEMMLOWP: noise=uniform and rounding=stochastic add noise twice; choose one")
+            raise QexpError("GEMMLOWP: noise=uniform and rounding=stochastic add noise twice; use only one of them")
         self.range, self.clamped, self.preserve_zero = rule_or(range, MinMax()), zero_point == "clamped", preserve_zero
         self.pow2_scale, self.noise, self.dynamic, self.zero_bit = pow2_scale, noise, ranges == "dynamic", zero_bit
         if noise == "uniform":
@@ -104,7 +104,7 @@ class GEMMLOWP(AffineQuantizer):
         self.mark_ready()
 
     def _take_range(self, stats: TensorStats) -> tuple[int, int] | None:
-        """Sets scale, zero point and shift from statistics; returns how many groups were constant, of how many, None for none."""
+        """Sets scale, zero point and shift from statistics; returns the counts of constant groups and of all groups, None for none."""
         low, high = fit_range(self, self.range, stats, Context(False, self._before_relu, self.parameters_of))
         scale, zero_point = self.parameters_of(low, high)
         constant, empty = high <= low, (self._steps() == 0).expand_as(low)
@@ -119,7 +119,7 @@ class GEMMLOWP(AffineQuantizer):
         return (int(constant.sum()), len(low)) if bool(constant.any()) else None
 
     def parameters_of(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns scale and zero point, float32 `[G]`, of a range `(low, high)` `[G]`; the point is no integer where zero is no code."""
+        """Returns scale and zero point, float32 `[G]`, for a range `(low, high)` `[G]`; without a code for zero, z is not an integer."""
         steps, kept = self._steps(), self._preserved(low, high)
         if self.clamped:
             low, high = torch.where(kept, low.clamp_max(0), low), torch.where(kept, high.clamp_min(0), high)
@@ -145,13 +145,13 @@ class GEMMLOWP(AffineQuantizer):
         return torch.full_like(low, self.preserve_zero, dtype=torch.bool)
 
     def _constant(self, stats: TensorStats, low: Tensor) -> Tensor:
-        """Returns what a channel of 0 bits becomes, `[G]`."""
+        """Returns the values of channels of 0 bits, `[G]`."""
         if self.zero_bit == "offset":
             return low
         return stats.positive_total / stats.count if self._before_relu else stats.mean
 
     def _call(self, function: Callable[..., Tensor], x: Tensor) -> Tensor:
-        """Returns what `gemmlowp` or `gemmlowp_codes` makes of the tensor, in its shape."""
+        """Returns the result of `gemmlowp` or `gemmlowp_codes` in the shape of the tensor."""
         self.require_ready()
         if self.dynamic and x.numel():
             with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Evenly spaced levels: what every method has that rounds `x / scale + zero_point` to a code."""
+"""Evenly spaced levels: the base of all methods that round `x / scale + zero_point` to a code."""
 
 from __future__ import annotations
 
@@ -14,40 +14,40 @@ from qexp.quantizers.contract import Quantizer
 class GridQuantizer(Quantizer):
     """`codes = round(clip(x / scale + zero_point, *edges))`, `x^ = (codes - zero_point) * scale`, one scale per row of the tensor.
 
-    A method keeps `scale` and `zero_point` (`hold_scale` makes both) and writes `fit` and `limits`. One that measures each tensor anew
-    writes `scale_and_zero`; one with a fused operation of its own writes `rounded`. Shapes, groups, dtypes and corrections of
-    weights are looked after here.
+    A method holds `scale` and `zero_point` (`hold_scale` creates both) and implements `fit` and `limits`. A method that measures each
+    tensor anew overrides `scale_and_zero`; a method with its own fused operation overrides `rounded`. This class handles shapes, groups,
+    dtypes and corrections of weights.
     """
 
     def hold_scale(self, **first: float) -> None:
-        """Makes the buffers `scale` and `zero_point`, once, in the constructor; `first` gives other values than 1 and 0."""
+        """Creates the buffers `scale` and `zero_point`, for constructors; `first` gives initial values other than 1 and 0."""
         shape = self.granularity.scale_shape(self.shape)
         for name, value in ({"scale": 1.0, "zero_point": 0.0} | first).items():
             self.register_buffer(name, torch.full(shape, value))
 
     @torch.no_grad()
     def put(self, **found: Tensor) -> None:
-        """Copies what `fit` has found, `[G]` each, into the buffers or parameters of these names."""
+        """Copies the values from `fit`, `[G]` each, into the buffers or parameters of these names."""
         for name, value in found.items():
             kept = getattr(self, name)
             kept.copy_(value.reshape(kept.shape))
 
     @property
     def edges(self) -> tuple[Any, Any]:
-        """Where values, in codes, are clipped before they are rounded."""
+        """The limits, in codes, to which values are clipped before rounding."""
         return self.limits
 
     def scale_and_zero(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns scale and zero point for these rows: those it has, or, of a method that measures each tensor, what it then keeps."""
+        """Returns the scale and zero point for these rows; a method that measures each tensor computes and stores them here."""
         return self.scale, self.zero_point
 
     def prepared(self, x: Tensor) -> tuple[Tensor, int | None]:
-        """Returns what is rounded, in rows, and the axis of its scales."""
+        """Returns the values to round, in rows, and the axis of their scales."""
         self.require_ready()
         return self.rows(x if self.gain is None else x.float())
 
     def rounded(self, rows: Tensor, axis: int | None) -> Tensor:
-        """Returns the levels that rows fall on, with the method's gradients: one fused operation."""
+        """Returns the rows rounded to levels, with the method's gradients, in one fused operation."""
         scale, zero_point = self.scale_and_zero(rows)
         return fake_quantize(rows, scale, zero_point, *self.edges, axis=axis, rounding=self.rounding)
 

@@ -1,4 +1,4 @@
-"""One-bit weights with memory: a sign flips only when the float weight has gone beyond a threshold."""
+"""One-bit weights with memory: a sign flips only when the float weight passes a threshold."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ from qexp.quantizers.bwn import scaled_signs
 
 
 class Hysteresis(Quantizer):
-    """`omega * q`: omega = mean|w| of the layer, q a sign that is remembered from one optimizer step to the next.
+    """`omega * q`: omega is mean|w| of the layer; q is a sign that persists from one optimizer step to the next.
 
     Levels: 2 with the rule `figure`, at -omega and +omega, at every step. q starts as sign(w), with sign(0) = +1. After each optimizer
     step, `figure`: +1 where `w >= tau`, -1 where `w <= -tau`, else unchanged. `legacy`, from the float weight w before and w' after the
-    step: sign(w') where the sign stayed; +1 where it rose and `w' >= tau`; -1 where it fell and `w' <= -tau`; everywhere else
-    (crossed but not far enough, or a zero before or after) the weight is `omega * w'`, which is not 1-bit: `non_binary` counts those,
-    `most_non_binary` is the most of any step so far, and codes name only their sign. Evaluation never changes q, nor do several
-    backward passes before one step.
+    step: sign(w') where the sign is unchanged; +1 where it rose and `w' >= tau`; -1 where it fell and `w' <= -tau`. Everywhere else
+    (crossed but not far enough, or a zero before or after) the weight is `omega * w'`, which is not 1-bit. `non_binary` counts these
+    weights, `most_non_binary` is the maximum over all steps so far, and codes hold only their sign. Evaluation never changes q, nor do
+    several backward passes before one step.
 
-    Gradient: straight to the float weight, none through omega unless `omega_gradient`. No calibration: omega is the tensor's own. Not
-    idempotent, not monotone (two equal weights may have different pasts), and no error bound such as half a step. Saved: q, whether it
-    was started, omega as last used, the most non-binary weights of a step, and for `legacy` the float weight's sign before.
+    Gradient: straight to the float weight, none through omega unless `omega_gradient`. No calibration: omega is computed from the tensor.
+    Not idempotent, not monotone (two equal weights may have different histories), and no error bound of half a step. Saved: q, whether it
+    has been started, omega as last used, `most_non_binary`, and for `legacy` the float weight's previous sign.
 
     Args:
-        bits, shape, granularity, rounding: See `Quantizer`; 1 bit, one omega a layer, nothing is rounded.
+        bits, shape, granularity, rounding: See `Quantizer`; 1 bit, one omega per layer, nothing is rounded.
         rule: `figure` or `legacy`.
         tau: Threshold, >= 0; 0 is the plain sign.
-        tau_mode: What tau is counted in: `absolute`, `omega` (mean magnitude) or `std` of the float weight, both as they are at the step.
-        omega_gradient: Let gradients through omega too.
-        weight_decay: Of the float weight; None takes the schedule's.
+        tau_mode: Unit of tau: `absolute`, `omega` (mean magnitude) or `std` of the float weight, both computed at each step.
+        omega_gradient: Also pass gradients through omega.
+        weight_decay: Weight decay of the float weight; None uses that of the schedule.
 
     Source: Quantized_ResNet, "1-bit weights with hysteresis": its figure's rule and (`legacy`) its code's.
-    Differs from the source: signs are computed from the first step on, whose forward pass has float weights there; decay acts on the
-    float weight instead of its quantized value, and is zero by default.
+    Differs from the source: the first forward pass already uses signs, while the source uses float weights there; decay acts on the float
+    weight instead of its quantized value, and is zero by default.
 
     >>> q, w = Hysteresis(1, (3,), tau=0.1), torch.tensor([-0.2, 0.3, 0.02])
     >>> q.on_training_start(w, total_steps=1)
@@ -80,13 +80,15 @@ class Hysteresis(Quantizer):
         self.register_buffer("started", torch.tensor(False))
         self.register_buffer("most_non_binary", torch.zeros((), dtype=torch.int64))
         self.register_buffer("before", torch.zeros(self.shape) if rule == "legacy" else None)
-        self._started = False  # the same, without asking the device in every forward
+        self._started = (
+            False  # a copy on the host: reading the buffer in every forward would synchronise with the device
+        )
 
     # -- memory --------------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def start(self, latent: Tensor) -> None:
-        """Makes the memory the signs of the float weight; does nothing where there is a memory already."""
+        """Initialises the memory with the signs of the float weight; does nothing if it is initialised already."""
         if self._started:
             return
         self.state.copy_(_sign(latent))
@@ -115,7 +117,7 @@ class Hysteresis(Quantizer):
         self.most_non_binary.copy_(torch.maximum(self.most_non_binary, self.non_binary))
 
     def _unit(self, w: Tensor) -> Tensor | float:
-        """Returns what tau is counted in."""
+        """Returns the unit of tau."""
         if self.tau_mode == "absolute":
             return 1.0
         unit = w.abs().mean() if self.tau_mode == "omega" else w.std(correction=min(1, w.numel() - 1))
@@ -126,7 +128,7 @@ class Hysteresis(Quantizer):
 
     @property
     def non_binary(self) -> Tensor:
-        """How many weights are neither -omega nor +omega, as a count `[]`: none with the rule `figure`."""
+        """Number of weights that are neither -omega nor +omega, `[]`; 0 with the rule `figure`."""
         return (self.state.abs() != 1).sum()
 
     # -- the contract --------------------------------------------------------------------------------------------------
@@ -141,12 +143,14 @@ class Hysteresis(Quantizer):
 
     @property
     def zero_point(self) -> Tensor:
-        """A half: the two codes lie on either side of zero."""
+        """One half: the two codes lie on either side of zero."""
         return torch.full_like(self.omega, 0.5)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.training and torch.is_grad_enabled():
-            self.start(x)  # a training loop that announces no start: the memory begins at its first forward
+            self.start(
+                x
+            )  # a training loop that never calls `on_training_start`: initialise the memory in its first forward
         self._measure(x)
         omega = self.omega.clone().reshape([1] * max(x.ndim, 1))
         signs = self._signs(x)
@@ -165,7 +169,7 @@ class Hysteresis(Quantizer):
     @torch.no_grad()
     def _measure(self, x: Tensor) -> None:
         if x.numel():
-            self.omega.copy_(x.detach().float().abs().reshape(-1).mean())  # in one order, whatever the layout
+            self.omega.copy_(x.detach().float().abs().reshape(-1).mean())  # flat: the same order in any layout
 
     def describe(self) -> dict[str, Any]:
         text = f"{self.rule} tau={self.tau:g} {self.tau_mode}"

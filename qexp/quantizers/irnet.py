@@ -1,4 +1,4 @@
-"""IR-Net: signs of standardised weights, balanced in each filter, times a power of two."""
+"""IR-Net: signs of weights that are standardised per filter, times a power of two."""
 
 from __future__ import annotations
 
@@ -16,20 +16,21 @@ _LEAST = 1e-12  # standard deviation of a filter without spread
 class IRNet(BinaryWeight):
     """`w^ = s sign(z)` with `z = (w - mean) / std` of each filter and `s = 2^round(log2 mean|z|)`.
 
-    Levels: 2, at -s and +s, so 1 bit alone; sign(0) = +1. Gradient: with `dz = g s h(z)`, h the surrogate's slope, n weights in a filter,
+    Levels: 2, at -s and +s, so 1 bit only; sign(0) = +1. Gradient: with `dz = g s h(z)`, h the surrogate's slope, n weights in a filter,
     `dw_i = (dz_i - mean(dz) - z_i sum_j dz_j z_j / (n - 1)) / std`; none through s. The sharpness of `ede` goes from `tmin` to `tmax` over
-    the optimizer steps of the training. No calibration: mean and std are the tensor's own. Not idempotent, not monotone across filters'
-    moves, and without an error bound such as half a step: the levels are those of the standardised weight. Saved: s as last used, the
-    step and the number of steps of `ede`.
+    the optimizer steps of the training. No calibration: mean and std are computed from the tensor. Not idempotent, not monotone (the
+    statistics move with each weight), and without an error bound of half a step: the levels are those of the standardised weight. Saved:
+    s as last used, the step and the number of steps of `ede`.
 
     Args:
         bits, shape, granularity, rounding, gradient, tmin, tmax: See `BinaryWeight`.
-        balance: `centre_std` subtracts the filter's mean and divides by its standard deviation; `centre` subtracts alone; `none` neither.
+        balance: `centre_std` subtracts the filter's mean and divides by its standard deviation; `centre` only subtracts the mean;
+            `none` does neither.
         scale_by: `pow2`, `mean` (`mean|z|`) or `none` (1).
 
     Source: Qin et al. 2020, "Forward and backward information retention" (arXiv 1909.10788), equations 6-9 and 13.
-    Differs from the paper: `ede` advances with each optimizer step instead of each epoch; a filter whose weights are all equal is refused
-    when training starts, where the authors' code divides by zero.
+    Differs from the paper: `ede` advances with each optimizer step instead of each epoch; a filter whose weights are all equal raises
+    an error when training starts; the authors' code divides by zero there.
 
     >>> q = IRNet(1, (6,))
     >>> q(torch.tensor([0.5, -0.2, 0.3, -1.4, 0.1, 0.4])).tolist()

@@ -1,4 +1,4 @@
-"""k-means: the weights of a layer share a small codebook of their own cluster centres."""
+"""k-means: each weight of a layer is replaced by the nearest of a few cluster centres (the codebook)."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from qexp.statistics.stats import TensorStats
 
 
 def centres(values: np.ndarray, counts: np.ndarray, k: int, seed: int, n_init: int) -> np.ndarray:
-    """Returns up to k ascending centres of `values` `[n]`, each counted `counts` times; the values themselves where they are so few.
+    """Returns up to k ascending centres of `values` `[n]`, each counted `counts` times; the values themselves if there are at most k.
 
-    Lloyd's algorithm from seeded k-means++ starts, the best of `n_init`.
+    Runs Lloyd's algorithm from `n_init` seeded k-means++ starts and keeps the best result.
     """
     values, index = np.unique(values, return_inverse=True)
     counts = np.bincount(index, weights=counts)
     if len(values) <= k:
         return values
-    unit = np.abs(values).max()  # squares of tiny weights would vanish
+    unit = np.abs(values).max()  # squares of tiny weights would underflow
     fit = Lloyd(k, init="k-means++", n_init=n_init, random_state=seed).fit(values[:, None] / unit, sample_weight=counts)
     return np.sort(fit.cluster_centers_[:, 0]) * unit
 
@@ -33,17 +33,17 @@ class KMeans(Quantizer):
     """Each weight becomes the nearest of up to 2^bits centres found by clustering the layer's weights.
 
     Levels: 2^bits; fewer where the tensor has fewer distinct values, which then pass unchanged. A value half-way between two centres
-    goes to the one of smaller magnitude. Gradient: 1 between the outermost centres (included), else 0; the centres stay as they were
-    found. Codes are indices into the codebook. Its levels are not evenly spaced, so errors are not bounded by half a step; `scale` and
-    `zero_point` only tell its ends and mean spacing. Saved: the codebook.
+    goes to the one of smaller magnitude. Gradient: 1 between the outermost centres (included), else 0; the centres are not trained.
+    Codes are indices into the codebook. Its levels are not evenly spaced, so there is no error bound of half a step; `scale` and
+    `zero_point` only describe its ends and mean spacing. Saved: the codebook.
 
     Args:
-        bits, shape, granularity, rounding: See `Quantizer`; one codebook for the tensor, rounding to the nearest centre.
-        seed: Of the starts.
-        n_init: Starts, of which the best is kept.
+        bits, shape, granularity, rounding: See `Quantizer`; one codebook per tensor, rounding to the nearest centre.
+        seed: Seed of the starts.
+        n_init: Number of starts; the best result is kept.
 
     Source: the k-means models of cnn-quantization; Han et al. 2015 (arXiv 1510.00149), section 3.
-    Differs from the source: the clustering sees the exact weights of tensors up to 4 million elements, a histogram of larger ones.
+    Differs from the source: clustering uses the exact weights of tensors up to 4 million elements, and a histogram of larger tensors.
 
     >>> w = torch.tensor([-1.02, -0.98, -0.3, -0.28, 0.01, 0, 0.5, 0.52])
     >>> q = KMeans(2, (8,))
@@ -72,7 +72,7 @@ class KMeans(Quantizer):
         if n_init < 1:
             raise QexpError(f"KMeans: n_init={n_init}; allowed is at least 1 start")
         self.seed, self.n_init = seed, n_init
-        self.register_buffer("codebook", torch.zeros(2**bits))  # the last centre repeated where there are fewer
+        self.register_buffer("codebook", torch.zeros(2**bits))  # if there are fewer centres, the last one is repeated
         self.register_buffer("used", torch.tensor(1))
         self._used = 1
 
@@ -103,7 +103,7 @@ class KMeans(Quantizer):
 
     @property
     def zero_point(self) -> Tensor:
-        """Where zero would lie if the centres were evenly spaced, `[1]`."""
+        """The position of zero if the centres were evenly spaced, `[1]`."""
         return -self.centres[:1] / self.scale
 
     def forward(self, x: Tensor) -> Tensor:

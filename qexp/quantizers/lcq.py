@@ -1,4 +1,4 @@
-"""LCQ: a learned curve of straight pieces is put before uniform rounding and undone after it, so that levels lie where they serve."""
+"""LCQ: a learned piecewise linear curve is applied before uniform rounding and inverted after it, so that the levels are learned."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from qexp.statistics.stats import TensorStats
 
 _LEAST_ALPHA = 1e-8
 _LEAST_STD = 1e-12
-_LEAST_SHARE = 1e-3  # of what an even piece rises; a flat one would divide by zero
+_LEAST_SHARE = 1e-3  # least rise of a piece, as a share of an even piece; a flat piece would divide by zero
 
 
 class _Companded(torch.autograd.Function):
@@ -66,20 +66,20 @@ class LCQ(AffineQuantizer):
     The curve has K pieces of equal width on 0..1; piece k rises by `p_k = softmax(theta)_k`, so that its slope is `K p_k` and its height
     `sum_{j<k} p_j`; `expand` is its inverse. Levels: n on each side of zero and zero, with `n = 2^(bits-1) - 1` where signed; 0..n with
     `n = 2^bits - 1` where not; unevenly spaced; ties of the compressed value to even. Beyond alpha the value is alpha. Gradients: `dx = g`
-    where `|x| < alpha`; `dalpha = sum g sign(x) (z - v 1[v < 1])` with `v = |x|/alpha`; theta gets what comes through the curve and its
-    inverse, straight through the rounding. theta starts at 0, a uniform quantizer, alpha from a range rule. Not idempotent (a rounded table
-    moves levels off the curve), and no error bound such as half a step, since steps differ. Saved: alpha, theta, the grid's limits.
+    where `|x| < alpha`; `dalpha = sum g sign(x) (z - v 1[v < 1])` with `v = |x|/alpha`; theta gets the gradient of the curve and of its
+    inverse, straight through the rounding. theta starts at 0 (a uniform quantizer), alpha from a range rule. Not idempotent (a rounded
+    table moves levels off the curve), and no error bound of half a step, since steps differ. Saved: alpha, theta, the grid's limits.
 
     Args:
         bits, shape, granularity, rounding, signed: See `AffineQuantizer`; one curve per tensor.
-        range: Range rule of the first alpha; None is `MSE`.
-        pieces: K.
+        range: Range rule for the first alpha; None means `MSE`.
+        pieces: Number K of pieces.
         normalize: For weights: `(w - mean) / std` is quantized and multiplied by std; the mean is not put back.
-        table_bits: Bits of the levels themselves, so that integers can hold them; None leaves them real.
+        table_bits: Bits of the levels, so that integers can represent them; None leaves the levels real.
 
     Source: Yamamoto 2021, "Learnable companding quantization" (arXiv 2103.07156), sections 3.2 and 3.3.
-    Differs from the paper: `dx` is the plain straight-through gradient; a piece rises by a thousandth of an even one at least, since a
-    flat piece cannot be undone.
+    Differs from the paper: `dx` is the plain straight-through gradient; each piece rises by at least a thousandth of an even one, since a
+    flat piece cannot be inverted.
 
     >>> q = LCQ(3, (5,), signed=False)
     >>> q.fit(TensorStats.of(torch.linspace(0, 1, 100)))
@@ -167,7 +167,7 @@ class LCQ(AffineQuantizer):
         return self.deviation if self.normalize else 1.0
 
     def _standardised(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Returns what is quantized, float32, and by what it is multiplied afterwards."""
+        """Returns the values to quantize, float32, and the factor that multiplies the result."""
         x = x.float()
         if not self.normalize:
             return x, None
@@ -193,7 +193,7 @@ class LCQ(AffineQuantizer):
         u, std = self._standardised(x)
         values = self._values(self._codes(u.detach()))
         if not self.limits[0]:
-            u = u * (u > 0)  # an unsigned tensor: nothing below zero, no gradient there
+            u = u * (u > 0)  # an unsigned tensor: values below zero become zero, without a gradient
         y = _Companded.apply(u, values, self.alpha, *self.curve(), self.limits[1])
         return (y if std is None else y * std).to(x.dtype)
 

@@ -1,4 +1,4 @@
-"""Uniform quantization whose roundings were learned: each code may lie a step off the nearest one."""
+"""Uniform quantization with learned roundings: each code may differ from the nearest one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from qexp.statistics.stats import TensorStats
 
 
 class _Moved(torch.autograd.Function):
-    """Returns the second tensor; the gradient goes to the first: moving a code does not change what the clip lets through."""
+    """Returns the second tensor; the gradient goes to the first, because a moved code does not change which values are clipped."""
 
     @staticmethod
     def forward(ctx: Any, nearest: Tensor, moved: Tensor) -> Tensor:
@@ -26,23 +26,25 @@ class _Moved(torch.autograd.Function):
 
 
 class LearnedRounding(Uniform):
-    """`codes = clip(round(w / scale + zero_point) + shift, qmin, qmax)`, `shift` one small integer a weight, learned by a pass.
+    """`codes = clip(round(w / scale + zero_point) + shift, qmin, qmax)`; `shift` is one small integer per weight, learned by a pass.
 
-    Until a pass has learned them the shifts are absent and this is `Uniform`. The float weight stays what it was, so `quantizers_off`
-    still gives the float model; should training move it, the code follows and keeps its shift. Levels as `Uniform`. Saved: scale,
+    Before a pass has learned the shifts, there are none, and this is `Uniform`. The float weight is unchanged, so `quantizers_off` still
+    gives the float model. If training changes the weight, the code follows and keeps its shift. Levels: as for `Uniform`. Saved: scale,
     zero_point, the grid's limits, shift. Learned roundings are not idempotent (a shift would apply twice), not monotone (neighbours move
-    apart), and may miss by more than half a step, so these are not promised; like every range it needs calibration.
+    apart), and may be off by more than half a step. Calibration is needed.
 
     Args:
         bits, shape, granularity, rounding, signed, narrow, symmetric, range, pow2_scale: See `Uniform`.
 
-    Source: the result of Nagel et al. 2020 (arXiv 2004.10568), equation 22, and of what builds on it; the learning is in
-    `qexp.passes.reconstruction`.
+    Source: the result of Nagel et al. 2020 (arXiv 2004.10568), equation 22, and of methods based on it; `qexp.passes.reconstruction`
+    learns the shifts.
     """
 
     properties = frozenset({"needs_calibration"})
     sites = frozenset({"weight"})
-    roundings = tuple(rounding for rounding in ROUNDINGS if rounding != "stochastic")  # which has no nearest code
+    roundings = tuple(
+        rounding for rounding in ROUNDINGS if rounding != "stochastic"
+    )  # stochastic rounding has no nearest code
 
     def __init__(self, bits: int, shape: tuple[int, ...] = (1,), **options: Any) -> None:
         super().__init__(bits, shape, **options)
@@ -53,14 +55,14 @@ class LearnedRounding(Uniform):
         super().fit(stats, followed_by_relu)
 
     def adopt(self, w: Tensor, codes: Tensor) -> None:
-        """Makes `codes`, of the grid and in the shape of `w`, the codes of `w` from now on."""
+        """Makes `codes` (on the grid, in the shape of `w`) the codes of `w` from now on."""
         shift = codes.float() - super().codes(w).float()
-        far = bool((shift.abs() > 127).any())  # of wide codes alone, where inputs say little of each weight
+        far = bool((shift.abs() > 127).any())  # only with wide codes, where the inputs determine each weight poorly
         self.shift = shift.to(torch.int16 if far else torch.int8)
 
     @property
     def moved(self) -> int:
-        """How many codes are not the nearest ones."""
+        """Number of codes that are not the nearest ones."""
         return 0 if self.shift is None else int((self.shift != 0).sum())
 
     def forward(self, x: Tensor) -> Tensor:

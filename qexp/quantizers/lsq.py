@@ -1,4 +1,4 @@
-"""LSQ: the step size is a parameter, learned with the weights."""
+"""LSQ: the step size is a parameter that is learned with the weights."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ class LSQ(AffineQuantizer):
     """`x^ = round(clip(x / s, -QN, QP)) * s` with a learned step s.
 
     Levels: 2^bits (signed `-2^(b-1)..2^(b-1)-1`, unsigned `0..2^b-1`). Gradients: to x, 1 strictly inside the limits; to s,
-    `round(x/s) - x/s` inside, `-QN` and `QP` outside, times `1/sqrt(N * QP)` with N the elements a scale serves. The step starts from a
-    range rule, or as in the paper at `2 E|x| / sqrt(QP)`. Saved: the step, the grid's limits. An optimizer step at most halves the step,
-    which stays above 1e-8.
+    `round(x/s) - x/s` inside, `-QN` and `QP` outside, times `1/sqrt(N * QP)` with N the number of elements per scale. The step starts
+    from a range rule, or as in the paper at `2 E|x| / sqrt(QP)`. Saved: the step, the grid's limits. An optimizer step at most halves the
+    step, which stays above 1e-8.
 
     Args:
         bits, shape, granularity, rounding, signed, narrow: See `AffineQuantizer`.
-        range: `paper`, or a range rule whose range gives the first step.
-        scale_numel: What N counts for activations: `features` of one sample (paper) or the `batch` tensor.
+        range: `paper`, or a range rule that gives the first step.
+        scale_numel: Meaning of N for activations: the elements of one sample (`features`, as in the paper) or of the batch (`batch`).
 
     Source: Esser et al. 2019 (arXiv 1902.08153), equations 1-3 and section 2.2.
-    Differs from the paper: per channel, N is the elements of a channel; the default first step of the shipped recipe is the one of
-    least squared error, since the paper's keeps 2-bit networks near 40 % for epochs. A step is at most halved at a time: a value on the
-    limit pulls with the whole limit, 127 at 8 bits, and where a scale serves few values (27 of a channel of a first layer) one
+    Differs from the paper: per channel, N is the number of elements of a channel. The default first step of the shipped recipe is the one
+    with the least squared error, since the paper's keeps 2-bit networks near 40 % for epochs. A step is at most halved at a time: the
+    gradient of a value on the limit is the whole limit, 127 at 8 bits. With few values per scale (27 per channel of a first layer), one
     optimizer step was three times the step size, which became negative.
 
     >>> q = LSQ(3, (6,), signed=True, range="paper")
@@ -71,7 +71,9 @@ class LSQ(AffineQuantizer):
         else:
             low, high = fit_range(self, self.range, stats, Context(True, followed_by_relu, self._parameters_of))
             scale, _ = self._parameters_of(low, high)
-        alive = scale > 0  # an all-zero channel starts like the others, an all-zero tensor like a fresh one of its kind
+        alive = (
+            scale > 0
+        )  # an all-zero channel starts at the median of the others, an all-zero tensor as if freshly initialised
         start = scale[alive].median() if bool(alive.any()) else self.step_of_zeros()
         scale = torch.where(alive, scale, start)
         self.put(scale=scale.clamp_min(torch.finfo(torch.float32).tiny))
@@ -86,11 +88,11 @@ class LSQ(AffineQuantizer):
         return 2 * stats.mean_abs / math.sqrt(float(self.limits[1]))
 
     def step_of_zeros(self) -> Tensor:
-        """Returns the first step of a tensor that is zero throughout: the paper's for magnitudes that are usual for it."""
+        """Returns the first step of an all-zero tensor: the paper's step for the tensor's usual magnitude."""
         return torch.tensor(2 * usual_magnitude(self.shape) / math.sqrt(float(torch.as_tensor(self.limits[1]).max())))
 
     def count_elements(self, stats: TensorStats) -> None:
-        """Keeps N, the elements a scale serves."""
+        """Stores N, the number of elements per scale."""
         self.numel.fill_(self._elements(stats))
         self._numel = float(self.numel)
 
@@ -100,7 +102,7 @@ class LSQ(AffineQuantizer):
         return scale, torch.zeros_like(scale)
 
     def _elements(self, stats: TensorStats) -> float:
-        """Returns N: elements a scale serves, of a weight, or of one sample of an activation."""
+        """Returns N, the number of elements per scale, of a weight or of one sample of an activation."""
         axis = self.granularity.axis
         if axis == 0 or len(self.shape) < 2 or stats.shape == self.shape:
             return math.prod(self.shape) / self.scale.numel()
@@ -116,7 +118,7 @@ class LSQ(AffineQuantizer):
         return 1.0 / math.sqrt(self._numel * float(self.limits[1]))
 
     def step_gradient(self, x: Tensor) -> float:
-        """The factor on the gradients of what is learned of this tensor."""
+        """The factor on the gradients of this tensor's learned parameters."""
         return self.grad_scale / math.sqrt(len(x)) if self.scale_numel == "batch" else self.grad_scale
 
     def rounded(self, rows: Tensor, axis: int | None) -> Tensor:
@@ -127,7 +129,7 @@ class LSQ(AffineQuantizer):
 
     @torch.no_grad()
     def on_optimizer_step(self, latent: Tensor | None) -> None:
-        if self._before is not None:  # what is infinite or no number stays so: it is for `must_stay_positive` to tell
+        if self._before is not None:  # infinity and NaN stay, so that `must_stay_positive` reports them
             halved = torch.maximum(self.scale, self._before / 2)
             self.scale.copy_(torch.where(self.scale.isfinite(), halved, self.scale))
             self._before = self.scale.detach().clone()

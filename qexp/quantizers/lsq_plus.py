@@ -1,4 +1,4 @@
-"""LSQ+: the step size and the offset of an activation are parameters, learned with the weights."""
+"""LSQ+: the step size and the offset of an activation are parameters that are learned with the weights."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from qexp.quantizers.lsq import LSQ
 from qexp.ranges import MSE, Context, RangeRule
 from qexp.statistics.stats import TensorStats
 
-_FINEST = 2.0**-21  # step over offset: below it, float32 could not tell one level from the next
+_FINEST = 2.0**-21  # least ratio of step to offset; below it, float32 cannot distinguish neighbouring levels
 
 
 class LSQPlus(LSQ):
@@ -22,14 +22,14 @@ class LSQPlus(LSQ):
 
     Levels: 2^bits, unsigned codes where there is an offset. Gradients, with `v = (x - beta) / s`: to x, 1 strictly inside the limits; to
     s, `round(v) - v` inside, the limit outside; to beta, 0 inside, 1 outside; both times `1/sqrt(N * qmax)`. Saved: s, beta, the grid's
-    limits. beta is a real number: zero need not be a level, so a padded zero stays the float 0 that no code stands for. With an
-    offset far larger than the step float32 rounds each level, so that half a step is not promised.
+    limits. beta is a real number: zero need not be a level, so a padded zero stays the float 0, which has no code. With an offset far
+    larger than the step, float32 rounds each level, so that the error bound of half a step does not hold.
 
     Args:
-        bits, shape, granularity, rounding, signed, narrow, scale_numel: See `LSQ`; `signed` and `narrow` count without an offset alone.
+        bits, shape, granularity, rounding, signed, narrow, scale_numel: See `LSQ`; `signed` and `narrow` apply only without an offset.
         offset: Learn beta, with unsigned codes; False for weights.
-        range: `paper` (with an offset the range of least squared error, else `max(|mean - 3 std|, |mean + 3 std|) / 2^(bits-1)`), or a
-            range rule whose range gives the first step and offset.
+        range: `paper` (with an offset, the range with the least squared error, else `max(|mean - 3 std|, |mean + 3 std|) / 2^(bits-1)`),
+            or a range rule that gives the first step and offset.
 
     Source: Bhalgat et al. 2020 (arXiv 2004.09576), equations 3-9 and section 3.2.
     Differs from the paper: the first range comes from the calibration statistics, not from the first training batches.
@@ -86,7 +86,7 @@ class LSQPlus(LSQ):
         return reach / max(-qmin, qmax)
 
     def _affine(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the step and the (real) zero point of a range; a constant tensor gets a step of 1, and its value as level 0."""
+        """Returns the step and the (real) zero point of a range; for a constant tensor the step is 1, and level 0 is its value."""
         scale = (high - low) / self.limits[1]
         scale = torch.where(scale > 0, scale, torch.ones_like(scale))
         scale = torch.maximum(scale, _FINEST * low.abs()).clamp_min(torch.finfo(torch.float32).tiny)
@@ -94,7 +94,7 @@ class LSQPlus(LSQ):
 
     @property
     def zero_point(self) -> Tensor:
-        """Where zero lies among the codes; not an integer where there is an offset."""
+        """The position of zero among the codes; not an integer where there is an offset."""
         return super().zero_point if self.beta is None else -self.beta.detach() / self.scale.detach()
 
     def rounded(self, rows: Tensor, axis: int | None) -> Tensor:

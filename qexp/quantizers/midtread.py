@@ -1,4 +1,4 @@
-"""Mid-tread: bins instead of bits for each channel, for tensors that are stored with a variable-length code."""
+"""Mid-tread: a number of bins per channel instead of bits, for tensors that are stored with a variable-length code."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from qexp.numerics.ops import round_to
 from qexp.quantizers.base import GridQuantizer
 from qexp.statistics.stats import TensorStats
 
-_EXACT_CODES = 2.0**23  # greater ones float32 cannot tell apart
+_EXACT_CODES = 2.0**23  # float32 cannot distinguish larger neighbouring codes
 
 
 def clip_over_b(omega: Tensor) -> Tensor:
-    """Returns `W0(3 omega^2)`, the best clip of a Laplace tensor over its b where `omega` bins fill the range; float64.
+    """Returns `W0(3 omega^2)`, float64: the best clip of a Laplace tensor, divided by b, if `omega` bins fill the range.
 
     >>> [round(k, 8) for k in clip_over_b(torch.tensor([1.0, 4.0, 16.0])).tolist()]
     [1.04990889, 2.83068299, 5.02864014]
@@ -29,20 +29,20 @@ def clip_over_b(omega: Tensor) -> Tensor:
 class MidTread(GridQuantizer):
     """`codes = clip(round(x / delta), lo, hi)`, `x^ = codes * delta`, each channel with omega bins of width delta in its range.
 
-    omega is the channel's share of `C * 2^target` bins, rounded to even on ties. The range is `2 k b` around the mean, or, where a ReLU
-    follows or nothing negative was seen, `max(mean, 0) + k b` above zero, with `k = W0(3 omega^2)` (`W0(3 (2 omega)^2)`) and
-    `b = E|x - E x|`; without clipping it is `max - min`. Levels: an even omega has omega + 1 (2^bits + 1 where all channels are alike).
-    A channel of 0 bins becomes 0; a constant one passes unchanged. Gradient: 1 within the limits (included), else 0. Nothing is
-    allocated in bits: the rate is the entropy of the codes, which the record holds. Saved: delta, the limits. Bounds `legacy` are no
-    integers, so clipped values fall off the grid: they are then neither idempotent nor within half a step.
+    omega is the channel's share of `C * 2^target` bins, rounded to even on ties. The range is `2 k b` around the mean. Where a ReLU
+    follows or all values are non-negative, it is `max(mean, 0) + k b` above zero. Here `k = W0(3 omega^2)` (`W0(3 (2 omega)^2)`) and
+    `b = E|x - E x|`; without clipping the range is `max - min`. Levels: an even omega has omega + 1 (2^bits + 1 where all channels are
+    equal). A channel of 0 bins becomes 0; a constant channel passes unchanged. Gradient: 1 within the limits (included), else 0. No bits
+    are allocated: the rate is the entropy of the codes, which the record holds. Saved: delta, the limits. With `bounds: legacy` the limits
+    are not integers, so clipped values lie off the grid and are neither idempotent nor within half a step.
 
     Args:
         bits, shape, granularity, rounding: See `Quantizer`.
-        target: log2 of the mean number of bins a channel where that is no whole number, such as 5.3; else bits.
-        clip: False spends the bins on all of `max - min`, as the source does for weights.
-        prior: What shares follow: `gauss` the standard deviation, `laplace` b.
-        bounds: `integer`, or `legacy` as the source: `mean / delta -+ omega / 2`, and `max(mean, 0) / delta + omega` above
-            zero, not rounded.
+        target: log2 of the mean number of bins per channel if that is not a whole number, such as 5.3; the default is bits.
+        clip: False distributes the bins over all of `max - min`, as the source does for weights.
+        prior: Measure for the shares: `gauss` uses the standard deviation, `laplace` uses b.
+        bounds: `integer`, or `legacy` as in the source: `mean / delta -+ omega / 2`, and `max(mean, 0) / delta + omega` above zero,
+            not rounded.
 
     Source: the mid-tread quantizer of cnn-quantization; Banner et al. 2019 (arXiv 1810.05723) for shares and clips.
     Differs from the source: integer bounds; k from Lambert's W, not from a table; a step keeps all codes below 2^23.
@@ -122,7 +122,7 @@ class MidTread(GridQuantizer):
         return (low, high) if self.legacy and self.clip else (low.round(), high.round())
 
     def _note_limits(self) -> None:
-        """Keeps limits that all channels share as numbers, so that nobody asks the device for them."""
+        """Stores limits that all channels share as host numbers, to avoid synchronising with the device."""
         ends = [float(self.qmin.min()), float(self.qmin.max()), float(self.qmax.min()), float(self.qmax.max())]
         self._limits = (ends[0], ends[2]) if ends[0] == ends[1] and ends[2] == ends[3] else None
 
@@ -148,7 +148,7 @@ class MidTread(GridQuantizer):
         return self._clipped(rows / self.scale).reshape(x.shape)
 
     def _clipped(self, v: Tensor) -> Tensor:
-        """Returns codes that are rounded first and clipped then, to limits that are no integers."""
+        """Returns codes that are first rounded, then clipped to limits that are not integers."""
         return torch.maximum(torch.minimum(round_to(v, self.rounding), self.qmax), self.qmin)
 
     def describe(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""PACT and mPACT: the clip of an activation is a parameter, one-sided or two-sided."""
+"""PACT and mPACT: the clip of an activation, one-sided or two-sided, is a learned parameter."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class PACT(AffineQuantizer):
     kept at 1e-3 or more after each optimizer step. Saved: alpha, the grid's limits.
 
     Args:
-        bits, shape, granularity, rounding: See `AffineQuantizer`; one alpha a tensor.
-        signed: False is PACT, True mPACT, `auto` mPACT where calibration saw negatives that no ReLU removes right after.
+        bits, shape, granularity, rounding: See `AffineQuantizer`; one alpha per tensor.
+        signed: False is PACT, True mPACT, `auto` mPACT where the tensor has negative values that no ReLU removes directly after.
         range: A number, or a range rule whose upper end is the first alpha.
-        learned: Whether alpha learns; else it keeps its first value.
+        learned: Whether alpha is learned; otherwise it keeps its first value.
 
     Source: Choi et al. 2018 (arXiv 1805.06085), equations 1-3; mPACT as PACT-Quantization defines it.
     Differs from the paper: `auto`; alpha's decay is one number of its own parameter group, not counted twice.
@@ -63,7 +63,7 @@ class PACT(AffineQuantizer):
         self.mark_ready()
 
     def first_alpha(self, stats: TensorStats, followed_by_relu: bool) -> float:
-        """Returns the clip that training starts from."""
+        """Returns the initial clip for training."""
         if isinstance(self.range, float | int):
             return float(self.range)
         _, high = fit_range(self, self.range, stats, Context(True, followed_by_relu, self._parameters_of))

@@ -1,4 +1,4 @@
-"""PACT as Quantized_ResNet has it: the clip moves with every training step, by a rule that is plain gradient descent."""
+"""PACT as in Quantized_ResNet: plain gradient descent updates the clip at every training step."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from qexp.quantizers.pact import PACT
 from qexp.ranges import RangeRule
 from qexp.statistics.stats import TensorStats
 
-_GUARD = 1e-6  # the source's, against a clip of zero; it turns ties downwards
+_GUARD = 1e-6  # from the source, against a clip of zero; it sends ties to the lower level
 
 
 def _steps(x: Tensor, clip: Tensor, qmin: float, qmax: float) -> Tensor:
@@ -38,12 +38,12 @@ class _ClippedSteps(torch.autograd.Function):
 
 
 class PACTInStep(PACT):
-    """`clip(round(x n / (T + 1e-6)), 0, n) T / n` with a clip T that starts at n, so that the first step is one.
+    """`clip(round(x n / (T + 1e-6)), 0, n) T / n` with a clip T that starts at n, so that the initial step is 1.
 
-    Levels: one-sided 2^bits (n = 2^bits - 1); two-sided, `[-T, T]`, 2^bits - 1. Half to even, but a tie falls to the lower level: the
-    1e-6 sees to it. Gradients: to x, 1 strictly inside `0 < x < T` (`|x| < T`); to T, 1 where `x > T` (less 1 where `x < -T`). The
-    source's update `T <- T - 0.01 (sum of those + 2e-4 T)` is what SGD does to T in a parameter group of rate 0.01, no momentum
-    and weight decay 2e-4, which its recipe asks for. Saved: T (as `alpha`), the grid's limits. T is kept at 1e-3 or more.
+    Levels: one-sided 2^bits (n = 2^bits - 1); two-sided, `[-T, T]`, 2^bits - 1. Half to even, but because of the
+    1e-6 a tie goes to the lower level. Gradients: to x, 1 strictly inside `0 < x < T` (`|x| < T`); to T, 1 where `x > T` (minus 1 where
+    `x < -T`). The source's update `T <- T - 0.01 (sum of those + 2e-4 T)` equals SGD on T in a parameter group with rate 0.01, no
+    momentum and weight decay 2e-4, as its recipe sets. Saved: T (as `alpha`), the grid's limits. T is at least 1e-3.
 
     Args:
         bits, shape, granularity, rounding, signed, learned: See `PACT`.
@@ -51,7 +51,7 @@ class PACTInStep(PACT):
 
     Source: Quantized_ResNet, after Choi et al. 2018 (arXiv 1805.06085).
     Differs from the source: T is a saved parameter, shared between processes, moved by the optimizer instead of in the backward pass;
-    with a schedule its rate falls as the others do.
+    with a schedule its rate decreases as the others do.
 
     >>> q = PACTInStep(2, (6,), signed=False)
     >>> q.fit(TensorStats.of(torch.tensor([0.0, 4.0])))

@@ -1,4 +1,4 @@
-"""Whole-tensor quantizers of pytorch-playground: levels even in x, in log|x| or in tanh x."""
+"""Per-tensor quantizers of pytorch-playground: levels evenly spaced in x, in log|x| or in tanh x."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from qexp.statistics.collectors import LeastMagnitude
 from qexp.statistics.stats import TensorStats
 
 _ROUNDINGS = ("half_up", *(rounding for rounding in ROUNDINGS if rounding != "half_up"))  # the first is the default
-_FLOOR = 1e-20  # what is smaller has no logarithm here
+_FLOOR = 1e-20  # smaller magnitudes count as this in the logarithm
 
 
 class _Playground(Quantizer):
-    """What the three share: one scale for the whole tensor."""
+    """Common base of the three methods: one scale per tensor."""
 
     granularities = ("tensor",)
     roundings = _ROUNDINGS
@@ -47,12 +47,12 @@ class MinMaxLevels(_Playground):
     """`x^ = min + round(n clip((x - min) / (max - min), 0, 1)) (max - min) / n` with `n = 2^bits - 1`: even levels from end to end.
 
     Levels: 2^bits. Ties: half up. Gradient: 1 within the range (limits included), else 0. Saved: the step and the least level. Zero is
-    not a level in general, nor is the error half a step where float32 does not resolve the step (a narrow range far from zero).
+    not a level in general. The error bound of half a step fails where float32 does not resolve the step (a narrow range far from zero).
     Constant tensors pass unchanged.
 
     Args:
         bits, shape, granularity, rounding: As for every quantizer; per tensor.
-        range: Rule that picks the ends.
+        range: Range rule that gives the ends.
 
     Source: the `minmax` method of pytorch-playground.
     Differs from the source: ranges of activations are calibrated, not taken from each batch; one bit gives both ends.
@@ -112,18 +112,18 @@ class MinMaxLevels(_Playground):
 class LogLevels(_Playground):
     """`x^ = sign(x) exp(v)` with v the nearest of even levels in `ln|x|`; zero is a level of its own.
 
-    Levels: 2^bits - 1: zero and `2^(bits-1) - 1` magnitudes of each sign, from the least magnitude seen to the greatest (`minmax`), or
-    at multiples of a power of two (`fixed_point`), of which those above the greatest magnitude are not used. Ties: half up, in the
-    logarithm; below half of the least level a value is zero. Gradient: `x^ / x` from the least level to the greatest, else 0. Saved:
-    the magnitudes and the limits between them. The error is not half a step: the distance of levels grows with them. Constant tensors
-    pass unchanged.
+    Levels: 2^bits - 1: zero and `2^(bits-1) - 1` magnitudes of each sign, from the least observed magnitude to the greatest (`minmax`),
+    or at multiples of a power of two (`fixed_point`); multiples above the greatest magnitude are not used. Ties: half up, in the
+    logarithm; a value below half of the least level becomes zero. Gradient: `x^ / x` from the least level to the greatest, else 0. Saved:
+    the magnitudes and the limits between them. There is no error bound of half a step, since the distance of levels grows with them.
+    Constant tensors pass unchanged.
 
     Args:
         bits: 2..16; one bit would be a sign without a magnitude.
-        shape, granularity, rounding: As for every quantizer; per tensor, half_up alone.
+        shape, granularity, rounding: As for every quantizer; per tensor, half_up only.
         spacing: `minmax` or `fixed_point`.
-        zero: `own`; or `source`: the logarithm of zero is that of 1e-20, so a tensor with zeros spends its levels from there on, and zero
-            comes on top of 2^(bits-1) magnitudes.
+        zero: `own`; or `source`: the logarithm of zero is that of 1e-20, so the levels of a tensor with zeros start there, and zero is a
+            level in addition to 2^(bits-1) magnitudes.
 
     Source: the `log` and `log_linear` methods of pytorch-playground.
     Differs from the source: `zero: own`; ranges of activations are calibrated, not taken from each batch.
@@ -218,12 +218,12 @@ class TanhLevels(_Playground):
     """`x^ = artanh(v)` with `v = 2 round(n (tanh x + 1) / 2) / n - 1`, `n = 2^bits - 1`, held at `|v| <= 1 - 1/n`.
 
     Levels: 2^bits, dense around zero; zero is none. Ties: half up. Gradient: `(1 - tanh(x)^2) / (1 - v^2)`, at the end levels 0.
-    No calibration: the levels are the same for every tensor, up to about +-3 at 8 bits. Saved: nothing but their ends. The error is not
-    half a step (the distance of levels grows), and the least level is no fixed point (idempotent): it lies on a tie.
+    No calibration: the levels are the same for every tensor, up to about +-3 at 8 bits. Saved: only their ends. There is no error bound
+    of half a step (the distance of levels grows). Not idempotent: the least level lies on a tie.
 
     Args:
-        bits: 2..16; one bit has both levels at zero.
-        shape, granularity, rounding: As for every quantizer; per tensor, half_up alone.
+        bits: 2..16; with one bit both levels would be zero.
+        shape, granularity, rounding: As for every quantizer; per tensor, half_up only.
 
     Source: the `tanh` method of pytorch-playground.
     Differs from the source: its end levels are infinite.
@@ -275,7 +275,7 @@ class TanhLevels(_Playground):
 
 
 class _Curved(torch.autograd.Function):
-    """A value in place of `x`, NaN staying NaN; the gradient is `slope(x, value)`."""
+    """Replaces `x` by a value; NaN stays NaN; the gradient is `slope(x, value)`."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, value: Tensor, slope: Callable[[Tensor, Tensor], Tensor]) -> Tensor:

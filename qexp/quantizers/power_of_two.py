@@ -1,4 +1,4 @@
-"""INQ: weights that are powers of two or zero, frozen part by part while the rest is trained on."""
+"""INQ: weights become powers of two or zero; they are frozen in parts while the rest is trained."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _LEAST = -126  # exponent of the smallest normal float32
 
 
 def nearest_exponent(magnitude: Tensor) -> Tensor:
-    """Returns `floor(log2(4|w|/3))`, int32: the e with `0.75 * 2^e <= |w| < 1.5 * 2^e`, exactly; zero gets a very low one.
+    """Returns `floor(log2(4|w|/3))`, int32: the e with `0.75 * 2^e <= |w| < 1.5 * 2^e`, exactly; for zero a very low exponent.
 
     >>> nearest_exponent(torch.tensor([0.74, 0.75, 1.49, 1.5])).tolist()
     [-1, 0, 0, 1]
@@ -31,23 +31,23 @@ class INQ(Quantizer):
     """`w^ = sign(w) * 2^e` with `e = floor(log2(4|w|/3))` between n2 and n1, or zero: powers of two by arithmetic midpoints.
 
     `n1 = floor(log2(4 max|w| / 3))`, `n2 = n1 - E + 1` with E exponents. Levels: 2E + 1, zero among them. Ties go to the greater power.
-    Gradient: 1 where `|w| < 1.5 * 2^n1`, else 0; of weights not frozen yet, which stay as they are while training, 1.
-    Calibration settles n1. Without training every weight is quantized. With it, the largest weights (by magnitude, counted by the first of
-    `fractions`) are set to their level and frozen, the rest trains on; at each further fraction more join, at equal distances over the
-    training, n1 staying what it was. A frozen weight is put back after each optimizer step, so momentum and weight decay do not move it
-    by a bit. Saved: the exponents n1 (as `scale` 2^n1), the mask of frozen weights, the values they are frozen at, the steps done.
-    Not half a step inside the range: the distance of levels grows with them.
+    Gradient: 1 where `|w| < 1.5 * 2^n1`, else 0. While training, weights that are not frozen yet stay float, with gradient 1.
+    Calibration sets n1. Without training every weight is quantized. With training, the weights of largest magnitude (the first share in
+    `fractions`) are set to their level and frozen, and the rest trains on. At each further fraction more weights are frozen, at equal
+    distances over the training; n1 does not change. A frozen weight is restored after each optimizer step, so momentum and weight decay
+    do not change it. Saved: the exponents n1 (as `scale` 2^n1), the mask of frozen weights, their values, the number of steps done.
+    There is no error bound of half a step, since the distance of levels grows with them.
 
     Args:
         bits: 2..7.
         shape, granularity: As for every quantizer.
-        rounding: half_even alone; midpoints are part of the method.
+        rounding: half_even only; midpoints are part of the method.
         exponents: E: `source` 2^(bits-1) - 1 (7 at 4 bits), `paper` 2^(bits-2), or a number of at most 2^(bits-1) - 1.
         underflow: Below the smallest level a weight is zero under `source` 0.75 * 2^n2, or `paper` 0.5 * 2^n2.
-        fractions: Cumulative shares that are frozen, ascending, the last 1.
+        fractions: Cumulative shares of frozen weights, ascending; the last is 1.
 
     Source: Zhou et al. 2017 (arXiv 1702.03044), equations 1-5 and section 2.2; TF2-Engine's compression for the defaults.
-    Differs from the paper: the fractions are spread evenly over one training with one schedule, not over several of their own.
+    Differs from the paper: the fractions are spread evenly over one training with one schedule; the paper trains once per fraction.
 
     >>> q = INQ(4, (7,))
     >>> w = torch.tensor([0.9, -0.31, 0.12, 0.02, 0.01, 0.2, -0.05])
@@ -82,7 +82,9 @@ class INQ(Quantizer):
             raise QexpError(f"INQ: underflow={underflow!r}; allowed are source, paper")
         self.fractions = tuple(float(f) for f in fractions)
         if list(self.fractions) != sorted(self.fractions) or not self.fractions[0] > 0 or self.fractions[-1] != 1:
-            raise QexpError(f"INQ: fractions={list(fractions)}; ascending shares above 0 that end at 1 are needed")
+            raise QexpError(
+                f"INQ: fractions={list(fractions)} is not allowed; use ascending shares above 0 that end at 1"
+            )
         self.underflow = underflow
         scale_shape = self.granularity.scale_shape(self.shape)
         self.register_buffer("scale", torch.ones(scale_shape))
@@ -115,7 +117,7 @@ class INQ(Quantizer):
         n1 = self.n1.to(rows.device)
         n2 = n1 - self.count + 1
         magnitude = rows.abs()
-        if self.underflow == "paper":  # from half of the smallest level on it is that level
+        if self.underflow == "paper":  # from half of the smallest level on, a weight becomes that level
             least = torch.exp2(n2.double()).float()
             magnitude = torch.where((magnitude >= least / 2) & (magnitude < least), least, magnitude)
         index = torch.minimum(nearest_exponent(magnitude), n1) - n2 + 1
@@ -176,7 +178,7 @@ class INQ(Quantizer):
 
 
 class _Straight(torch.autograd.Function):
-    """A value computed elsewhere in place of `x`; the gradient passes where `inside`."""
+    """Replaces `x` by a given value; the gradient passes where `inside`."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, value: Tensor, inside: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""ReCU: one-bit weights whose gradient leaves out the tails of the distribution, so that dead weights come back."""
+"""ReCU: one-bit weights without a gradient in the tails of the distribution, so that dead weights become active again."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _A = (_LAST - _FIRST) / (math.e - 1)
 
 
 def scheduled_tau(progress: float) -> float:
-    """Returns tau at a share of the training, from 0.85 to 0.99 along an exponential.
+    """Returns tau at a share of the training; it grows exponentially from 0.85 to 0.99.
 
     >>> [round(scheduled_tau(f), 4) for f in (0, 0.5, 1)]
     [0.85, 0.9029, 0.99]
@@ -30,17 +30,18 @@ class ReCU(BinaryWeight):
     """`w^ = alpha sign(z)`, with z the standardised weight of a filter and alpha learned per filter.
 
     `z = (w - mean) / (sqrt(var + 1e-5) / (2 sqrt 2))`; `Q = -mean|z| ln(2 - 2 tau)` over the layer. Levels: 2, at -alpha and +alpha, so 1
-    bit alone; sign(0) = +1. Gradients: `dz = g alpha 1[|z| <= Q]`, then through the standardisation; `dalpha = sum g sign(z)`. alpha starts
-    at `mean|w|` of the filter and stays above 1e-8. Not idempotent, not monotone across filters' moves, and without an error bound such
-    as half a step: the levels are those of the standardised weight. Saved: alpha, the step and the number of steps of the schedule.
+    bit only; sign(0) = +1. Gradients: `dz = g alpha 1[|z| <= Q]`, then through the standardisation; `dalpha = sum g sign(z)`. alpha starts
+    at `mean|w|` of the filter and stays above 1e-8. Not idempotent, not monotone (the statistics move with each weight), and without an
+    error bound of half a step: the levels are those of the standardised weight. Saved: alpha, the step and the number of steps of the
+    schedule.
 
     Args:
         bits, shape, granularity, rounding: See `BinaryWeight`.
         tau: `schedule` (0.85 to 0.99 over the optimizer steps), or a fixed number in (0.5, 1).
 
     Source: Xu et al. 2021, "ReCU" (arXiv 2103.12369), equations 7-13.
-    Differs from the paper: alpha starts at the filter's mean magnitude, so that a start from float weights keeps its scale, where the
-    authors' code draws it from 0..1; tau advances with each optimizer step instead of each epoch.
+    Differs from the paper: alpha starts at the filter's mean magnitude, which keeps the scale of float weights; the authors' code draws
+    it from 0..1. tau advances with each optimizer step instead of each epoch.
 
     >>> q = ReCU(1, (4,))
     >>> w = torch.tensor([0.5, -0.3, 0.3, -1.4])
@@ -84,7 +85,7 @@ class ReCU(BinaryWeight):
         return (rows - rows.mean(1, keepdim=True)) / ((variance + 1e-5).sqrt() / (2 * math.sqrt(2)))
 
     def edge(self, z: Tensor) -> Tensor:
-        """Returns Q, beyond which a standardised weight gets no gradient."""
+        """Returns Q; a standardised weight of larger magnitude gets no gradient."""
         tau = scheduled_tau(self.progress) if self.tau == "schedule" else self.tau
         return -z.abs().mean() * math.log(2 - 2 * tau)
 

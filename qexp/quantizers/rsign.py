@@ -1,4 +1,4 @@
-"""RSign: the sign of an activation about a learned threshold per channel."""
+"""RSign: the sign of an activation relative to a learned threshold per channel."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from qexp.statistics.stats import TensorStats
 
 
 class RSign(Progress, Quantizer):
-    """`sign(x - theta)`, theta learned per channel.
+    """`sign(x - theta)`; theta is learned, one per channel.
 
-    Levels: 2, at -1 and +1, so 1 bit alone; a value at its threshold goes up. Gradients, with h the surrogate's slope at `x - theta`:
-    `dx = g h`, `dtheta = -sum g h`. theta starts at 0 where calibration saw both signs, and at the mean where it saw one, since a sign
-    about 0 would be constant there. Not idempotent (a level may lie on the other side of a threshold), and no error bound: half a step
-    is 1, a value may lie anywhere beyond. Saved: theta.
+    Levels: 2, at -1 and +1, so 1 bit only; a value at its threshold goes up. Gradients, with h the surrogate's slope at `x - theta`:
+    `dx = g h`, `dtheta = -sum g h`. theta starts at 0 if the tensor has both signs. If it has only one sign, theta starts at the mean,
+    since the sign would otherwise be constant. Not idempotent (a level may lie on the other side of a threshold). No error bound: half a
+    step is 1, but a value may be arbitrarily large. Saved: theta.
 
     Args:
         bits, shape, granularity, rounding: See `Quantizer`; 1 bit, nothing is rounded; `channel` (paper) or `tensor`.
@@ -26,7 +26,7 @@ class RSign(Progress, Quantizer):
         tmin, tmax: Sharpness of `ede` at the first step and after the last.
 
     Source: Liu et al. 2020, "ReActNet" (arXiv 2003.03488), equations 1 and 4.
-    Differs from the paper: the start where a tensor has one sign.
+    Differs from the paper: the start for a tensor with one sign.
 
     >>> q = RSign(1, (3,))
     >>> q.fit(TensorStats.of(torch.tensor([-1.0, 0.5, 2.0])))
@@ -72,7 +72,7 @@ class RSign(Progress, Quantizer):
 
     @property
     def zero_point(self) -> Tensor:
-        """A half: the two codes lie on either side of zero."""
+        """One half: the two codes lie on either side of zero."""
         return torch.full_like(self.theta.detach(), 0.5)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""SAWB: the clip of a weight follows from two of its moments, anew at every step."""
+"""SAWB: the clip of a weight is computed from two of its moments at every step."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ COEFFICIENTS = {2: (3.12, 2.064), 3: (7.509, 6.892), 4: (12.68, 12.80), 5: (17.7
 
 
 class SAWB(GridQuantizer):
-    """Even levels from -a to a, with `a = c1 sqrt(E[w^2]) - c2 E|w|` of the weight as it is; c1 and c2 are published for each width.
+    """Even levels from -a to a, with `a = c1 sqrt(E[w^2]) - c2 E|w|` of the current weight; c1 and c2 are published for each width.
 
     Levels: 2^bits, `a (2 code / n - 1)` with `n = 2^bits - 1`, none of them zero; ties to the even code. Gradient: 1 where `|w| <= a`, else
-    0; none through a. No calibration: the moments are the tensor's own. Not idempotent, since levels have other moments. a lies
-    between `E|w|` and `max|w|`, which matters for tensors that are not bell-shaped. Saved: the step as last used.
+    0; none through a. No calibration: the moments are computed from the tensor. Not idempotent, since the levels have other moments. a is
+    limited to `E|w|` .. `max|w|`, which matters for tensors that are not bell-shaped. Saved: the step as last used.
 
     Args:
         bits: 2..5, the widths whose coefficients minimise the squared error over bell-shaped distributions.
         shape, granularity, rounding: See `Quantizer`.
 
     Source: Choi et al. 2019, "Accurate and efficient 2-bit quantized neural networks" (SysML), section 3.
-    Differs from the paper: the gradient stops at the clip; the ends of a; moments per channel or group where the granularity says.
+    Differs from the paper: the gradient stops at the clip; a is limited; the moments are per channel or group if the granularity is.
 
     >>> q = SAWB(2, (4,))
     >>> [round(v, 4) for v in q(torch.tensor([-1.0, -0.2, 0.1, 0.6])).tolist()]

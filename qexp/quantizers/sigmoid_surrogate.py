@@ -1,4 +1,4 @@
-"""A gradient that knows where the thresholds are: the backward pass of a smooth staircase that sharpens while training goes on."""
+"""A surrogate gradient with bumps at the thresholds: that of a smooth staircase which becomes sharper during training."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from qexp.quantizers.pact_in_step import PACTInStep
 
 
 def bump(x: Tensor, clip: Tensor, steps: float, sharpness: Tensor, form: str) -> Tensor:
-    """Returns h, by which a gradient is multiplied, for each element of `x`.
+    """Returns the factor h on the gradient, for each element of `x`.
 
     With r in [-1/2, 1/2] the distance to the nearest threshold in steps: `normalized` h = a sig'(a r) / (2 sig(a/2) - 1), which averages
     to 1 over a step; `legacy` h = sig'(a r) / (2 sig(a'/2) - 1) with a' = a n/T.
@@ -47,11 +47,11 @@ class SigmoidSurrogate(PACTInStep):
 
     Levels, ties, initialisation and the gradient to the clip are those of `PACTInStep`; the clip is fixed unless `learned`. Gradient to
     x: `1[0 < x < T] h(x)` (see `bump`). The sharpness a goes linearly from `start_sharpness` to `end_sharpness` over the optimizer steps
-    of the training. Saved: besides T and the limits the step, the number of steps, and a, so that a resumed training goes on with them.
+    of the training. Saved: T, the limits, the step, the number of steps, and a, so that a resumed training continues with them.
 
     Args:
         bits, shape, granularity, rounding, signed, range, learned: See `PACTInStep`.
-        form: `normalized` averages to 1 over a step; `legacy` shrinks all gradients as a grows, and is right only for T = n.
+        form: `normalized` averages to 1 over a step; `legacy` shrinks all gradients as a grows, and is correct only for T = n.
         start_sharpness, end_sharpness: a at the first step and after the last, > 0.
 
     Source: Quantized_ResNet.

@@ -1,4 +1,4 @@
-"""Binary activations: the sign, with one of the gradients that stand for its own."""
+"""Binary activations: the sign, with a selectable surrogate gradient."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ def _deviation(x: Tensor) -> Tensor:
 
 
 class Sign(Progress, Quantizer):
-    """`sign(x)`, with sign(0) = +1; for a tensor that is never negative `1[x > 1/2]`.
+    """`sign(x)` with sign(0) = +1; for a tensor without negative values `1[x > 1/2]`.
 
-    Levels: 2, at -1 and +1 (at 0 and 1 for the one-sided tensor), so 1 bit alone. Gradient: `g h(u)` with `u = x` (`2x - 1` where
+    Levels: 2, at -1 and +1 (at 0 and 1 for the one-sided tensor), so 1 bit only. Gradient: `g h(u)` with `u = x` (`2x - 1` where
     one-sided) and h the surrogate's slope; for `ste` that is 1 where `|x| <= 1` (`0 <= x <= 1`), else 0. With `normalize` u is first
-    divided by its standard deviation in each sample, which changes no sign, only where h is wide; that division is part of the gradient.
-    Calibration decides which of the two forms an `auto` tensor takes. No error bound: half a step is 1, a value may lie anywhere
-    beyond. Saved: the form, and the step and number of steps of `ede`.
+    divided by its standard deviation in each sample; this changes no sign, only the width of h. The division is part of the gradient.
+    Calibration decides the form of an `auto` tensor. No error bound: half a step is 1, but a value may be arbitrarily large. Saved: the
+    form, and the step and number of steps of `ede`.
 
     Args:
         bits, shape, granularity, rounding: See `Quantizer`; 1 bit, the same for every channel, nothing is rounded.
-        signed: True is the sign, and refuses a tensor that never was negative, which it would make constant; False takes 0 and 1;
-            `auto` goes by what calibration saw.
+        signed: True is the sign; it raises for a tensor without negative values, whose sign is constant. False uses 0 and 1. `auto`
+            decides from calibration.
         gradient: `ste` (XNOR-Net), `approx` (Bi-Real Net), `ede` (IR-Net) or `identity` (see `surrogate.slope`).
         tmin, tmax: Sharpness of `ede` at the first step and after the last.
-        normalize: `train` divides by the standard deviation in training alone (ReCU), `always` or `none`.
+        normalize: `train` divides by the standard deviation only in training (ReCU); or `always`, or `none`.
 
     Source: Rastegari et al. 2016 (arXiv 1603.05279), section 3.2; `normalize` Xu et al. 2021 (arXiv 2103.12369), section 3.
     Differs from the paper: 0 and 1 for one-sided tensors, since the paper's blocks have no ReLU before the sign.
@@ -69,18 +69,20 @@ class Sign(Progress, Quantizer):
             raise QexpError(f"Sign: signed={signed!r}; allowed are true, false, auto")
         check_slope("Sign", gradient, tmin, tmax)
         if normalize not in ("none", "train", "always"):
-            raise QexpError(f"Sign: normalize={normalize!r} is not allowed; use none, train, always")
+            raise QexpError(f"Sign: normalize={normalize!r} is not allowed; use none, train or always")
         self.signed, self.gradient, self.normalize = signed, gradient, normalize
         self.tmin, self.tmax = float(tmin), float(tmax)
         self.count_steps(gradient == "ede")
         self.register_buffer("two_sided", torch.tensor(signed is not False))
-        self._two_sided = signed is not False  # the same, without asking the device in every forward
+        self._two_sided = (
+            signed is not False
+        )  # a copy on the host: reading the buffer in every forward would synchronise with the device
 
     def fit(self, stats: TensorStats, followed_by_relu: bool = False) -> None:
         negative = bool((stats.min < 0).any())
         if self.signed is True and not negative:
             raise QexpError(
-                f"{self.name}: never negative in calibration, so that its sign says nothing; use signed: auto, "
+                f"{self.name}: never negative in calibration, so its sign is constant; use signed: auto, "
                 "or put the batch norm (and no ReLU) right before this layer"
             )
         self._take(negative if self.signed == "auto" else bool(self.signed))
@@ -100,7 +102,7 @@ class Sign(Progress, Quantizer):
 
     @property
     def zero_point(self) -> Tensor:
-        """A half where the levels are -1 and +1, zero where they are 0 and 1."""
+        """One half where the levels are -1 and +1; zero where they are 0 and 1."""
         return torch.full((1,), 0.5 if self._two_sided else 0.0, device=self.ready.device)
 
     def forward(self, x: Tensor) -> Tensor:

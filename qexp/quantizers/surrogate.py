@@ -1,4 +1,4 @@
-"""What stands for the gradient of a sign, and the base of the one-bit weights that use it."""
+"""Surrogate gradients of the sign, and the base class of one-bit weights that use them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SLOPES = ("ste", "approx", "ede", "identity")
 
 
 def slope(u: Tensor, kind: str, t: float = 1.0) -> Tensor:
-    """Returns h(u), by which the gradient of `sign(u)` is replaced.
+    """Returns h(u), the surrogate for the gradient of `sign(u)`.
 
     `ste`: `1[|u| <= 1]`. `approx`: `max(0, 2 - 2|u|)`. `ede`: `k t (1 - tanh^2(t u))` with `k = max(1/t, 1)`. `identity`: 1.
 
@@ -35,7 +35,7 @@ def slope(u: Tensor, kind: str, t: float = 1.0) -> Tensor:
 
 
 def sharpness(progress: float, tmin: float, tmax: float) -> float:
-    """Returns t of `ede` at a share of the training: from `tmin` to `tmax`, evenly in the logarithm."""
+    """Returns the sharpness t of `ede` at a share of the training: from `tmin` to `tmax`, evenly in the logarithm."""
     return 10 ** (math.log10(tmin) + (math.log10(tmax) - math.log10(tmin)) * progress)
 
 
@@ -75,27 +75,27 @@ def check_slope(method: str, gradient: str, tmin: float, tmax: float) -> None:
 
 
 class Progress:
-    """Counts the optimizer steps of a training, as buffers of the quantizer that mixes it in; `counts` none where nothing anneals.
+    """Mixin that counts the optimizer steps of a training in buffers of the quantizer; counts nothing where nothing is annealed.
 
-    A training in stages goes on counting: a quantizer that is kept from one stage to the next stays at the end of its schedule.
+    In a training in stages the count continues: a quantizer that is kept for the next stage stays at the end of its schedule.
     """
 
     step: Tensor | None
     total_steps: Tensor | None
 
     def count_steps(self, counts: bool) -> None:
-        """Makes the two buffers, once, in the constructor."""
+        """Creates the two buffers; called once, in the constructor."""
         for name, value in (("step", 0), ("total_steps", 1)):
             self.register_buffer(name, torch.tensor(value) if counts else None)
-        self._done, self._all = 0, 1  # the same, without asking the device
+        self._done, self._all = 0, 1  # copies on the host, to avoid synchronising with the device
 
     @property
     def progress(self) -> float:
-        """The share of the training's optimizer steps that is done, 0..1."""
+        """The share of the training's optimizer steps that are done, 0..1."""
         return min(self._done / self._all, 1.0)
 
     def begin(self, total_steps: int) -> None:
-        """Takes over how many steps the training has."""
+        """Sets the number of steps of the training."""
         if self.step is not None:
             self._all = max(total_steps, 1)
             self.total_steps.fill_(self._all)
@@ -107,15 +107,15 @@ class Progress:
             self.step.add_(1)
 
     def read_progress(self) -> None:
-        """Reads the count off the buffers, which a checkpoint has filled."""
+        """Reads the count from the buffers after a checkpoint is loaded."""
         if self.step is not None:
             self._done, self._all = int(self.step), int(self.total_steps)
 
 
 class BinaryWeight(Progress, Quantizer):
-    """`scale * sign(u) + centre` with u, scale and centre made of the float weights of each filter: what its methods share.
+    """`scale * sign(u) + centre`, with u, scale and centre computed from the float weights of each filter; a common base class.
 
-    A method writes `parts`. Gradients flow through whatever `parts` computes with gradients and through the surrogate of the sign.
+    A method implements `parts`. Gradients flow through all of `parts` that is differentiable, and through the surrogate of the sign.
 
     Args:
         bits, shape, granularity, rounding: See `Quantizer`; 1 bit, nothing is rounded.
@@ -147,12 +147,12 @@ class BinaryWeight(Progress, Quantizer):
         self.count_steps(gradient == "ede")
 
     def parts(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Returns u `[G, n]` whose sign is taken, the scale and the centre, `[G, 1]`, of float weights `[G, n]`."""
+        """Returns u `[G, n]` (the argument of the sign), the scale and the centre, `[G, 1]`, for float weights `[G, n]`."""
         raise NotImplementedError
 
     @property
     def t(self) -> float:
-        """The sharpness of `ede` now."""
+        """The current sharpness of `ede`."""
         return sharpness(self.progress, self.tmin, self.tmax)
 
     @property
@@ -165,7 +165,7 @@ class BinaryWeight(Progress, Quantizer):
 
     @property
     def zero_point(self) -> Tensor:
-        """A half, less what the centre is away from zero, in steps."""
+        """One half minus the distance of the centre from zero, in steps."""
         half = torch.full_like(self.last_scale, 0.5)
         tiny = torch.finfo(torch.float32).tiny
         return half if self.last_centre is None else half - self.last_centre / self.scale.clamp_min(tiny)
@@ -197,7 +197,7 @@ class BinaryWeight(Progress, Quantizer):
             self.last_centre.copy_(centre.detach().reshape(self.last_scale.shape))
 
     def _from_rows(self, rows: Tensor, like: Tensor) -> Tensor:
-        """Returns rows `[G, n]` in the shape of the tensor they came from."""
+        """Returns rows `[G, n]` in the shape of their tensor."""
         if isinstance(self.granularity, PerChannel):
             axis = self.granularity.channel_axis
             return rows.reshape(like.movedim(axis, 0).shape).movedim(0, axis)
@@ -210,7 +210,7 @@ class BinaryWeight(Progress, Quantizer):
         self.advance()
 
     def refuse_equal_weights(self, latent: Tensor | None) -> None:
-        """Raises if a filter's weights are all equal: without spread its signs never change, whatever the training does."""
+        """Raises if a filter's weights are all equal: without spread, training never changes its signs."""
         if latent is None:
             return
         rows = self.granularity.rows(latent.detach())

@@ -1,4 +1,4 @@
-"""TQT: the clipping threshold is learned as its logarithm, and the step is always a power of two."""
+"""TQT: the logarithm of the clipping threshold is learned, and the step is always a power of two."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from qexp.ranges import MSE, Context, RangeRule
 from qexp.ranges.base import rule_or
 from qexp.statistics.stats import TensorStats
 
-_REACH = 100.0  # |log2 t| stays below it, so that the step is a normal float32
-_DECAY = 0.999  # of the running mean of squared gradients
+_REACH = 100.0  # limit of |log2 t|, so that the step is a normal float32
+_DECAY = 0.999  # decay of the running mean of squared gradients
 
 
 class TQT(AffineQuantizer):
     """`x^ = clip(round(x / s), qmin, qmax) * s`, `s = 2^ceil(log2 t) / 2^(bits-1)` (unsigned: `2^bits`), with log2 t learned.
 
-    Levels: 2^bits, steps a power of two whatever is learned. Gradients: to x, 1 where `qmin <= round(x/s) <= qmax`; to log2 t,
+    Levels: 2^bits; the step is always a power of two. Gradients: to x, 1 where `qmin <= round(x/s) <= qmax`; to log2 t,
     `s ln 2` times `round(x/s) - x/s` there and the limit elsewhere, straight through the ceiling. The value is rounded before it is
     clipped, as published: gradients pass half a step beyond the limits (a tie at that edge counts as outside). Saved: log2 t, the
     grid's limits, the running mean of its squared gradients.
 
     Args:
-        bits, shape, granularity, rounding, signed: See `AffineQuantizer`; half_even alone.
-        range: Range rule whose greater end is the first threshold.
+        bits, shape, granularity, rounding, signed: See `AffineQuantizer`; half_even only.
+        range: Range rule; the end of greater magnitude is the first threshold.
         normed: Divide the gradient of log2 t by the root of its running mean square and pass it through tanh, so that a step's length
             depends neither on the width nor on the size of the tensor. With plain SGD the published raw gradient does.
 
     Source: Jain et al. 2019 (arXiv 1903.08066), equations 4-8; the normed gradient from appendix B.
-    Differs from the paper: the threshold starts in the middle, on the logarithmic scale, between the two powers of two it lies between,
-    since a rule that sees only powers of two tells no more; Adam is replaced by the normed gradient.
+    Differs from the paper: the threshold starts at the logarithmic middle of the two powers of two around it, since a rule that tries only
+    powers of two gives no finer value; the normed gradient replaces Adam.
 
     >>> from qexp.ranges import MinMax
     >>> q = TQT(3, (4,), signed=True, range=MinMax())
@@ -66,7 +66,7 @@ class TQT(AffineQuantizer):
         self.choose_sign(stats)
         low, high = fit_range(self, self.range, stats, Context(True, followed_by_relu, self._parameters_of))
         reach = torch.maximum(-low, high)
-        # a range of zeros starts at three standard deviations of a fresh tensor of its kind, or like the others
+        # a range of zeros starts like the other channels, or at three standard deviations of a freshly initialised tensor
         alive = reach > 0
         fresh = torch.tensor(3 * math.sqrt(math.pi / 2) * usual_magnitude(self.shape), dtype=reach.dtype)
         exponent = _exponent(torch.where(alive, reach, reach[alive].median() if bool(alive.any()) else fresh))
@@ -85,7 +85,7 @@ class TQT(AffineQuantizer):
 
     @property
     def _fraction_bits(self) -> int:
-        """By how many powers of two the step lies below the threshold."""
+        """The number of powers of two between the step and the threshold."""
         return self.bits - 1 if self.limits[0] < 0 else self.bits
 
     @property
@@ -99,7 +99,7 @@ class TQT(AffineQuantizer):
 
     @property
     def edges(self) -> tuple[float, float]:
-        """Limits with which *clip, then round* is *round, then clip*: the last numbers that still round into the grid."""
+        """Limits for which *clip, then round* equals *round, then clip*: the last numbers that still round into the grid."""
         qmin, qmax = (np.float32(q) for q in self.limits)
         half, infinity = np.float32(0.5), np.float32(np.inf)
         return float(np.nextafter(qmin - half, infinity)), float(np.nextafter(qmax + half, -infinity))
@@ -126,7 +126,7 @@ def _exponent(threshold: Tensor) -> Tensor:
 
 
 class _Step(torch.autograd.Function):
-    """`2^(ceil(log2 t) - fraction_bits)`; its gradient is `s ln 2`, normed where a memory `(mean square, steps)` is given."""
+    """`2^(ceil(log2 t) - fraction_bits)`; its gradient is `s ln 2`, normed if a memory `(mean square, steps)` is given."""
 
     @staticmethod
     def forward(ctx: Any, log2_t: Tensor, fraction_bits: int, memory: tuple[Tensor, Tensor] | None) -> Tensor:

@@ -17,9 +17,9 @@ class Uniform(AffineQuantizer):
     """`codes = round(clip(x / scale + zero_point, qmin, qmax))`, `x^ = (codes - zero_point) * scale`.
 
     Levels: 2^bits; 2^bits - 1 where signed and narrow. Symmetric: zero point 0, scale = max(|low|, |high|) / qmax. Affine: unsigned
-    codes, the range extended to hold zero, an integer zero point inside the grid. Zero is always a level. Gradient: 1 where the clip
-    lets through (limits included), else 0. Saved: scale, zero_point, the grid's limits. A range without width (a constant tensor) gets
-    the scale at which its value is the last level, so that constants pass unchanged.
+    codes, the range extended to include zero, an integer zero point inside the grid. Zero is always a level. Gradient: 1 within the
+    limits (included), else 0. Saved: scale, zero_point, the grid's limits. For a range without width (a constant tensor) the scale is
+    chosen so that the constant is the last level and passes unchanged.
 
     Args:
         bits, shape, granularity, rounding, signed, narrow: See `AffineQuantizer`.
@@ -67,7 +67,7 @@ class Uniform(AffineQuantizer):
         return self.pow2_scale
 
     def parameters_of(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns scale and zero point, float32 `[G]`, of a range `(low, high)` `[G]`."""
+        """Returns the scale and the zero point, float32 `[G]`, for a range `(low, high)` `[G]`."""
         qmin, qmax = (torch.as_tensor(q, dtype=torch.float64, device="cpu").flatten() for q in self.limits)
         low, high = low.clamp_max(0), high.clamp_min(0)
         if self.symmetric:

@@ -1,7 +1,7 @@
-"""Range rules: pure functions from what was seen to the range `(low, high)` that a quantizer spends its levels on.
+"""Range rules: pure functions from a tensor's statistics to the range `(low, high)` that the quantizer's levels span.
 
-A rule is called as `rule(stats, grid, context)` and returns two float64 tensors `[G]`. It never sees data, a layer or a
-configuration, so every method at every width comes from one calibration pass.
+A rule is called as `rule(stats, grid, context)` and returns two float64 tensors `[G]`. It never receives data, a layer or a
+configuration, so one calibration pass serves every method at every width.
 """
 
 from qexp.ranges.aciq import ACIQ

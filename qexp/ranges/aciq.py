@@ -1,4 +1,4 @@
-"""Analytic clipping (ACIQ): the clip that minimises the expected error of a Laplace or normal tensor."""
+"""Analytic clipping (ACIQ): the clip with the least expected error for a tensor with a Laplace or normal distribution."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ _PRIORS = ("laplace", "gauss")
 
 @dataclass(frozen=True)
 class ACIQ:
-    """The clip `alpha` times the scale of a fitted prior, around the mean.
+    """Picks a range around the mean that ends at a clip: `alpha` times the scale of a fitted prior.
 
-    Full range: `low = max(min, mean - alpha)`, `high = low + 2 alpha`. Half range (a tensor that goes straight into a ReLU, or that holds
-    no negatives): `low = 0`, `high = max(mean, 0) + alpha`, with the constant of one bit more (analytic).
+    Full range: `low = max(min, mean - alpha)`, `high = low + 2 alpha`. Half range (a tensor that goes straight into a ReLU, or that has
+    no negative values): `low = 0`, `high = max(mean, 0) + alpha`, with the constant of one bit more (analytic).
 
-    The prior describes the tensor before its ReLU. Of a tensor seen after it, only the positive half is left: the scale of a prior around
-    zero is then that half's (`b` its mean, `sigma` its root mean square), and `high = alpha`.
+    The prior describes the tensor before its ReLU. After the ReLU only the positive half is left. The prior is then centred at zero, its
+    scale is that of the positive half (`b` its mean, `sigma` its root mean square), and `high = alpha`.
 
     Args:
         prior: `laplace` (scale b = E|x - E x|) or `gauss` (scale sigma).
-        alpha: `analytic`, the paper's 2^M even steps; `exact`, the least expected error of the quantizer that is really used (2^M - 1
-            steps, zero representable), which clips 9-12 % tighter at 2 bits and within 2 % from 4 bits up.
-        half: `auto` takes the half range where a ReLU follows or nothing negative was seen; `true`, `false` force it.
-        clip_to_observed: Never spend levels beyond the observed extremes (the paper does, which costs accuracy at 8 bits).
+        alpha: `analytic` is optimal for the paper's model, 2^M equal steps. `exact` is optimal for the actual quantizer (2^M - 1 steps,
+            zero representable); it clips 9-12 % tighter at 2 bits and within 2 % from 4 bits up.
+        half: `auto` uses the half range where a ReLU follows or all values are non-negative; `true` and `false` force the choice.
+        clip_to_observed: Keep the range within the observed extremes (the paper does not, which costs accuracy at 8 bits).
 
     Source: Banner, Nahshan, Soudry 2019 (arXiv 1810.05723), equations 6-10; the half range as in their code.
-    Differs from the paper: constants are solved for, never taken from rounded tables; a channel with its own width takes the constant
-    of that width for both priors.
+    Differs from the paper: constants are computed, never read from rounded tables; a channel with its own width uses the constant of
+    that width for both priors.
     """
 
     prior: Literal["laplace", "gauss"] = "laplace"
@@ -52,9 +52,9 @@ class ACIQ:
 
     def __post_init__(self) -> None:
         if self.prior not in _PRIORS:
-            raise QexpError(f"ACIQ(prior={self.prior!r}): allowed are {', '.join(_PRIORS)}")
+            raise QexpError(f"ACIQ: prior={self.prior!r} is not allowed; use {', '.join(_PRIORS)}")
         if self.alpha not in ("analytic", "exact"):
-            raise QexpError(f"ACIQ(alpha={self.alpha!r}): allowed are analytic, exact")
+            raise QexpError(f"ACIQ: alpha={self.alpha!r} is not allowed; use analytic or exact")
 
     def __call__(self, stats: TensorStats, grid: UniformGrid, context: Context) -> tuple[Tensor, Tensor]:
         half = takes_half(self.half, stats, context)
@@ -67,7 +67,7 @@ class ACIQ:
         return prior_range(alpha, stats, half, (stats.min, stats.max), self.clip_to_observed)
 
     def clip(self, stats: TensorStats, grid: UniformGrid, half: bool) -> Tensor:
-        """Returns alpha `[G]`, each channel's with the constant of its own width."""
+        """Returns alpha `[G]`; each channel uses the constant of its own width."""
         scale = stats.b if self.prior == "laplace" else stats.std
         if half and rectified(stats):
             n = stats.positive.clamp_min(1)
@@ -76,21 +76,21 @@ class ACIQ:
         return torch.tensor([self.constant(int(b), half) for b in bits], dtype=torch.float64) * scale
 
     def constant(self, bits: int, half: bool) -> float:
-        """Returns alpha over the scale of the prior for a width."""
+        """Returns the ratio of alpha to the scale of the prior for a width."""
         return (
             exact_alpha(self.prior, bits, half)
-            if self.alpha == "exact" and bits > 0  # a channel of 0 bits is a constant, whatever its range
+            if self.alpha == "exact" and bits > 0  # a channel of 0 bits is a constant for any range
             else analytic_alpha(self.prior, bits + int(half))
         )
 
 
 @cache
 def analytic_alpha(prior: str, bits: float) -> float:
-    """Returns the optimal clip of the analytic model (2^bits even steps on `[-alpha, alpha]`), over b or sigma."""
+    """Returns the optimal clip of the analytic model (2^bits equal steps on `[-alpha, alpha]`), divided by b or sigma."""
     steps = 3.0 * 4.0**bits
     if prior == "laplace":
         return float(lambertw(steps).real)
-    # the derivative of the normal model, divided by 2: falls to the clipping term on the left, rises with the rounding term on the right
+    # half the derivative of the normal model: the clipping term dominates on the left, the rounding term on the right
     return float(brentq(lambda a: a / steps - _normal_excess(a), 1e-9, 40.0, xtol=1e-13, rtol=1e-14))
 
 
@@ -112,9 +112,10 @@ def analytic_error(prior: str, alpha: float, bits: float) -> float:
 
 @cache
 def exact_alpha(prior: str, bits: int, half: bool) -> float:
-    """Returns the clip of least expected error of the real quantizer: 2^bits - 1 steps, zero on a level; over b or sigma.
+    """Returns the clip with the least expected error of the actual quantizer, divided by b or sigma.
 
-    The expected error has several local minima at few bits, so it is scanned first and then refined.
+    The quantizer has 2^bits - 1 steps, with zero on a level. At few bits the expected error has several local minima, so the search first
+    scans and then refines.
     """
     candidates = np.linspace(0.2, 16.0, 1581)
     errors = [exact_error(prior, a, bits, half) for a in candidates]
@@ -127,7 +128,7 @@ def exact_alpha(prior: str, bits: int, half: bool) -> float:
 
 
 def exact_error(prior: str, alpha: float, bits: int, half: bool) -> float:
-    """Returns the expected squared error of the affine quantizer for a unit-scale prior, in closed form over its levels."""
+    """Returns the expected squared error of the affine quantizer for a unit-scale prior, in closed form as a sum over levels."""
     n = 2**bits - 1
     step = alpha / n if half else 2 * alpha / n
     zero = 0.0 if half else float(np.rint(alpha / step))

@@ -1,4 +1,4 @@
-"""From a clip alpha, around the mean or around zero, to the range a quantizer spans, full or half."""
+"""Turns a clip alpha, around the mean or around zero, into a full or half range."""
 
 from __future__ import annotations
 
@@ -12,31 +12,31 @@ from qexp.statistics.stats import TensorStats
 
 
 def takes_half(half: Literal["auto"] | bool, stats: TensorStats, context: Context) -> bool:
-    """Returns whether the range starts at zero: a ReLU follows or nothing negative was seen (`auto`), or as told."""
+    """Returns whether the range starts at zero; `auto` decides so where a ReLU follows or all values are non-negative."""
     return bool(context.followed_by_relu or (stats.min >= 0).all()) if half == "auto" else half
 
 
 def rectified(stats: TensorStats) -> bool:
-    """Returns whether the tensor was seen after its ReLU: no negatives, and zeros among the values."""
+    """Returns whether the tensor looks like the result of a ReLU: no negative values, and some zeros."""
     return bool((stats.min >= 0).all()) and bool((stats.zeros > 0).any())
 
 
 def alpha_range(
     alpha: Tensor, stats: TensorStats, half: bool, observed: tuple[Tensor, Tensor], clip_to_observed: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Returns `(low, high)` `[G]` of a clip alpha: the half range, or the full one around the mean.
+    """Returns the range `(low, high)` `[G]` for a clip alpha: the half range, or the full range around the mean.
 
-    Full: `low = max(observed low, mean - alpha)`, `high = low + 2 alpha`; the width stays where low is raised. Half: `low = 0`,
-    `high = max(mean, 0) + alpha`, so that the quantizer does the ReLU; statistics are those before the ReLU.
+    Full: `low = max(observed low, mean - alpha)`, `high = low + 2 alpha`; the width is unchanged where low is raised. Half: `low = 0`,
+    `high = max(mean, 0) + alpha`, so that the quantizer includes the ReLU; the statistics are those before the ReLU.
 
     Args:
         alpha: Distance from the mean to the end of the range, `[G]`.
         stats: Summary of the tensor.
-        half: Which of the two.
+        half: Whether to return the half range.
         observed: Least and greatest value, as extremes or averaged.
-        clip_to_observed: Let the width be no more than what was observed.
+        clip_to_observed: Limit the width to the observed width.
 
-    Source: Banner et al. 2019 (arXiv 1810.05723), as their code does it.
+    Source: Banner et al. 2019 (arXiv 1810.05723), as in their code.
     """
     least, greatest = observed
     if half:
@@ -50,13 +50,13 @@ def alpha_range(
 def zero_range(
     alpha: Tensor, half: bool, observed: tuple[Tensor, Tensor], clip_to_observed: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Returns `(low, high)` `[G]` of a clip alpha around zero, whatever the mean: `(-alpha, alpha)`, or the half range `(0, alpha)`.
+    """Returns the range `(low, high)` `[G]` for a clip alpha around zero: `(-alpha, alpha)`, or the half range `(0, alpha)`.
 
     Args:
         alpha: Distance from zero to the end of the range, `[G]`.
-        half: Which of the two.
+        half: Whether to return the half range.
         observed: Least and greatest value, as extremes or averaged.
-        clip_to_observed: Let neither end lie beyond what was observed.
+        clip_to_observed: Keep both ends within the observed extremes.
     """
     low, high = torch.zeros_like(alpha) if half else -alpha, alpha
     if not clip_to_observed:
@@ -68,9 +68,9 @@ def zero_range(
 def prior_range(
     alpha: Tensor, stats: TensorStats, half: bool, observed: tuple[Tensor, Tensor], clip_to_observed: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Returns `(low, high)` `[G]` of a fitted prior's alpha: as `alpha_range`, but around zero where a tensor was seen after its ReLU.
+    """Returns the range `(low, high)` `[G]` for a fitted prior's alpha: as `alpha_range`, but around zero for a tensor after its ReLU.
 
-    The prior lies around zero there; the mean is that of its positive half and says nothing about its place.
+    After the ReLU the prior is centred at zero; the observed mean is that of its positive half.
     """
     if half and rectified(stats):
         return zero_range(alpha, half, observed, clip_to_observed)

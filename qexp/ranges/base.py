@@ -1,4 +1,4 @@
-"""What a range rule is given besides the statistics."""
+"""The contract of a range rule, and the facts that it receives besides the statistics."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from qexp.statistics.stats import TensorStats
 
 @dataclass(frozen=True)
 class Context:
-    """Facts about the tensor that its values alone do not tell.
+    """Facts about the tensor that cannot be derived from its values.
 
     Attributes:
-        symmetric: The range will be used as `[-a, a]` (or `[0, a]` on an unsigned grid), with zero point 0.
-        followed_by_relu: The tensor goes straight into a ReLU, so that its negative part is lost anyway.
-        parameters: `(low, high) -> (scale, zero_point)`, both `[G]`, as the quantizer will compute them: what a search must try.
-            Several ranges at once, `[N, G]`, give as many scales.
+        symmetric: Whether the quantizer uses the range as `[-a, a]` (or `[0, a]` on an unsigned grid), with zero point 0.
+        followed_by_relu: Whether the tensor goes straight into a ReLU, so that its negative part has no effect.
+        parameters: `(low, high) -> (scale, zero_point)`, both `[G]`, as the quantizer computes them; a search tries these. For `[N, G]`
+            ranges the scales are `[N, G]` too.
     """
 
     symmetric: bool = True
@@ -30,7 +30,7 @@ class Context:
 
 
 class RangeRule(Protocol):
-    """Picks the range `(low, high)`, float64 `[G]` each, that the quantizer's levels are to span."""
+    """Picks the range `(low, high)`, float64 `[G]` each, that the quantizer's levels span."""
 
     def __call__(self, stats: TensorStats, grid: UniformGrid, context: Context) -> tuple[Tensor, Tensor]: ...
 

@@ -1,4 +1,4 @@
-"""The clip kinds of the ACIQ experiments, chosen by name."""
+"""The clipping rules of the ACIQ experiments, selected by name."""
 
 from __future__ import annotations
 
@@ -40,23 +40,23 @@ _KINDS = "none, laplace, gauss, exact, exact:gauss, std:<p>, ratio:<rho>, kld, m
 
 @dataclass(frozen=True)
 class Clip:
-    """The range of one clip kind, full or half.
+    """Picks the full or half range of one clip kind.
 
     Args:
-        kind: `none` (what was observed), `laplace` and `gauss` (analytic optimum, see `ACIQ`, also for a tensor seen after its ReLU),
-            `exact` (optimum of the real quantizer for a Laplace prior, `exact:gauss` for a normal one), `std:<p>` (p standard
-            deviations), `ratio:<rho>` (`[-a, a]`, or `[0, a]` in the half range, whatever the mean: `a` is this share of the greatest
-            magnitude, on either side of zero), `kld` (least divergence), `mix` (for each channel the one of none, gauss and laplace
-            whose error on the calibration images is least).
-        over: Where the observed extremes come from: `all` (the source's `extreme`), `batches` (its `mean`: averaged over batches) or
+        kind: `none` (the observed range), `laplace` and `gauss` (analytic optimum, see `ACIQ`, also for a tensor after its ReLU),
+            `exact` (optimum of the actual quantizer for a Laplace prior, `exact:gauss` for a normal one), `std:<p>` (p standard
+            deviations), `ratio:<rho>` (`[-a, a]`, or `[0, a]` in the half range, for any mean: `a` is this share of the greatest
+            magnitude, on either side of zero), `kld` (least divergence), `mix` (for each channel, the one of none, gauss and laplace
+            with the least error on the calibration images).
+        over: Source of the observed extremes: `all` (the source's `extreme`), `batches` (its `mean`: averaged over batches) or
             `samples` (its batch average).
-        half: `auto` takes the half range where a ReLU follows or nothing negative was seen; `true`, `false` force it.
-        clip_to_observed: Let the range be no wider than what was observed.
+        half: `auto` uses the half range where a ReLU follows or all values are non-negative; `true` and `false` force the choice.
+        clip_to_observed: Limit the range to the observed width.
 
     Source: Banner et al. 2019 (arXiv 1810.05723), the clip options of their experiments.
     Differs from the source: `mix` compares all three errors, not laplace with gauss and then gauss with none; it needs measured errors
-    and fails without them. A channel with a width of its own takes the constant of that width for both priors. b and sigma are those
-    of all calibration images together, not the mean over batches of each batch's.
+    and fails without them. A channel with its own width uses the constant of that width for both priors. b and sigma are computed over
+    all calibration images together, not per batch and then averaged.
     """
 
     kind: str = "laplace"
@@ -71,14 +71,14 @@ class Clip:
         known |= name == "exact" and argument in ("", "laplace", "gauss")
         known |= name in _ALPHAS and name not in _WITH_NUMBER and not argument
         if not known:
-            raise QexpError(f"Clip(kind={self.kind!r}): allowed are {_KINDS}, with positive numbers")
+            raise QexpError(f"Clip: kind={self.kind!r} is not allowed; use {_KINDS}, with positive numbers")
         if self.half not in ("auto", True, False):
-            raise QexpError(f"Clip(half={self.half!r}): allowed are auto, true, false")
+            raise QexpError(f"Clip: half={self.half!r} is not allowed; use auto, true or false")
         MinMax(self.over)
 
     @property
     def needs_histogram(self) -> bool:
-        """Whether the kind looks at how the values lie, not at their moments alone."""
+        """Whether the kind needs the distribution of the values, not only their moments."""
         return self.kind in ("mix", "kld")
 
     def __call__(self, stats: TensorStats, grid: UniformGrid, context: Context) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""A range that is known without looking at the tensor."""
+"""A range that is known without statistics."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from qexp.statistics.stats import TensorStats
 
 @dataclass(frozen=True)
 class Given:
-    """The range that is given, whatever was seen: pixels are 0 to 255, an interface has the ends that its document states.
+    """Picks a fixed range that does not depend on the statistics, such as 0 to 255 for pixels or the limits of an interface.
 
     Args:
         low, high: One number each, or one per channel.

@@ -1,4 +1,4 @@
-"""The clipping threshold that loses least information, by Kullback-Leibler divergence of histograms."""
+"""The clipping threshold with the least Kullback-Leibler divergence between the histograms before and after quantization."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ _EPSILON = 1e-4
 
 @dataclass(frozen=True)
 class KL:
-    """A symmetric threshold (or `[0, t]` for a tensor without negatives) by least KL divergence.
+    """Picks the symmetric range (or `[0, t]` for a tensor without negative values) with the least KL divergence.
 
     Args:
-        variant: `mxnet` searches windows around zero of a histogram over `[-T, T]`, K = 2^bits - 1 quantized bins; `one_sided` the
-            histogram of the non-zero `|x|`, K = 2^(bits-1) bins (see `groups` for a non-negative tensor); `auto` picks `one_sided`
-            where nothing negative was seen, whose mass at zero defeats the symmetric search.
+        variant: `mxnet` searches windows around zero in a histogram over `[-T, T]`, with K = 2^bits - 1 quantized bins. `one_sided`
+            searches the histogram of the nonzero `|x|`, with K = 2^(bits-1) bins (see `groups` for a non-negative tensor). `auto` uses
+            `one_sided` for a tensor without negative values, because its mass at zero misleads the symmetric search.
         bins: Histogram bins; None means 8001 at 8 bits or more, 2001 below, and 2048 for `one_sided`.
-        groups: K of `one_sided` for a tensor without negatives: `levels`, all 2^bits that an unsigned grid has for it, or `half`,
-            2^(bits-1) as for signed codes (128 at 8 bits), which the paper takes.
+        groups: K of `one_sided` for a tensor without negative values: `levels` is all 2^bits levels of an unsigned grid; `half` is
+            2^(bits-1) as for signed codes (128 at 8 bits), as in the paper.
 
-    Source: Migacz 2017 (TensorRT's 8-bit inference); the variant `mxnet` as cnn-quantization computes it, its quirk of never filling
-    the last bin of the window included.
+    Source: Migacz 2017 (TensorRT's 8-bit inference); the variant `mxnet` as in cnn-quantization, which never fills the last bin of the
+    window.
     Differs from the paper: thresholds come from one histogram of all samples, not from the mean over batches of each batch's maximum;
-    calibration's bins are taken as evenly filled where this one's edges cut them. A non-negative tensor has twice the paper's K,
-    since its grid has twice the levels (`groups: half` is the paper's). Computed in float64: near-ties are common (thresholds
-    some percent of T apart whose divergences differ by a few thousandths), and float32 picks other ones.
+    calibration's bins are assumed evenly filled where the edges of this histogram cut them. A non-negative tensor has twice the paper's
+    K, since its grid has twice the levels (`groups: half` is as in the paper). Computed in float64: near-ties are common (thresholds
+    some percent of T apart with divergences that differ by a few thousandths), and float32 would select other thresholds.
     """
 
     variant: Literal["auto", "mxnet", "one_sided"] = "auto"
@@ -44,14 +44,14 @@ class KL:
 
     def __post_init__(self) -> None:
         if self.variant not in ("auto", "mxnet", "one_sided"):
-            raise QexpError(f"KL(variant={self.variant!r}): allowed are auto, mxnet, one_sided")
+            raise QexpError(f"KL: variant={self.variant!r} is not allowed; use auto, mxnet or one_sided")
         if self.groups not in ("levels", "half"):
-            raise QexpError(f"KL(groups={self.groups!r}): allowed are levels, half")
+            raise QexpError(f"KL: groups={self.groups!r} is not allowed; use levels or half")
 
     def __call__(self, stats: TensorStats, grid: UniformGrid, context: Context) -> tuple[Tensor, Tensor]:
         if isinstance(grid.bits, Tensor):
             raise QexpError(
-                "KL: one width for all channels is needed (bit allocation by channel goes with aciq, mse or minmax)"
+                "KL needs one width for all channels; for bit allocation by channel use aciq, mse or minmax"
             )
         density = stats.density
         limit = torch.maximum(stats.min.abs(), stats.max.abs())
@@ -63,7 +63,7 @@ class KL:
         )
         if context.symmetric:
             return torch.where(stats.min >= 0, 0.0, -alpha), alpha
-        return torch.maximum(-alpha, stats.min.clamp_max(0)), alpha  # no levels below what was seen
+        return torch.maximum(-alpha, stats.min.clamp_max(0)), alpha  # no levels below the observed minimum
 
     def _threshold(self, density: Density, group: int, limit: float, positive: bool, bits: int) -> Tensor:
         if limit == 0:
@@ -79,7 +79,7 @@ class KL:
 
 
 def mxnet_threshold(counts: np.ndarray, limit: float, quantized_bins: int) -> float:
-    """Returns the right edge of the window of least divergence, of a histogram with an odd number of bins over `[-limit, limit]`.
+    """Returns the right edge of the window with the least divergence in a histogram over `[-limit, limit]`.
 
     Args:
         counts: Histogram, B bins (odd).
@@ -111,7 +111,7 @@ def mxnet_threshold(counts: np.ndarray, limit: float, quantized_bins: int) -> fl
 
 
 def _spread(own: np.ndarray, quantized_bins: int) -> np.ndarray:
-    """Returns the window quantized to K groups and spread back over its non-empty bins; the last bin stays out (the quirk)."""
+    """Returns the window quantized to K groups and spread back over its non-empty bins; the last bin is not filled (see `KL`)."""
     group = np.minimum(np.arange(len(own)) // (len(own) // quantized_bins), quantized_bins - 1)
     mass = np.bincount(group, weights=own, minlength=quantized_bins)
     counted = own != 0
@@ -122,7 +122,7 @@ def _spread(own: np.ndarray, quantized_bins: int) -> np.ndarray:
 
 
 def _smooth(p: np.ndarray) -> np.ndarray | None:
-    """Returns `p` with zeros raised to a small mass that the other entries give up; None where that leaves nothing positive."""
+    """Returns `p` with a small mass moved from the positive entries to the zeros; None where the positive entries are too small."""
     zero = p == 0
     if zero.all():
         return None
@@ -131,14 +131,16 @@ def _smooth(p: np.ndarray) -> np.ndarray | None:
 
 
 def one_sided_index(counts: np.ndarray, quantized_bins: int) -> int:
-    """Returns the number of bins to keep, of a histogram of magnitudes, for the least divergence with K quantized bins."""
+    """Returns the number of bins to keep in a histogram of magnitudes for the least divergence with K quantized bins."""
     counts = counts.astype(np.float64)
     bins = len(counts)
     best, best_index = np.inf, bins
     before = np.concatenate([[0.0], counts.cumsum()])
     for i in range(quantized_bins, bins + 1):
         own = counts[:i]
-        if i < bins and np.count_nonzero(own) < 2:  # a single bin matches itself whatever lies beyond: it says nothing
+        if (
+            i < bins and np.count_nonzero(own) < 2
+        ):  # a single non-empty bin always matches itself, so its divergence has no meaning
             continue
         p = own.copy()
         p[-1] += before[-1] - before[i]

@@ -1,4 +1,4 @@
-"""Ranges from extremes: of everything, averaged over batches, or as an exponential moving average."""
+"""Ranges from extremes: of all values, averaged over batches, or as an exponential moving average."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from qexp.statistics.stats import TensorStats
 
 @dataclass(frozen=True)
 class MinMax:
-    """The observed minimum and maximum.
+    """Picks the observed minimum and maximum as the range.
 
     Args:
-        over: `all` takes the extremes of everything seen; `batches` the mean over batches of each batch's extremes; `samples` the
-            mean over samples of each sample's extremes. The means cut outliers off.
+        over: `all` uses the extremes of all values; `batches` the mean over batches of each batch's extremes; `samples` the mean over
+            samples of each sample's extremes. The means cut off outliers.
 
     Source: Banner et al. 2019 (arXiv 1810.05723), the statistics kinds `extreme`, `mean` and `batch average` of its experiments.
     """
@@ -30,7 +30,7 @@ class MinMax:
 
     def __post_init__(self) -> None:
         if self.over not in ("all", "batches", "samples"):
-            raise QexpError(f"MinMax(over={self.over!r}): allowed are all, batches, samples")
+            raise QexpError(f"MinMax: over={self.over!r} is not allowed; use all, batches or samples")
 
     def __call__(self, stats: TensorStats, grid: UniformGrid, context: Context) -> tuple[Tensor, Tensor]:
         if self.over == "all":
@@ -43,7 +43,7 @@ class MinMax:
 
 @dataclass(frozen=True)
 class MovingAverage:
-    """The exponential moving average of each batch's extremes, in the order they came.
+    """Picks the exponential moving average of each batch's extremes, in the order of the batches.
 
     Args:
         momentum: Weight of the newest batch.
@@ -56,7 +56,7 @@ class MovingAverage:
 
     def __post_init__(self) -> None:
         if not 0 < self.momentum <= 1:
-            raise QexpError(f"MovingAverage(momentum={self.momentum}): allowed is 0 < momentum <= 1")
+            raise QexpError(f"MovingAverage: momentum={self.momentum} is not allowed; use 0 < momentum <= 1")
 
     def __call__(self, stats: TensorStats, grid: UniformGrid, context: Context) -> tuple[Tensor, Tensor]:
         low, high = stats.batch_min[0], stats.batch_max[0]
@@ -68,7 +68,7 @@ class MovingAverage:
 
 @dataclass(frozen=True)
 class Fixed:
-    """A range that is given, whatever was seen.
+    """Picks a fixed range that does not depend on the statistics.
 
     Args:
         low: Least value to represent.
@@ -81,7 +81,7 @@ class Fixed:
 
     def __post_init__(self) -> None:
         if not self.low < self.high:
-            raise QexpError(f"Fixed(low={self.low}, high={self.high}): low must lie below high")
+            raise QexpError(f"Fixed: low={self.low}, high={self.high} is not allowed; low must be below high")
 
     def __call__(self, stats: TensorStats, grid: UniformGrid, context: Context) -> tuple[Tensor, Tensor]:
         return torch.full_like(stats.min, self.low), torch.full_like(stats.max, self.high)

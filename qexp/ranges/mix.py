@@ -1,4 +1,4 @@
-"""The best of several ranges, by the error each one gave on the calibration images."""
+"""Selects the range with the least error on the calibration images from several candidates."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from qexp.statistics.stats import TensorStats
 def least_error(
     candidates: Sequence[tuple[Tensor, Tensor]], stats: TensorStats, grid: UniformGrid, context: Context
 ) -> tuple[Tensor, Tensor]:
-    """Returns for each group the candidate `(low, high)` `[G]` of least squared error; the first one on a tie.
+    """Returns, for each group, the candidate `(low, high)` `[G]` with the least squared error; the first one on a tie.
 
-    What a ReLU cuts off adds the same error to every half range, so it changes no choice.
+    The part that a ReLU cuts off adds the same error to every half range, so it does not affect the choice.
 
     Raises:
-        QexpError: The errors cannot be measured: calibration kept no histogram, or the quantizer does not say what a range means.
+        QexpError: The errors cannot be measured: calibration kept no histogram, or `context` has no `parameters`.
     """
     if context.parameters is None:
         raise QexpError(
-            "clip kind mix compares measured errors, so it needs a quantizer that says how a range becomes a scale"
+            "clip kind mix compares measured errors, so it needs a quantizer that computes a scale from a range"
         )
     low, high = (torch.stack(ends) for ends in zip(*candidates))
     scale, zero_point = context.parameters(low, high)

@@ -1,4 +1,4 @@
-"""The range with the least quantization error, found by search."""
+"""The range with the least quantization error, found by a search."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from qexp.ranges.base import Context
 from qexp.statistics.density import Density
 from qexp.statistics.stats import TensorStats
 
-_AT_ONCE = 2**16  # levels whose error is summed together: what a fast cache holds
+_AT_ONCE = 2**16  # number of levels whose errors are summed at once; they fit into a fast cache
 
 
 @dataclass(frozen=True)
 class MSE:
-    """The range that minimises `mean |x - quantized x|^p` over evenly spaced shrinkings of the min-max range.
+    """Picks the range that minimises `mean |x - quantized x|^p` among evenly spaced shrunken versions of the min-max range.
 
-    Candidate i keeps the share `i / candidates` of the minimum and of the maximum alike; ties go to the wider range. The least share
-    tried is `least`. For p = 2 the error is summed over levels from cumulative moments; other p visit each value or bin.
+    Candidate i multiplies both the minimum and the maximum by `i / candidates`. Ties go to the wider range. The smallest factor is
+    `least`. For p = 2 the error is summed over levels from cumulative moments; for other p it is summed over each value or bin.
 
     Args:
         candidates: Number of steps N.
@@ -38,12 +38,13 @@ class MSE:
     def __post_init__(self) -> None:
         if self.candidates < 1 or self.p <= 0 or not 0 <= self.least < 1:
             raise QexpError(
-                f"MSE(candidates={self.candidates}, p={self.p}, least={self.least}): allowed are candidates >= 1, p > 0, 0 <= least < 1"
+                f"MSE: candidates={self.candidates}, p={self.p}, least={self.least} is not allowed; use candidates >= 1, p > 0 and "
+                "0 <= least < 1"
             )
 
     def __call__(self, stats: TensorStats, grid: UniformGrid, context: Context) -> tuple[Tensor, Tensor]:
         if context.parameters is None:
-            raise QexpError("MSE needs to know how a range becomes a scale (Context.parameters)")
+            raise QexpError("MSE needs a quantizer that computes a scale from a range (Context.parameters)")
         low, high = stats.min, stats.max
         if context.symmetric:
             high = torch.maximum(low.abs(), high.abs())
@@ -70,7 +71,7 @@ class MSE:
 
 
 def grid_errors(density: Density, scale: Tensor, zero_point: Tensor, grid: UniformGrid) -> Tensor:
-    """Returns the summed squared errors `[N, G]` of quantizing everything seen to `(codes - zero_point) * scale`, both `[N, G]` float64."""
+    """Returns the summed squared errors `[N, G]` of quantizing all values to `(codes - zero_point) * scale`, both `[N, G]` float64."""
     qmin, qmax = _limits(grid)
     codes = torch.arange(float(qmin.min()), float(qmax.max()) + 1, dtype=torch.float64)[None]
     # Narrower channels repeat their end levels.

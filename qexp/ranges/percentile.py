@@ -1,4 +1,4 @@
-"""Ranges from order statistics: the largest values are cut off."""
+"""Ranges from order statistics, which cut off the largest values."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from qexp.statistics.stats import TensorStats
 
 @dataclass(frozen=True)
 class Percentile:
-    """The range that leaves a share of the values outside; an order statistic, never interpolated.
+    """Picks the range that leaves a share of the values outside; its ends are order statistics, never interpolated.
 
     With `r = 1 - percentile` and n values, a symmetric range ends at the `int(r * n)`-th greatest `|x|` (0 = the maximum); a
-    two-sided one at the `int(r * n)`-th least and greatest value. From a histogram the answer is right to half a bin.
+    two-sided one at the `int(r * n)`-th least and greatest value. From a histogram the result is accurate to half a bin.
 
     Args:
         percentile: Share of the values to keep, such as 0.999, 0.9999, 0.99999; 1 is min-max.
@@ -30,12 +30,12 @@ class Percentile:
     def __post_init__(self) -> None:
         if not 0.5 < self.percentile <= 1:
             raise QexpError(
-                f"Percentile(percentile={self.percentile}): allowed is 0.5 < percentile <= 1 (0.999 keeps 99.9 %)"
+                f"Percentile: percentile={self.percentile} is not allowed; use 0.5 < percentile <= 1 (0.999 keeps 99.9 %)"
             )
 
     def __call__(self, stats: TensorStats, grid: UniformGrid, context: Context) -> tuple[Tensor, Tensor]:
         density = stats.density
-        # 1e-9 of a value: 0.001 * 1000 must be 1, whichever way 1 - 0.999 was rounded
+        # 1e-9 of a value is added so that 0.001 * 1000 is 1 for either rounding of 1 - 0.999
         rank = ((1 - self.percentile) * density.count + 1e-9).floor()
         if context.symmetric:
             alpha = density.absolute_order(rank)

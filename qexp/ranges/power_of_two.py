@@ -1,4 +1,4 @@
-"""Ranges that end at a power of two: the integer bits of a fixed-point number."""
+"""Ranges that end at a power of two, given by the integer bits of a fixed-point number."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from qexp.numerics.grid import UniformGrid
 from qexp.ranges.base import Context
 from qexp.statistics.stats import TensorStats
 
-_LEAST = -39  # ceil(log2(1e-12)): what the smallest tensors get, the all-zero one among them
+_LEAST = -39  # ceil(log2(1e-12)): the value for the smallest tensors, all-zero tensors included
 _EDGES = ("bump", "tight", "legacy")
 _BEFORE_RELU = ("all", "positive")
 
 
 def integer_bits(magnitude: Tensor, edge: str = "bump") -> Tensor:
-    """Returns `sf`, the bits before the point without the sign, of numbers up to `magnitude`: float64, same shape, at least -39.
+    """Returns `sf`, the number of integer bits (sign excluded) for values up to `magnitude`: float64, same shape, at least -39.
 
     The format then holds `[-2^sf, 2^sf)`. The edges differ only where the magnitude is a power of two, `2^k`: `bump` gives k + 1, so
     that it does not saturate; `tight` gives k, one bit finer; `legacy` is `ceil(log2(magnitude + 1e-12))` in float64, which is k + 1 up
@@ -41,20 +41,21 @@ def integer_bits(magnitude: Tensor, edge: str = "bump") -> Tensor:
 
 @dataclass(frozen=True)
 class PowerOfTwo:
-    """The range `[-2^sf, 2^sf]` that holds all but a share of the values.
+    """Picks the range `[-2^sf, 2^sf]` that contains all but a share of the values.
 
-    `sf = integer_bits(v)`, v being the `int(overflow_rate * n)`-th greatest of n values `|x|` (0 = the maximum). From a histogram v is
-    right to half a bin.
+    `sf = integer_bits(v)`, where v is the `int(overflow_rate * n)`-th greatest of n values `|x|` (0 = the maximum). From a histogram v is
+    accurate to half a bin.
 
     Args:
         overflow_rate: Share of the values that may lie outside.
-        pow2_edge: What an exact power of two gets: `bump`, `tight` or `legacy` (see `integer_bits`).
-        before_relu: What counts of a tensor that goes straight into a ReLU: `all` of |x|, or `positive`, what the ReLU lets through. Where
-            negative values reach furthest this is a bit more after the point, which counts where products are rounded to the format.
+        pow2_edge: Rule for an exact power of two: `bump`, `tight` or `legacy` (see `integer_bits`).
+        before_relu: Values that count for a tensor that goes straight into a ReLU: `all` of |x|, or `positive`, those that the ReLU
+            passes. Where the negative values are the largest, `positive` leaves more fractional bits, which matters where products are
+            rounded to the format.
 
     Source: the scaling factors of imagenet-cnn-quantization.
-    Differs from the source: an exact power of two is treated alike at every size (`bump`); activations give their order statistic over
-    all calibration images together, not the greatest of those of single images.
+    Differs from the source: the rule for an exact power of two is the same at every size (`bump`); the order statistic of an activation
+    is taken over all calibration images together, not as the greatest over single images.
     """
 
     overflow_rate: float = 0.0
@@ -63,11 +64,15 @@ class PowerOfTwo:
 
     def __post_init__(self) -> None:
         if not 0 <= self.overflow_rate < 0.5:
-            raise QexpError(f"PowerOfTwo(overflow_rate={self.overflow_rate}): allowed is 0 <= overflow_rate < 0.5")
+            raise QexpError(
+                f"PowerOfTwo: overflow_rate={self.overflow_rate} is not allowed; use 0 <= overflow_rate < 0.5"
+            )
         if self.pow2_edge not in _EDGES:
-            raise QexpError(f"PowerOfTwo(pow2_edge={self.pow2_edge!r}): allowed are {', '.join(_EDGES)}")
+            raise QexpError(f"PowerOfTwo: pow2_edge={self.pow2_edge!r} is not allowed; use {', '.join(_EDGES)}")
         if self.before_relu not in _BEFORE_RELU:
-            raise QexpError(f"PowerOfTwo(before_relu={self.before_relu!r}): allowed are {', '.join(_BEFORE_RELU)}")
+            raise QexpError(
+                f"PowerOfTwo: before_relu={self.before_relu!r} is not allowed; use {', '.join(_BEFORE_RELU)}"
+            )
         if self.before_relu == "positive" and self.overflow_rate:
             raise QexpError(
                 "PowerOfTwo: before_relu=positive looks at the maximum; set overflow_rate=0, or before_relu=all"

@@ -1,7 +1,7 @@
-"""What calibration collects on request, beside the summary every tensor gets.
+"""Collectors: statistics that calibration gathers on request, in addition to the summary of every tensor.
 
-A quantizer names its collectors in `collectors`; all candidate tensors are then collected, so that the kept statistics serve any recipe
-that asks for the same. What was collected reaches `fit` as `stats.extra[name]`.
+A quantizer names its collectors in `collectors`. Calibration then runs them on all candidate tensors, so that every recipe with the same
+collectors can use the stored statistics. `fit` receives the result as `stats.extra[name]`.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from qexp.system import ranks
 
 
 class DifferentShapes(Exception):
-    """A collector cannot merge what it saw: a layer that is called several times had tensors of different shapes."""
+    """A collector cannot merge its summaries: the calls of one layer have tensors of different shapes."""
 
 
 class Collector(Protocol):
-    """A running summary of one tensor: a single tensor, updated batch by batch, that two ranks can merge."""
+    """A running summary of one tensor, held as a single tensor: updated batch by batch, mergeable over ranks."""
 
     name: str
 
@@ -29,14 +29,14 @@ class Collector(Protocol):
         """Returns the summary of one batch `[N, C, ...]`, float32."""
 
     def merge(self, a: Tensor, b: Tensor) -> Tensor:
-        """Returns the summary of what two summaries have seen; raises `DifferentShapes` where there is none for both."""
+        """Returns two summaries merged into one; raises `DifferentShapes` where they cannot be merged."""
 
 
 @dataclass(frozen=True)
 class MaxMap:
-    """The greatest `|x|` at every position over all images: `[N, C, H, W] -> [C, H, W]`.
+    """Collects the greatest `|x|` at every position over all images: `[N, C, H, W] -> [C, H, W]`.
 
-    Source: the feature maps that TF2-Engine (CAQ) takes its exponents from.
+    Source: the feature maps from which TF2-Engine (CAQ) computes its exponents.
     """
 
     name: str = "max_map"
@@ -52,7 +52,7 @@ class MaxMap:
 
 @dataclass(frozen=True)
 class LeastMagnitude:
-    """The least `|x|` that is not zero, `[1]`; infinite where all were zero."""
+    """Collects the least nonzero `|x|`, `[1]`; infinite where all values are zero."""
 
     name: str = "least_magnitude"
 
@@ -65,11 +65,11 @@ class LeastMagnitude:
 
 
 def merged(collector: Collector, held: Tensor | None, new: Tensor) -> Tensor:
-    """Returns `held` with `new` added, on the CPU; `new` alone at first."""
+    """Returns `held` and `new` merged, on the CPU; only `new` where nothing is held yet."""
     new = new.float().cpu()
     return new if held is None else collector.merge(held, new)
 
 
 def synced(collector: Collector, held: Tensor) -> Tensor:
-    """Returns the summary of what all ranks of a distributed run have seen; without one, `held`."""
+    """Returns the merged summary of all ranks of a distributed run; `held` where the run is not distributed."""
     return reduce(collector.merge, ranks.gathered(held))

@@ -1,8 +1,8 @@
-"""How values lie along the line, one row a group: order statistics and the expected error of any quantizer.
+"""The distribution of values, one row per group: order statistics and the expected error of any quantizer.
 
-Both forms answer through cumulative sums of `1`, `x` and `x^2`: the values themselves, sorted (exact), or the bins of a histogram,
-taken as evenly filled, with the exact zeros as a point of their own. The squared error of a quantizer is then a sum over its levels,
-not over the values, so that a search over a hundred ranges costs as much as one look at the tensor.
+Both forms use cumulative sums of `1`, `x` and `x^2`. One form sorts the values themselves (exact). The other uses the bins of a
+histogram, assumed evenly filled, with the exact zeros as a separate point. The squared error of a quantizer is then a sum over its
+levels, not over the values, so that a search over a hundred ranges costs as much as one pass over the tensor.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from qexp.statistics.histogram import Histogram
 
 
 class Density(ABC):
-    """The distribution of G groups of values; everything it returns is float64 with leading dimension G."""
+    """The distribution of G groups of values; all results are float64 with leading dimension G."""
 
     count: Tensor  # [G]
 
     @abstractmethod
     def moments_below(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns how many values lie below `t` `[G, K]`, their sum, and the sum of their squares."""
+        """Returns the count, the sum and the sum of squares of the values below `t` `[G, K]`."""
 
     @abstractmethod
     def order(self, rank: Tensor) -> Tensor:
@@ -31,13 +31,13 @@ class Density(ABC):
 
     @abstractmethod
     def points(self) -> tuple[Tensor, Tensor]:
-        """Returns values and their weights, both `[G, K]`, that stand for the distribution."""
+        """Returns values and their weights, both `[G, K]`, that represent the distribution."""
 
     @abstractmethod
     def counts(self, group: int, low: float, high: float, bins: int, magnitudes: bool = False) -> np.ndarray:
-        """Returns how many values of one group lie in each of `bins` even bins of `[low, high]`, float64 `[bins]`.
+        """Returns the number of values of one group in each of `bins` equal bins of `[low, high]`, float64 `[bins]`.
 
-        With `magnitudes`, how many of the non-zero `|x|`; `low` is not negative then.
+        With `magnitudes`, counts the nonzero `|x|`; `low` must not be negative then.
         """
 
     def absolute_order(self, rank: Tensor) -> Tensor:
@@ -58,7 +58,7 @@ class Density(ABC):
         return (s2 - 2 * levels * s1 + levels**2 * n).sum(-1).clamp_min(0)
 
     def lp_error(self, quantized: Tensor, p: float) -> Tensor:
-        """Returns `sum |x - quantized|^p` `[G]`, `quantized` being the quantizer's answer to `points()`."""
+        """Returns `sum |x - quantized|^p` `[G]`; `quantized` holds the quantized values of `points()`."""
         values, weights = self.points()
         return ((values - quantized).abs().pow(p) * weights).sum(1)
 
@@ -67,7 +67,7 @@ class Density(ABC):
 
 
 def _between(below: Tensor, total: Tensor) -> Tensor:
-    """Returns what lies between consecutive thresholds: `[G, ..., K-1]` cumulative values -> `[G, ..., K]` parts."""
+    """Returns the differences of cumulative values between consecutive thresholds: `[G, ..., K-1]` -> `[G, ..., K]`."""
     total = total.reshape(-1, *(1,) * (below.ndim - 1)).expand(*below.shape[:-1], 1)
     return torch.diff(torch.cat([torch.zeros_like(total), below, total], dim=-1), dim=-1)
 
@@ -145,7 +145,7 @@ class _Binned(Density):
         edges = np.linspace(low, high, bins + 1)
 
         def per_bin(edges: np.ndarray) -> np.ndarray:
-            # whole values: a bin of a sparse tail holds one or none, not parts of one
+            # counts must be whole: a bin of a sparse tail holds one value or none
             return np.diff(np.rint(np.interp(edges, own, self.c0[group].numpy())))
 
         counts = per_bin(edges)
@@ -169,5 +169,5 @@ def sampled(values: Tensor) -> Density:
 
 
 def binned(histogram: Histogram, zeros: Tensor, low: Tensor, high: Tensor) -> Density:
-    """Returns the density of a histogram with `zeros` `[G]` exact zeros apart and known extremes `low`, `high` `[G]`."""
+    """Returns the density of a histogram, with `zeros` `[G]` exact zeros besides and known extremes `low`, `high` `[G]`."""
     return _Binned(histogram, zeros, low, high)

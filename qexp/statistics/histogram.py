@@ -1,8 +1,8 @@
-"""A mergeable histogram whose bins are powers of two wide, one row a group.
+"""A mergeable histogram, one row per group, whose bin widths are powers of two.
 
-The width of a bin is `2^exponent` and bin edges lie at multiples of it. When a new value falls outside, neighbouring bins are
-joined, two into one, until everything fits; so counts stay exact, order does not matter, and two histograms always merge exactly
-(at the coarser of the two widths). No first pass for the range is needed.
+The width of a bin is `2^exponent`, and bin edges lie at multiples of it. When a new value falls outside, neighbouring bins are joined in
+pairs until all values fit. Therefore counts stay exact, the order does not matter, and two histograms always merge exactly (at the
+coarser of the two widths). No first pass over the data is needed to find the range.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from qexp_kernels import tensor_stats
 from torch import Tensor
 
-_EMPTY = -(2**30)  # exponent of a row that has seen nothing
+_EMPTY = -(2**30)  # exponent of a row without values
 _LEAST = -126  # float32 scales exactly by powers of two down to here; denormals share a bin
 
 
@@ -22,7 +22,7 @@ class Histogram:
 
     Args:
         groups: G, the number of rows.
-        bins: Number of bins of a row.
+        bins: Number of bins per row.
     """
 
     def __init__(self, groups: int, bins: int) -> None:
@@ -33,7 +33,7 @@ class Histogram:
 
     @property
     def width(self) -> Tensor:
-        """Width of a bin, `[G]` float64 (0 for a row that has seen nothing)."""
+        """Bin width of each row, `[G]` float64 (0 for a row without values)."""
         return torch.where(self.exponent == _EMPTY, 0.0, torch.exp2(self.exponent.double()))
 
     @property
@@ -42,18 +42,18 @@ class Histogram:
         return self.start.double() * self.width
 
     def update(self, rows: Tensor, low: Tensor, high: Tensor) -> None:
-        """Counts the non-zero values of float32 `rows` `[G, n]`, whose extremes are `low` and `high` `[G]`; zeros are counted apart."""
+        """Counts the nonzero values of float32 `rows` `[G, n]` with extremes `low` and `high` `[G]`; zeros are not counted here."""
         if rows.numel() == 0:
             return
         given = self.room_for(low, high, rows.device)
         self.counts += tensor_stats(rows, axis=0, center=rows.new_zeros(1), powers=False, **given).histogram.cpu()
 
     def room_for(self, low: Tensor, high: Tensor, device: torch.device) -> dict[str, Any]:
-        """Makes room for values from `low` to `high` `[G]`; returns where the bins are, as `qexp_kernels.tensor_stats` takes it."""
+        """Makes room for values from `low` to `high` `[G]`; returns the bin arguments of `qexp_kernels.tensor_stats`."""
         low, high, begin = low.double().cpu(), high.double().cpu(), self.low
         if not bool(((low >= begin) & (high < begin + self.bins * self.width)).all()):
             self._make_room(low, high)
-        # a division by a power of two is exact in float32, so a value always falls into the bin its edges say
+        # a division by a power of two is exact in float32, so every value falls between the edges of its bin
         width = torch.exp2(self.exponent.clamp_min(_LEAST).double()).float().to(device)
         return {"first": self.start.float().to(device), "width": width, "bins": self.bins}
 
@@ -69,14 +69,14 @@ class Histogram:
         return self.low[group] + self.width[group] * torch.arange(self.bins + 1, dtype=torch.float64)
 
     def _extent(self) -> tuple[Tensor, Tensor]:
-        """Returns the least and greatest value the non-empty bins may hold (just inside the right edge)."""
+        """Returns the least and the greatest value that the non-empty bins may hold (just inside the right edge)."""
         filled = self.counts > 0
         first = filled.int().argmax(dim=1)
         last = self.bins - 1 - filled.flip(1).int().argmax(dim=1)
         return (self.start + first).double() * self.width, (self.start + last + 0.5).double() * self.width
 
     def _make_room(self, low: Tensor, high: Tensor, least: Tensor | None = None) -> None:
-        """Widens the bins, where needed, so that `[low, high]` fits beside what is there; NaN leaves a row alone."""
+        """Widens the bins, where needed, so that `[low, high]` fits as well; NaN leaves a row unchanged."""
         seen, asked = self.exponent != _EMPTY, ~torch.isnan(low)
         old_low, old_high = self._extent()
         new_low = torch.where(seen & asked, torch.minimum(old_low, low), torch.where(asked, low, old_low))
@@ -98,7 +98,7 @@ class Histogram:
         self.exponent, self.start = exponent, start
 
     def _moved(self, exponent: Tensor, start: Tensor) -> Tensor:
-        """Returns the counts as they fall into bins of another (not finer) width and start."""
+        """Returns the counts moved into bins of another start and another (not smaller) width."""
         seen = (self.exponent != _EMPTY)[:, None]
         shift = torch.where(seen, (exponent - self.exponent)[:, None], 0).clamp(0, 62)
         index = ((self.start[:, None] + torch.arange(self.bins)) >> shift) - start[:, None]
@@ -108,12 +108,12 @@ class Histogram:
         return moved
 
     def state(self) -> dict[str, Tensor]:
-        """Returns the tensors that hold everything, for saving."""
+        """Returns the complete state as tensors, for saving."""
         return {"counts": self.counts, "exponent": self.exponent, "start": self.start}
 
     @classmethod
     def from_state(cls, state: dict[str, Tensor]) -> Histogram:
-        """Returns the histogram that `state()` described."""
+        """Returns the histogram with a state from `state()`."""
         hist = cls(*state["counts"].shape)
         hist.counts, hist.exponent, hist.start = state["counts"], state["exponent"], state["start"]
         return hist

@@ -1,4 +1,4 @@
-"""What was seen of a tensor: one mergeable summary, from which every range rule works."""
+"""The summary of a tensor's values: mergeable, and the input of every range rule."""
 
 from __future__ import annotations
 
@@ -47,13 +47,13 @@ _LOOK = (  # the fields of `qexp_kernels.Stats`, in their order
 )
 _LOW, _HIGH = _LOOK.index("low"), _LOOK.index("high")
 _BATCHES = ("batch_min", "batch_max", "sample_min", "sample_max")
-EXACT_VALUES = 2**22  # a tensor at hand up to this size is summarised by its own values, exactly
+EXACT_VALUES = 2**22  # a whole tensor up to this size is summarised exactly, by its own values
 
 
 def look(x: Tensor, granularity: Granularity) -> Tensor:
-    """Returns what `_LOOK` names of `x` by sample and group, `[13, S, G]` float64 on the CPU, from one pass over it.
+    """Returns the statistics named in `_LOOK` by sample and group, `[13, S, G]` float64 on the CPU, from one pass over `x`.
 
-    The first dimension of `x` is that of samples, except of a weight, which is one sample: there the groups lie in the first dimension.
+    The first dimension of `x` is the sample, except for a weight: a weight is one sample, and its first dimension is the group.
     """
     axis = granularity.axis
     if x.ndim < 2 or axis == 0 or isinstance(granularity, PerGroup):
@@ -67,26 +67,26 @@ def look(x: Tensor, granularity: Granularity) -> Tensor:
 
 
 def together(seen: Tensor, dim: int) -> Tensor:
-    """Returns what a look saw, joined over its samples (1) or its groups (2)."""
+    """Returns the result of `look` merged over its samples (`dim` 1) or its groups (`dim` 2)."""
     out = seen.sum(dim, keepdim=True)
     out[_LOW], out[_HIGH] = seen[_LOW].amin(dim - 1, keepdim=True), seen[_HIGH].amax(dim - 1, keepdim=True)
     return out
 
 
 class NonFinite(QexpError):
-    """A tensor held NaN or infinity where a statistic was to be taken."""
+    """A tensor holds NaN or infinity, so that it has no statistics."""
 
 
 class TensorStats:
-    """Counts, extremes, moments and a histogram of everything seen, for each of the G groups of a granularity.
+    """Counts, extremes, moments and a histogram of all values added so far, for each of the G groups of a granularity.
 
     All fields are float64 `[G]`; `batch_min`, `batch_max` and the means over a batch of each sample's extremes (`sample_min`,
-    `sample_max`) are `[batches, G]`. `b` is the mean absolute deviation from the mean of the batch a value came in.
-    Two summaries merge into the one that a single pass would have given (`b` up to the drift of batch means).
+    `sample_max`) are `[batches, G]`. `b` is the mean absolute deviation of each value from the mean of its batch.
+    Two merged summaries equal the summary of a single pass (`b` up to the drift of batch means).
 
     Args:
-        granularity: How the tensor falls into groups.
-        bins: Histogram bins a group; 0 keeps no histogram.
+        granularity: Granularity that divides the tensor into groups.
+        bins: Histogram bins per group; 0 keeps no histogram.
 
     >>> stats = TensorStats(bins=64)
     >>> stats.update(torch.tensor([[0.0, 1.0], [2.0, -1.0]]))
@@ -99,8 +99,8 @@ class TensorStats:
         self.bins = bins
         self.histogram: Histogram | None = None
         self.shape: tuple[int, ...] = ()
-        self.extra: dict[str, Tensor] = {}  # what collectors hold of the same tensor, by their names
-        self._values: Tensor | None = None  # [G, n]: the tensor itself, where it was at hand and small
+        self.extra: dict[str, Tensor] = {}  # values of the collectors of this tensor, by name
+        self._values: Tensor | None = None  # [G, n]: the tensor itself, if it is small and came as a whole
         self._found: dict[Hashable, Any] = {}
 
     @classmethod
@@ -121,13 +121,13 @@ class TensorStats:
             self.add(look(x, self.granularity), self.granularity.rows(x), 0, tuple(x.shape))
 
     def add(self, looked: Tensor, x: Tensor, axis: int, shape: tuple[int, ...]) -> None:
-        """Adds a batch that `look` has seen; a second pass over it finds the mean deviation and fills the histogram.
+        """Adds a batch and its `look`; a second pass over the batch finds the mean deviation and fills the histogram.
 
         Args:
-            looked: What `look` returned.
-            x: The batch, in any view that has the groups along `axis` (any axis where there is one group).
-            axis: See `x`.
-            shape: Of the batch as the network has it.
+            looked: Result of `look`.
+            x: The batch, in any view that has the groups along `axis`.
+            axis: Axis of the groups; any axis where there is one group.
+            shape: Shape of the batch in the network.
         """
         self._found.clear()
         samples = {"sample_min": looked[_LOW].mean(0), "sample_max": looked[_HIGH].mean(0)}
@@ -152,7 +152,7 @@ class TensorStats:
             setattr(self, name, torch.cat([*before, extremes[name][None]]))
 
     def merge(self, other: TensorStats) -> None:
-        """Adds what another summary of the same site has seen."""
+        """Adds the values of another summary of the same site."""
         if not other.shape:
             return
         self._found = {}
@@ -173,7 +173,7 @@ class TensorStats:
         self.histogram, self.bins, self._values = mine, bins, None
 
     def _counted(self, bins: int) -> Histogram | None:
-        """Returns the histogram, made of the values where those are at hand instead."""
+        """Returns the histogram; computes it where the summary holds the values themselves."""
         if self.histogram is not None or self._values is None or not bins:
             return self.histogram
         histogram = Histogram(len(self._values), bins)
@@ -222,32 +222,32 @@ class TensorStats:
         return fourth / second.square().clamp_min(1e-300) - 3
 
     def remember(self, key: Hashable, find: Callable[[], Any]) -> Any:
-        """Returns `find()`, which is called once for a key as long as nothing more is seen: points of a sweep share their searches."""
+        """Returns `find()`, cached by key until values are added, so that the points of a sweep share their searches."""
         if key not in self._found:
             self._found[key] = find()
         return self._found[key]
 
     @property
     def density(self) -> Density:
-        """How the values lie, for searches and order statistics: exact where the tensor is at hand, else from the histogram."""
+        """The distribution, for searches and order statistics: exact where the values are held, else from the histogram."""
         if self._values is not None:
             return sampled(self._values)
         if self.histogram is None:
             raise QexpError(
-                f"a range rule asked for a histogram per {self.granularity}, which calibration did not collect; "
+                f"a range rule needs a histogram per {self.granularity}, which calibration did not collect; "
                 "declare `needs_histogram = True` on the rule"
             )
         return binned(self.histogram, self.zeros, self.min, self.max)
 
     @property
     def features(self) -> int:
-        """Elements of one sample (for a weight: of one group)."""
+        """Number of elements per sample (for a weight: per group)."""
         return int(math.prod(self.shape[1:])) if len(self.shape) > 1 else int(math.prod(self.shape))
 
-    # -- keeping -------------------------------------------------------------------------------------------------------
+    # -- saving and merging --------------------------------------------------------------------------------------------
 
     def state(self) -> dict[str, Tensor]:
-        """Returns plain tensors that hold everything but the granularity."""
+        """Returns the state, without the granularity, as plain tensors."""
         if self.empty:
             return {}
         out = {name: getattr(self, name) for name in _SUMS + _BATCHES}
@@ -258,7 +258,7 @@ class TensorStats:
 
     @classmethod
     def from_state(cls, state: dict[str, Tensor], granularity: Granularity) -> TensorStats:
-        """Returns the summary that `state()` described."""
+        """Returns the summary with a state from `state()`."""
         stats = cls(granularity, 0)
         if not state:
             return stats
@@ -273,7 +273,7 @@ class TensorStats:
         return stats
 
     def sync(self) -> None:
-        """Merges the summaries of all ranks of a distributed run, in rank order; without one, does nothing."""
+        """Merges the summaries of all ranks, in rank order; does nothing where the run is not distributed."""
         if ranks.world() == 1:
             return
         merged = TensorStats(self.granularity, self.bins)

@@ -108,7 +108,7 @@ def test_a_folder_that_cannot_be_written_costs_no_result(model, tmp_path, caplog
     blocked = tmp_path / "file"
     blocked.write_text("in the way")
     calibrate(model, BATCHES, cache_dir=blocked / "calibration", progress=False)
-    assert model.conv.input_quantizer.ready and "could not be kept" in caplog.text
+    assert model.conv.input_quantizer.ready and "could not be written" in caplog.text
 
 
 def changed_weight(m: Residual):

@@ -160,7 +160,7 @@ def test_without_units_it_refuses_by_name(residual, images):
         "stem": {"layers": "stem", "weight": None},
     }
     recipe = Recipe(sites={"input": MPACT, "weight": WEIGHT}, rules=rules, wbit=8, abit=8)
-    with pytest.raises(QexpError, match=r"bn1: the weights before it are float"):
+    with pytest.raises(QexpError, match=r"bn1: the weights of the layer before are float"):
         apply(residual, resolve(residual, structure, recipe), structure)
 
 

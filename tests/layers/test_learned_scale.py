@@ -75,7 +75,7 @@ def test_a_linear_layer_has_a_factor_for_each_output():
 
 
 def test_images_of_another_size_and_unknown_forms_are_refused():
-    with pytest.raises(QexpError, match=r"made for results of \[2, 3\], got \[4, 4\]"):
+    with pytest.raises(QexpError, match=r"built for results of size \[2, 3\], got \[4, 4\]"):
         layer("rank1")(torch.randn(1, 3, 4, 4))
     assert layer("out")(torch.randn(1, 3, 4, 4)).shape == (1, 2, 4, 4)
     with pytest.raises(QexpError, match=r"compute.scale='full' is not allowed"):

@@ -84,4 +84,4 @@ def test_a_layer_of_an_unknown_type_is_refused_by_name(layer):
 def test_weights_read_behind_the_layers_back_are_refused_by_name():
     from tests.networks import Bypassed
 
-    refuse(Bypassed(), torch.randn(2, 6), r"hidden \(Linear\): its weight is read behind the layer's back")
+    refuse(Bypassed(), torch.randn(2, 6), r"hidden \(Linear\): its weight is read without calling the layer")

@@ -79,7 +79,7 @@ def test_why_a_network_has_no_graph():
 
     model = Branching().train()
     seen = record(model, X)
-    assert seen.graph is None and "which calls are made depends on the images" in seen.error and model.training
+    assert seen.graph is None and "the calls depend on the images" in seen.error and model.training
 
 
 def test_a_layer_called_twice_goes_into_a_relu_only_if_both_calls_do():

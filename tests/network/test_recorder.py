@@ -195,11 +195,11 @@ def test_any_call_is_replayed_on_any_batch(does):
         (lambda net, x: x if x.mean() > 0 else -x, "ran where"),
         (lambda net, x: x * x.abs().max().item(), "takes .* on other images"),
         (lambda net, x: x / float(x[0, 0, 0, 0]), "takes .* on other images"),
-        (lambda net, x: x + torch.tensor(x.tolist()).flip(0), "another"),
-        (lambda net, x: torch.from_numpy(x.numpy() * 2), "another"),
-        (lambda net, x: x + torch.randn(1), "another result"),
+        (lambda net, x: x + torch.tensor(x.tolist()).flip(0), "different"),
+        (lambda net, x: torch.from_numpy(x.numpy() * 2), "different"),
+        (lambda net, x: x + torch.randn(1), "different result"),
         (lambda net, x: x[:, : 1 + int(x.std() > 9)].repeat(1, 4, 1, 1)[:, :4], "on other images"),
-        (lambda net, x: x if len(x) == 2 else x + 1, "calls are made"),
+        (lambda net, x: x if len(x) == 2 else x + 1, "the calls depend"),
     ],
 )
 def test_where_a_replay_would_differ_there_is_no_graph(does, reason):
@@ -289,7 +289,7 @@ def test_a_network_for_single_images_has_shapes_and_a_reason():
             return self.fc(x.reshape(192))[None]
 
     found = facts(Single(), X[:1])
-    assert found.order == ("fc",) and found.trace_error == "it does not run on two images"
+    assert found.order == ("fc",) and found.trace_error == "the network does not run on two images"
 
 
 def test_nothing_is_left_on_the_network():

@@ -110,7 +110,9 @@ def test_an_unsigned_quantizer_refuses_negatives():
     for method in (Uniform, LSQ):
         q = method(4, X.shape, signed=False)
         q.name = "conv1 (input)"
-        with pytest.raises(QexpError, match=r"conv1 \(input\): an unsigned quantizer saw negative values \(least -"):
+        with pytest.raises(
+            QexpError, match=r"conv1 \(input\): an unsigned quantizer received negative values \(least -"
+        ):
             q.fit(TensorStats.of(X))
 
 

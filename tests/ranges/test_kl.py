@@ -77,7 +77,7 @@ def test_a_tensor_without_negatives_takes_all_its_levels_or_half_of_them(bits):
 
 
 def test_unknown_options_are_refused():
-    with pytest.raises(QexpError, match="allowed are levels, half"):
+    with pytest.raises(QexpError, match="is not allowed; use levels or half"):
         KL(groups="128")
-    with pytest.raises(QexpError, match="allowed are auto"):
+    with pytest.raises(QexpError, match="is not allowed; use auto"):
         KL("two_sided")

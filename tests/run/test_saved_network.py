@@ -75,7 +75,7 @@ def test_what_is_missing_changed_or_damaged_is_said(evaluated, tmp_path, digits_
         load(tmp_path)
     state = load_file(own)
     save_file({name: t + 1 if t.is_floating_point() else t for name, t in state.items()}, own)
-    with pytest.raises(QexpError, match="differ from the run.s first weights"):
+    with pytest.raises(QexpError, match=r"differ from the run.s first weights"):
         load(folder)
     own.unlink()
     with pytest.raises(QexpError, match=r"own\.safetensors"):
