@@ -141,11 +141,7 @@ def test_every_import_points_down():
         (
             "qexp/recipe/bits.py",
             "if False:\n    from qexp.search.quantizers_by_width import Key",
-            (
-                "qexp/recipe/bits.py",
-                "if False:\n    from qexp.search.quantizers_by_width import Key",
-                "imports qexp.search.quantizers_by_width",
-            ),
+            "imports qexp.search.quantizers_by_width",
         ),
         (
             "qexp/statistics/histogram.py",

@@ -36,7 +36,7 @@ CONF = ROOT / "conf"
             "there is no key 'schedule.optimizer.lrr' (did you mean 'schedule.optimizer.lr'",
         ),
         ("dataset.data.calibration=4", "did you mean 'dataset.data.calibration_size'"),
-        ("quant.weight.roundign=floor", "is added with a plus, +quant.weight.roundign="),
+        ("quant.weight.roundign=floor", "with a plus, +quant.weight.roundign="),
     ],
 )
 def test_the_message_names_the_nearest(asked, said):
@@ -83,7 +83,7 @@ def test_what_is_right_or_not_ours_to_judge_passes(fine):
     [("trainer.max_epochs=3", "schedule.epochs"), ("trainer.max_steps=9", "schedule.max_steps")],
 )
 def test_how_long_a_training_is_the_schedule_says(asked, instead):
-    with pytest.raises(QexpError, match=f"there is no key 'trainer.max_.*{instead} says"):
+    with pytest.raises(QexpError, match=f"there is no key 'trainer.max_.*set the length of training with {instead}"):
         check_choices([asked], CONF)
 
 

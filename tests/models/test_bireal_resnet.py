@@ -114,7 +114,7 @@ def test_the_start_takes_over_a_plain_network_but_for_what_it_lacks(tmp_path):
 
 def test_a_start_that_does_not_fit_is_refused_with_a_name(tmp_path):
     file = tmp_path / "plain.safetensors"
-    with pytest.raises(QexpError, match=r"start=.* is no file"):
+    with pytest.raises(QexpError, match=r"start=.* is not a file"):
         BiRealResNet(8, start=str(file))
     save_weights(CifarResNet(14), file)
     with pytest.raises(QexpError, match=r"start=.* does not fit: .*layer1\.1"):

@@ -85,11 +85,14 @@ NEW = "qexp.quantizers."
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ({"_target_": NEW + "lsq.LSQ", "init": {"_target_": "qexp.ranges.MSE"}}, r"init is called range now$"),
-        ({"_target_": NEW + "pact.PACT", "alpha_init": 6.0}, r"alpha_init is called range now$"),
-        ({"_target_": NEW + "dorefa.DoReFaInput", "k": 0.1}, r"k is called range now$"),
-        ({"_target_": NEW + "exponential.Exponential", "clip": 2.0}, r"clip is called range now$"),
-        ({"_target_": NEW + "sigmoid_surrogate.SigmoidSurrogate", "alpha_init": 1.0}, r"alpha_init is called range"),
+        ({"_target_": NEW + "lsq.LSQ", "init": {"_target_": "qexp.ranges.MSE"}}, r"init is now called range$"),
+        ({"_target_": NEW + "pact.PACT", "alpha_init": 6.0}, r"alpha_init is now called range$"),
+        ({"_target_": NEW + "dorefa.DoReFaInput", "k": 0.1}, r"k is now called range$"),
+        ({"_target_": NEW + "exponential.Exponential", "clip": 2.0}, r"clip is now called range$"),
+        (
+            {"_target_": NEW + "sigmoid_surrogate.SigmoidSurrogate", "alpha_init": 1.0},
+            r"alpha_init is now called range",
+        ),
         ({"_target_": NEW + "ewgs.EWGSInput", "init": 1.0}, r"takes no argument 'init'; allowed are .*unscale"),
         (
             {"_target_": NEW + "lsq.LSQ", "scale_nummel": "batch"},
@@ -106,7 +109,7 @@ def test_an_old_name_in_a_recipe_is_answered_with_the_new_one(spec, message):
 
 @pytest.mark.parametrize("key", ["quant.input.alpha_init", "quant.weight.init", "quant.input.k", "quant.output.clip"])
 def test_an_old_name_on_the_command_line_is_answered_with_the_new_one(key):
-    with pytest.raises(QexpError, match=f"{key.split('.')[-1]} is called range now"):
+    with pytest.raises(QexpError, match=f"{key.split('.')[-1]} is now called range"):
         check_key(key, [CONF])
     check_key("quant.weight.clip", [CONF])  # of midtread, where it is no range
 

@@ -189,7 +189,7 @@ def test_the_source_rounds_the_finished_sum_of_a_linear_layer(compose):
     images = torch.randn(8, 1, 8, 8)
     structure = facts(net, images)
     asked = recipe(
-        compose("quant=sources/imagenet_cnn_quantization", "bits=fx8", "model.first=null", "model.last=null")
+        read(compose("quant=sources/imagenet_cnn_quantization", "bits=fx8", "model.first=null", "model.last=null"))
     )
     apply(net, resolve(net, structure, asked), structure)
     calibrate(net, [images], progress=False)
