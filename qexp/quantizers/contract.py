@@ -126,7 +126,7 @@ class Quantizer(nn.Module):
         for name in names:
             if name not in allowed:
                 if RENAMED.get(name) in allowed:
-                    raise QexpError(f"{cls.__name__}: {name} is called {RENAMED[name]} now")
+                    raise QexpError(f"{cls.__name__}: {name} is now called {RENAMED[name]}")
                 raise QexpError(f"{cls.__name__} takes no argument {name!r}; allowed are {', '.join(allowed)}")
 
     @property
