@@ -243,7 +243,7 @@ def fit(
         check_recipe(module, last)
         log.info("%s: resuming from %s", phase, last)
     spare_single_image(module.model, data)
-    module.began = time.perf_counter()
+    module.began, module.data = time.perf_counter(), data
     images: dict[str, Any] = {"datamodule": data}
     if part.epochs_before:
         later = OffsetEpochs(data.train_dataloader(), part.epochs_before)
@@ -323,6 +323,7 @@ def check_recipe(module: nn.Module, checkpoint: Path) -> None:
 def evaluate(model: nn.Module, data: DataSet, settings: Settings, phase: str, folder: Path) -> tuple[Score, float]:
     """Returns the score on the test samples and the seconds it took."""
     module = task(settings, model)
+    module.data = data
     if processes(settings.trainer) > ranks.world() and module.merges:
         return spread(settings, _evaluate_share, data, model, settings, phase, folder)
     trainer = make_trainer(settings, phase, folder, enable_checkpointing=False)

@@ -147,6 +147,7 @@ class Task(LightningModule):
         # `steps`, `seconds` and the last logged values of the training that has just ended, or of the part of it before a resume
         self.trained: dict[str, Any] = {}
         self.began = time.perf_counter()
+        self.data: Any = None  # the data set; training and evaluation set it before they start
         self.judged: list[Any] = []  # evidence of the batches of the present validation or test
 
     def loss_of(self, outputs: Any, targets: Any) -> Tensor:

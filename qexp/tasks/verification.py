@@ -98,7 +98,7 @@ class Verification(Task):
         self._embed(batch)
 
     def on_validation_epoch_end(self) -> None:
-        data = self.trainer.datamodule
+        data = self.data
         x, y, same, _ = self._features(data.held_out, data.places)
         cosines = compare(x, y, x, y)
         self.log("val_loss", float(np.where(same, 1 - cosines, cosines.clip(0)).mean()))
@@ -106,7 +106,7 @@ class Verification(Task):
         self.log(self.monitor, accuracy, prog_bar=True)
 
     def on_test_end(self) -> None:
-        data = self.trainer.datamodule
+        data = self.data
         self.pairs, self.places = data.pairs, data.places
 
     def score(self) -> Score:

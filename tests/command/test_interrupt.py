@@ -42,7 +42,7 @@ def test_a_sweep_keeps_its_table(tmp_path):
     sweep = ("-m", "quant=minmax,mse", "layer_wbit=3,4,5,6")
     status, text = interrupted_when(lambda said: "point 2 of 8" in said, tmp_path, *sweep)
     assert status == 130, text
-    assert re.search("interrupted after [2-7] of 8 points: the same command goes on", text)
+    assert re.search("interrupted after [2-7] of 8 points: run the same command again to continue", text)
     assert len(pd.read_csv(tmp_path / "s" / "results.csv")) >= 2
     assert (tmp_path / "s" / "dashboard.html").is_file()
 
@@ -52,6 +52,6 @@ def test_a_training_says_so(tmp_path):
     training = ("quant=lsq", "schedule=qat", "schedule.epochs=500")
     status, text = interrupted_when(lambda _: list(tmp_path.glob("s/*/checkpoints/last.ckpt")), tmp_path, *training)
     assert status == 130, text
-    assert "interrupted: the same command goes on" in text
+    assert "interrupted: run the same command again to continue" in text
     (log,) = (tmp_path / "s").glob("*/log.txt")
     assert "interrupted" in log.read_text()

@@ -93,8 +93,9 @@ def test_the_published_network_on_two_folds(compose, tmp_path):
     if not weights.is_file() or not (root / "lfw").is_dir():
         pytest.skip("the face weights or the crops are not at hand")
     metrics = pipeline.run(
-        compose("model=mobilefacenet", "dataset=lfw_sample", f"weights={weights}", "bits=float", "n_calibrate=0",
-                "dataset.data.held_out=0", "trainer=cpu", "trainer.enable_progress_bar=false", f"runs_dir={tmp_path}")
+        read(compose("model=mobilefacenet", "dataset=lfw_sample", f"weights={weights}", "bits=float", "n_calibrate=0",
+                     "dataset.data.held_out=0", "trainer=cpu", "trainer.enable_progress_bar=false",
+                     f"runs_dir={tmp_path}"))
     )  # fmt: skip
     assert metrics["status"] == "ok", metrics["error"]
     assert round(metrics["value_float"], 2) == 98.67 and metrics["n_eval"] == 1200

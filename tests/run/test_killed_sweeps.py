@@ -49,7 +49,8 @@ def undisturbed(run, tmp_path) -> pd.DataFrame:
 KILLED = """
 import os, random, signal, sys, time
 from hydra import compose, initialize_config_dir
-from qexp import pipeline
+from qexp.run import pipeline
+from qexp.run.settings import read
 from qexp.command.root import register
 from qexp.report.study import finish
 from pathlib import Path

@@ -103,6 +103,7 @@ class Schedule:
         steps = whole(node.get("max_steps", -1), f"{key}.max_steps", -1)
         if steps == 0:
             raise QexpError(f"{key}.max_steps=0 is not allowed; use a number from 1, or -1 for no limit")
+        pretrain = node.get("pretrain") if kind != "float" else None  # float training needs no float training before it
         return cls(
             kind=kind,
             name=text(node.get("name"), f"{key}.name"),
@@ -120,7 +121,7 @@ class Schedule:
             sam=none_or(mapping, node.get("sam"), f"{key}.sam"),
             two_step=none_or(number, node.get("two_step"), f"{key}.two_step", above=0, below=1),
             progressive=node.get("progressive"),
-            pretrain=cls.of(node["pretrain"], f"{key}.pretrain") if node.get("pretrain") else None,
+            pretrain=cls.of(pretrain, f"{key}.pretrain") if pretrain else None,
             options=node,
         )
 
