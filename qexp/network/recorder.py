@@ -101,6 +101,8 @@ def record(model: nn.Module, example: Tensor, leaves: tuple[type[nn.Module], ...
 
 def _proved(model: nn.Module, run: _Run, result: Any, images: Tensor, leaves: tuple[type[nn.Module], ...]) -> Graph:
     """Returns the graph of a run, after a second run on other images and its replay."""
+    if not isinstance(images, Tensor):
+        raise Refused("the network takes a list of images")  # without a graph, the layers still have shapes
     others = other_images(images)
     second = _Run(_copied(model, leaves), leaves)
     expected = second(others)
@@ -151,8 +153,10 @@ def _unwatched(model: nn.Module, images: Tensor, example: Tensor, leaves: tuple[
     return Recording(None, error, len(images), run.shapes, run.products)
 
 
-def several(example: Tensor) -> Tensor:
-    """Returns the first two images of an example; a single image is completed by its mirror image."""
+def several(example: Tensor | list[Tensor]) -> Tensor | list[Tensor]:
+    """Returns the first two images of an example (a tensor, or a list of images); a single one is completed by its mirror image."""
+    if isinstance(example, list):  # a detector takes images of several sizes
+        return [*example, *(image.flip(-1) for image in example)][:2]
     return example[:2] if len(example) > 1 else torch.cat([example, example.flip(-1)])
 
 
@@ -237,10 +241,11 @@ class _Run:
         self._calls: Counter = Counter()
 
     def __call__(self, images: Tensor) -> Any:
-        images = images.clone()  # a network may write over its input
+        images = mapped(torch.clone, images)  # a network may write over its input
         self.steps.append(start := Step("input", "input", "input", depends=True))
-        self._made(images, Ref(start))
-        self.products.image([images])
+        if isinstance(images, Tensor):
+            self._made(images, Ref(start))
+        self.products.image(tensors(images))
         with ExitStack() as stack:
             stack.enter_context(self._hooks())
             if self.watched:
