@@ -253,7 +253,7 @@ def test_functions_without_integer_form_are_refused(step, message, quantize):
 
 
 class InPlace(nn.Module):
-    """Activations in place whose operands a shortcut reads; keyword calls, and a view that is told the batch size."""
+    """Activations in place whose operands a shortcut reads; keyword calls, and a view whose batch size is an argument."""
 
     def __init__(self) -> None:
         super().__init__()

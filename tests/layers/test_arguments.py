@@ -1,4 +1,4 @@
-"""What a network passes a layer besides its input, and what a layer returns besides its result."""
+"""A layer's arguments besides its input, and its results besides the first."""
 
 import pytest
 import torch
@@ -28,7 +28,7 @@ class Unpooling(nn.Module):
 
 
 class Sized(nn.Module):
-    """A transposed convolution that is told the size of its result, by name or by position."""
+    """A transposed convolution that takes the size of its result, by name or by position."""
 
     def __init__(self, named: bool) -> None:
         super().__init__()

@@ -20,7 +20,7 @@ SITES = {"input": UNIFORM | {"symmetric": False}, "weight": UNIFORM | {"granular
 
 
 class UpDown(nn.Module):
-    """An encoder and a decoder that is told its output size."""
+    """An encoder and a decoder that takes its output size."""
 
     def __init__(self, how: str) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Runs of networks whose graph is no chain of modules: what they lose is told, what they compute is right."""
+"""Runs of networks whose graph is not a chain of modules: each run names what it loses and computes correct results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a study's rows say of where they come from, what never becomes a row, and what is told where something fails."""
+"""The origin in a study's rows, the requests that never become rows, and the messages of failures."""
 
 from __future__ import annotations
 
