@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from qexp.errors import QexpError
 from qexp.quantizers.base import Quantizer
-from qexp.quantizers.surrogate import BinaryWeight, Progress, check_slope, sharpness, slope
+from qexp.quantizers.surrogate import BinaryWeight, Sloped, slope
 from qexp.statistics.stats import TensorStats
 
 _LEAST_STD = 1e-12
@@ -77,7 +77,7 @@ class _TwoLevels(torch.autograd.Function):
         return through.to(grad.dtype), None, dalpha.reshape(alpha.shape), dbeta.reshape(beta.shape), None, None, None
 
 
-class AdaBinInput(Progress, Quantizer):
+class AdaBinInput(Sloped, Quantizer):
     """`x^ = alpha sign(u) + beta` with `u = (x - beta) / alpha`; alpha and beta are learned, one pair per tensor.
 
     Levels: 2, at beta - alpha and beta + alpha, so 1 bit only; a value at beta goes up. Gradients, with h the surrogate's slope at u:
@@ -120,16 +120,14 @@ class AdaBinInput(Progress, Quantizer):
         **common: Any,
     ) -> None:
         super().__init__(bits, shape, **common)
-        check_slope("AdaBinInput", gradient, tmin, tmax)
         for name, got, allowed in (("centre", centre, ("paper", "code")), ("range", range, ("paper", "fit"))):
             if got not in allowed:
                 raise QexpError(f"AdaBinInput: {name}={got!r} is not allowed; use {', '.join(allowed)}")
-        self.gradient, self.tmin, self.tmax = gradient, float(tmin), float(tmax)
         self.centre, self.range = centre, range
         if centre == "code":  # the levels are around alpha * beta, the threshold is at beta
             self.properties = self.properties - {"idempotent"}
         self.alpha, self.beta = nn.Parameter(torch.ones(1)), nn.Parameter(torch.zeros(1))
-        self.count_steps(gradient == "ede")
+        self.take_slope(gradient, tmin, tmax)
 
     @torch.no_grad()
     def fit(self, stats: TensorStats, followed_by_relu: bool = False) -> None:
@@ -157,7 +155,7 @@ class AdaBinInput(Progress, Quantizer):
 
     def forward(self, x: Tensor) -> Tensor:
         values = self.dequantize(self.codes(x))
-        t = sharpness(self.progress, self.tmin, self.tmax)
+        t = self.t
         return _TwoLevels.apply(x, values, self.alpha, self.beta, self.gradient, t, self.centre == "code")
 
     def codes(self, x: Tensor) -> Tensor:

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from qexp.quantizers.base import Quantizer
-from qexp.quantizers.surrogate import Progress, check_slope, sharpness, sign
+from qexp.quantizers.surrogate import Sloped, sign
 from qexp.statistics.stats import TensorStats
 
 
-class RSign(Progress, Quantizer):
+class RSign(Sloped, Quantizer):
     """`sign(x - theta)`; theta is learned, one per channel.
 
     Levels: 2, at -1 and +1, so 1 bit only; a value at its threshold goes up. Gradients, with h the surrogate's slope at `x - theta`:
@@ -50,10 +50,8 @@ class RSign(Progress, Quantizer):
         **common: Any,
     ) -> None:
         super().__init__(bits, shape, **common)
-        check_slope("RSign", gradient, tmin, tmax)
-        self.gradient, self.tmin, self.tmax = gradient, float(tmin), float(tmax)
         self.theta = nn.Parameter(torch.zeros(self.granularity.scale_shape(self.shape)))
-        self.count_steps(gradient == "ede")
+        self.take_slope(gradient, tmin, tmax)
 
     @torch.no_grad()
     def fit(self, stats: TensorStats, followed_by_relu: bool = False) -> None:
@@ -78,7 +76,7 @@ class RSign(Progress, Quantizer):
     def forward(self, x: Tensor) -> Tensor:
         self.require_ready()
         u = x.float() - self.theta
-        return sign(u, self.gradient, sharpness(self.progress, self.tmin, self.tmax)).to(x.dtype)
+        return sign(u, self.gradient, self.t).to(x.dtype)
 
     def codes(self, x: Tensor) -> Tensor:
         self.require_ready()

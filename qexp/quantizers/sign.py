@@ -9,7 +9,7 @@ from torch import Tensor
 
 from qexp.errors import QexpError
 from qexp.quantizers.base import Quantizer
-from qexp.quantizers.surrogate import Progress, check_slope, sharpness, sign
+from qexp.quantizers.surrogate import Sloped, sign
 from qexp.statistics.stats import TensorStats
 
 _LEAST_STD = 1e-6
@@ -22,7 +22,7 @@ def _deviation(x: Tensor) -> Tensor:
     return found.reshape(-1, *[1] * (x.ndim - 1)).to(x.dtype)
 
 
-class Sign(Progress, Quantizer):
+class Sign(Sloped, Quantizer):
     """`sign(x)` with sign(0) = +1; for a tensor without negative values `1[x > 1/2]`.
 
     Levels: 2, at -1 and +1 (at 0 and 1 for the one-sided tensor), so 1 bit only. Gradient: `g h(u)` with `u = x` (`2x - 1` where
@@ -67,12 +67,10 @@ class Sign(Progress, Quantizer):
         super().__init__(bits, shape, **common)
         if signed not in (True, False, "auto"):
             raise QexpError(f"Sign: signed={signed!r}; allowed are true, false, auto")
-        check_slope("Sign", gradient, tmin, tmax)
         if normalize not in ("none", "train", "always"):
             raise QexpError(f"Sign: normalize={normalize!r} is not allowed; use none, train or always")
-        self.signed, self.gradient, self.normalize = signed, gradient, normalize
-        self.tmin, self.tmax = float(tmin), float(tmax)
-        self.count_steps(gradient == "ede")
+        self.signed, self.normalize = signed, normalize
+        self.take_slope(gradient, tmin, tmax)
         self.register_buffer("two_sided", torch.tensor(signed is not False))
         self._two_sided = (
             signed is not False
@@ -110,7 +108,7 @@ class Sign(Progress, Quantizer):
         u = x if self._two_sided else 2 * x - 1
         if self.normalize == "always" or (self.normalize == "train" and self.training):
             u = u / _deviation(u)
-        y = sign(u, self.gradient, sharpness(self.progress, self.tmin, self.tmax), signs)
+        y = sign(u, self.gradient, self.t, signs)
         return y if self._two_sided else (y + 1) / 2
 
     def codes(self, x: Tensor) -> Tensor:

@@ -66,14 +66,6 @@ def sign(u: Tensor, kind: str, t: float = 1.0, signs: Tensor | None = None) -> T
     return _Signs.apply(u, signs_of(u) if signs is None else signs, kind, t)
 
 
-def check_slope(method: str, gradient: str, tmin: float, tmax: float) -> None:
-    """Raises if a surrogate or its sharpness is not allowed."""
-    if gradient not in SLOPES:
-        raise QexpError(f"{method}: gradient={gradient!r} is not allowed; use {', '.join(SLOPES)}")
-    if not 0 < tmin <= tmax < math.inf:
-        raise QexpError(f"{method}: tmin={tmin}, tmax={tmax} are not allowed; use 0 < tmin <= tmax, such as 0.1 and 10")
-
-
 class Progress:
     """Mixin that counts the optimizer steps of a training in buffers of the quantizer; counts nothing where nothing is annealed.
 
@@ -112,7 +104,28 @@ class Progress:
             self._done, self._all = int(self.step), int(self.total_steps)
 
 
-class BinaryWeight(Progress, Quantizer):
+class Sloped(Progress):
+    """Mixin for a method whose gradient is a surrogate's slope; counts steps for `ede`, whose sharpness grows."""
+
+    def take_slope(self, gradient: str, tmin: float, tmax: float) -> None:
+        """Sets the surrogate; called once, in the constructor; raises if the surrogate or its sharpness is not allowed."""
+        method = type(self).__name__
+        if gradient not in SLOPES:
+            raise QexpError(f"{method}: gradient={gradient!r} is not allowed; use {', '.join(SLOPES)}")
+        if not 0 < tmin <= tmax < math.inf:
+            raise QexpError(
+                f"{method}: tmin={tmin}, tmax={tmax} are not allowed; use 0 < tmin <= tmax, such as 0.1 and 10"
+            )
+        self.gradient, self.tmin, self.tmax = gradient, float(tmin), float(tmax)
+        self.count_steps(gradient == "ede")
+
+    @property
+    def t(self) -> float:
+        """The current sharpness of `ede`."""
+        return sharpness(self.progress, self.tmin, self.tmax)
+
+
+class BinaryWeight(Sloped, Quantizer):
     """`scale * sign(u) + centre`, with u, scale and centre computed from the float weights of each filter; a common base class.
 
     A method implements `parts`. Gradients flow through all of `parts` that is differentiable, and through the surrogate of the sign.
@@ -139,21 +152,14 @@ class BinaryWeight(Progress, Quantizer):
         **common: Any,
     ) -> None:
         super().__init__(bits, shape, **common)
-        check_slope(type(self).__name__, gradient, tmin, tmax)
-        self.gradient, self.tmin, self.tmax = gradient, float(tmin), float(tmax)
         scale_shape = self.granularity.scale_shape(self.shape)
         self.register_buffer("last_scale", torch.ones(scale_shape))
         self.register_buffer("last_centre", torch.zeros(scale_shape) if self.centred else None)
-        self.count_steps(gradient == "ede")
+        self.take_slope(gradient, tmin, tmax)
 
     def parts(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Returns u `[G, n]` (the argument of the sign), the scale and the centre, `[G, 1]`, for float weights `[G, n]`."""
         raise NotImplementedError
-
-    @property
-    def t(self) -> float:
-        """The current sharpness of `ede`."""
-        return sharpness(self.progress, self.tmin, self.tmax)
 
     @property
     def limits(self) -> tuple[int, int]:

@@ -23,7 +23,7 @@ qexp.points = (x) => (qexp.finite(x) ? (Math.abs(x) < 0.005 ? "0.00" : x.toFixed
 
 qexp.seconds = (x) => {
   if (!qexp.finite(x)) return "–";
-  if (x < 1) return `${Number((1000 * x).toPrecision(2))} ms`;
+  if (x < 0.995) return `${Number((1000 * x).toPrecision(2))} ms`;
   if (x < 100 && x % 60) return `${Number(x.toPrecision(x < 10 ? 2 : 3))} s`;
   const minutes = Math.round(x / 60);
   return minutes < 100 ? `${minutes} min` : `${Math.floor(minutes / 60)} h ${String(minutes % 60).padStart(2, "0")} min`;
