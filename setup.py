@@ -1,4 +1,4 @@
-"""What pyproject.toml cannot say: the folder `kernels/` is imported as `qexp_kernels`, and may carry compiled libraries."""
+"""Packaging that pyproject.toml cannot express: the folder `kernels/` is imported as `qexp_kernels`, and may carry compiled libraries."""
 
 from pathlib import Path
 

@@ -1,6 +1,6 @@
 """Results as a Markdown table: `python -m experiments.collect runs/STUDY [runs/OTHER] [--where KEY=VALUE] [--paired] [--cost]`.
 
-One row a method (with its passes and settings where the study has several), one column a pair of widths, each cell the accuracy in
+One row per method (with its passes and settings where the study has several), one column per pair of widths, each cell the accuracy in
 percent and the half width of its 95 % interval. With `--paired`, below the table: for each width, which methods the best one beats on the
 same images (exact McNemar test, p < 0.05; for detections a bootstrap over images of the difference, 95 %). With `--cost`, a second
 table: minutes of calibration, learning and training, and the most memory the process held. With `--column`, another share, such as
@@ -43,8 +43,9 @@ def table(points: pd.DataFrame, column: str = "value") -> str:
 
 
 def rows(points: pd.DataFrame, write: Callable[[pd.Series], str]) -> list[str]:
-    """Returns a Markdown table's lines, one row a method, one column a pair of widths, the widest first."""
-    mean = ["mean_wbit", "mean_abit"]  # the median over methods, some of which leave weights in float whatever is asked
+    """Returns a Markdown table's lines, one row per method, one column per pair of widths, the widest first."""
+    # The median over methods: some leave weights in float at every requested width.
+    mean = ["mean_wbit", "mean_abit"]
     middle = points.groupby("bits", sort=False)[mean].median()
     widths = list(middle.sort_values(mean, ascending=False, kind="stable").index)
     lines = ["| method | " + " | ".join(widths) + " |", "|---" * (len(widths) + 1) + "|"]
@@ -79,7 +80,7 @@ def width(wbit: object, abit: object) -> str:
 
 
 def label(row: Mapping[str, Any]) -> str:
-    """Returns what a point's widths are called: those asked for, or of a plan its mean bits."""
+    """Returns the label of a point's widths: the requested ones, or the mean bits of a plan."""
     if row["layer_wbit"] == wording.PLAN:
         return wording.width(row)
     return width(row["layer_wbit"], row["layer_abit"])
@@ -88,7 +89,7 @@ def label(row: Mapping[str, Any]) -> str:
 def methods(
     points: pd.DataFrame, telling: Sequence[str] = ("quant", "passes", "plan", "seed", "n_calibrate")
 ) -> list[str]:
-    """Returns what to call each point: its quant, its passes where the study has several, and settings that tell equal names apart."""
+    """Returns each point's label: its quant, its passes where the study has several, and settings where equal names differ."""
     passes = points["passes"].fillna("") if "passes" in points else pd.Series("", points.index)
     several = passes.groupby(points.quant).transform("nunique") > 1
     names = [f"{q} + {p}" if many and p else q for q, p, many in zip(points.quant, passes, several)]
@@ -129,7 +130,7 @@ def paired(points: pd.DataFrame) -> str:
         folders = dict(zip(ranked.method, ranked.folder))
         best, *others = ranked.method
         same = [name for name in others if not told_apart(folders[best], folders[name])]
-        lines.append(f"* {width}: {best} is best; not told apart from it: {', '.join(same) or 'none'}")
+        lines.append(f"* {width}: {best} is best; not significantly different: {', '.join(same) or 'none'}")
     return "\n".join(lines)
 
 

@@ -1,7 +1,7 @@
 """Fills the tables of a page: `python -m experiments.fill experiments/STUDY/README.md [...]`.
 
 A table stands between `<!-- python -m experiments.MODULE ARGUMENTS -->` and `<!-- end -->`: the command is run, and what it prints is
-put there. So a page says itself where its figures come from, and none is typed.
+put there. So each page shows where its figures come from, and none is typed by hand.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """All studies in one table, from their pages: `python -m experiments.fill experiments/README.md`.
 
-A study's question is what its page says after **Question.**; rows are those of its table of published figures, counted by verdict.
+A study's question is the text after **Question.** on its page; rows are those of its table of published figures, counted by verdict.
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ def matching(points: pd.DataFrame, target: pd.Series) -> pd.DataFrame:
 
 
 def best_setting(found: pd.DataFrame) -> tuple[pd.DataFrame, str]:
-    """Returns the points of the setting with the highest mean where a method was run with several, and what tells it from the others."""
+    """Returns the points of the setting with the highest mean where a method was run with several, and that setting."""
     if len(found) < 2 or "folder" not in found:  # a table without folders has no settings
         return found, ""
     names = pd.Series(methods(found, ("quant", "passes", "n_calibrate")), found.index)

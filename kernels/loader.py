@@ -52,12 +52,12 @@ def load(which: str = "auto", *, build: bool = True) -> Loaded:
 
 def _cuda(which: str, build: bool) -> Loaded | None:
     if not torch.cuda.is_available():
-        raise KernelError("kernels: 'cuda' was asked for, but torch sees no CUDA device; use auto, cpp or reference")
+        raise KernelError("kernels: 'cuda' is not available: torch sees no CUDA device; use auto, cpp or reference")
     try:
         how = _library("cuda", build)
     except builder.BuildError as error:
         if which == "cuda":
-            raise KernelError(f"kernels: 'cuda' was asked for, but {error}") from error
+            raise KernelError(f"kernels: 'cuda' is not available: {error}") from error
         return None
     try:
         return Loaded("cuda", f"{how}; on the CPU: {_library('cpp', build)}")
@@ -70,7 +70,7 @@ def _cpp(which: str, build: bool) -> Loaded:
         how = _library("cpp", build)
     except builder.BuildError as error:
         if which == "cpp":
-            raise KernelError(f"kernels: 'cpp' was asked for, but {error}") from error
+            raise KernelError(f"kernels: 'cpp' is not available: {error}") from error
         return Loaded("reference", str(error))
     failed = _had.get("cuda")
     return Loaded("cpp", f"{how}; not cuda: {failed}" if isinstance(failed, builder.BuildError) else how)

@@ -6,7 +6,7 @@ RENAMED = dict.fromkeys(("init", "alpha_init", "k", "clip"), "range")  # of quan
 
 
 class QexpError(Exception):
-    """A mistake in what was asked for (not a bug): shown without a traceback on the command line."""
+    """A mistake in the request (not a bug): shown without a traceback on the command line."""
 
 
 def near(name: str, known: list[str], n: int = 3, prefix: str = "") -> str:

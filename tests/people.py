@@ -1,4 +1,4 @@
-"""Faces that any network can tell apart: people of one colour each, and pairs of them in three folds."""
+"""Faces that any network can distinguish: people of one colour each, and pairs of them in three folds."""
 
 from pathlib import Path
 

@@ -102,7 +102,7 @@ def test_the_bits_preset_beats_the_default_and_the_command_line_the_preset(compo
     assert compose().layer_wbit == 8
     assert compose("bits=w4a4").layer_wbit == compose("bits=w4a4").layer_abit == 4
     assert compose("bits=w4a4", "layer_wbit=3").layer_wbit == 3
-    assert compose("layer_wbit=3", "bits=w4a4").layer_wbit == 3, "whatever the order on the command line"
+    assert compose("layer_wbit=3", "bits=w4a4").layer_wbit == 3, "for every order on the command line"
 
 
 def test_the_experiment_beats_the_groups_and_the_command_line_the_experiment(compose):

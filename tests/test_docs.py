@@ -1,4 +1,4 @@
-"""What the documentation tells people to type is what the program takes."""
+"""The program accepts every command in the documentation."""
 
 import re
 import shlex

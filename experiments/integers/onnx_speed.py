@@ -31,7 +31,7 @@ from qexp.integer.program import IntegerProgram
 from qexp.network.facts import facts
 from qexp.passes.fold_bn import fold_bn
 
-BATCH = {224: 4, 32: 64}  # images a batch, by their width
+BATCH = {224: 4, 32: 64}  # images per batch, by their width
 RECIPE = ("quant=minmax", "bits=w8a8", "deploy=int8")
 
 

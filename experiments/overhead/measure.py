@@ -179,7 +179,7 @@ def evaluations(
 
 
 def peers(model: nn.Module, images: Tensor) -> dict[str, nn.Module]:
-    """Returns the other toolkits' networks; says which cannot be had, and why."""
+    """Returns the other toolkits' networks; prints which are not available, and why."""
     made = {name: make(model, images) for name, make in PEERS.items()}
     for name, peer in made.items():
         if isinstance(peer, str):

@@ -24,7 +24,7 @@ struct Extent {
   }
 };
 
-// A parameter on the device: one element, one a channel, or a number.
+// A parameter on the device: one element, one per channel, or a number.
 template <class C>
 struct DeviceParameter {
   const C* data;

@@ -9,7 +9,7 @@
 
 namespace qexp {
 
-// One element or one a channel each; what is absent is `fallback`. Of [rows, C] it is one row.
+// One element, or one per channel; an absent parameter is `fallback`. Of [rows, C] it is one row.
 struct Parameter {
   OptionalTensor tensor;
   double fallback = 0;

@@ -141,7 +141,7 @@ std::vector<C> values_of(const Parameter& p) {
   return values;
 }
 
-// A parameter with one element or one a channel, repeated where the channel varies inside a block.
+// A parameter with one element or one per channel, repeated where the channel varies inside a block.
 template <class C>
 class Table {
  public:

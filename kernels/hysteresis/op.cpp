@@ -43,7 +43,7 @@ std::tuple<Tensor, Tensor> forward(const Tensor& latent, const Tensor& state, do
             const S* old = signs + b.in[1];
             for (int64_t i = 0; i < b.n; ++i) magnitudes[i] = std::fabs(static_cast<double>(w[i]));
             partial[k] += sum_of(magnitudes, b.n);
-            // With a threshold of zero the sign of zero is +1, which the first comparison says.
+            // With a threshold of zero the sign of zero is +1, which the first comparison gives.
             for (int64_t i = 0; i < b.n; ++i)
               to[b.out + i] = w[i] >= threshold ? S(1) : (w[i] <= -threshold ? S(-1) : old[i * walk.stride[1]]);
           });

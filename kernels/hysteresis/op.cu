@@ -9,7 +9,7 @@ struct Sign {
   const S* state;
   C threshold;
 
-  // With a threshold of zero the sign of zero is +1, which the first comparison says.
+  // With a threshold of zero the sign of zero is +1, which the first comparison gives.
   __device__ __forceinline__ S operator()(C w, int64_t, int64_t i) const {
     return w >= threshold ? static_cast<S>(1.0f) : (w <= -threshold ? static_cast<S>(-1.0f) : state[i]);
   }

@@ -29,7 +29,7 @@ def errors_by_depth(
 
     Both errors of a layer are the SQNR of its result in dB. `local` is the error that the layer itself makes on float inputs. `total` is
     the accumulated error: the result in the quantized network against the result in the float network (the same network with its
-    quantizers off). None stands for no error, or no signal. An input's own error is `sqnr_float` and `saturation_float`: computed as in
+    quantizers off). None means no error, or no signal. An input's own error is `sqnr_float` and `saturation_float`: computed as in
     `measure`, but on float activations, because the activations of a collapsed network do not fit any calibrated range. `measure` runs
     on all images, and needs no extra pass where the budget allows all images.
 

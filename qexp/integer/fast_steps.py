@@ -226,7 +226,7 @@ def _sum_pool(fast: Machine, op: SumPool) -> Callable[..., Tensor]:
 
 def _max_pool(fast: Machine, op: MaxPool) -> Callable[..., Tensor]:
     def step(x: Tensor) -> Tensor:
-        # As many as asked for, or more.
+        # At least the requested number.
         y = F.max_pool2d(x, op.window, op.stride, op.padding, op.dilation, ceil_mode=True)
         return y[:, :, : op.size[0], : op.size[1]]
 

@@ -36,7 +36,7 @@ class Lowered:
     Attributes:
         program: The operations.
         sites: By (layer, site), the treatment of activations; the layer `""` is the network's result.
-        constants: By layer and site, the real values (float64) of weights, biases and statistics that the integers stand for.
+        constants: By layer and site, the real values (float64) of weights, biases and statistics that the integers represent.
         steps: By layer, the real value of an integer weight of 1, `[O]`.
     """
 

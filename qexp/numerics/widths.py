@@ -1,3 +1,3 @@
-"""The width that stands for no quantization."""
+"""The width that means no quantization (float)."""
 
 FLOAT = 32  # bits: a tensor of this width stays float

@@ -139,7 +139,7 @@ def known_input(name: str, model: nn.Module, context: PassContext) -> Tensor | N
         return None
     if any(isinstance(m, nn.ReLU6) for m in between):
         return relu_mean(normal.mean, normal.std) - relu_mean(normal.mean - 6, normal.std)
-    # a ReLU follows, whatever else reads the result
+    # a ReLU follows, even where other layers read the result too
     if name in context.facts.rectified or chain[-1] in context.facts.followed_by_relu:
         return relu_mean(normal.mean, normal.std)
     return normal.mean.double()

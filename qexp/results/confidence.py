@@ -18,7 +18,7 @@ T95 = (
     *(2.2010, 2.1788, 2.1604, 2.1448, 2.1314, 2.1199, 2.1098, 2.1009, 2.0930, 2.0860),
     *(2.0796, 2.0739, 2.0687, 2.0639, 2.0595, 2.0555, 2.0518, 2.0484, 2.0452, 2.0423),
 )
-# Columns in which points of one configuration are equal, whatever their seed; columns that a study lacks are ignored.
+# Columns in which points of one configuration are equal for every seed; columns that a study lacks are ignored.
 CELL = (
     *(
         "study",
@@ -159,7 +159,7 @@ def seed_columns(df: pd.DataFrame) -> pd.DataFrame:
 def float_references(df: pd.DataFrame) -> pd.DataFrame:
     """Returns one row per float network that points were compared with: `mean`, `sd`, `n`, `ci_low`, `ci_high`, its names.
 
-    Runs from the same weights share one, whatever their seed. Networks that were trained once per seed are joined in the way
+    Runs from the same weights share one, also with different seeds. Networks that were trained once per seed are joined in the way
     in which `aggregate_seeds` joins points.
     """
     known = df[(df["status"] == "ok") & df["value_float"].notna()]

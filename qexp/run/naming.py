@@ -104,7 +104,7 @@ def asked(settings: Settings) -> dict[str, Any]:
     def short(value: Any) -> Any:
         return value if isinstance(value, int | float | str | None) else json.dumps(value).replace('"', "")
 
-    is_float = settings.schedule.is_float  # nothing is quantized, whatever the other keys are
+    is_float = settings.schedule.is_float  # nothing is quantized, so the other keys do not matter
     plan = None if is_float else settings.widths.plan  # a plan sets the widths of what it names
     return {
         "study": settings.study,

@@ -1,4 +1,4 @@
-"""A network broken in one place: the collapse names that place, its cause and a remedy; a sound one says nothing."""
+"""A network broken in one place: the diagnosis names that place, its cause and a remedy; for a sound network it is empty."""
 
 from __future__ import annotations
 

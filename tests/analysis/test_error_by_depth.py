@@ -113,6 +113,6 @@ def test_one_large_channel_does_not_hide_the_others(residual, images):
     assert found["channel_spread"] == pytest.approx(float(reach.max() / reach.median()), rel=1e-5)
     assert found["sqnr_channel"] == pytest.approx(0, abs=1e-6), "every other channel is rounded to zero"
     whole = db(model.conv.weight.detach(), model.conv.weight_quantizer(model.conv.weight).detach())
-    assert whole > 30, "of which the error of the whole tensor says nothing"
+    assert whole > 30, "which the error of the whole tensor does not show"
     x = channel_measures(model, "conv", "input", model.conv.input_quantizer, seen)
     assert 1 <= x["channel_spread"] < 100 and 10 < x["sqnr_channel"] < 60

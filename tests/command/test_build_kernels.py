@@ -11,7 +11,7 @@ from qexp.command.study_page import StudyPage
 
 
 def slow_build(monkeypatch, seconds: float) -> list[str]:
-    """Makes the build take some seconds and log its line; returns what is asked for."""
+    """Makes the build take some seconds and log its line; returns the requested kernels."""
     asked = []
 
     def load(which):

@@ -1,4 +1,4 @@
-"""What one choice chose for another is said once; a file's name is its `name` where it gives none."""
+"""A choice that one group makes for another is logged once; a file's name is its `name` where it gives none."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_a_name_that_a_file_leaves_out_is_the_files():
 
 
 def test_runs_and_sweeps_say_it_once(tmp_path):
-    """A file of one line, and a method that learns, at two widths without a file: one line tells what chose the schedule."""
+    """A file of one line, and a method that learns, at two widths without a file: one line names the choice that set the schedule."""
     (tmp_path / "conf" / "model").mkdir(parents=True)
     (tmp_path / "conf" / "model" / "mine.yaml").write_text(
         "net: {_target_: qexp.models.digits_cnn.DigitsCNN, width: 4}\n"

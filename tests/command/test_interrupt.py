@@ -1,4 +1,4 @@
-"""Ctrl-C: what is done stands in the table and on the page, and a sentence says how to go on."""
+"""Ctrl-C: finished points are in the table and on the page, and one sentence explains how to continue."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""CIFAR from either format, and an error that says what to bring when it is missing or damaged."""
+"""CIFAR from either format, and an error that names the needed file when it is missing or damaged."""
 
 import hashlib
 import os

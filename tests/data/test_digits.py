@@ -1,4 +1,4 @@
-"""The embedded digits: real, split once and for all, and good enough to tell methods apart."""
+"""The embedded digits: real, split once and for all, and good enough to distinguish methods."""
 
 import subprocess
 import sys

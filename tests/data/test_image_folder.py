@@ -1,4 +1,4 @@
-"""A user's own images and ImageNet's two layouts: parts apart, calibration told, labels right, training repeatable."""
+"""A user's own images and ImageNet's two layouts: disjoint splits, calibration reported, right labels, repeatable training."""
 
 from __future__ import annotations
 
@@ -196,7 +196,7 @@ def thousand(tmp_path_factory):
 
 
 def kit(root, order):
-    """A development kit whose own numbers 1..1000 stand for `order[0..999]`, with inner nodes after them."""
+    """A development kit whose own numbers 1..1000 mean `order[0..999]`, with inner nodes after them."""
     (root / "devkit/data").mkdir(parents=True)
     kinds = [("ILSVRC2012_ID", "i4"), ("WNID", "O"), ("words", "O"), ("num_children", "i4")]
     rows = [(i + 1, order[i], f"words of {order[i]}", 0) for i in range(len(order))] + [(1001, "n1", "animal", 9)]

@@ -1,4 +1,4 @@
-"""A study's table: rows named by what tells them apart, cells with intervals, and what they cost."""
+"""A study's table: rows named by the settings in which they differ, cells with intervals, and what they cost."""
 
 import pandas as pd
 from omegaconf import OmegaConf

@@ -1,4 +1,4 @@
-"""Targets are whole, sourced and reachable; a table says what was reproduced, what was not, and what has not been run."""
+"""Targets are whole, sourced and reachable; a table shows what was reproduced, what was not, and what has not been run."""
 
 import itertools
 from pathlib import Path

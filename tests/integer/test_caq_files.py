@@ -107,7 +107,7 @@ def test_exponents_are_lines_of_one_integer(tmp_path):
 
 
 def caq(model, images, weights=None, bn=True):
-    """Returns the facts of a model that got CAQ's exponents; its batch norms are folded unless told otherwise."""
+    """Returns the facts of a model that got CAQ's exponents; its batch norms are folded by default."""
     model.eval()
     if bn:
         fold_bn(model, facts(model, images[:1]))

@@ -1,4 +1,4 @@
-"""Every recipe of the shelf: it becomes integers that compute the same, or says which tensor cannot and why."""
+"""Every recipe of the shelf: it lowers to integers that compute the same, or the error names the tensor and the reason."""
 
 from __future__ import annotations
 

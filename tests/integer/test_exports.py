@@ -1,4 +1,4 @@
-"""What a finished run is asked for later: each export is compared with the run, and takes nothing from the record that was there."""
+"""Exports of a finished run: each is compared with the run and leaves the existing record unchanged."""
 
 from __future__ import annotations
 

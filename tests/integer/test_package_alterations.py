@@ -1,4 +1,4 @@
-"""A package whose files were altered is refused in one sentence, whatever stands in them and whoever computed the sums anew."""
+"""A package with altered files is refused in one sentence, for every alteration, also with recomputed checksums."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def listed(folder: Path, name: str) -> None:
 
 
 def outcome(folder: Path) -> str:
-    """Returns what reading says; anything but a QexpError fails the test."""
+    """Returns the message of the error that reading raises; anything but a QexpError fails the test."""
     try:
         package.read(folder)
     except QexpError as error:

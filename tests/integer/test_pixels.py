@@ -90,7 +90,7 @@ def test_a_border_between_two_codes_is_refused_or_nearest(pixels):
     inner.conv.padding, inner.fc = (0, 0), nn.Identity()
     mean, std = (torch.tensor(how[k]).view(3, 1, 1) for k in ("mean", "std"))
     before = inner((pixels / 255 - mean) / std)
-    fold_pixels(inner, ["conv"], grid, how)  # nothing is padded: exact whatever the mean
+    fold_pixels(inner, ["conv"], grid, how)  # nothing is padded: exact for every mean
     assert torch.allclose(inner(stored(pixels, grid)), before, atol=1e-4)
 
 

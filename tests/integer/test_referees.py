@@ -22,7 +22,7 @@ onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 from qexp.integer import onnx_file  # noqa: E402 - needs both
 
-# with powers of two every float operation is exact, in whatever order a runtime has it
+# with powers of two every float operation is exact, in every order of operations
 EXACT = [
     "quant.input.symmetric=true",
     "+quant.input.pow2_scale=true",

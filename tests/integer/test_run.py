@@ -1,4 +1,4 @@
-"""Whole runs: proofs on real digits, integer rounding, what a finished run can be asked."""
+"""Whole runs: proofs on real digits, integer rounding, exports of a finished run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is asked wrongly is an error that names the argument; what is unusual gives the documented numbers."""
+"""A wrong argument raises an error that names it; an unusual one gives the documented numbers."""
 
 import re
 

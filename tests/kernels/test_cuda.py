@@ -1,4 +1,4 @@
-"""What of CUDA can be tested without a device: the sources compile, are executed on the CPU, and their absence is said."""
+"""What of CUDA can be tested without a device: the sources compile, are executed on the CPU, and their absence is logged."""
 
 import math
 import os

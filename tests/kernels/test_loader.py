@@ -1,4 +1,4 @@
-"""The loader: what it falls back to and says, in processes of their own."""
+"""The loader's fallbacks and its log lines, each in a process of its own."""
 
 import os
 import subprocess
@@ -57,10 +57,10 @@ def test_not_building_falls_back_with_the_reason(tmp_path):
 
 def test_an_implementation_asked_for_by_name_is_an_error_if_it_cannot_be_had(tmp_path):
     process = run(REPORT.format(which="cpp"), tmp_path, CXX="no-such-compiler")
-    assert "KernelError: kernels: 'cpp' was asked for, but no C++ compiler" in process.communicate(timeout=100)[1]
+    assert "KernelError: kernels: 'cpp' is not available: no C++ compiler" in process.communicate(timeout=100)[1]
     process = run(REPORT.format(which="cuda"), tmp_path)
     assert (
-        "KernelError: kernels: 'cuda' was asked for, but torch sees no CUDA device"
+        "KernelError: kernels: 'cuda' is not available: torch sees no CUDA device"
         in process.communicate(timeout=100)[1]
     )
 

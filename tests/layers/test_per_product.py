@@ -15,7 +15,7 @@ from qexp.statistics.stats import TensorStats
 
 
 def rounding(layer: nn.Module, accum: str, bits: int, greatest: float) -> nn.Module:
-    """Returns the layer with an output format that holds up to `greatest`, computing as `accum` says."""
+    """Returns the layer with an output format that holds up to `greatest`, computing in the mode `accum`."""
     q = FixedPoint(bits)
     q.fit(TensorStats.of(torch.tensor([greatest])))
     swap(layer, {"output": q}, {"_target_": FAMILY, "accum": accum})

@@ -1,4 +1,4 @@
-"""Weights of 8-bit codes: the network computes what codes, scale and bias say; files that do not fit are named."""
+"""Weights of 8-bit codes: the network computes with codes, scale and bias; files that do not fit are named."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Operations as modules compute what the expressions they stand for compute."""
+"""Operations as modules compute what the expressions they replace compute."""
 
 import torch
 from torch import nn

@@ -1,4 +1,4 @@
-"""Weights from every kind of source load strictly, and every way they can fail says what is wrong."""
+"""Weights from every kind of source load strictly, and each failure raises an error that names the cause."""
 
 import argparse
 import functools

@@ -1,4 +1,4 @@
-"""Products outside the layers of known types: found whatever was done to the weight, counted, named."""
+"""Products outside the layers of known types: found for every way of computing the weight, counted and named."""
 
 from __future__ import annotations
 

@@ -94,7 +94,7 @@ def test_batches_are_averaged_alike_and_a_second_time_changes_nothing():
     assert torch.equal(model[1].running_mean, first)
     model[1].running_mean.zero_()
     BnReestimate(batch=16).on_trained(model, context)
-    assert not model[1].running_mean.any(), "a training's own statistics stay, unless asked"
+    assert not model[1].running_mean.any(), "a training's own statistics stay by default"
 
 
 def test_what_has_no_batch_norm_is_refused():

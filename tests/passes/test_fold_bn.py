@@ -1,4 +1,4 @@
-"""Batch norms folded: the float output does not change, whatever the convolution."""
+"""Batch norms folded: the float output does not change for any kind of convolution."""
 
 import copy
 

@@ -1,4 +1,4 @@
-"""What every quantizer of `conf/quant` must keep, on whatever tensor it meets; a new YAML file is found by itself."""
+"""The contract of every quantizer of `conf/quant`, on many kinds of tensors; the test finds a new YAML file by itself."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def widths(spec: dict, least: int = 2) -> st.SearchStrategy[int]:
 
 
 def make(fitted, spec: dict, bits: int, x: torch.Tensor, site: str, **changes) -> Quantizer | None:
-    """Returns the fitted quantizer, None where the method refuses this width and says which are allowed."""
+    """Returns the fitted quantizer, or None where the method refuses this width and names the allowed ones."""
     try:
         return fitted(spec, bits, x, site, **changes)
     except QexpError as error:
@@ -166,7 +166,7 @@ def test_a_dense_ramp_reaches_all_documented_levels(site, spec, bits, low, fitte
     ends = (torch.tensor(q.limits) - q.zero_point.max()) * q.scale.detach().max()
     reach = 1.1 * max(1.0, float(ends.abs().max()))
     far = ramp(-reach, reach)
-    q.on_optimizer_step(far if site == "weight" else None)  # a method with memory is told where the weights are now
+    q.on_optimizer_step(far if site == "weight" else None)  # a method with memory reads the current weights
     assert {len(row.unique()) for row in rows(q, q(far))} == {q.levels}
     assert q.describe()["levels"] == q.levels and q.levels - 2**bits in q.level_counts
 

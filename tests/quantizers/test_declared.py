@@ -1,4 +1,4 @@
-"""What a method declares: refused once for all, read by whoever asks, one name for the first range."""
+"""A method's declared capabilities: checked once in the base class, readable by callers, one name for the first range."""
 
 from __future__ import annotations
 

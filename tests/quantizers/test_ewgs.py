@@ -110,7 +110,7 @@ def test_delta_follows_from_trace_and_gradient():
 
 
 def test_the_hessian_of_a_linear_layer_is_found():
-    """The loss mean((X w - t)^2) has the Hessian 2 X'X / n in the quantized weight, whatever the weight is."""
+    """The loss mean((X w - t)^2) has the Hessian 2 X'X / n in the quantized weight, for every weight."""
     torch.manual_seed(0)
     layer = nn.Linear(3, 1, bias=False)
     weight = EWGSWeight(4, (1, 3), delta="hessian")

@@ -207,7 +207,7 @@ def test_the_source_rounds_the_finished_sum_of_a_linear_layer(compose):
 def test_a_recipe_that_needs_batch_norms_keeps_them(run, compose, name):
     metrics = run(f"quant={name}", "schedule=ptq", "bits=fx12")
     assert metrics["status"] == "ok" and metrics["bn"] == "keep"
-    assert compose(f"quant={name}", "schedule=ptq", "bn=fold").bn == "fold", "who says otherwise is heard"
+    assert compose(f"quant={name}", "schedule=ptq", "bn=fold").bn == "fold", "an explicit setting wins"
     assert compose(f"quant={name}", "schedule=ptq", "schedule.bn=fold").bn == "fold"
     assert compose("quant=fixed_point", "schedule=ptq").bn == "fold"
 

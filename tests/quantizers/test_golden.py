@@ -82,5 +82,5 @@ def test_the_numbers_stay(name, fitted):
         if value != pytest.approx(golden[bits][key], rel=CLOSE, abs=1e-7)
     ]
     assert not moved, (
-        f"{name}: {'; '.join(moved)}. If that is meant: make golden, and a line under Numerics in the changelog"
+        f"{name}: {'; '.join(moved)}. If the change is intended: make golden, and a line under Numerics in the changelog"
     )

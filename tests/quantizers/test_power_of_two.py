@@ -81,7 +81,7 @@ def test_wide_weights_are_refused():
 
 
 class Training:
-    """A linear layer with INQ weights, trained by SGD with momentum and weight decay, told of each step."""
+    """A linear layer with INQ weights, trained by SGD with momentum and weight decay, which are notified of each step."""
 
     def __init__(self, steps: int, fractions=(0.3, 0.6, 1.0)) -> None:
         torch.manual_seed(0)

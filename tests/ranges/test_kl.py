@@ -1,4 +1,4 @@
-"""Thresholds of least divergence from calibration's own bins: near those of the values, whatever the scale of the tensor."""
+"""Thresholds of least divergence from calibration's own bins: near those of the values, at every scale of the tensor."""
 
 import numpy as np
 import pytest

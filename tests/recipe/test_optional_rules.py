@@ -1,4 +1,4 @@
-"""Rules that a recipe ships for any network, and widths that tensors quantized at their source hand on."""
+"""Rules that a recipe ships for any network, and widths that tensors quantized at their source pass to their readers."""
 
 import pytest
 

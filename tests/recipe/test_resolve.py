@@ -76,7 +76,7 @@ def test_a_rule_can_start_from_the_quantizer_of_another_site(plan):
     assert found["add", "output"].spec == {"_target_": UNIFORM, "symmetric": False, "granularity": "channel"}
     assert found["add", "output"].bits == 4
     listed = plan(abit=[8, 7, 6, 5], rules={"adds": {"types": ["Add"], "output": {"like": "input"}}})
-    assert listed["add", "output"].bits == 6, "a list that says how wide does not make the rule idle"
+    assert listed["add", "output"].bits == 6, "a list that sets the width does not make the rule idle"
     for wrong in ("output", "weights", 3):
         with pytest.raises(QexpError, match=r"quant.rules.adds.output: like=.* use input or weight"):
             plan(rules={"adds": {"types": ["Add"], "output": {"like": wrong}}})

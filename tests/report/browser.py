@@ -15,7 +15,7 @@ FLAGS = (
     # a window that nobody sees draws on, with shared memory from the disk where the machine gives little
     *("--disable-backgrounding-occluded-windows", "--disable-renderer-backgrounding", "--disable-dev-shm-usage"),
     *("--enable-logging=stderr", "--v=0", "--remote-debugging-port=0"),
-    # whatever asks for the network fails, and says so in the console
+    # every network request fails and leaves an error in the console
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
 )
 PROBE = """<script>

@@ -33,7 +33,7 @@ const hover = (name, source, i) => {
 };
 const words = (tip) => [...tip.shadowRoot.querySelectorAll("div")].map((line) => line.textContent).join(" ");
 const tooltip = () => [...document.querySelectorAll(".bk-Tooltip")].map(words).join(" ");
-// moves until the tip says what it should
+// moves until the tooltip has the expected text
 const linger = (word, ...at) => until(() => { hover(...at); return tooltip().replace(/\s+/g, " ").includes(word); });
 const rowOf = (point) => qexp.rows.findIndex((row) => row.point === point);
 const text = (id) => document.getElementById(id).textContent;

@@ -1,4 +1,4 @@
-"""The page as a file: complete, self-contained, small, and safe whatever the configs say."""
+"""The page as a file: complete, self-contained, small, and safe for every configuration text."""
 
 import json
 import re

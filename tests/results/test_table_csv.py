@@ -1,4 +1,4 @@
-"""results.csv is what the metrics.json files say, whatever state they are in."""
+"""results.csv equals the metrics.json files, also where some are damaged."""
 
 import csv
 import json

@@ -73,7 +73,7 @@ def test_a_face_network_learns_with_quantizers(verify, quant, folder):
     assert metrics["status"] == "ok", metrics["error"]
     write_point_pages(folder / "runs" / "faces" / metrics["point"])
     page = (folder / "runs" / "faces" / metrics["point"] / "verification.html").read_text()
-    assert "data:image/jpeg" not in page  # real people are not shown unless asked for
+    assert "data:image/jpeg" not in page  # real people are not shown by default
 
 
 @pytest.mark.slow

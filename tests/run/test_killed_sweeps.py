@@ -224,7 +224,7 @@ def small_disk(tmp_path):
 
 @pytest.mark.slow
 def test_a_full_disk_from_the_command_line(digits, tmp_path, small_disk, undisturbed):
-    """Points and page do not fit: the sweep ends, non-zero, with every failure said; with room, it ends with the same table."""
+    """Points and page do not fit: the sweep ends, non-zero, with every failure reported; with room, it ends with the same table."""
     first = subprocess.run(
         command(digits, small_disk, "study=s"), cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300
     )

@@ -1,4 +1,4 @@
-"""The same sweep through every launcher, for real: the same rows, one table and page, and an exit status that tells of failures."""
+"""The same sweep through every launcher, for real: the same rows, one table and page, and an exit status that reports failures."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def check(done: subprocess.CompletedProcess, runs: Path, expected: pd.DataFrame)
     assert all("about" in line for line in lines[:3]) and done.stdout.index(lines[3]) < done.stdout.index(
         "95 % interval"
     )
-    if "hydra/launcher=" in str(done.args):  # what other processes found is said here
+    if "hydra/launcher=" in str(done.args):  # results of other processes are printed here
         assert sum("ptq W8A3: top-1 " in line for line in lines) == 1, lines
         assert sum(line.endswith("A99: failed") for line in lines) == 2, lines
     assert (runs / "s" / "dashboard.html").stat().st_size > 10_000 and "W8A3" in done.stdout
@@ -149,7 +149,7 @@ def test_an_existing_ray_cluster_takes_the_points(digits, tmp_path, ray_cluster,
 
 
 def test_a_finished_sweep_started_again_elsewhere_ends_with_its_table(digits, tmp_path):
-    """Receipts, not new files, tell which study a sweep wrote to: nothing is run, the table is there all the same."""
+    """Receipts, not new files, name the study a sweep wrote to: nothing is run, the table is there all the same."""
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     for _ in range(2):
         done = sweep(tmp_path, digits, "layer_wbit=8", "layer_abit=8,4", *LAUNCHERS["joblib"])

@@ -1,4 +1,4 @@
-"""A finished run's network is loaded back bit for bit, whatever made it; what is missing or changed is said."""
+"""A finished run's network is loaded back bit for bit for every kind of run; missing or changed files are named."""
 
 from __future__ import annotations
 

@@ -200,7 +200,7 @@ def test_evaluation_uses_every_quantizer(run, monkeypatch):
             def count(_, args, __, key=f"{name}.{site}"):
                 if (
                     key.endswith("weight") or len(args[0]) == 50
-                ):  # a batch: evaluation also asks what a clamp makes redundant
+                ):  # a batch: evaluation also finds the ReLUs that a clamp makes redundant
                     counts[key] = counts.get(key, 0) + 1
 
             q.register_forward_hook(count)

@@ -1,4 +1,4 @@
-"""What helps a training with quantizers: each option changes what it says, and a resumed run is the uninterrupted one."""
+"""What helps a training with quantizers: each option has its documented effect, and a resumed run is the uninterrupted one."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_the_teacher_is_the_runs_own_float_network_and_is_not_saved(run, tmp_pat
     taught = run(*QAT, "schedule.epochs=1", *DISTILL)
     ours, theirs = final_state(tmp_path, plain), final_state(tmp_path, taught)
     assert ours.keys() == theirs.keys(), "no teacher in the checkpoint"
-    assert not same(ours, theirs), "what the teacher says changes what is learned"
+    assert not same(ours, theirs), "the teacher's output changes what is learned"
     assert taught["quant"] == "lsq + distilled with features" and plain["quant"] == "lsq"
 
 
@@ -279,7 +279,7 @@ def test_options_without_sense_are_refused(run):
 
 
 def test_quantizer_parameters_have_a_rate_momentum_and_decay_of_their_own(run, tmp_path):
-    """As the schedule says, whatever the weights have; a rate of 0 leaves every scale where calibration put it."""
+    """The schedule decides, independently of the weights; a rate of 0 leaves every scale where calibration put it."""
     own = ("schedule.quantizer.lr=0", "schedule.quantizer.momentum=0.5", "schedule.quantizer.weight_decay=0.003")
     metrics = run(*QAT, "schedule.epochs=1", *own)
     saved = torch.load(point(tmp_path, metrics) / "checkpoints" / "last.ckpt", weights_only=True)

@@ -95,7 +95,7 @@ def test_what_cannot_be_searched_is_said(run, option, says):
 
 
 def test_test_images_never_enter(run, tmp_path):
-    """The table is the same whatever the test images are."""
+    """The table does not depend on the test images."""
     one = run("quant=mse", "search=sensitivity", *SMALL, "max_samples=10", "study=a")
     other = run("quant=mse", "search=sensitivity", *SMALL, "max_samples=50", "study=b")
     tables = [(folder(tmp_path, m) / "sensitivity.csv").read_text() for m in (one, other)]

@@ -1,4 +1,4 @@
-"""One tensor at a time: the shelf puts what it says, and a replay gives what a full run gives."""
+"""One tensor at a time: the shelf sets the requested quantizer, and a replay equals a full run."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Extra collectors: asked for by a quantizer, collected everywhere, kept with the statistics, handed to `fit`."""
+"""Extra collectors: requested by a quantizer, collected at every site, saved with the statistics, passed to `fit`."""
 
 from copy import deepcopy
 

@@ -33,7 +33,7 @@ print(last if ctypes.CDLL(None).mallopt(-3, 64 * 2**20) else "refused")
 def test_freed_memory_is_used_again():
     done = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True)
     if done.stdout.strip() == "refused":
-        pytest.skip("this glibc gives blocks of 32 MiB back at once, whatever it is asked")
+        pytest.skip("this glibc gives blocks of 32 MiB back at once, despite the setting")
     assert int(done.stdout) < 8192
 
 

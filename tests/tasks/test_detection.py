@@ -30,7 +30,7 @@ def test_overlapping_boxes_of_one_class_are_one_and_of_two_classes_two():
 
 
 class Fixed(nn.Module):
-    """A detector that says what its images hold: rows of four corners and two scores."""
+    """A detector that returns what its images show: rows of four corners and two scores."""
 
     def forward(self, x):
         return x

@@ -1,4 +1,4 @@
-"""A score is kept and found again whole, and the table takes the interval that was recorded, whatever the measure."""
+"""A score is saved and loaded unchanged, and the table uses the recorded interval for every metric."""
 
 import math
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 def pair(value: int | tuple[int, int]) -> tuple[int, int]:
-    """Returns a size along height and width: a number stands for both."""
+    """Returns a size along height and width: one number is used for both."""
     return (value, value) if isinstance(value, int) else tuple(value)
 
 

@@ -24,7 +24,7 @@ q64 qx_shift_round(q64 x, int shift, enum qx_rounding rounding);
 /* y[o] = (sum of (x - zero) * w << align) + bias[o]; beyond the border x is zero. */
 void qx_conv(const q64 *x, qx_shape in, const int32_t *w, const q64 *bias, const q64 *zero, int n_zero, qx_window k, int align, qx_shape out, q64 *y);
 
-/* y = clip(round(((x - zero) * multiplier + addend) / 2^shift), low, high), each constant one or one a channel. */
+/* y = clip(round(((x - zero) * multiplier + addend) / 2^shift), low, high), with one constant, or one per channel. */
 void qx_requantize(const q64 *x, int c, int inner, const q64 *multiplier, int n_multiplier, const q64 *addend, int n_addend,
                    const q64 *shift, int n_shift, const q64 *zero, int n_zero, enum qx_rounding rounding, q64 low, q64 high, q64 *y);
 
