@@ -1,7 +1,7 @@
 """Compiles the C++ and CUDA sources into libraries that work with every torch from 2.11 on and every Python.
 
 A library is loaded from the package (a wheel may contain it) or from a cache folder. It is built there once per source text, processor
-level and set of flags. `python -m qexp_kernels.build LEVEL...` builds the libraries for a wheel.
+level and set of flags. `python -m qexp_kernels.build [LEVEL...] [cuda]` builds the libraries for a wheel.
 """
 
 import contextlib
@@ -14,13 +14,13 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
 
-from .toolkit import BuildError, nvcc_command
+from .toolkit import BuildError, known_capabilities, nvcc_command
 
 log = logging.getLogger(__name__)
 HERE = Path(__file__).parent
@@ -39,6 +39,9 @@ CPP_FLAGS = (
     "-Wno-psabi",
 )
 CUDA_FLAGS = ("-O3", "-std=c++20", "-fmad=false", "-prec-div=true", "-prec-sqrt=true", "-ftz=false", "-Xcompiler=-fPIC")
+# Compute capabilities of the CUDA library for a wheel. Machine code also runs on later devices of its generation (8.0 on 8.6 and 8.9);
+# newer generations compile the last one's intermediate code when they load it.
+CAPABILITIES = ("75", "80", "90", "100", "120")
 LEVELS = {"AVX512": "x86-64-v4", "AVX2": "x86-64-v3", "DEFAULT": "x86-64-v2"}
 SECONDS = {"cpp": 2.5, "cuda": 12.0}  # to compile one source on one core of 2020
 
@@ -65,7 +68,7 @@ def level() -> str:
 def flags(kind: str, level: str) -> list[str]:
     """Returns the flags of the compiler. The level changes the speed of the CPU library, but no bit of its results."""
     if kind == "cuda":
-        return [TARGET, "-DUSE_CUDA", *CUDA_FLAGS, *architecture_flags(architectures())]
+        return [TARGET, "-DUSE_CUDA", *CUDA_FLAGS]
     return [TARGET, *CPP_FLAGS, *([f"-march={level}"] if level.startswith("x86-64-") else [])]
 
 
@@ -86,15 +89,35 @@ def architecture_flags(names: list[str]) -> list[str]:
     return [f"-gencode=arch=compute_{name},code=sm_{name}" for name in names] + ahead
 
 
-def library_name(kind: str, level: str) -> str:
+def serves(built: Iterable[str], wanted: Iterable[str]) -> bool:
+    """Returns whether code for the capabilities `built` runs on every wanted one, as machine code or as intermediate code."""
+    built = sorted(built, key=int)
+    return bool(built) and all(
+        int(device) > int(built[-1]) or any(b[:-1] == device[:-1] and int(b) <= int(device) for b in built)
+        for device in wanted
+    )
+
+
+def library_name(kind: str, level: str, capabilities: Iterable[str] | None = None) -> str:
     """Returns the file name of a library; it includes the conditions under which the library is valid."""
     digest = hashlib.sha256("\0".join([sys.platform, *flags(kind, level)]).encode())
     headers = [*HERE.glob("*/*.h"), *(HERE.glob("*/*.cuh") if kind == "cuda" else ())]
     for path in sorted({*sources(kind), *headers}):
         digest.update(f"{path.parent.name}/{path.name}".encode())
         digest.update(path.read_bytes())
-    place = level if kind == "cpp" else f"{str(torch.version.cuda).partition('.')[0]}-{'-'.join(architectures())}"
-    return f"{kind}-{place}-{digest.hexdigest()[:20]}.so"
+    if kind == "cuda":
+        names = architectures() if capabilities is None else capabilities
+        level = f"{str(torch.version.cuda).partition('.')[0]}-{'-'.join(names)}"
+    return f"{kind}-{level}-{digest.hexdigest()[:20]}.so"
+
+
+def _carried(kind: str, name: str) -> Path:
+    """Returns the package's library of that name; a CUDA library may be for more capabilities than this machine has."""
+    if kind == "cpp":
+        return CARRIED / name
+    start, end = "-".join(name.split("-")[:2]), name.rpartition("-")[2]
+    found = [path for path in CARRIED.glob(f"{start}-*-{end}") if serves(path.name.split("-")[2:-1], architectures())]
+    return min(found, default=CARRIED / name)
 
 
 def load(kind: str, *, build: bool) -> str:
@@ -106,7 +129,7 @@ def load(kind: str, *, build: bool) -> str:
     at = level()
     name = library_name(kind, at)
     target = cache_folder() / name
-    for found in (CARRIED / name, target):
+    for found in (_carried(kind, name), target):
         if _open(found):
             return f"found in {found.parent}"
     if not build:
@@ -119,7 +142,7 @@ def load(kind: str, *, build: bool) -> str:
     with lock, _held(lock):
         if _open(target):
             return f"found in {target.parent}"
-        compile_library(kind, target, at)
+        compile_library(kind, target, at, architectures() if kind == "cuda" else ())
         torch.ops.load_library(target)
     return f"built into {target.parent}"
 
@@ -154,14 +177,21 @@ def _held(lock) -> Iterator[None]:
         fcntl.flock(lock, fcntl.LOCK_UN)
 
 
-def compile_library(kind: str, target: Path, level: str) -> None:
-    """Builds in a temporary folder and renames the finished library, so that no process sees a partial one."""
+def compile_library(kind: str, target: Path, level: str, capabilities: Iterable[str] = ()) -> None:
+    """Builds in a temporary folder and renames the finished library, so that no process sees a partial one.
+
+    Args:
+        kind: `cpp` or `cuda`.
+        target: The library's file.
+        level: The processor's level, for `cpp`.
+        capabilities: Compute capabilities without dots, for `cuda`.
+    """
     compiler = os.environ.get("CXX", "c++")
     if shutil.which(compiler) is None:
         raise BuildError(f"no C++ compiler ({compiler}) was found")
     include = Path(torch.__file__).parent / "include"
     command = [compiler, f"-isystem{include}"] if kind == "cpp" else [*nvcc_command(), f"-isystem={include}"]
-    command += flags(kind, level)
+    command += [*flags(kind, level), *(architecture_flags(list(capabilities)) if kind == "cuda" else ())]
     for left in target.parent.glob(f".{target.stem}-*"):  # left by a build of this library that was killed
         shutil.rmtree(left, ignore_errors=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{target.stem}-", dir=target.parent))
@@ -211,16 +241,20 @@ def _first_error(output: str) -> str:
 
 
 def main() -> None:
-    """Builds the CPU library into the package, for a wheel, for each level named on the command line."""
+    """Builds the libraries that a wheel carries: for each processor level named on the command line, and for `cuda` if named."""
+    allowed = (*LEVELS.values(), "cuda") if level().startswith("x86-64-") else (level(), "cuda")
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     CARRIED.mkdir(exist_ok=True)
-    for name in sys.argv[1:] or LEVELS.values():
-        if name not in LEVELS.values() and name != platform.machine():
-            sys.exit(f"level={name} is not allowed; use {', '.join(LEVELS.values())} or {platform.machine()}")
-        target = CARRIED / library_name("cpp", name)
-        for old in CARRIED.glob(f"cpp-{name}-*.so"):
+    for name in sys.argv[1:] or [n for n in allowed if n != "cuda"]:
+        if name not in allowed:
+            sys.exit(f"{name} is not allowed; use {', '.join(allowed)}")
+        kind = "cuda" if name == "cuda" else "cpp"
+        capabilities = [c for c in CAPABILITIES if c in known_capabilities()] if kind == "cuda" else []
+        target = CARRIED / library_name(kind, name, capabilities)
+        for old in CARRIED.glob(f"{'-'.join(target.name.split('-')[: 2 if kind == 'cuda' else -1])}-*.so"):
             old.unlink()
-        compile_library("cpp", target, name)
-        print(target)
+        compile_library(kind, target, name, capabilities)
+        print(f"{target}: {target.stat().st_size / 2**20:.1f} MiB")
 
 
 if __name__ == "__main__":

@@ -5,12 +5,14 @@ are skipped with the reason. The JSON is written after every step; a second star
 """
 
 import argparse
+import csv
 import json
 import os
 import platform
 import subprocess
 import sys
 import tempfile
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +22,7 @@ import torch
 from . import build
 from .bench import figures
 from .examples import arguments
+from .fixed_point.bench import convolutions
 from .library import REFERENCES
 from .loader import load
 from .timing import Measure, figure
@@ -28,7 +31,8 @@ ROOT = Path(__file__).resolve().parent.parent
 TESTS = ROOT / "tests" / "kernels"
 # Only the kernels' own fixtures and no settings of the project: neither Hydra nor pytest's plugins are needed.
 PYTEST = ("-q", "-c", os.devnull, "--rootdir", str(ROOT), "--confcutdir", str(TESTS), "--import-mode=importlib")
-NETWORKS = {"resnet20": 512, "resnet50": 64}  # images per batch
+NETWORKS = {"resnet20": 512, "mobilenetv2": 256, "resnet18": 256, "resnet50": 64}  # images per batch
+WIDTHS = "2,3,4,5,6,8"
 
 
 def identity() -> dict[str, str]:
@@ -98,16 +102,128 @@ def step_of(model: str, batch: int, device: str = "cuda", rounds: int = 30) -> d
         return json.loads(out.read_text()) if out.exists() else {"left out": done.stderr.splitlines()[-3:]}
 
 
+def sweep() -> dict:
+    """Returns the outcome and the seconds of a sweep of 36 points on the embedded digits, in one process, start to page."""
+    with tempfile.TemporaryDirectory() as folder:
+        widths = [f"layer_{site}bit={WIDTHS}" for site in "wa"]
+        options = ["quant=mse", *widths, "trainer=gpu", f"runs_dir={folder}", "study=sweep"]
+        began = time.perf_counter()
+        command = [sys.executable, "run.py", "-m", *options]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        seconds = time.perf_counter() - began
+        table = Path(folder) / "sweep" / "results.csv"
+        if not table.exists():
+            return {"left out": done.stderr.splitlines()[-3:]}
+        rows = list(csv.DictReader(table.open()))
+        good = sum(row["status"] == "ok" for row in rows)
+        return {"status": done.returncode, "points": len(rows), "ok": good, "seconds": round(seconds, 1)}
+
+
+def memory(device: torch.device) -> dict[str, float]:
+    """Returns the device memory in MiB that the products of a convolution take, fused and materialised."""
+    found = {}
+    for which in ("kernel", "materialised"):
+        load("cuda" if which == "kernel" else "reference")
+        work = convolutions(which, device)
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        work()
+        found[which] = round((torch.cuda.max_memory_allocated(device) - before) / 2**20, 1)
+        del work
+        torch.cuda.empty_cache()
+    load("cuda")
+    return found
+
+
+def waits(device: torch.device) -> dict[str, int]:
+    """Runs training steps of a quantized network in which every wait of the host for the device is an error."""
+    from .lsq import lsq
+
+    x = torch.randn(64, 32, 14, 14, device=device, requires_grad=True)
+    scale = torch.full((1,), 0.1, device=device, requires_grad=True)
+    optimizer = torch.optim.SGD([x, scale], lr=0.01)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(3):
+            optimizer.zero_grad()
+            lsq(x, scale, -8, 7).square().mean().backward()
+            optimizer.step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    return {"steps": 3}
+
+
+def graph(device: torch.device) -> dict[str, bool]:
+    """Returns whether a captured CUDA graph of an operator computes what the operator computes, on new numbers."""
+    from .fake_quantize import fake_quantize
+
+    x, scale, zero = (
+        torch.randn(1 << 16, device=device),
+        torch.full((1,), 0.1, device=device),
+        torch.zeros(1, device=device),
+    )
+    side = torch.cuda.Stream(device)
+    with torch.cuda.stream(side):
+        fake_quantize(x, scale, zero, -8, 7)
+    torch.cuda.current_stream(device).wait_stream(side)
+    captured = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(captured):
+        y = fake_quantize(x, scale, zero, -8, 7)
+    x.normal_()
+    captured.replay()
+    return {"equal": bool(torch.equal(y, fake_quantize(x, scale, zero, -8, 7)))}
+
+
 def parts(device: torch.device) -> dict[str, Callable[[], object]]:
     """Returns the checks in order: correctness before speed."""
     networks = {f"steps, {model}": lambda m=model, b=batch: step_of(m, b) for model, batch in NETWORKS.items()}
     return {
         "differences": lambda: differences(device),
         "tests": tests,
+        "no waits": lambda: waits(device),
+        "CUDA graph": lambda: graph(device),
         "bandwidth": lambda: bandwidth(device),
+        "memory": lambda: memory(device),
         "figures": lambda: [f._asdict() for f in figures(device)],
         **networks,
+        "sweep of 36 points": sweep,
     }
+
+
+def table(result: dict) -> str:
+    """Returns the results as one Markdown table: what was checked, what was found, and the goal where there is one."""
+    lines = ["| checked | found | goal |", "|---|---|---|"]
+    for name, found in result.items():
+        if isinstance(found, dict) and "error" in found:
+            lines.append(f"| {name} | failed: {found['error']} | |")
+        elif isinstance(found, dict) and "left out" in found:
+            lines.append(f"| {name} | left out: {' '.join(found['left out'])} | |")
+        elif name == "differences":
+            wrong = [op for op, results in found.items() if any(one["unequal"] for one in results)]
+            text = f"{len(wrong)} of {len(found)} operators differ{': ' * bool(wrong)}{', '.join(wrong)}"
+            lines.append(f"| CUDA against the CPU | {text} | 0 |")
+        elif name == "tests":
+            lines.append(f"| tests on CUDA | {(found['tail'] or [''])[-1]} | exit status 0: {found['status']} |")
+        elif name == "bandwidth":
+            share = min(found["forward_share"], found["backward_share"])
+            lines.append(f"| least share of copy bandwidth | {share:.2f} | >= 0.85 |")
+        elif name == "figures":
+            lines += [
+                f"| {f['name']} / {f['baseline_name']} | {f['ratio']:.3g} | {'' if f['goal'] is None else '<= ' + format(f['goal'], 'g')} |"
+                for f in found
+            ]
+        elif name.startswith("steps, "):
+            for quant, row in found["training step"].items():
+                goal = "<= 1.15" if name == "steps, resnet18" else ""
+                if quant != "float":
+                    lines.append(
+                        f"| {name.removeprefix('steps, ')}, {quant}: training step / float | {row['float']:.2f} | {goal} |"
+                    )
+        else:
+            text = ", ".join(f"{k} {v}" for k, v in found.items()) if isinstance(found, dict) else found
+            lines.append(f"| {name} | {text} | |")
+    return "\n".join(lines)
 
 
 def run(out: Path, todo: dict[str, Callable[[], object]], head: dict[str, str], again: bool = False) -> dict:
@@ -147,6 +263,7 @@ def main() -> int:
     head = identity()
     print(f"{head['gpu']}, torch {head['torch']}, kernels: {loaded.reason}")
     result = run(chosen.out, parts(torch.device("cuda")), head, chosen.again)
+    print(f"\n{table(result)}")
     failed = [name for name, found in result.items() if isinstance(found, dict) and "error" in found]
     return result["tests"].get("status", 1) or len(failed)
 

@@ -38,6 +38,16 @@ def version(nvcc: str) -> str:
     return found[1] if found else ""
 
 
+def known_capabilities() -> list[str]:
+    """Returns the compute capabilities that nvcc compiles for, without dots.
+
+    Raises:
+        BuildError: There is no nvcc, or its major version differs from that of torch's CUDA.
+    """
+    listed = subprocess.run([*nvcc_command(), "--list-gpu-arch"], capture_output=True, text=True).stdout
+    return re.findall(r"compute_(\d+)", listed)
+
+
 def _same_major(nvcc: str) -> None:
     wanted, found = torch.version.cuda, version(nvcc)
     if wanted and found and wanted.partition(".")[0] != found.partition(".")[0]:

@@ -58,7 +58,7 @@ def level_grid(
     if levels.dim() != 1 or levels.numel() == 0:
         raise KernelError(f"levels: got shape {tuple(levels.shape)}, expected [L] with L >= 1")
     levels = levels.detach().to(check.precision(x, levels))
-    looked_at = levels.device.type == "cpu" and not torch.compiler.is_compiling()
+    looked_at = levels.device.type == "cpu" and not torch.compiler.is_compiling() and type(levels) is Tensor
     if looked_at and not (levels.isfinite().all() and (levels[1:] >= levels[:-1]).all()):
         raise KernelError("levels: expected finite numbers in ascending order")
     return _run(x, levels, scale, axis, bool(clip_gradient))

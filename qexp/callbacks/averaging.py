@@ -39,8 +39,10 @@ class AveragedWeights(WeightAveraging):
     def _average(self, averaged: Tensor, live: Tensor, updates: Tensor | int) -> Tensor:
         if not averaged.is_floating_point():
             return live
-        n = int(updates)
-        return torch.lerp(averaged, live, 1 - min(self.decay, (1 + n) / (10 + n)))
+        # In tensors: reading the number of updates would wait for the device once per parameter and step.
+        n = torch.as_tensor(updates, dtype=torch.float64)
+        share = 1 - ((1 + n) / (10 + n)).clamp_max(self.decay)
+        return torch.lerp(averaged, live, share.to(averaged.dtype))
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -34,8 +34,9 @@ class _Companded(torch.autograd.Function):
         inside = v < 1
         dx = grad * inside
         dalpha = (grad * (values / alpha - torch.sign(x) * v * inside)).sum().reshape(alpha.shape)
-        h = (grad * torch.sign(x) * alpha)[inside]
-        v = v[inside]
+        # Outside, both are 0 and add nothing. Leaving those elements out would make the host wait for their number.
+        h = torch.where(inside, grad * torch.sign(x) * alpha, 0).flatten()
+        v = torch.where(inside, v, 0).flatten()
         pieces = len(slopes)
         k = (v * pieces).long().clamp_max(pieces - 1)
         rounded = torch.round(ctx.n * compressed(v, slopes, heights, k)) / ctx.n

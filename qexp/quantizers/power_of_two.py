@@ -94,6 +94,8 @@ class INQ(Quantizer):
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
         self.register_buffer("training_steps", torch.zeros((), dtype=torch.int64))
         self._partial = False  # whether some weights are still trained in float
+        # Steps done, steps planned and weights frozen, as numbers: reading the buffers would wait for the device after each step.
+        self._counts: tuple[int, int, int] | None = None
 
     def fit(self, stats: TensorStats, followed_by_relu: bool = False) -> None:
         greatest = torch.maximum(stats.min.abs(), stats.max.abs()).float()
@@ -145,17 +147,24 @@ class INQ(Quantizer):
         if int(self.steps) == 0 and not bool(self.frozen.any()):
             self.training_steps.fill_(total_steps)
             self.freeze(latent, self.fractions[0])
+        self._counts = self._read_counts()
+
+    def _read_counts(self) -> tuple[int, int, int]:
+        return int(self.steps), int(self.training_steps), int(self.frozen.sum())
 
     @torch.no_grad()
     def on_optimizer_step(self, latent: Tensor | None) -> None:
-        if not bool(self.training_steps):
+        done, planned, frozen = self._counts or self._read_counts()
+        if not planned:
             return
         latent.copy_(torch.where(self.frozen, self.held.to(latent.dtype), latent))
         self.steps += 1
-        phase = int(self.steps) * len(self.fractions) // max(int(self.training_steps), 1)
+        self._counts = done + 1, planned, frozen
+        phase = (done + 1) * len(self.fractions) // planned
         share = self.fractions[min(phase, len(self.fractions) - 1)]
-        if round(share * latent.numel()) > int(self.frozen.sum()):
+        if round(share * latent.numel()) > frozen:
             self.freeze(latent, share)
+            self._counts = self._read_counts()
 
     @torch.no_grad()
     def freeze(self, latent: Tensor, share: float) -> None:
@@ -175,6 +184,7 @@ class INQ(Quantizer):
     def _load_from_state_dict(self, *args: Any) -> None:
         super()._load_from_state_dict(*args)
         self._partial = bool(self.frozen.any()) and not bool(self.frozen.all())
+        self._counts = None
 
 
 class _Straight(torch.autograd.Function):

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from pytorch_lightning import seed_everything
+from torch import nn
 
 from qexp.callbacks.kernels import load_kernels
 from qexp.data.contract import DataSet
@@ -24,6 +25,30 @@ def device_name(trainer: TrainerOptions) -> str:
 def device(trainer: TrainerOptions) -> torch.device:
     """Returns the device that calibration and passes run on."""
     return torch.device("cpu" if device_name(trainer) == "cpu" else "cuda")
+
+
+def set_products(trainer: TrainerOptions) -> None:
+    """Selects how a GPU multiplies float32 numbers: as float32, or with factors rounded to TF32 (trainer.tf32=true).
+
+    PyTorch's own default is TF32 in convolutions. Dequantized values (code times scale) do not fit into TF32, so that sums near a tie
+    would get other codes than on a CPU.
+    """
+    torch.backends.cudnn.allow_tf32 = trainer.tf32
+    torch.backends.cuda.matmul.allow_tf32 = trainer.tf32
+
+
+def lay_out_images(data: DataSet, trainer: TrainerOptions) -> None:
+    """Puts the channels of images innermost in memory or outermost, as the settings or the device ask for."""
+    if trainer.channels_last is not None:
+        data.channels_last = trainer.channels_last
+    elif device_name(trainer) != "cpu":  # on a CPU the data set's own option decides
+        data.channels_last = True
+
+
+def lay_out_weights(model: nn.Module, trainer: TrainerOptions) -> None:
+    """Puts the channels of weights innermost in memory, in place, as the settings or the device ask for."""
+    if trainer.channels_last or (trainer.channels_last is None and device_name(trainer) != "cpu"):
+        model.to(memory_format=torch.channels_last)
 
 
 def processes(trainer: TrainerOptions) -> int:
@@ -55,6 +80,7 @@ def spread(settings: Settings, function: Callable[..., Any], data: DataSet, *arg
         if not gpu:
             torch.set_num_threads(max(1, cores // count))  # the cores are shared out
         load_kernels(settings.kernels)
+        set_products(trainer)
         seed_everything(settings.seed, workers=True, verbose=False)
 
     data.trainer = None  # left by an earlier phase; it would be pickled with the data

@@ -31,7 +31,15 @@ _ABSENT = {
     "schedule.two_step": None,
     "schedule.sam": None,
 }
-_NOT_CONTENT_TRAINER = ("accelerator", "devices", "strategy", "num_nodes", "enable_progress_bar", "logger")
+_NOT_CONTENT_TRAINER = (
+    "accelerator",
+    "devices",
+    "strategy",
+    "num_nodes",
+    "enable_progress_bar",
+    "logger",
+    "channels_last",
+)
 
 
 def point_hash(settings: Settings, contents: Mapping[str, str]) -> str:
@@ -76,6 +84,8 @@ def trainer_content(trainer: Mapping[str, Any], trained: bool) -> dict[str, Any]
     norms. Ranges and scores do not depend on it.
     """
     content = {key: value for key, value in trainer.items() if key not in _NOT_CONTENT_TRAINER}
+    if not content.get("tf32"):
+        content.pop("tf32", None)  # float32 as everywhere
     if trained and trainer.get("devices") not in (None, 1, "auto"):
         content["devices"] = trainer["devices"]
     return content

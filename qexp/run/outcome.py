@@ -139,6 +139,8 @@ def metrics(run: Experiment) -> dict[str, Any]:
         "seconds_train": round(seconds.get("train", 0.0), 3),
         "seconds_evaluate": round(seconds.get("evaluate", 0.0), 3),
         "device": device_name(settings.trainer),
+        "precision": settings.trainer.precision,
+        "tf32": settings.trainer.tf32,
         "kernels": run.kernels,
         "point": run.folder.name,
         "n_calibrate": settings.n_calibrate and sum(map(len, run.images)),

@@ -31,7 +31,7 @@ from qexp.run.naming import asked, check_study, point_hash, title
 from qexp.run.saved_network import Origin
 from qexp.run.settings import Settings
 from qexp.search.context import SearchContext
-from qexp.system import disk
+from qexp.system import disk, memory
 from qexp.system.objects import make
 from qexp.system.whole_files import remove_leftovers
 
@@ -84,8 +84,8 @@ def run(settings: Settings) -> dict[str, Any]:
 
 
 def failed(settings: Settings, record: Record, error: Exception) -> dict[str, Any]:
-    """Records a failure and returns its row; logs one line for a user's mistake or a full disk, a traceback for a bug."""
-    if not isinstance(error, QexpError) and (trouble := disk.trouble(error)):
+    """Records a failure and returns its row; logs one line for a user's mistake, a full disk or used-up memory, a traceback for a bug."""
+    if not isinstance(error, QexpError) and (trouble := disk.trouble(error) or memory.trouble(error)):
         error = QexpError(trouble)
     log.error("%s failed: %s", title(settings), error, exc_info=None if isinstance(error, QexpError) else error)
     return record.failed(asked(settings), error)
@@ -136,6 +136,8 @@ def start(settings: Settings, data: DataSet, record: Record) -> Experiment:
     """Returns the run with its calibration images and its float network, which is scored if it has been trained."""
     training.check_trainer(settings)
     kernels = load_kernels(settings.kernels)
+    devices.set_products(settings.trainer)
+    devices.lay_out_images(data, settings.trainer)
     training.seed(settings.seed)
     check_images(settings, data)
     pixels.check(settings, data)
@@ -148,6 +150,7 @@ def start(settings: Settings, data: DataSet, record: Record) -> Experiment:
     reference = None if scratch else float_network.reference(settings, model, data, record.folder)
     images = calibration_images(settings, data)
     make_permanent(model, images[0])
+    devices.lay_out_weights(model, settings.trainer)
     origin = Origin.of(model, None if scratch else float_network.source(settings, data))
     context = PassContext(
         facts(model, data.example()),

@@ -37,6 +37,7 @@ from qexp.layers.swap import baked_weights
 from qexp.network.lean_evaluation import lean
 from qexp.run.devices import processes, spread
 from qexp.run.settings import Schedule, Settings, TrainerOptions
+from qexp.run.settings.trainer import OWN
 from qexp.system import ranks
 from qexp.system.objects import make
 from qexp.tasks.base import Score, Task
@@ -157,8 +158,9 @@ def _trainer(asked: TrainerOptions, **options: Any) -> Trainer:
         QexpError: Lightning rejects an option, or this machine has no such accelerator.
     """
     try:
+        lightning = {key: value for key, value in asked.options.items() if key not in OWN}
         return make(
-            {**asked.options, "strategy": "auto", "devices": ranks.world(), "logger": False, **options}, where="trainer"
+            {**lightning, "strategy": "auto", "devices": ranks.world(), "logger": False, **options}, where="trainer"
         )
     except QexpError as error:
         no_gpu = asked.accelerator in ("gpu", "cuda") and not torch.cuda.is_available()

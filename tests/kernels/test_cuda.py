@@ -40,7 +40,9 @@ def test_the_cuda_sources_pass_these_tests_when_the_cpu_runs_them(arguments):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_cuda_sources_compile_without_a_warning_and_load_beside_those_of_the_cpu(tmp_path):
+    """For the oldest and the newest capability of a wheel; all of them take minutes more (`python -m qexp_kernels.build cuda`)."""
     try:
         toolkit.nvcc_command()
     except toolkit.BuildError as error:
@@ -49,7 +51,7 @@ def test_cuda_sources_compile_without_a_warning_and_load_beside_those_of_the_cpu
         "import pathlib, sys; from qexp_kernels import build\n"
         "build.CUDA_FLAGS = (*build.CUDA_FLAGS, '-Werror', 'all-warnings')\n"
         "library = pathlib.Path(sys.argv[1]) / 'cuda.so'\n"
-        "build.compile_library('cuda', library, build.level())\n"
+        "build.compile_library('cuda', library, build.level(), sys.argv[2:])\n"
         "import torch, qexp_kernels as k; k.load('cpp')\n"
         "if torch.version.cuda:\n"  # the runtime that the library looks for is the one torch brought in
         "    torch.ops.load_library(library)\n"
@@ -57,8 +59,9 @@ def test_cuda_sources_compile_without_a_warning_and_load_beside_those_of_the_cpu
         "x = torch.linspace(-1, 1, 9)\n"
         "assert torch.equal(k.round_to(x * 3), (x * 3).round())\n"
     )
-    env = os.environ | {"TORCH_CUDA_ARCH_LIST": "9.0"}
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], env=env, capture_output=True, text=True)
+    known = [c for c in build.CAPABILITIES if c in toolkit.known_capabilities()]
+    command = [sys.executable, "-c", code, str(tmp_path), known[0], known[-1]]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     assert (tmp_path / "cuda.so").stat().st_size > 0
 
@@ -121,3 +124,23 @@ def test_no_reference_divides_a_tensor_by_a_number():
         with Divisors() as seen:
             REFERENCES[name](*given)
         assert not seen.numbers, name
+
+
+def test_one_library_serves_every_device_of_its_generations_and_newer_ones():
+    built = ["75", "80", "90", "100"]
+    for device in ("75", "80", "86", "89", "90", "100", "103", "120", "121"):
+        assert build.serves(built, [device]), device
+    assert not build.serves(built, ["70"]) and not build.serves(["80", "90"], ["75"])
+    assert build.serves(built, ["86", "120"]) and not build.serves(built, ["86", "70"])
+    assert not build.serves([], ["90"])
+
+
+@pytest.mark.parametrize(("device", "found"), [("86", True), ("120", True), ("70", False)])
+def test_a_cuda_library_in_the_package_is_taken_for_the_devices_it_serves(tmp_path, monkeypatch, device, found):
+    monkeypatch.setattr(build, "CARRIED", tmp_path)
+    name = build.library_name("cuda", build.level(), build.CAPABILITIES)
+    (tmp_path / name).write_bytes(b"a library")
+    (tmp_path / name.replace("cuda-", "cuda-1")).write_bytes(b"of another CUDA")
+    monkeypatch.setattr(build, "architectures", lambda: [device])
+    own = build.library_name("cuda", build.level())
+    assert build._carried("cuda", own) == tmp_path / (name if found else own)

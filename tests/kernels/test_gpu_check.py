@@ -59,3 +59,32 @@ def test_it_starts_in_a_fresh_clone(tmp_path):
     command = [sys.executable, "-m", "qexp_kernels.gpu_check", "--help"]
     done = subprocess.run(command, cwd=clone, env=env, capture_output=True, text=True)
     assert done.returncode == 0 and "--again" in done.stdout, done.stderr
+
+
+def test_the_table_has_a_row_for_everything_that_was_checked():
+    differ = {"elements": 4, "unequal": 1, "largest_difference": 1.0}
+    result = {
+        "differences": {"lsq": [differ], "pact": [{**differ, "unequal": 0}]},
+        "tests": {"status": 0, "tail": ["12 passed"]},
+        "bandwidth": {"forward_share": 0.9, "backward_share": 0.8, "copy_gb_per_s": 1.0},
+        "memory": {"kernel": 1.0, "materialised": 20.0},
+        "figures": [
+            {"name": "a", "baseline_name": "b", "ratio": 0.5, "goal": 1.25},
+            {"name": "c", "baseline_name": "d", "ratio": 2, "goal": None},
+        ],
+        "steps, resnet18": {"training step": {"float": {"ms": 1, "float": 1}, "lsq": {"ms": 1, "float": 1.1}}},
+        "steps, resnet50": {"left out": ["no module hydra"]},
+        "sweep of 36 points": {"error": "RuntimeError: gone"},
+    }
+    text = gpu_check.table(result)
+    for row in (
+        "| CUDA against the CPU | 1 of 2 operators differ: lsq | 0 |",
+        "| tests on CUDA | 12 passed | exit status 0: 0 |",
+        "| least share of copy bandwidth | 0.80 | >= 0.85 |",
+        "| memory | kernel 1.0, materialised 20.0 | |",
+        "| a / b | 0.5 | <= 1.25 |",
+        "| resnet18, lsq: training step / float | 1.10 | <= 1.15 |",
+        "| steps, resnet50 | left out: no module hydra | |",
+        "| sweep of 36 points | failed: RuntimeError: gone | |",
+    ):
+        assert row in text.splitlines(), row

@@ -18,6 +18,7 @@ from qexp.run.settings.checks import (
 from qexp.system.objects import TARGET
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+OWN = ("channels_last", "tf32")  # options that are not Lightning's
 # options that a run sets itself, so that a value given here would have no effect, and what to use instead
 DECIDED = {
     "logger": "every run writes its curves and figures into its own folder; add a callback (callbacks.NAME) to send them elsewhere",
@@ -36,13 +37,17 @@ DECIDED = {
 class TrainerOptions:
     """Settings of Lightning's Trainer."""
 
-    options: Mapping[str, Any]  # options of the Trainer, with `_target_`
+    options: Mapping[str, Any]  # the node as it is: options of the Trainer, with `_target_`, and those named in `OWN`
     accelerator: str = "auto"
     devices: Any = 1  # auto, or how many processes share a point
     num_nodes: int = 1
     strategy: str = "ddp"  # Lightning's strategy where several processes share a point
     precision: str = "32-true"
     progress: bool = True  # show progress bars
+    channels_last: bool | None = (
+        None  # channels innermost in memory; None = on a GPU, where convolutions are faster that way
+    )
+    tf32: bool = False  # let a GPU round the factors of float32 products to 11 bits
 
     @classmethod
     def of(cls, node: Any) -> TrainerOptions:
@@ -61,6 +66,7 @@ class TrainerOptions:
             )
         for split in ("train", "val", "test"):
             none_or(limit, node.get(f"limit_{split}_batches"), f"trainer.limit_{split}_batches")
+        layout = node.get("channels_last", "auto")
         return cls(
             options=node,
             accelerator=text(node.get("accelerator", "auto"), "trainer.accelerator"),
@@ -69,4 +75,6 @@ class TrainerOptions:
             strategy=text(node.get("strategy", "ddp"), "trainer.strategy"),
             precision=precision,
             progress=truth(node.get("enable_progress_bar", True), "trainer.enable_progress_bar"),
+            channels_last=None if layout in (None, "auto") else truth(layout, "trainer.channels_last"),
+            tf32=truth(node.get("tf32", False), "trainer.tf32"),
         )
