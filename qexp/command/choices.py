@@ -14,6 +14,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Override
 from hydra.errors import HydraException
 
+from qexp.command.commands import called
 from qexp.command.folders import config_folders
 from qexp.command.keys import check_key
 from qexp.command.listing import grouped, is_offered, nearest, offered
@@ -61,7 +62,7 @@ def check_choices(arguments: Sequence[str], conf: Path) -> None:
             )
             if group not in known:
                 raise QexpError(
-                    f"{override.input_line}: there is no key {group!r}{near(group, known)}; see run.py --cfg job"
+                    f"{override.input_line}: there is no key {group!r}{near(group, known)}; see {called()} --cfg job"
                 )
         elif "." in group and not own_keys and not any(f"{group}.".startswith(f"{place}.") for place in brought):
             try:
