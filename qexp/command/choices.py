@@ -23,6 +23,7 @@ from qexp.errors import QexpError, near
 from qexp.models.key_maps import parsed
 
 OPTIONAL = ("deploy", "search", "experiment", "debug")  # groups that need no choice
+BY_NAME = ("timm", "torchvision", "import")  # models that are named on the command line
 # options that only show the configuration: nothing runs
 _LOOKS = ("--help", "-h", "--hydra-help", "--cfg", "-c", "--info")
 
@@ -120,10 +121,15 @@ def _check_replaced(arguments: Sequence[str]) -> None:
 def rules_added(arguments: Sequence[str]) -> list[str]:
     """Returns the command line with `++` before each `quant.rules.NAME=...`, which Hydra needs if a recipe lacks the rule.
 
+    Likewise before each `model.net.ARGUMENT=...` of a network that is named on the command line: its constructor knows its arguments.
+
     >>> rules_added(["quant=mse", "quant.rules.wide={layers: conv1, weight: {bits: 8}}", "+quant.rules.x=null"])
     ['quant=mse', '++quant.rules.wide={layers: conv1, weight: {bits: 8}}', '+quant.rules.x=null']
     """
-    return [f"++{word}" if word.startswith("quant.rules.") and "=" in word else word for word in arguments]
+    free = ["quant.rules."]
+    if {f"model={name}" for name in BY_NAME} & set(arguments):
+        free.append("model.net.")
+    return [f"++{word}" if word.startswith(tuple(free)) and "=" in word else word for word in arguments]
 
 
 def key_maps_quoted(arguments: Sequence[str]) -> list[str]:

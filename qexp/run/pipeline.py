@@ -199,7 +199,8 @@ def check_images(settings: Settings, data: DataSet) -> None:
     if takes is not None and given != list(takes):
         raise QexpError(
             f"model={settings.network.name} takes images {list(takes)}, dataset={settings.data.name} has {given}; "
-            "choose another dataset or model (channels, height, width must agree)"
+            "choose another dataset or model (channels, height, width must agree), or model.input_size=null where the network takes "
+            "images of any size"
         )
     classes = getattr(data, "num_classes", None)
     if classes is not None and classes != settings.data.num_classes:
