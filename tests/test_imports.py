@@ -39,6 +39,7 @@ ORDER = (
     "callbacks",
     "run",
     "command",
+    "verbs",
 )
 RANK = {name: i for i, name in enumerate(ORDER)}
 QUANTIZATION = {"quantizers", "layers", "network", "calibration", "analysis", "passes", "recipe", "integer", "search"}

@@ -278,8 +278,8 @@ def recipe(settings: Settings, more: Mapping[str, Any] | None = None) -> Recipe:
     )
 
 
-def find_ranges(run: Experiment) -> None:
-    """Fits every quantizer on the statistics of the calibration images, and puts these into the context."""
+def find_ranges(run: Experiment, keep: bool = True) -> None:
+    """Fits every quantizer on the statistics of the calibration images, and puts these into the context; runs share kept statistics."""
 
     def before_fit(seen: Calibration) -> None:
         run.context.calibration = seen
@@ -290,7 +290,7 @@ def find_ranges(run: Experiment) -> None:
         run.model,
         run.images,
         followed_by_relu=run.facts.followed_by_relu,
-        cache_dir=run.settings.shared / "calibration",
+        cache_dir=run.settings.shared / "calibration" if keep else None,
         progress=run.settings.trainer.progress,
         before_fit=before_fit,
         device=run.context.device,

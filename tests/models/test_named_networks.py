@@ -147,7 +147,7 @@ def _colours(folder: Path) -> Path:
     import numpy as np
 
     rng = np.random.default_rng(0)
-    images = {split: rng.integers(0, 256, (100, 3, 32, 32), np.uint8) for split in ("train", "test")}
+    images = {split: rng.integers(0, 256, (100, 32, 32, 3), np.uint8) for split in ("train", "test")}
     labels = {split: (np.arange(100) % 10).astype(np.int64) for split in images}
     np.savez(
         folder / "cifar10.npz",
