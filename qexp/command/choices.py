@@ -85,6 +85,11 @@ def _check_choice(override: Override, folders: Sequence[Path]) -> None:
         raise QexpError(
             f"{line}: {group} has no choice {wrong!r}{nearest(wrong, names)}; allowed are\n{grouped(group, names)}"
         )
+    for name in chosen:
+        if len(homes := [f for f in folders if (f / group / f"{name}.yaml").is_file()]) > 1:
+            raise QexpError(
+                f"{line}: {name} lies in {' and in '.join(str(f / group) for f in homes)}, and only the first would count; rename yours"
+            )
     top, _, folder = group.partition("/")
     if folder and chosen and not _adds(override) and not override.package:
         raise QexpError(

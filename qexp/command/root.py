@@ -8,8 +8,7 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
-from qexp.command import listing, resolvers, widths
-from qexp.command.folders import beside
+from qexp.command import listing, plugins, resolvers, widths
 
 
 @dataclass
@@ -46,12 +45,9 @@ class Root:
 
 
 def register() -> None:
-    """Registers with Hydra the types of the root (`schema`), pairs of widths as choices of `bits=`, and the list for `--help`.
-
-    The folder where the user stands joins Python's path, last, so that `_target_: mypkg.nets.Net` finds a package that lies there.
-    """
-    beside()
+    """Registers with Hydra the types of the root (`schema`), pairs of widths as choices of `bits=`, the user's folders and help texts."""
     ConfigStore.instance().store(name="schema", node=Root)
     widths.register()
     listing.register()
     resolvers.register()
+    plugins.register()
