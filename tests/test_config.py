@@ -41,6 +41,12 @@ CHOICES = [
     for file in sorted((CONF / group).rglob("[!_]*.yaml"))
 ]
 
+NAMED = {  # choices that name a network on the command line
+    "model=timm": ["model.name=resnet18"],
+    "model=torchvision": ["model.name=resnet18"],
+    "model=import": ["model.target=qexp.models.digits_cnn.DigitsCNN"],
+}
+
 
 def targets(node: Any, path: str = "") -> list[tuple[str, dict]]:
     """Returns every mapping with a `_target_`, with the place it stands at."""
@@ -72,7 +78,7 @@ def plain(cfg: DictConfig) -> dict:
 
 @pytest.mark.parametrize("choice", CHOICES)
 def test_every_choice_composes_its_keys_are_known_and_its_targets_bind(compose, choice):
-    config = plain(compose(choice))
+    config = plain(compose(choice, *NAMED.get(choice, ())))
     OmegaConf.create(config)
     for key in keys(config):
         check_key(key, [CONF])

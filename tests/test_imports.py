@@ -39,6 +39,7 @@ ORDER = (
     "callbacks",
     "run",
     "command",
+    "verbs",
     "__main__",
 )
 RANK = {name: i for i, name in enumerate(ORDER)}

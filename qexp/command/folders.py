@@ -1,9 +1,12 @@
-"""Folders of configuration files: qexp's own, `conf/` where the user stands, and the folder that `--config-dir` names."""
+"""Folders of configuration files: qexp's own, `conf/` where the user stands, those of plugins, and those a command line names."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+from qexp.command.plugins import own_folders
 
 PACKAGE = Path(__file__).parents[1]
 # A wheel carries the folder inside the package; a clone keeps it beside the package, at its top.
@@ -12,7 +15,8 @@ CONF = next((folder for folder in (PACKAGE / "conf", PACKAGE.parent / "conf") if
 
 def config_folders(arguments: Sequence[str], conf: Path = CONF) -> list[Path]:
     """Returns the folders with configuration files for a command line."""
-    return [folder for folder in (conf, *beside(conf), *map(Path, _config_dirs(arguments))) if folder.is_dir()]
+    named = [*beside(conf), *own_folders(), *map(Path, _config_dirs(arguments))]
+    return [folder for folder in (conf, *named) if folder.is_dir()]
 
 
 def beside(conf: Path = CONF) -> list[Path]:
@@ -27,7 +31,10 @@ def beside(conf: Path = CONF) -> list[Path]:
 
 
 def _config_dirs(arguments: Sequence[str]) -> Iterator[str]:
+    """Yields the folders of `--config-dir` and of `hydra.searchpath=[file://...]`."""
     for word, following in zip(arguments, [*arguments[1:], ""]):
         name, is_joined, value = word.partition("=")
         if name in ("--config-dir", "-cd"):
             yield value if is_joined else following
+        elif name.lstrip("+") == "hydra.searchpath":
+            yield from re.findall(r"file://([^,\]\s'\"]+)", value)

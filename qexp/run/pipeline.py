@@ -202,7 +202,8 @@ def check_images(settings: Settings, data: DataSet) -> None:
     if takes is not None and given != list(takes):
         raise QexpError(
             f"model={settings.network.name} takes images {list(takes)}, dataset={settings.data.name} has {given}; "
-            "choose another dataset or model (channels, height, width must agree)"
+            "choose another dataset or model (channels, height, width must agree), or model.input_size=null where the network takes "
+            "images of any size"
         )
     classes = getattr(data, "num_classes", None)
     if classes is not None and classes != settings.data.num_classes:
@@ -280,8 +281,8 @@ def recipe(settings: Settings, more: Mapping[str, Any] | None = None) -> Recipe:
     )
 
 
-def find_ranges(run: Experiment) -> None:
-    """Fits every quantizer on the statistics of the calibration images, and puts these into the context."""
+def find_ranges(run: Experiment, keep: bool = True) -> None:
+    """Fits every quantizer on the statistics of the calibration images, and puts these into the context; runs share kept statistics."""
 
     def before_fit(seen: Calibration) -> None:
         run.context.calibration = seen
@@ -292,7 +293,7 @@ def find_ranges(run: Experiment) -> None:
         run.model,
         run.images,
         followed_by_relu=run.facts.followed_by_relu,
-        cache_dir=run.settings.shared / "calibration",
+        cache_dir=run.settings.shared / "calibration" if keep else None,
         progress=run.settings.trainer.progress,
         before_fit=before_fit,
         device=run.context.device,
