@@ -37,5 +37,7 @@ def lower(model: nn.Module, example: Tensor, about: dict[str, Any] | None = None
     for step in seen.graph.steps:
         if step.depends:
             walk.visit(step)
+        else:
+            walk.constant(step)
     walk.lowered.program.about = dict(about or {})
     return walk.lowered
