@@ -15,7 +15,19 @@ from qexp.models.modules import Add, Concat
 from tests.integer.conftest import FIXED, UNIFORM
 
 CONF = Path(__file__).parents[2] / "conf/deploy"
-DEPLOY = {k: OmegaConf.to_container(OmegaConf.load(CONF / f"{k}.yaml").quant.rules) for k in ("integer", "int8")}
+SYMMETRIC = {"symmetric": True}  # a concatenation takes codes without a zero point
+
+
+def rules(how: str) -> dict:
+    """Returns the rules of `deploy=HOW` with symmetric codes."""
+    found = OmegaConf.to_container(OmegaConf.load(CONF / f"{how}.yaml").quant.rules)
+    return {
+        name: rule | {"input": rule["input"] | SYMMETRIC} if "symmetric" in rule.get("input", {}) else rule
+        for name, rule in found.items()
+    }
+
+
+RULES = {how: rules(how) for how in ("integer", "int8")}
 
 
 class Block(nn.Module):
@@ -63,14 +75,12 @@ class Modules(nn.Module):
         return self.fc(torch.flatten(self.adaptive_avg_pool2d(x), 1))
 
 
-@pytest.mark.parametrize("how", DEPLOY)
+@pytest.mark.parametrize("how", RULES)
 def test_functions_lower_as_modules_do(how, quantize):
     programs = []
     for make in (Functions, Modules):
         torch.manual_seed(0)
-        symmetric = UNIFORM | {"symmetric": True}  # a concatenation takes codes without a zero point
-        rules = DEPLOY[how] | ({"sums": {"types": ["Add"], "input": symmetric}} if how == "int8" else {})
-        model, images = quantize(make(), rules=rules, shape=(24, 3, 10, 10), input=symmetric)
+        model, images = quantize(make(), rules=RULES[how], shape=(24, 3, 10, 10), input=UNIFORM | SYMMETRIC)
         lowered = lower(model, images[:1], as_runtimes=how == "int8")
         verdict = verify(model, lowered, [(images, None)], progress=False)
         assert verdict.equal and ("block.add", "input.1") in lowered.sites, verdict.line()
