@@ -95,6 +95,16 @@ def stand_in(owner: nn.Module, name: str) -> nn.Module:
     return modules[name] if name in modules else vars(owner)[name]
 
 
+def standing(found: Form) -> nn.Module:
+    """Returns a stand-in for a call. Parameters that the call takes belong to the module that makes it: here they are attributes."""
+    module = found.module()
+    for name, tensor in found.constants.items():
+        module._parameters.pop(name, None)
+        module._buffers.pop(name, None)
+        vars(module)[name] = tensor
+    return module
+
+
 def install(owner: nn.Module, name: str, call: Call, module: nn.Module) -> None:
     """Gives a call of a module its stand-in, which is not in use yet."""
     vars(owner).setdefault(CALLS, {})[name] = call
@@ -269,6 +279,8 @@ class _Mode(TorchFunctionMode):
                 "write it so that it makes the same calls for all images, in training too, or leave the call in float with a rule"
             )
         module = self.modules[local]
+        if found.constants and isinstance(module, call.form):
+            vars(module).update(found.constants)
         if not _alike(found.options, call.options):
             follow(module, found)
             call.options = found.options
