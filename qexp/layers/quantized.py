@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qexp.errors import QexpError
+from qexp.layers.running import RUNNING, left
 from qexp.models.modules import Add, Concat, Mean, Multiply, Subtract
 from qexp.quantizers.base import Quantizer
 
@@ -87,7 +88,10 @@ class Quantized(nn.Module):
         if self.options and len(args) > len(self.operands):
             kwargs |= zip(self.options, args[len(self.operands) :])
             args = args[: len(self.operands)]
-        return super().__call__(*args, **kwargs)
+        if not RUNNING.modes:
+            return super().__call__(*args, **kwargs)
+        with left():
+            return super().__call__(*args, **kwargs)
 
     def forward(self, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if not self.enabled:
