@@ -24,8 +24,8 @@ _KINDS = {*QUANTIZED, *STEPS, nn.LayerNorm} - {MatMul}
 def recorded(model: nn.Module, example: Tensor) -> Recording:
     """Returns the recording of a network in which function calls have stand-ins, in place; its results do not change.
 
-    Every call of a type that could carry quantizers gets one, except in modules of this package. In a float network all stand-ins are in use, so that edits of the network
-    can replace them; in a quantized one those that carry a quantizer.
+    Every call of a type that could carry quantizers gets one, except in modules of this package. In a float network all stand-ins are in
+    use, so that edits of the network can replace them; in a quantized one those that carry a quantizer.
     """
     quantized = any(isinstance(module, Quantized) for module in model.modules())
     if not quantized:
