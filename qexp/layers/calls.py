@@ -249,7 +249,7 @@ class _Mode(TorchFunctionMode):
             for name in self.routes.values():
                 vars(self.owner).pop(name, None)
             vars(self.owner)["_modules"] = self.modules
-        if kind is None:
+        if kind is None and not RUNNING.reading:
             self._check_counts()
 
     def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
@@ -266,6 +266,8 @@ class _Mode(TorchFunctionMode):
     def _pass(self, local: str, func: Callable, args: tuple, kwargs: dict) -> Any:
         call, found = calls(self.owner)[local], form(function_name(func), args, kwargs)
         if found is None or found.kind is not call.form:
+            if RUNNING.reading:
+                return func(*args, **kwargs)
             raise QexpError(
                 f"{type(self.owner).__name__}: its call {local} is no {call.form.__name__} here as it was when the network was read; "
                 "write it so that it makes the same calls for all images, in training too, or leave the call in float with a rule"

@@ -317,3 +317,28 @@ def test_the_classes_of_quantized_calls(images):
     quantized(model, images, {"sums": SUMS, "joins": JOINS})
     kinds = [type(m) for m in (model.block.add, model.block.add_2, model.cat, model.block.mul)]
     assert kinds == [QuantAdd, QuantAdd, QuantConcat, QuantMultiply]
+
+
+class DependsOnValues(nn.Module):
+    """Its number of sums depends on the images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 1)
+
+    def forward(self, x):
+        y = self.conv(x)
+        y = y * self.fc(y)
+        for _ in range(int(x.abs().max())):
+            y = y + self.fc(y)
+        return y.mean((2, 3))
+
+
+def test_control_flow_that_depends_on_values_is_still_found(images):
+    """Also in the second reading, with stand-ins; calls that each run makes are layers, the others are not."""
+    model = DependsOnValues().eval()
+    found = facts(model, images[:1])
+    assert "the calls depend on the images" in found.trace_error
+    assert "mul" in found.order and not any(name.startswith("add") for name in found.order)
+    quantized(model, images, {"joins": {"types": ["Multiply"], "output": UNIFORM}})
+    assert model(images * 3).shape == model(images * 0).shape == (6, 4)
