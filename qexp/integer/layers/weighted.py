@@ -38,7 +38,7 @@ def weighted(walk: Walk, step: Step, name: str, layer: nn.Module, x: Value) -> V
     if not how:
         weight, unit = raised(_real_bias(layer) / x.unit.min(), weight, unit)
     walk.lowered.steps[name] = unit
-    if weight.ndim == 4 and layer.padding_mode != "zeros":
+    if weight.ndim == 4 and layer.padding_mode not in ("zeros", "constant"):
         raise cannot(name, f"padding_mode={layer.padding_mode!r}", "use padding_mode='zeros'")
     groups = getattr(layer, "groups", 1)
     weight, unit = _absorb(name, x, weight, unit, groups)
@@ -190,9 +190,9 @@ def room(x: Value, weight: np.ndarray, groups: int) -> int:
 
 
 def _padding(name: str, layer: nn.Conv2d) -> tuple[int, int]:
-    if not isinstance(layer.padding, str):
+    if not isinstance(layer.padding, str) and layer.padding_mode == "zeros":
         return pair(layer.padding)
     left = layer._reversed_padding_repeated_twice
     if left[0] != left[1] or left[2] != left[3]:
-        raise cannot(name, f"padding={layer.padding!r} adds more on one side", "use an odd kernel, or numbers")
+        raise cannot(name, f"its padding adds more on one side ({left})", "use an odd kernel, or numbers")
     return left[2], left[0]
