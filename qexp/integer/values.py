@@ -89,7 +89,13 @@ class Writer:
     def declare(self, value: Value) -> Value:
         """Adds a tensor."""
         self.program.tensors[value.tensor] = TensorSpec(
-            value.tensor, value.shape, value.low, value.high, value.unit, value.zero, value.axis
+            value.tensor,
+            tuple(map(int, value.shape)),
+            int(value.low),
+            int(value.high),
+            value.unit,
+            value.zero,
+            value.axis,
         )
         return value
 

@@ -84,8 +84,9 @@ def _kept(walk: Walk, name: str, x: Value, shape: tuple[int, ...]) -> tuple[Valu
 
     Units that no dimension can hold afterwards become one unit before.
     """
-    before = math.prod(x.shape[: x.axis])
-    for repeats in (1, math.prod(x.shape[x.axis + 1 :])):
+    before, behind = math.prod(x.shape[: x.axis]), x.shape[x.axis + 1 :]
+    for joined in range(len(behind) + 1):  # the channels alone, or with the dimensions behind them
+        repeats = math.prod(behind[:joined])
         for axis, size in enumerate(shape):
             if math.prod(shape[:axis]) == before and size == x.shape[x.axis] * repeats:
                 return x, axis, repeats

@@ -10,7 +10,7 @@ from torch import nn
 
 from qexp.integer.grids import cannot
 from qexp.integer.layers.affine import counted
-from qexp.integer.layers.moves import padded, permuted, reshaped
+from qexp.integer.layers.moves import padded, permuted, reshaped, unified
 from qexp.integer.layers.resample import averaged
 from qexp.integer.layers.shapes import pair, windows
 from qexp.integer.lowered import Site
@@ -46,7 +46,7 @@ def average_pool(walk: Walk, step: Step, name: str, layer: nn.AvgPool2d, x: Valu
     window, padding, stride = pair(layer.kernel_size), pair(layer.padding), pair(layer.stride or layer.kernel_size)
     size = windows(x.shape, window, stride, padding, ceil=layer.ceil_mode)
     counts = _counts(x, layer, size)
-    x = walk.integers(walk.site(name, layer, "input", x), name)
+    x = _summands(walk, name, layer, x)
     beyond = [max((n - 1) * s + k - m - 2 * p, 0) for n, s, k, m, p in zip(size, stride, window, x.shape[1:], padding)]
     if any(beyond):  # windows that ceil_mode adds reach beyond the border
         x = padded(walk, name, x, (0, *padding), (0, *(p + more for p, more in zip(padding, beyond))))
@@ -75,7 +75,7 @@ def _counts(x: Value, layer: nn.AvgPool2d, size: tuple[int, int]) -> np.ndarray:
 def adaptive_pool(walk: Walk, step: Step, name: str, layer: nn.AdaptiveAvgPool2d, x: Value) -> Value:
     """An average over windows, of one size where the map's size is a multiple of the result's."""
     want = [w if w is not None else n for w, n in zip(pair(layer.output_size), x.shape[1:])]
-    x = walk.integers(walk.site(name, layer, "input", x), name)
+    x = _summands(walk, name, layer, x)
     if any(n % w for n, w in zip(x.shape[1:], want)):
         return walk.site(name, layer, "output", averaged(walk, name, x, want))
     window = tuple(n // w for n, w in zip(x.shape[1:], want))
@@ -84,7 +84,7 @@ def adaptive_pool(walk: Walk, step: Step, name: str, layer: nn.AdaptiveAvgPool2d
 
 def mean(walk: Walk, step: Step, name: str, layer: modules.Mean, x: Value) -> Value:
     """A mean over some dimensions: they come last and are one window."""
-    x = walk.integers(walk.site(name, layer, "input", x), name)
+    x = _summands(walk, name, layer, x)
     dims = sorted(d % (len(x.shape) + 1) - 1 for d in layer.dims)
     if dims[0] < 0:
         raise cannot(name, "it averages over the images of a batch", "average over dimensions of an image")
@@ -96,11 +96,21 @@ def mean(walk: Walk, step: Step, name: str, layer: modules.Mean, x: Value) -> Va
     )
     if not kept:
         raise cannot(name, "it averages over a whole image", "keep the channels")
+    if not x.uniform and (x.axis in dims or len(kept) > 1):
+        x = unified(walk, name, x)
     x = permuted(walk, name, x, (*kept, *dims))
     n = math.prod(x.shape[len(kept) :])
     x = reshaped(walk, name, x, (math.prod(x.shape[: len(kept)]), n, 1))
     y = _summed(walk, name, x, (n, 1), (n, 1), (0, 0), n)
     return walk.site(name, layer, "output", reshaped(walk, name, y, shape))
+
+
+def _summands(walk: Walk, name: str, layer: nn.Module, x: Value) -> Value:
+    """Returns the input of an average. The simulation rounds each summand and not the sum: a batch norm before may leave fractions."""
+    x = walk.integers(walk.site(name, layer, "input", x), name)
+    if (name, "input") not in walk.lowered.sites:
+        walk.lowered.sites[name, "input.0 (wide)"] = Site(x.tensor, x, None, x, quantized=False)
+    return x
 
 
 def _sum_pool(walk: Walk, name: str, layer: nn.Module, x: Value, window, stride, padding, count: int) -> Value:
@@ -109,9 +119,6 @@ def _sum_pool(walk: Walk, name: str, layer: nn.Module, x: Value, window, stride,
 
 def _summed(walk: Walk, name: str, x: Value, window, stride, padding, count: int) -> Value:
     """Returns the sum of each window, in units of its `count`-th part."""
-    # Rounds each summand and not the sum: a batch norm before may leave fractions.
-    if (name, "input") not in walk.lowered.sites:
-        walk.lowered.sites[name, "input.0 (wide)"] = Site(x.tensor, x, None, x, quantized=False)
     pixels = window[0] * window[1]
     low, high = min((x.low - int(x.zero.max())) * pixels, 0), max((x.high - int(x.zero.min())) * pixels, 0)
     op = SumPool(

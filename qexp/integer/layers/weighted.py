@@ -13,7 +13,7 @@ from qexp.integer.arithmetic import nearest, width
 from qexp.integer.bounds import by_output
 from qexp.integer.grids import activation_grid, cannot, integer_weight, is_power_of_two
 from qexp.integer.hardware import winograd
-from qexp.integer.layers.moves import unified
+from qexp.integer.layers.moves import bordered, padded, unified
 from qexp.integer.layers.shapes import pair, windows
 from qexp.integer.layers.transposed import spread_out, turned, turned_back
 from qexp.integer.program import Conv, Linear
@@ -43,12 +43,13 @@ def weighted(walk: Walk, step: Step, name: str, layer: nn.Module, x: Value) -> V
     if not how:
         weight, unit = raised(_real_bias(layer) / x.unit.min(), weight, unit)
     walk.lowered.steps[name] = unit
-    if weight.ndim == 4 and layer.padding_mode != "zeros":
-        raise cannot(name, f"padding_mode={layer.padding_mode!r}", "use padding_mode='zeros'")
     if isinstance(layer, nn.Linear) and not x.uniform and x.axis != len(x.shape) - 1:
         x = unified(walk, name, x)
+    beyond = not transposed and weight.ndim == 4 and _beyond(layer)
     if transposed:
         x = spread_out(walk, name, layer, x)
+    elif beyond:
+        x = _surrounded(walk, name, layer, x)
     groups = getattr(layer, "groups", 1)
     weight, unit = _absorb(name, x, weight, unit, groups)
     word = None
@@ -80,7 +81,7 @@ def weighted(walk: Walk, step: Step, name: str, layer: nn.Module, x: Value) -> V
     if weight.ndim == 4:
         if len(x.shape) != 3 or x.axis:
             raise cannot(name, f"a convolution on a tensor {list(x.shape)}", "give it maps [N, C, H, W]")
-        padding = (0, 0) if transposed else _padding(name, layer)
+        padding = (0, 0) if transposed or beyond else _padding(layer)
         stride = (1, 1) if transposed else pair(layer.stride)
         op = Conv(stride=stride, padding=padding, dilation=pair(layer.dilation), groups=groups, **fields)
         shape = (len(weight), *windows(x.shape, weight.shape[2:], op.stride, padding, op.dilation))
@@ -203,10 +204,20 @@ def room(x: Value, weight: np.ndarray, groups: int) -> int:
     return max(0, min(BIAS_BITS[0], 30 - taken), min(BIAS_BITS[1], 26 - taken))
 
 
-def _padding(name: str, layer: nn.Conv2d) -> tuple[int, int]:
-    if not isinstance(layer.padding, str):
-        return pair(layer.padding)
+def _padding(layer: nn.Conv2d) -> tuple[int, int]:
     left = layer._reversed_padding_repeated_twice
-    if left[0] != left[1] or left[2] != left[3]:
-        raise cannot(name, f"padding={layer.padding!r} adds more on one side", "use an odd kernel, or numbers")
-    return left[2], left[0]
+    return (left[2], left[0]) if isinstance(layer.padding, str) else pair(layer.padding)
+
+
+def _beyond(layer: nn.Conv2d) -> bool:
+    """Whether a convolution's border is more than zeros, as many on both sides."""
+    left = layer._reversed_padding_repeated_twice
+    return layer.padding_mode != "zeros" or left[0] != left[1] or left[2] != left[3]
+
+
+def _surrounded(walk: Walk, name: str, layer: nn.Conv2d, x: Value) -> Value:
+    """Returns a map with the border that a convolution puts around it."""
+    left, right, top, bottom = layer._reversed_padding_repeated_twice
+    if layer.padding_mode == "zeros":
+        return padded(walk, name, x, (0, top, left), (0, bottom, right))
+    return bordered(walk, name, x, (top, bottom), (left, right), layer.padding_mode)
