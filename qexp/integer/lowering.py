@@ -11,6 +11,7 @@ from qexp.integer.grids import cannot
 from qexp.integer.layers import FUNCTIONS, LAYERS
 from qexp.integer.lowered import Lowered
 from qexp.integer.walk import Walk
+from qexp.layers.calls import all_calls
 from qexp.models.modules import StridedPad
 from qexp.network.recorder import record
 
@@ -28,7 +29,8 @@ def lower(model: nn.Module, example: Tensor, about: dict[str, Any] | None = None
     Raises:
         QexpError: A part of the network has no integer form; the message names the layer and the reason.
     """
-    seen = record(model, example, leaves=(StridedPad,))
+    with all_calls(model):
+        seen = record(model, example, leaves=(StridedPad,))
     if seen.graph is None:
         raise cannot(
             type(model).__name__, f"its graph is not known ({seen.error})", "write it without data-dependent steps"

@@ -20,6 +20,7 @@ from qexp.integer.fast_statistics import normalized, shares
 from qexp.integer.lowered import Computed, Lowered, Site
 from qexp.integer.program import channels
 from qexp.integer.statistics import Normalize
+from qexp.layers.calls import all_calls
 from qexp.layers.quantized import BAKED, Quantized, attribute
 from qexp.system.within import evaluating
 
@@ -97,7 +98,7 @@ def integer_rounding(model: nn.Module, lowered: Lowered, keep: Keep | None = Non
     """
     held = [(p, p.data) for p in model.parameters()]
     buffers = [(m, n, b) for m in model.modules() for n, b in m._buffers.items() if b is not None]
-    with evaluating(model), ExitStack() as stack:
+    with all_calls(model), evaluating(model), ExitStack() as stack:
         try:
             model.double()
             stack.callback(model.register_forward_pre_hook(_in_float64).remove)

@@ -18,7 +18,7 @@ does nothing in evaluation mode.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -41,6 +41,7 @@ from qexp.models.modules import (
 )
 
 _MISSING = object()
+_INTO = {"add_", "__iadd__", "sub_", "__isub__", "mul_", "__imul__", "div_", "__itruediv__"}
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,10 @@ class Form:
         return module.eval()
 
 
+# classes of this module's making that are one step of a network
+STEPS = (Add, Affine, Concat, MatMul, Mean, Multiply, Subtract)
+
+
 def form(function: str, args: tuple, kwargs: dict[str, Any], tensors: tuple[type, ...] = (Tensor,)) -> Form | None:
     """Returns a call as a call of a module; None where there is no module for it, or not with these arguments.
 
@@ -88,9 +93,10 @@ def form(function: str, args: tuple, kwargs: dict[str, Any], tensors: tuple[type
     if maker is None or kwargs.get("out") is not None:
         return None
     try:
-        return maker(_Given(args, kwargs, tensors))
+        found = maker(_Given(args, kwargs, tensors))
     except _Unlike:
         return None
+    return replace(found, options=found.options | {"into": True}) if function in _INTO else found
 
 
 class _Unlike(Exception):

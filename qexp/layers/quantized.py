@@ -16,12 +16,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qexp.errors import QexpError
-from qexp.models.modules import Add, Concat
+from qexp.models.modules import Add, Concat, Mean, Multiply, Subtract
 from qexp.quantizers.base import Quantizer
 
 GRADIENT = "grad_output"  # the gradient with respect to a layer's result, before the layer uses it
 
 
+ROUTED = "routed"  # attribute of a class whose instances pass function calls to stand-ins: their class before (`qexp.layers.calls`)
 BAKED = "baked_weight"  # a buffer, so that it follows the layer to its device; held while evaluating, never saved
 
 
@@ -225,22 +226,62 @@ class QuantReLU6(Unweighted, nn.ReLU6): ...
 class QuantPReLU(Unweighted, nn.PReLU): ...
 
 
+class QuantLeakyReLU(Unweighted, nn.LeakyReLU): ...
+
+
 class QuantSiLU(Unweighted, nn.SiLU): ...
 
 
 class QuantHardswish(Unweighted, nn.Hardswish): ...
 
 
-class QuantAdd(Quantized, Add):
-    """A residual add with a quantizer on each operand and on the sum."""
+class QuantHardsigmoid(Unweighted, nn.Hardsigmoid): ...
+
+
+class QuantSigmoid(Unweighted, nn.Sigmoid): ...
+
+
+class QuantTanh(Unweighted, nn.Tanh): ...
+
+
+class QuantGELU(Unweighted, nn.GELU): ...
+
+
+class QuantUpsample(Unweighted, nn.Upsample): ...
+
+
+class QuantMean(Unweighted, Mean): ...
+
+
+class OfTwo(Quantized):
+    """An operation on two tensors, with a quantizer on each operand and on the result."""
 
     sites = ("input.0", "input.1", "output")
     operands = ("a", "b")
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         if not self.enabled:
-            return Add.forward(self, a, b)
-        return self.output_quantizer(Add.forward(self, self.input_0_quantizer(a), self.input_1_quantizer(b)))
+            return self.float_class.forward(self, a, b)
+        if not self.into:
+            return self._quantized(a, b)
+        given = a.clone() if torch.is_grad_enabled() else a  # a quantizer may keep it for its gradient
+        return a.copy_(self._quantized(given, b))
+
+    def _quantized(self, a: Tensor, b: Tensor) -> Tensor:
+        result = self.float_class.forward(self, self.input_0_quantizer(a), self.input_1_quantizer(b))
+        return self.output_quantizer(result)
+
+
+class QuantAdd(OfTwo, Add):
+    """A residual add with a quantizer on each operand and on the sum."""
+
+
+class QuantSubtract(OfTwo, Subtract):
+    """A difference with a quantizer on each operand and on the result."""
+
+
+class QuantMultiply(OfTwo, Multiply):
+    """A product of two tensors (a gate) with a quantizer on each operand and on the result."""
 
 
 class QuantConcat(Quantized, Concat):
@@ -268,7 +309,16 @@ QUANTIZED: dict[type[nn.Module], type[Quantized]] = {
     nn.PReLU: QuantPReLU,
     nn.SiLU: QuantSiLU,
     nn.Hardswish: QuantHardswish,
+    nn.LeakyReLU: QuantLeakyReLU,
+    nn.Hardsigmoid: QuantHardsigmoid,
+    nn.Sigmoid: QuantSigmoid,
+    nn.Tanh: QuantTanh,
+    nn.GELU: QuantGELU,
+    nn.Upsample: QuantUpsample,
+    Mean: QuantMean,
     Add: QuantAdd,
+    Subtract: QuantSubtract,
+    Multiply: QuantMultiply,
     Concat: QuantConcat,
 }
 for _float, _quantized in QUANTIZED.items():
@@ -308,6 +358,7 @@ def float_class(layer: nn.Module) -> type[nn.Module]:
 @cache
 def _base(kind: type[nn.Module]) -> type[nn.Module]:
     """Returns the base of a subclass that only adds an `__init__` (`class Conv3(nn.Conv2d)`), else the class itself."""
+    kind = vars(kind).get(ROUTED, kind)
     for cls in kind.__mro__:
         if cls in QUANTIZED:
             return cls

@@ -10,12 +10,19 @@ class Add(nn.Module):
 
     Attributes:
         inplace: Writes the sum into the first operand; only safe if nothing else reads that operand (see `lean`).
+        into: The first operand holds the sum afterwards, as with `a += b`.
     """
 
     inplace: bool = False
+    into: bool = False
+
+    def __init__(self, into: bool = False) -> None:
+        super().__init__()
+        if into:
+            self.into = True
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        if self.inplace and a.shape == b.shape and a.dtype == b.dtype:
+        if self.into or (self.inplace and a.shape == b.shape and a.dtype == b.dtype):
             return a.add_(b)
         return a + b
 
@@ -62,17 +69,28 @@ def conv_bn(in_channels: int, out_channels: int, kernel: int = 1, stride: int = 
 
 
 class Subtract(nn.Module):
-    """The difference of two tensors."""
+    """The difference of two tensors; the first one holds it afterwards with `into`, as with `a -= b`."""
+
+    def __init__(self, into: bool = False) -> None:
+        super().__init__()
+        self.into = into
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        return a - b
+        return a.sub_(b) if self.into else a - b
 
 
 class Multiply(nn.Module):
-    """The product of two tensors, element by element; a gate `[N, C, 1, 1]` spreads over the map `[N, C, H, W]`."""
+    """The product of two tensors, element by element; a gate `[N, C, 1, 1]` spreads over the map `[N, C, H, W]`.
+
+    The first tensor holds it afterwards with `into`, as with `a *= b`.
+    """
+
+    def __init__(self, into: bool = False) -> None:
+        super().__init__()
+        self.into = into
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        return a * b
+        return a.mul_(b) if self.into else a * b
 
 
 class MatMul(nn.Module):
@@ -90,8 +108,8 @@ class Mean(nn.Module):
         self.dims = dims
         self.keepdim = keepdim
 
-    def forward(self, x: Tensor) -> Tensor:
-        return x.mean(self.dims, self.keepdim)
+    def forward(self, input: Tensor) -> Tensor:
+        return input.mean(self.dims, self.keepdim)
 
     def extra_repr(self) -> str:
         return f"dims={self.dims}, keepdim={self.keepdim}"
@@ -101,24 +119,31 @@ class Affine(nn.Module):
     """A multiple of a tensor plus a summand, each a number or a constant tensor that spreads over it.
 
     Attributes:
-        factor, summand: The numbers.
+        factor, summand: The numbers. They are no parameters of the module: they belong to the network around it.
         divisor: The number that the tensor is divided by, where it is divided: `factor` is its reciprocal.
+        into: The tensor itself holds the result afterwards, as with `x *= 2`.
     """
 
     def __init__(
-        self, factor: float | Tensor = 1.0, summand: float | Tensor = 0.0, divisor: float | Tensor | None = None
+        self,
+        factor: float | Tensor = 1.0,
+        summand: float | Tensor = 0.0,
+        divisor: float | Tensor | None = None,
+        into: bool = False,
     ) -> None:
         super().__init__()
-        self.factor = factor
-        self.summand = summand
-        self.divisor = divisor
+        vars(self).update(factor=factor, summand=summand, divisor=divisor)
+        self.into = into
 
     def forward(self, x: Tensor) -> Tensor:
+        y = x
         if self.divisor is not None:
-            x = x / self.divisor
+            y = y / self.divisor
         elif isinstance(self.factor, Tensor) or self.factor != 1:
-            x = x * self.factor
-        return x + self.summand if isinstance(self.summand, Tensor) or self.summand != 0 else x
+            y = y * self.factor
+        if isinstance(self.summand, Tensor) or self.summand != 0:
+            y = y + self.summand
+        return x.copy_(y) if self.into else y
 
 
 class Permute(nn.Module):

@@ -22,6 +22,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from qexp.errors import QexpError
+from qexp.layers.calls import calls
 from qexp.layers.quantized import float_class
 from qexp.models.weights import load_weights
 from qexp.network.facts import facts
@@ -54,7 +55,8 @@ class Origin:
     @classmethod
     def of(cls, model: nn.Module, weights: str | Path | None) -> Origin:
         """Returns the origin of a network that has just been built."""
-        return cls({name: type(m) for name, m in model.named_modules()}, None if weights is None else str(weights))
+        kinds = {name: float_class(m) for name, m in model.named_modules()}
+        return cls(kinds, None if weights is None else str(weights))
 
     def folded(self, model: nn.Module) -> None:
         """Records the hashes of the float network's tensors, as they are now."""
@@ -83,10 +85,11 @@ def serialized(model: nn.Module, plan: Plan, origin: Origin, example: Tensor) ->
     if origin.weights is None:
         kept = {}
     stored, aliases = _without_aliases({name: t for name, t in state.items() if name not in kept})
+    standing = {f"{name}.{n}" if name else n: c.form for name, m in model.named_modules() for n, c in calls(m).items()}
     replaced = {
         name: f"{float_class(m).__module__}.{float_class(m).__qualname__}"
         for name, m in model.named_modules()
-        if origin.classes.get(name, float_class(m)) is not float_class(m)
+        if origin.classes.get(name, standing.get(name, float_class(m))) is not float_class(m)
     }
     about = {
         "version": VERSION,
@@ -118,6 +121,7 @@ def load(folder: str | Path) -> nn.Module:
     if about["kept"]:
         load_weights(model, about["weights"], settings.network.key_map, settings.shared / "weights")
     make_permanent(model, example)
+    facts(model, example)  # its function calls have stand-ins from here on, which the run may have replaced
     if about["kept"]:
         _fold(model, settings, about, example)
     _put_replaced(model, about["replaced"], tensors)
