@@ -30,7 +30,7 @@ def affine(walk: Walk, step: Step, name: str, layer: modules.Affine, x: Value) -
 
 def _real(walk: Walk, name: str, constant: object, x: Value) -> np.ndarray:
     """Returns a constant in float64, in a shape that spreads over a value without its batch."""
-    values = torch.as_tensor(constant).detach().cpu().double().numpy()
+    values = torch.as_tensor(constant, dtype=torch.float64).detach().cpu().numpy()
     if values.ndim > len(x.shape):
         if values.shape[0] != 1:
             raise cannot(name, "its constant differs between the images of a batch", "use one constant for all images")
@@ -82,7 +82,7 @@ def multiple(walk: Walk, name: str, x: Value, gain: np.ndarray, summand: np.ndar
     unit = unit[:1] if (unit == unit[0]).all() else unit
     most = None if summand.any() or x.most is None else x.most * np.abs(gain.ravel())
     y = walk.writer.emit(op, Value(op.output, unit, ZERO, low, high, shape, most, None, axis if unit.size > 1 else 0))
-    if not np.array_equal(bias * along, summand):  # between two steps; the simulation rounds here, too
+    if (bias * along != summand).any():  # between two steps; the simulation rounds here, too
         walk.lowered.sites[name, "output (wide)"] = Site(y.tensor, y, None, y, quantized=False)
     return y
 
