@@ -25,6 +25,7 @@ from qexp.integer.bounds import greatest_pair
 from qexp.integer.fast import Fast
 from qexp.integer.onnx_graph import Graph, takes_pixels
 from qexp.integer.onnx_nodes import FORMS
+from qexp.integer.onnx_products import looked_up
 from qexp.integer.program import Conv, IntegerProgram, Linear, Requantize
 
 REMEDY = "run the point anew with deploy=int8, which computes as runtimes do, and export that"
@@ -61,7 +62,7 @@ def write(program: IntegerProgram, path: Path, int4: bool = False) -> dict[str, 
     import onnx
 
     refuse(program)
-    graph = Graph(program, FORMS, int4)
+    graph = Graph(program, FORMS, looked_up, int4)
     model = graph.model()
     onnx.checker.check_model(model)
     path.parent.mkdir(parents=True, exist_ok=True)

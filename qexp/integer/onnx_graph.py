@@ -17,7 +17,7 @@ from qexp.integer.moves import Concat, Flatten, Pad, Permute, Reshape, Slice, St
 from qexp.integer.op import Op
 from qexp.integer.package.packing import pack
 from qexp.integer.products import Resample
-from qexp.integer.program import Clamp, IntegerProgram, MaxPool, Requantize, TensorSpec
+from qexp.integer.program import Clamp, IntegerProgram, Lookup, MaxPool, Requantize, TensorSpec
 from qexp.integer.statistics import Normalize, Softmax
 
 OPSET = 21  # the first with int4 and 16-bit grids
@@ -40,6 +40,7 @@ class Graph:
     Args:
         program: What to write.
         forms: The nodes of each type of operation: a function `(graph, op) -> name of the result's real value`.
+        requantized_table: The nodes of a table whose result is requantized.
         int4: Store weights of up to 4 bits two to a byte; some importers do not read them, and onnxruntime computes such layers in float.
 
     Attributes:
@@ -47,12 +48,19 @@ class Graph:
     """
 
     def __init__(
-        self, program: IntegerProgram, forms: dict[type[Op], Callable[[Graph, Any], str]], int4: bool = False
+        self,
+        program: IntegerProgram,
+        forms: dict[type[Op], Callable[[Graph, Any], str]],
+        requantized_table: Callable[[Graph, Requantize, Lookup], str],
+        int4: bool = False,
     ) -> None:
         import onnx
 
         self.onnx, self.program, self.forms, self.int4 = onnx, program, forms, int4
+        self.requantized_table = requantized_table
         self.number = 0
+        self.makers = {op.output: op for op in program.ops}
+        self.named: set[str] = set()  # results of the nodes so far
         self.nodes: list[Any] = []
         self.constants: dict[str, Any] = {}
         self.bits: dict[str, int] = {}
@@ -139,8 +147,11 @@ class Graph:
     def _op(self, op: Op) -> str:
         """Returns the real value of an operation's result, after adding its nodes."""
         if isinstance(op, Requantize):
-            out = self.program.tensors[op.output]
-            return self.on_grid(op.inputs[0], replace(out, low=op.low, high=op.high), op.output)
+            grid = replace(self.program.tensors[op.output], low=op.low, high=op.high)
+            maker = self.makers.get(op.inputs[0])
+            if isinstance(maker, Lookup) and grid.unit.size == 1 and grid.zero_point.size == 1:
+                return self.put_on(self.requantized_table(self, op, maker), grid, op.output)
+            return self.on_grid(op.inputs[0], grid, op.output)
         if isinstance(op, Clamp):
             x = self.real[op.inputs[0]]
             if None not in self.grids(op.output):
@@ -225,6 +236,10 @@ class Graph:
         zero = self.integers(f"{name}.zero", np.zeros(len(step), np.int64), kind)
         return self.node("DequantizeLinear", [self.integers(name, whole, kind), scale, zero], f"{name}.real", axis=0)
 
+    def readers(self, name: str) -> list[Op]:
+        """Returns the operations that read a tensor."""
+        return [op for op in self.program.ops if name in op.inputs]
+
     def sources(self, op: Op) -> list[TensorSpec]:
         """Returns the inputs of an operation."""
         return [self.program.tensors[name] for name in op.inputs]
@@ -232,7 +247,7 @@ class Graph:
     def grids(self, name: str) -> list[TensorSpec | None]:
         """Returns the grids of a tensor's readers, looking through operations that only move codes; None for a reader without one."""
         found: list[TensorSpec | None] = [None] if name == self.program.output else []
-        for reader in (op for op in self.program.ops if name in op.inputs):
+        for reader in self.readers(name):
             grid = self.program.tensors[reader.output]
             if isinstance(reader, Requantize):
                 fits = grid.unit.size == 1 and grid.zero_point.size == 1 and kind_of(grid) is not None
@@ -283,6 +298,7 @@ class Graph:
     def node(self, kind: str, inputs: Sequence[str], output: str, **options: Any) -> str:
         options = {k: list(v) if isinstance(v, tuple) else v for k, v in options.items()}
         self.nodes.append(self.onnx.helper.make_node(kind, list(inputs), [output], name=output, **options))
+        self.named.add(output)
         return output
 
     def constant(self, name: str, values: NDArray) -> str:

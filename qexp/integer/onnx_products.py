@@ -8,7 +8,8 @@ from qexp.errors import QexpError
 from qexp.integer.onnx_graph import IN_FLOAT, Graph, broadcast, kind_of
 from qexp.integer.onnx_moves import copies
 from qexp.integer.products import Affine, MatMul, Multiply, Resample
-from qexp.integer.program import Add, Lookup
+from qexp.integer.program import Add, Lookup, Requantize
+from qexp.integer.reference import requantize
 
 
 def add(graph: Graph, op: Add) -> str:
@@ -50,24 +51,48 @@ def _spread(values: np.ndarray, axis: int, dims: int) -> np.ndarray:
 
 def lookup(graph: Graph, op: Lookup) -> str:
     """An entry of a table, which the code of the input names; a row per channel follows the others."""
-    (into,), out, name = graph.sources(op), graph.program.tensors[op.output], op.output
-    dims, (rows, entries) = len(into.shape), np.atleast_2d(op.table).shape
-    unit = graph.constant(f"{name}.unit", broadcast(into.unit, dims, into.axis))
-    first = np.arange(rows) * entries if rows > 1 else np.zeros(1)
-    first = _spread(first, op.axis, dims) + _spread(into.zero_point - op.low, into.axis, dims)
-    shift = graph.constant(f"{name}.shift", first.astype(np.float32))
-    steps = graph.node("Round", [graph.node("Div", [graph.real[op.inputs[0]], unit], f"{name}.steps")], f"{name}.whole")
-    place = graph.node("Add", [steps, shift], f"{name}.place")
-    index = graph.node("Cast", [place], f"{name}.index", to=graph.onnx.TensorProto.INT64)
+    out = graph.program.tensors[op.output]
     zero, scale = (np.reshape(v, (-1, 1)) for v in (out.zero_point, out.unit))
-    values = ((np.atleast_2d(op.table) - zero) * scale).astype(np.float32)
+    values = (np.atleast_2d(op.table) - zero) * scale
+    if len(values) != len(np.atleast_2d(op.table)):  # the channels share the codes of a table, and not their scale
+        raise QexpError(f"export=onnx: {op.layer}: its output has one scale per channel; use granularity: tensor there")
+    if all(isinstance(reader, Requantize) for reader in graph.readers(op.output)) and op.output != graph.program.output:
+        return ""  # each reader has a table of its own codes
+    return _entries(graph, op, values, op.output)
+
+
+def looked_up(graph: Graph, op: Requantize, maker: Lookup) -> str:
+    """The requantized entry of a table: the table holds the values of the codes themselves, so that no runtime rounds them anew."""
+    out = graph.program.tensors[op.output]
+    table = np.atleast_2d(maker.table)
+    codes = requantize(op, table.T[:, :, None, None] if len(table) > 1 else table.reshape(-1, 1, 1, 1))[:, :, 0, 0].T
+    values = (codes - int(out.zero_point[0])) * float(out.unit[0])
+    return _entries(graph, maker, values, f"{op.output}.entry")
+
+
+def _entries(graph: Graph, op: Lookup, values: np.ndarray, name: str) -> str:
+    """Returns the entries of a table `[rows, codes]` of real values."""
     if values.size >= 2**24:
         raise QexpError(
             f"export=onnx: {op.layer}: its table of {values.size} entries is too large; give its input 8 bits"
         )
-    if len(values) != rows:  # the channels share the codes of a table, and not their scale
-        raise QexpError(f"export=onnx: {op.layer}: its output has one scale per channel; use granularity: tensor there")
-    return graph.node("Gather", [graph.constant(f"{name}.table", values.ravel()), index], name)
+    table = graph.constant(f"{name}.table", values.astype(np.float32).ravel())
+    return graph.node("Gather", [table, _places(graph, op)], name)
+
+
+def _places(graph: Graph, op: Lookup) -> str:
+    """Returns the places of the entries of a table, computed once."""
+    (into,), name = graph.sources(op), f"{op.output}.index"
+    if name in graph.named:
+        return name
+    dims, (rows, entries) = len(into.shape), np.atleast_2d(op.table).shape
+    unit = graph.constant(f"{op.output}.unit", broadcast(into.unit, dims, into.axis))
+    first = np.arange(rows) * entries if rows > 1 else np.zeros(1)
+    first = _spread(first, op.axis, dims) + _spread(into.zero_point - op.low, into.axis, dims)
+    shift = graph.constant(f"{op.output}.shift", first.astype(np.float32))
+    steps = graph.node("Div", [graph.real[op.inputs[0]], unit], f"{op.output}.steps")
+    place = graph.node("Add", [graph.node("Round", [steps], f"{op.output}.whole"), shift], f"{op.output}.place")
+    return graph.node("Cast", [place], name, to=graph.onnx.TensorProto.INT64)
 
 
 def resample(graph: Graph, op: Resample) -> str:
