@@ -12,7 +12,7 @@ from qexp_kernels import rescale
 from torch import Tensor
 
 from qexp.integer import int8
-from qexp.integer.arithmetic import FLOAT32, limit, requantized
+from qexp.integer.arithmetic import FLOAT32_SUM, RUNTIMES, limit, requantized
 from qexp.integer.bounds import partial_sums
 from qexp.integer.fast_moves import MOVES
 from qexp.integer.fast_products import PRODUCTS
@@ -82,7 +82,7 @@ def fused(fast: Machine, chain: list[Op]) -> Callable[..., Tensor] | None:
     first, last = chain[0], chain[-1]
     if isinstance(first, Add):
         return _clamped_sum(fast, first, last) if isinstance(last, Clamp) else None
-    if last.rounding == FLOAT32:
+    if last.rounding in RUNTIMES:
         return None
     sums = _sums(fast, first)
     source = fast.program.tensors[first.inputs[0]]
@@ -158,7 +158,7 @@ def _own_unit(fast: Machine, op: Conv | Linear) -> Callable[..., Tensor]:
 
 
 def _requantize(fast: Machine, op: Requantize) -> Callable[..., Tensor]:
-    if op.rounding == FLOAT32:
+    if op.rounding in RUNTIMES:
         return _as_runtimes(fast, op)
     source = fast.program.tensors[op.inputs[0]]
     line = _line(op, max(abs(source.low), abs(source.high)))
@@ -193,6 +193,8 @@ def _as_runtimes(fast: Machine, op: Requantize) -> Callable[..., Tensor]:
 
     def step(x: Tensor) -> Tensor:
         x = x if zero is None else x.double() - zero
+        if op.rounding == FLOAT32_SUM:
+            return torch.round((x.float() * factor).add_(after)).clamp_(op.low, op.high).to(dtype)
         return torch.round(x.float() * factor).add_(after).clamp_(op.low, op.high).to(dtype)
 
     return step

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qexp.errors import QexpError
-from qexp.integer.arithmetic import FLOAT32
+from qexp.integer.arithmetic import RUNTIMES
 from qexp.integer.bounds import greatest_pair
 from qexp.integer.fast import Fast
 from qexp.integer.onnx_graph import Graph, takes_pixels
@@ -201,7 +201,7 @@ def why(program: IntegerProgram, int4: bool = False) -> str:
         isinstance(op, Conv | Linear) and op.weight.min() >= -8 and op.weight.max() <= 7 for op in program.ops
     ):
         return "onnxruntime computes layers with int4 weights in float; take export=onnx, which stores them as int8"
-    if not any(isinstance(op, Requantize) and op.rounding == FLOAT32 for op in program.ops):
+    if not any(isinstance(op, Requantize) and op.rounding in RUNTIMES for op in program.ops):
         return REMEDY
     wide = [name for name, grid in program.tensors.items() if name in _read(program) and grid.bits > 8]
     if wide:

@@ -31,6 +31,7 @@ class Value:
         most: Largest magnitude of the real values, one number or one per channel; None follows from `unit`, `low` and `high`.
         sums: Unit of a layer's sums as runtimes hold it (float32); None for other tensors.
         axis: Dimension of the channels, without the batch.
+        runtimes: How runtimes round such sums.
     """
 
     tensor: str
@@ -42,6 +43,7 @@ class Value:
     most: Reals | None = None
     sums: NDArray[np.float32] | None = None
     axis: int = 0
+    runtimes: str = FLOAT32
 
     @property
     def span(self) -> Reals:
@@ -149,7 +151,7 @@ class Writer:
         """Returns multiplier and shift from a value's units to a grid's, and how the products are rounded."""
         narrow = grid.high - grid.low < 256 and grid.scale.size == 1 and grid.rounding == "half_even"
         if self.as_runtimes and narrow and value.sums is not None:
-            return *float32_factor(value.sums / grid.scale.astype(np.float32)), FLOAT32
+            return *float32_factor(value.sums / grid.scale.astype(np.float32)), value.runtimes
         reach = np.minimum(np.ceil(value.span / value.unit), value.reach)
         bits = np.clip(FLOAT_BITS - 1 - np.ceil(np.log2(np.maximum(reach, 1) + 1)), 16, 31).astype(np.int64)
         ratio = np.asarray(value.unit / grid.scale)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 from torch import nn
 
-from qexp.integer.arithmetic import width
+from qexp.integer.arithmetic import FLOAT32_SUM, width
 from qexp.integer.grids import Grid, cannot
 from qexp.integer.layers.affine import multiple
 from qexp.integer.layers.moves import unified
@@ -55,7 +55,7 @@ def multiply(walk: Walk, step: Step, name: str, layer: nn.Module | None, a: Valu
     )
     low, high = _product_range(op.zeros, a, b)
     sums = np.float32(a.unit) * np.float32(b.unit) if a.even and b.even else None
-    y = walk.writer.emit(op, Value(op.output, a.unit * b.unit, ZERO, low, high, shape, None, sums, axis))
+    y = walk.writer.emit(op, Value(op.output, a.unit * b.unit, ZERO, low, high, shape, None, sums, axis, FLOAT32_SUM))
     return walk.site(name, layer, "output", y)
 
 

@@ -69,6 +69,9 @@ void qx_requantize(const q64 *x, qx_run r, const q64 *multiplier, int n_multipli
             value = held(held(x[p] - qx_at(zero, n_zero, o)) * qx_at(multiplier, n_multiplier, o));
             value = qx_shift_round(value, (int)qx_at(shift, n_shift, o), QX_HALF_EVEN);
             value += qx_floor_shift(qx_at(addend, n_addend, o), (int)qx_at(shift, n_shift, o));
+        } else if (rounding == QX_FLOAT32_SUM) { /* the zero point before the rounding */
+            value = held(held(x[p] - qx_at(zero, n_zero, o)) * qx_at(multiplier, n_multiplier, o)) + qx_at(addend, n_addend, o);
+            value = qx_shift_round(held(value), (int)qx_at(shift, n_shift, o), QX_HALF_EVEN);
         } else
             value = qx_shift_round(value, (int)qx_at(shift, n_shift, o), rounding);
         y[p] = value < low ? low : value > high ? high : value;

@@ -7,7 +7,7 @@
 #include <stdint.h>
 
 typedef int64_t q64;
-enum qx_rounding { QX_HALF_EVEN, QX_HALF_UP, QX_HALF_AWAY, QX_FLOOR, QX_TRUNC, QX_FLOAT32 };
+enum qx_rounding { QX_HALF_EVEN, QX_HALF_UP, QX_HALF_AWAY, QX_FLOOR, QX_TRUNC, QX_FLOAT32, QX_FLOAT32_SUM };
 
 typedef struct { int c, h, w; } qx_shape;
 /* A tensor as [outer][c][inner], with its channels in the middle. */
