@@ -32,6 +32,7 @@ class Value:
         sums: Unit of a layer's sums as runtimes hold it (float32); None for other tensors.
         axis: Dimension of the channels, without the batch.
         runtimes: How runtimes round such sums.
+        dims: Number of dimensions over which the channels spread, from `axis` on: 2 between the two reshapings of a channel shuffle.
     """
 
     tensor: str
@@ -44,6 +45,7 @@ class Value:
     sums: NDArray[np.float32] | None = None
     axis: int = 0
     runtimes: str = FLOAT32
+    dims: int = 1
 
     @property
     def span(self) -> Reals:

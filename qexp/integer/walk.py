@@ -152,6 +152,9 @@ class Walk:
         """Returns the value after checking that it has codes; images have no codes before their quantizer."""
         if not value.tensor:
             raise cannot(where, "the images are not quantized", FLOAT_INPUT)
+        if value.dims > 1:
+            reason = "its channels, which have different scales, spread over several dimensions"
+            raise cannot(where, reason, "give the layer before the reshaping an output quantizer (quant.output)")
         return value
 
     def settle(self, values: list[Value], name: str, sites: list[str]) -> list[Value]:

@@ -72,34 +72,49 @@ def reshaped(walk: Walk, name: str, x: Value, shape: Sequence[int]) -> Value:
         return x
     if not x.tensor:
         return replace(x, shape=shape)
-    x, axis, repeats = _kept(walk, name, x, shape)
+    x, axis, dims, repeats = _kept(walk, name, x, shape)
     spread = {k: v if v is None or v.size == 1 else np.repeat(v, repeats) for k, v in _fields(x).items()}
     names = {"layer": name, "inputs": (x.tensor,), "output": walk.writer.fresh(name)}
     op = Flatten(**names) if len(shape) == 1 else Reshape(shape=shape, **names)
-    return walk.writer.emit(op, replace(x, tensor=op.output, shape=shape, axis=axis, **spread))
+    return walk.writer.emit(op, replace(x, tensor=op.output, shape=shape, axis=axis, dims=dims, **spread))
 
 
-def _kept(walk: Walk, name: str, x: Value, shape: tuple[int, ...]) -> tuple[Value, int, int]:
-    """Returns a value, the dimension of its channels after a reshaping, and the length of the run that each channel becomes there.
+def _kept(walk: Walk, name: str, x: Value, shape: tuple[int, ...]) -> tuple[Value, int, int, int]:
+    """Returns a value, the first dimension and the number of dimensions of its channels after a reshaping, and the run of each there.
 
-    Units that no dimension can hold afterwards become one unit before.
+    Units that no dimensions can hold afterwards become one unit before.
     """
-    before, behind = math.prod(x.shape[: x.axis]), x.shape[x.axis + 1 :]
+    end = x.axis + x.dims
+    before, channels, behind = math.prod(x.shape[: x.axis]), math.prod(x.shape[x.axis : end]), x.shape[end:]
     for joined in range(len(behind) + 1):  # the channels alone, or with the dimensions behind them
         repeats = math.prod(behind[:joined])
-        for axis, size in enumerate(shape):
-            if math.prod(shape[:axis]) == before and size == x.shape[x.axis] * repeats:
-                return x, axis, repeats
-    return unified(walk, name, x), 0, 1
+        for axis in range(len(shape)):
+            for dims in range(1, len(shape) - axis + 1):
+                size = math.prod(shape[axis : axis + dims])
+                if math.prod(shape[:axis]) == before and size == channels * repeats:
+                    return x, axis, dims, repeats
+    return unified(walk, name, x), 0, 1, 1
 
 
 def unified(walk: Walk, name: str, x: Value) -> Value:
     """Returns a value with one unit and one zero point for all channels."""
     if not x.uniform:
+        if x.dims > 1 or not _simulated(walk, name):
+            reason = "it mixes channels that have different scales"
+            raise cannot(name, reason, "give the layer before it an output quantizer of one scale (quant.output)")
         x = walk.settle([x], name, ["input.0"])[0]
     most = None if x.most is None else np.max(x.most, keepdims=True).reshape(1)
     sums = x.sums if x.sums is None or x.sums.size == 1 else None
-    return replace(x, most=most, sums=sums, axis=0)
+    return replace(x, most=most, sums=sums, axis=0, dims=1)
+
+
+def _simulated(walk: Walk, name: str) -> bool:
+    """Whether the simulation can round the operands of a step: it is a module, or a call with a stand-in."""
+    try:
+        walk.model.get_submodule(name)
+    except AttributeError:
+        return False
+    return True
 
 
 def permuted(walk: Walk, name: str, x: Value, order: Sequence[int]) -> Value:
@@ -110,8 +125,16 @@ def permuted(walk: Walk, name: str, x: Value, order: Sequence[int]) -> Value:
         return x
     if not x.tensor:
         return replace(x, shape=shape)
+    places = [order.index(k) for k in range(x.axis, x.axis + x.dims)]
+    if max(places) - min(places) >= x.dims:  # the channels come apart
+        x, places = unified(walk, name, x), [0]
+    inner = x.shape[x.axis : x.axis + x.dims]
+    turned = np.argsort(places)
+    fields = {
+        k: v if v is None or v.size == 1 else v.reshape(inner).transpose(turned).ravel() for k, v in _fields(x).items()
+    }
     op = Permute(layer=name, inputs=(x.tensor,), output=walk.writer.fresh(name), order=order)
-    return walk.writer.emit(op, replace(x, tensor=op.output, shape=shape, axis=order.index(x.axis)))
+    return walk.writer.emit(op, replace(x, tensor=op.output, shape=shape, axis=min(places), **fields))
 
 
 def permute_of(walk: Walk, name: str, x: Value, dims: Sequence[int]) -> Value:
@@ -128,7 +151,9 @@ def sliced(walk: Walk, name: str, x: Value, axis: int, start: int, count: int, s
         return x
     shape = (*x.shape[:axis], count, *x.shape[axis + 1 :])
     chosen = _fields(x)
-    if axis == x.axis:
+    if x.axis <= axis < x.axis + x.dims:
+        if x.dims > 1:
+            x = walk.integers(x, name)
         at = start + step * np.arange(count)
         chosen = {k: v if v is None or v.size == 1 else v[at] for k, v in chosen.items()}
     if not x.tensor:
@@ -275,6 +300,7 @@ def pixel_shuffle(walk: Walk, step: Step, name: str, layer: nn.PixelShuffle, x: 
 def shuffled(walk: Walk, name: str, x: Value, r: int) -> Value:
     """Returns maps that are `r` times as high and wide, from `r * r` as many channels."""
     c, h, w = x.shape
+    x = unified(walk, name, x) if x.tensor else x
     x = permuted(walk, name, reshaped(walk, name, x, (c // (r * r), r, r, h, w)), (0, 3, 1, 4, 2))
     return reshaped(walk, name, x, (c // (r * r), h * r, w * r))
 
