@@ -13,7 +13,6 @@ so that a network that goes through its children does not meet them.
 from __future__ import annotations
 
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -27,6 +26,7 @@ from torch.overrides import TorchFunctionMode
 from qexp.errors import QexpError
 from qexp.layers.forms import Form, form
 from qexp.layers.quantized import ROUTED, Quantized
+from qexp.layers.running import RUNNING
 
 CALLS = "_calls"
 _KINDS = {
@@ -36,6 +36,7 @@ _KINDS = {
     **dict.fromkeys(("truediv", "itruediv", "divide", "true_divide"), "div"),
     **dict.fromkeys(("concat", "concatenate"), "cat"),
 }
+_KIND_OF: dict[Callable, str] = {}  # of functions that have been called
 _GOES_THROUGH = {"children", "named_children", "modules", "named_modules", "_modules"}
 
 
@@ -93,6 +94,16 @@ def stand_in(owner: nn.Module, name: str) -> nn.Module:
     """Returns the stand-in of a call, in use or not."""
     modules = vars(owner)["_modules"]
     return modules[name] if name in modules else vars(owner)[name]
+
+
+def standing(found: Form) -> nn.Module:
+    """Returns a stand-in for a call. Parameters that the call takes belong to the module that makes it: here they are attributes."""
+    module = found.module()
+    for name, tensor in found.constants.items():
+        module._parameters.pop(name, None)
+        module._buffers.pop(name, None)
+        vars(module)[name] = tensor
+    return module
 
 
 def install(owner: nn.Module, name: str, call: Call, module: nn.Module) -> None:
@@ -184,16 +195,6 @@ def _goes_through_children(kind: type[nn.Module]) -> bool:
     return issubclass(kind, nn.Sequential | nn.ModuleList | nn.ModuleDict) or bool(named & _GOES_THROUGH)
 
 
-class _Running(threading.local):
-    """The routed modules that are running in a thread, outermost first."""
-
-    def __init__(self) -> None:
-        self.modes: list[_Mode] = []
-
-
-_RUNNING = _Running()
-
-
 class Routed(nn.Module):
     """A module with calls that are passed to their stand-ins; only `use` makes one."""
 
@@ -238,12 +239,12 @@ class _Mode(TorchFunctionMode):
             own = {n: self.modules[n] for n in self.routes.values()}
             vars(self.owner)["_modules"] = {n: m for n, m in self.modules.items() if n not in own}
             vars(self.owner).update(own)
-        _RUNNING.modes.append(self)
+        RUNNING.modes.append(self)
         return super().__enter__()
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         super().__exit__(kind, error, trace)
-        _RUNNING.modes.pop()
+        RUNNING.modes.pop()
         if type(self.owner)._hides:
             for name in self.routes.values():
                 vars(self.owner).pop(name, None)
@@ -252,23 +253,26 @@ class _Mode(TorchFunctionMode):
             self._check_counts()
 
     def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        name = function_name(func)
-        kind = kind_of(name)
-        if kind not in self.counts or _RUNNING.modes[-1] is not self or not _made_here():
+        kind = _KIND_OF.get(func)
+        if kind is None:
+            kind = _KIND_OF[func] = kind_of(function_name(func))
+        if kind not in self.counts or RUNNING.modes[-1] is not self or not _made_here():
             return func(*args, **(kwargs or {}))
         number = self.counts[kind]
         self.counts[kind] = number + 1
         local = self.routes.get((kind, number))
-        return func(*args, **(kwargs or {})) if local is None else self._pass(local, name, args, kwargs or {})
+        return func(*args, **(kwargs or {})) if local is None else self._pass(local, func, args, kwargs or {})
 
-    def _pass(self, local: str, name: str, args: tuple, kwargs: dict) -> Any:
-        call, found = calls(self.owner)[local], form(name, args, kwargs)
+    def _pass(self, local: str, func: Callable, args: tuple, kwargs: dict) -> Any:
+        call, found = calls(self.owner)[local], form(function_name(func), args, kwargs)
         if found is None or found.kind is not call.form:
             raise QexpError(
                 f"{type(self.owner).__name__}: its call {local} is no {call.form.__name__} here as it was when the network was read; "
                 "write it so that it makes the same calls for all images, in training too, or leave the call in float with a rule"
             )
         module = self.modules[local]
+        if found.constants and isinstance(module, call.form):
+            vars(module).update(found.constants)
         if not _alike(found.options, call.options):
             follow(module, found)
             call.options = found.options

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qexp.errors import QexpError
+from qexp.layers.running import RUNNING, left
 from qexp.models.modules import Add, Concat, MatMul, Mean, Multiply, Subtract
 from qexp.quantizers.base import Quantizer
 
@@ -23,6 +24,8 @@ GRADIENT = "grad_output"  # the gradient with respect to a layer's result, befor
 
 
 ROUTED = "routed"  # attribute of a class whose instances pass function calls to stand-ins: their class before (`qexp.layers.calls`)
+COMPUTES_AS = "_computes_as"  # attribute of a layer of a subclass that computes what this base class computes
+AT_SIZE = "_at_size"  # height and width of the maps for which that is so, where the layer's borders depend on them
 BAKED = "baked_weight"  # a buffer, so that it follows the layer to its device; held while evaluating, never saved
 
 
@@ -85,7 +88,10 @@ class Quantized(nn.Module):
         if self.options and len(args) > len(self.operands):
             kwargs |= zip(self.options, args[len(self.operands) :])
             args = args[: len(self.operands)]
-        return super().__call__(*args, **kwargs)
+        if not RUNNING.modes:
+            return super().__call__(*args, **kwargs)
+        with left():
+            return super().__call__(*args, **kwargs)
 
     def forward(self, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if not self.enabled:
@@ -123,6 +129,15 @@ class QuantConv1d(Quantized, nn.Conv1d):
 
 
 class QuantConv2d(Quantized, nn.Conv2d):
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        known = vars(self).get(AT_SIZE)
+        if known is not None and tuple(input.shape[-2:]) != known:
+            raise QexpError(
+                f"a convolution that pads by the size of its input got a map of {list(input.shape[-2:])} and was read with {list(known)}; "
+                "use images of one size"
+            )
+        return nn.Conv2d._conv_forward(self, input, weight, bias)
+
     def compute(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return self._conv_forward(x, weight, bias)
 
@@ -384,8 +399,10 @@ _SHORTHAND = frozenset(  # attributes that a subclass may define and still compu
 
 
 def float_class(layer: nn.Module) -> type[nn.Module]:
-    """Returns the class of a layer before any swap; for a subclass that only adds an `__init__`, the base class."""
-    return layer.float_class if isinstance(layer, Quantized) else _base(type(layer))
+    """Returns the class of a layer before any swap; for a subclass that computes the same as its base class, the base class."""
+    if isinstance(layer, Quantized):
+        return layer.float_class
+    return vars(layer).get(COMPUTES_AS) or _base(type(layer))
 
 
 @cache

@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qexp.layers.calls import Call, all_calls, calls, can_route, install, remove, use_all, use_needed
+from qexp.layers.calls import Call, all_calls, calls, can_route, install, remove, standing, use_all, use_needed
 from qexp.layers.forms import STEPS, Form
-from qexp.layers.quantized import QUANTIZED, Quantized
+from qexp.layers.quantized import QUANTIZED, WEIGHTED, Quantized
 from qexp.layers.swap import evaluating, quantizers_off
 from qexp.network.graph import same
 from qexp.network.recorder import MadeCall, Recording, record, several
+from qexp.network.subclasses import adopt
 
 log = logging.getLogger(__name__)
 _KINDS = {*QUANTIZED, *STEPS}
@@ -26,6 +27,8 @@ def recorded(model: nn.Module, example: Tensor) -> Recording:
     can replace them; in a quantized one those that carry a quantizer.
     """
     quantized = any(isinstance(module, Quantized) for module in model.modules())
+    if not quantized:
+        adopt(model, several(example))
     try:
         with all_calls(model):
             seen = record(model, example)
@@ -47,7 +50,7 @@ def _install(model: nn.Module, seen: Recording, example: Tensor) -> int:
             continue
         if not new:
             before = _result(model, example)
-        install(owner, local, Call(made.kind, made.number, made.of, found.kind, found.options), found.module())
+        install(owner, local, Call(made.kind, made.number, made.of, found.kind, found.options), standing(found))
         new.append((owner, local))
     if new and not same(before, _result(model, example)):
         for owner, local in new:
@@ -63,7 +66,7 @@ def _install(model: nn.Module, seen: Recording, example: Tensor) -> int:
 def _form(made: MadeCall) -> Form | None:
     """Returns the form of a call; None where it could carry no quantizer, or is not of one form in each run of its module."""
     first = made.forms[0]
-    if first is None or first.kind not in _KINDS or first.constants:
+    if first is None or first.kind not in _KINDS or first.kind in WEIGHTED:
         return None
     return first if all(f is not None and f.kind is first.kind for f in made.forms) else None
 

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
 
 from qexp.calibration.calibrate import calibrate, fit
 from qexp.calibration.site_stats import Calibration
@@ -19,7 +18,7 @@ from qexp.network.cost import params
 from qexp.network.facts import facts
 from qexp.network.linking import link
 from qexp.passes.base import Pass, PassContext
-from qexp.passes.fold_bn import fold_bn
+from qexp.passes.fold_bn import fold_bn, is_unfolded
 from qexp.passes.permanent import make_permanent
 from qexp.passes.unchanged import edit_floats, unchanged
 from qexp.recipe import Recipe, apply, resolve
@@ -234,7 +233,7 @@ def fold(run: Experiment) -> None:
             context.folded = fold_bn(run.model, found)
         log.info("batch norm folded into %d convolutions", len(context.folded))
         context.facts = facts(run.model, run.data.example())
-    left = [name for name, m in run.model.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    left = [name for name, m in run.model.named_modules() if is_unfolded(m)]
     if run.settings.bn == "fold" and left:
         log.info(
             "%d batch norms are not folded, since they do not follow a single convolution or have no statistics: %s",

@@ -26,6 +26,7 @@ from qexp.quantizers.base import Quantizer
 
 # bits of a bias below the accumulator's last bit: as many as fit into int32, at most as with 26 bits
 BIAS_BITS = (8, 16)
+ZEROS = ("zeros", "constant")  # names of borders of zeros
 MOST_ALIGN = 24  # for a bias on power-of-two steps of its own
 
 
@@ -206,18 +207,19 @@ def room(x: Value, weight: np.ndarray, groups: int) -> int:
 
 def _padding(layer: nn.Conv2d) -> tuple[int, int]:
     left = layer._reversed_padding_repeated_twice
-    return (left[2], left[0]) if isinstance(layer.padding, str) else pair(layer.padding)
+    given = isinstance(layer.padding, str) or layer.padding_mode != "zeros"
+    return (left[2], left[0]) if given else pair(layer.padding)
 
 
 def _beyond(layer: nn.Conv2d) -> bool:
     """Whether a convolution's border is more than zeros, as many on both sides."""
     left = layer._reversed_padding_repeated_twice
-    return layer.padding_mode != "zeros" or left[0] != left[1] or left[2] != left[3]
+    return layer.padding_mode not in ZEROS or left[0] != left[1] or left[2] != left[3]
 
 
 def _surrounded(walk: Walk, name: str, layer: nn.Conv2d, x: Value) -> Value:
     """Returns a map with the border that a convolution puts around it."""
     left, right, top, bottom = layer._reversed_padding_repeated_twice
-    if layer.padding_mode == "zeros":
+    if layer.padding_mode in ZEROS:
         return padded(walk, name, x, (0, top, left), (0, bottom, right))
     return bordered(walk, name, x, (top, bottom), (left, right), layer.padding_mode)
