@@ -9,7 +9,7 @@ import torch
 
 from qexp.integer.arithmetic import nearest, width
 from qexp.integer.grids import cannot
-from qexp.integer.layers.moves import unified
+from qexp.integer.layers.moves import simulated, unified
 from qexp.integer.lowered import Site
 from qexp.integer.products import Affine
 from qexp.integer.values import ZERO, Value
@@ -82,7 +82,7 @@ def multiple(walk: Walk, name: str, x: Value, gain: np.ndarray, summand: np.ndar
     unit = unit[:1] if (unit == unit[0]).all() else unit
     most = None if summand.any() or x.most is None else x.most * np.abs(gain.ravel())
     y = walk.writer.emit(op, Value(op.output, unit, ZERO, low, high, shape, most, None, axis if unit.size > 1 else 0))
-    if (bias * along != summand).any():  # between two steps; the simulation rounds here, too
+    if (bias * along != summand).any() and simulated(walk, name):  # between two steps; the simulation rounds here, too
         walk.lowered.sites[name, "output (wide)"] = Site(y.tensor, y, None, y, quantized=False)
     return y
 

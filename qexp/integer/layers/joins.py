@@ -10,7 +10,7 @@ from torch import nn
 from qexp.integer.arithmetic import FLOAT32_SUM, width
 from qexp.integer.grids import Grid, cannot
 from qexp.integer.layers.affine import multiple
-from qexp.integer.layers.moves import unified
+from qexp.integer.layers.moves import simulated, unified
 from qexp.integer.lowered import Site
 from qexp.integer.moves import Concat
 from qexp.integer.products import MatMul, Multiply
@@ -80,12 +80,19 @@ def operands(walk: Walk, name: str, layer: nn.Module | None, xs: tuple[Value, ..
 
 
 def factors(walk: Walk, name: str, xs: list[Value]) -> list[Value]:
-    """Returns the operands of a product; those that are float in the simulation get steps that leave room for the product."""
-    if sum(width(x.low, x.high) for x in xs) <= 2 * FACTOR_BITS:
-        return xs
-    return [
-        x if width(x.low, x.high) <= FACTOR_BITS else narrowed(walk, name, x, f"input.{i}") for i, x in enumerate(xs)
-    ]
+    """Returns the operands of a product; those that are float in the simulation get steps that leave room for the product.
+
+    The simulation rounds each of them, and not the product: a batch norm before may leave fractions.
+    """
+    wide = sum(width(x.low, x.high) for x in xs) > 2 * FACTOR_BITS
+    found = []
+    for i, x in enumerate(xs):
+        if wide and width(x.low, x.high) > FACTOR_BITS:
+            x = narrowed(walk, name, x, f"input.{i}")
+        elif (name, f"input.{i}") not in walk.lowered.sites and simulated(walk, name):
+            walk.lowered.sites[name, f"input.{i} (wide)"] = Site(x.tensor, x, None, x, quantized=False)
+        found.append(x)
+    return found
 
 
 def narrowed(walk: Walk, name: str, x: Value, site: str, bits: int = FACTOR_BITS) -> Value:

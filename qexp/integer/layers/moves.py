@@ -99,7 +99,7 @@ def _kept(walk: Walk, name: str, x: Value, shape: tuple[int, ...]) -> tuple[Valu
 def unified(walk: Walk, name: str, x: Value) -> Value:
     """Returns a value with one unit and one zero point for all channels."""
     if not x.uniform:
-        if x.dims > 1 or not _simulated(walk, name):
+        if x.dims > 1 or not simulated(walk, name):
             reason = "it mixes channels that have different scales"
             raise cannot(name, reason, "give the layer before it an output quantizer of one scale (quant.output)")
         x = walk.settle([x], name, ["input.0"])[0]
@@ -108,7 +108,7 @@ def unified(walk: Walk, name: str, x: Value) -> Value:
     return replace(x, most=most, sums=sums, axis=0, dims=1)
 
 
-def _simulated(walk: Walk, name: str) -> bool:
+def simulated(walk: Walk, name: str) -> bool:
     """Whether the simulation can round the operands of a step: it is a module, or a call with a stand-in."""
     try:
         walk.model.get_submodule(name)
