@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -45,9 +46,39 @@ def is_power_of_two(values: Reals) -> bool:
     return bool((np.frexp(values)[0] == 0.5).all())
 
 
-def cannot(where: str, reason: str, remedy: str) -> QexpError:
+class CannotLowerError(QexpError):
+    """A part of a network has no integer form.
+
+    Attributes:
+        where, reason, remedy: The layer, why, and what to do.
+    """
+
+    def __init__(self, where: str, reason: str, remedy: str) -> None:
+        super().__init__(f"{where}: cannot be lowered to integers: {reason}; {remedy}")
+        self.where, self.reason, self.remedy = where, reason, remedy
+
+
+def cannot(where: str, reason: str, remedy: str) -> CannotLowerError:
     """Returns the error for a part without an integer form: where, why, what to do."""
-    return QexpError(f"{where}: cannot be lowered to integers: {reason}; {remedy}")
+    return CannotLowerError(where, reason, remedy)
+
+
+def together(refusals: list[CannotLowerError]) -> QexpError:
+    """Returns one error for all parts without an integer form; parts with one reason, but for its numbers, are named together."""
+    alike: dict[str, list[CannotLowerError]] = {}
+    for refusal in refusals:
+        alike.setdefault(re.sub(r"\d+", "", refusal.reason), []).append(refusal)
+    lines: list[str] = []
+    remedies = [parts[0].remedy for parts in alike.values()]
+    for number, (first, *others) in enumerate(alike.values()):
+        line = f"{first.where}: cannot be lowered to integers: {first.reason}"
+        line += (
+            "" if first.remedy in remedies[number + 1 :] else f"; {first.remedy}"
+        )  # a remedy of several reasons comes last
+        names = ", ".join(dict.fromkeys(other.where for other in others[:4]))
+        more = f" and {len(others) - 4} more" if len(others) > 4 else ""
+        lines.append(line + (f" (so for {names}{more})" if others else ""))
+    return QexpError("\n".join(lines))
 
 
 @torch.no_grad()

@@ -75,6 +75,23 @@ class Walk:
         else:
             self.values[step] = self._function(step)
 
+    def assume(self, step: Step, shapes: list[tuple[int, ...]]) -> None:
+        """Gives the tensors of a step that was refused 8-bit codes, so that the visit goes on and finds what else has no integer form."""
+        made = [
+            self.writer.declare(
+                Value(
+                    self.writer.fresh(f"{step.name} (refused)"),
+                    np.full(1, 1 / 16),
+                    np.zeros(1, np.int64),
+                    -128,
+                    127,
+                    shape,
+                )
+            )
+            for shape in shapes
+        ]
+        self.values[step] = made[0] if len(made) == 1 else tuple(made)
+
     def _function(self, step: Step) -> Value | tuple[Value, ...]:
         """Returns the value of a function call, by the rule of the layer that computes the same."""
         args, kwargs = mapped(self._held, step.args), mapped(self._held, step.kwargs)
