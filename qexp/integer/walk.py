@@ -75,6 +75,23 @@ class Walk:
         else:
             self.values[step] = self._function(step)
 
+    def assume(self, step: Step, shapes: list[tuple[int, ...]]) -> None:
+        """Gives the tensors of a step that was refused 8-bit codes, so that the visit goes on and finds what else has no integer form."""
+        made = [
+            self.writer.declare(
+                Value(
+                    self.writer.fresh(f"{step.name} (refused)"),
+                    np.full(1, 1 / 16),
+                    np.zeros(1, np.int64),
+                    -128,
+                    127,
+                    shape,
+                )
+            )
+            for shape in shapes
+        ]
+        self.values[step] = made[0] if len(made) == 1 else tuple(made)
+
     def _function(self, step: Step) -> Value | tuple[Value, ...]:
         """Returns the value of a function call, by the rule of the layer that computes the same."""
         args, kwargs = mapped(self._held, step.args), mapped(self._held, step.kwargs)
@@ -152,6 +169,9 @@ class Walk:
         """Returns the value after checking that it has codes; images have no codes before their quantizer."""
         if not value.tensor:
             raise cannot(where, "the images are not quantized", FLOAT_INPUT)
+        if value.dims > 1:
+            reason = "its channels, which have different scales, spread over several dimensions"
+            raise cannot(where, reason, "give the layer before the reshaping an output quantizer (quant.output)")
         return value
 
     def settle(self, values: list[Value], name: str, sites: list[str]) -> list[Value]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from qexp.errors import QexpError
 from qexp.layers.running import RUNNING, left
-from qexp.models.modules import Add, Concat, Mean, Multiply, Subtract
+from qexp.models.modules import Add, Concat, MatMul, Mean, Multiply, Subtract
 from qexp.quantizers.base import Quantizer
 
 GRADIENT = "grad_output"  # the gradient with respect to a layer's result, before the layer uses it
@@ -262,6 +262,27 @@ class QuantTanh(Unweighted, nn.Tanh): ...
 class QuantGELU(Unweighted, nn.GELU): ...
 
 
+class QuantELU(Unweighted, nn.ELU): ...
+
+
+class QuantMish(Unweighted, nn.Mish): ...
+
+
+class QuantSoftplus(Unweighted, nn.Softplus): ...
+
+
+class QuantSoftmax(Unweighted, nn.Softmax): ...
+
+
+class QuantLayerNorm(Unweighted, nn.LayerNorm): ...
+
+
+class QuantGroupNorm(Unweighted, nn.GroupNorm): ...
+
+
+class QuantInstanceNorm2d(Unweighted, nn.InstanceNorm2d): ...
+
+
 class QuantUpsample(Unweighted, nn.Upsample): ...
 
 
@@ -299,6 +320,10 @@ class QuantMultiply(OfTwo, Multiply):
     """A product of two tensors (a gate) with a quantizer on each operand and on the result."""
 
 
+class QuantMatMul(OfTwo, MatMul):
+    """A product of two matrices of activations with a quantizer on each operand and on the result."""
+
+
 class QuantConcat(Quantized, Concat):
     """A concatenation with a quantizer on the result (its operands then share one scale)."""
 
@@ -329,11 +354,19 @@ QUANTIZED: dict[type[nn.Module], type[Quantized]] = {
     nn.Sigmoid: QuantSigmoid,
     nn.Tanh: QuantTanh,
     nn.GELU: QuantGELU,
+    nn.ELU: QuantELU,
+    nn.Mish: QuantMish,
+    nn.Softplus: QuantSoftplus,
+    nn.Softmax: QuantSoftmax,
+    nn.LayerNorm: QuantLayerNorm,
+    nn.GroupNorm: QuantGroupNorm,
+    nn.InstanceNorm2d: QuantInstanceNorm2d,
     nn.Upsample: QuantUpsample,
     Mean: QuantMean,
     Add: QuantAdd,
     Subtract: QuantSubtract,
     Multiply: QuantMultiply,
+    MatMul: QuantMatMul,
     Concat: QuantConcat,
 }
 for _float, _quantized in QUANTIZED.items():
