@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from qexp.errors import QexpError
 from qexp.integer.arithmetic import width
 from qexp.integer.ends import described, normalized_pixels
-from qexp.integer.package.packing import pack
 from qexp.integer.program import (
     Add,
     Clamp,
@@ -30,6 +29,7 @@ from qexp.integer.program import (
     SumPool,
     TensorSpec,
 )
+from qexp.numerics.packing import pack
 
 OPSET = 21  # the first with int4 and 16-bit grids
 KINDS = {"UINT8": (0, 255), "INT8": (-128, 127), "UINT16": (0, 65535), "INT16": (-32768, 32767)}

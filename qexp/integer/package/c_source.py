@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qexp.errors import QexpError
-from qexp.integer.package.packing import coded, pack
+from qexp.integer.package.packing import coded
 from qexp.integer.program import (
     Add,
     Clamp,
@@ -25,6 +25,7 @@ from qexp.integer.program import (
     StridedPad,
     SumPool,
 )
+from qexp.numerics.packing import pack
 
 Ints = NDArray[np.int64]
 
