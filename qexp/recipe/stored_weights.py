@@ -32,7 +32,7 @@ def store_weights(model: nn.Module, plan: Plan) -> tuple[Plan, dict[str, Tensor 
         quantizer = getattr(layer, "weight_quantizer", None)
         if isinstance(layer, WEIGHTED) and isinstance(quantizer, Quantizer):
             value = quantizer(layer.weight).detach().clone()
-            made[name] = (layer, value, _kept(quantizer, value) or _stored(quantizer, value))
+            made[name] = (layer, value, _kept(quantizer, value) or _stored(quantizer, value, layer.weight))
     entries: list[Entry] = []
     for entry in plan:
         if entry.site == "weight" and entry.layer in made and type(made[entry.layer][2]) is Stored:
@@ -55,12 +55,11 @@ def _kept(quantizer: Quantizer, value: Tensor) -> Quantizer | None:
     return found if torch.equal(found(value), value) else None
 
 
-def _stored(quantizer: Quantizer, value: Tensor) -> Stored:
-    by_row = quantizer.granularity.kind != "tensor" and quantizer.granularity.axis in (0, None)
+def _stored(quantizer: Quantizer, value: Tensor, weight: Tensor) -> Stored:
     granularity = quantizer.granularity if quantizer.granularity.axis == 0 else None
-    found = Stored(quantizer.bits, tuple(value.shape), granularity=granularity if by_row else None)
+    found = Stored(quantizer.bits, tuple(value.shape), granularity=granularity)
     found.name = quantizer.name
-    found.adopt(value)
+    found.adopt(value, quantizer, quantizer.codes(weight))
     found.mark_ready()
     return found
 
