@@ -142,8 +142,10 @@ def checked(place: Path, listed: Mapping[str, str] | None = None) -> Entry:
             raise QexpError(f"{path} is missing; restore the entry")
         if name not in said or (listed is not None and name not in listed):
             raise QexpError(f"{path} is not listed {'on the card' if name not in said else f'in {SUMS}'}; remove it")
-        hashes = {said[name], *([listed[name]] if listed is not None else [])}
-        if hashes != {sha256(path)}:
+        now = sha256(path)
+        if listed is not None and now == said[name] != listed[name]:
+            raise QexpError(f"{place.parent / SUMS} was changed: the card of {place.name} confirms {name}; restore it")
+        if now != said[name]:
             raise QexpError(f"{path} was changed since the entry was made (SHA-256 differs); restore the entry")
     return Entry(place, card)
 
