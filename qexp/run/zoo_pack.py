@@ -89,6 +89,20 @@ def add(
     return zoo.read(name, folder)
 
 
+def publish(name: str, folder: Path, published: Mapping[str, Any] | None) -> zoo.Entry:
+    """Returns an entry after writing the published row beside it on its card; all else stays.
+
+    Args:
+        name: The entry.
+        folder: The folder of the zoo.
+        published: `{source, value}`; None takes the row away.
+    """
+    entry = zoo.read(name, folder)
+    write_text(entry.folder / zoo.CARD, json.dumps({**entry.card, "published": published}, indent=1) + "\n")
+    list_files(folder)
+    return zoo.read(name, folder)
+
+
 def list_files(folder: Path) -> None:
     """Writes `SHA256SUMS` of all entries; those that were listed keep their hashes, so that a changed file is not listed as right."""
     before = zoo.sums(folder) if (folder / zoo.SUMS).exists() else {}

@@ -89,6 +89,18 @@ def test_the_card_says_how_it_was_made(added):
     assert not any(place in text for text in texts for place in ("/tmp/", "/root", "/home")), "a place of this machine"
 
 
+def test_a_published_row_is_written_beside_an_entry(added, folder, capsys):
+    from experiments.zoo import main
+
+    entry, *_ = added("quant=mse", "bits=w4a4")
+    assert main(["publish", "tiny", "--published", "90.2", "--source", "someone 2020"]) == 0
+    card = zoo.read("tiny").card
+    assert card == {**entry.card, "published": {"value": 90.2, "source": "someone 2020"}}
+    assert main(["publish", "tinny"]) == 1 and "did you mean" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["publish", "tiny", "--published", "90.2"])
+
+
 def test_a_run_that_rounds_as_integers_is_recorded_by_them(added):
     entry, *_ = added("quant=minmax", "bits=w3a8", "rounding=integer")
     assert entry.card["row"]["value"] == entry.card["score"]["integer"]["value"]
