@@ -14,7 +14,7 @@ __all__ = ["load"]
 def __getattr__(name: str) -> Any:
     """Returns a part of the front door, imported when it is first used.
 
-    `load(run_folder)` returns the quantized network of a finished run, as it was evaluated.
+    `load(run_folder)` returns the quantized network of a finished run, as it was evaluated; `load("zoo:NAME")` that of the zoo.
     """
     if name == "load":
         from qexp.run.saved_network import load
