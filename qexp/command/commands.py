@@ -21,6 +21,7 @@ COMMANDS = {
     "report": Command("qexp.report.__main__", "STUDY ...", "writes the table and the page of a study anew, or serves the page"),
     "prepare": Command("qexp.command.prepare", "KEY=VALUE ...", "decodes and packs a data set's images before anything runs on them"),
     "new": Command("qexp.command.new", "KIND NAME", "writes a quantizer, model, dataset or range that runs, to edit"),
+    "check": Command("qexp.command.check", "zoo:NAME ...", "repeats what entries of the zoo claim: files, integers, score"),
     "check-plugin": Command("qexp.command.check_plugin", "FOLDER|NAME", "tries everything in a folder of YAML, or in an installed plugin"),
 }  # fmt: skip
 

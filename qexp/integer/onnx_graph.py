@@ -15,10 +15,10 @@ from qexp.integer.arithmetic import width
 from qexp.integer.ends import described, normalized_pixels
 from qexp.integer.moves import Concat, Flatten, Pad, Permute, Reshape, Slice, StridedPad
 from qexp.integer.op import Op
-from qexp.integer.package.packing import pack
 from qexp.integer.products import Resample
 from qexp.integer.program import Clamp, IntegerProgram, Lookup, MaxPool, Requantize, TensorSpec
 from qexp.integer.statistics import Normalize, Softmax
+from qexp.numerics.packing import pack
 
 OPSET = 21  # the first with int4 and 16-bit grids
 KINDS = {"UINT8": (0, 255), "INT8": (-128, 127), "UINT16": (0, 65535), "INT16": (-32768, 32767)}

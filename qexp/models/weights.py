@@ -1,4 +1,4 @@
-"""Loads float weights strictly from a file, a torchvision name, a URL or a finished run.
+"""Loads float weights strictly from a file, a torchvision name, a URL, a finished run or the zoo.
 
 Only tensors are unpickled (`weights_only=True`, or safetensors), and every key must fit.
 """
@@ -22,7 +22,9 @@ from qexp.models.checkpoints import read
 from qexp.models.int8_npz import read_int8
 from qexp.models.key_maps import EXAMPLE, parsed
 from qexp.models.matching import listed, match
+from qexp.models.packed_state import float_state
 from qexp.models.timm_networks import timm_address
+from qexp.results import zoo
 from qexp.system.whole_files import whole
 
 # A file may unpack to this many bytes plus the network and its copies (an optimizer's, averages).
@@ -35,7 +37,7 @@ class WeightsRecord:
 
     source: str
     sha256: str
-    kind: str  # file | torchvision | timm | url | run
+    kind: str  # file | torchvision | timm | url | run | zoo
 
 
 def load_weights(
@@ -50,7 +52,8 @@ def load_weights(
         model: The float network; its own keys decide which prefixes are stripped, its `weight_readers` read formats of its own.
         source: A file (safetensors, or what `torch.save` wrote, under any name; `.npz` of 8-bit codes); a run folder, whose last
             checkpoint is taken; a torchvision weight name (`ResNet18_Weights.IMAGENET1K_V1`, or
-            `IMAGENET1K_V1` for a torchvision model); `DEFAULT` for a torchvision or timm model; or `https://...#sha256=<hex>`.
+            `IMAGENET1K_V1` for a torchvision model); `DEFAULT` for a torchvision or timm model; `https://...#sha256=<hex>`; or
+            `zoo:NAME`, whose weights lie on their grid.
         key_map: Regular expression -> replacement for the file's keys, applied in order; `None` drops the key. A text is read as
             YAML, as the command line has it: `{"^net[.]": "", "total_ops$": null}`.
         cache_dir: Where downloads are kept; `$QEXP_DATA_DIR/weights` by default, or `data/weights` without it.
@@ -59,6 +62,9 @@ def load_weights(
         QexpError: The source is missing, damaged, not allowed, or does not fit.
     """
     source = str(source)
+    if zoo.name_of(source) is not None:
+        model.load_state_dict(float_state(source, model), strict=True)
+        return WeightsRecord(source, zoo.content(source), "zoo")
     try:
         is_folder, is_there, is_regular = Path(source).is_dir(), Path(source).exists(), Path(source).is_file()
     except OSError as error:  # a name too long for a file
@@ -214,5 +220,5 @@ def _not_found(source: str) -> QexpError:
     where = "" if known else f"; the folder {folder} is empty or not there"
     return QexpError(
         f"weights={source}: no such file{near(Path(source).name, known)}{where}. Allowed: a file, a run folder, a "
-        f"torchvision weight name such as IMAGENET1K_V1, https://...#sha256=<hex>, or random"
+        f"torchvision weight name such as IMAGENET1K_V1, zoo:NAME, https://...#sha256=<hex>, or random"
     )

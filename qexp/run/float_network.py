@@ -18,7 +18,7 @@ from qexp.callbacks.observers import others
 from qexp.data.contract import DataSet
 from qexp.errors import QexpError
 from qexp.models.weights import load_weights, save_weights, sha256
-from qexp.results import identity
+from qexp.results import identity, zoo
 from qexp.run import training
 from qexp.run.devices import processes
 from qexp.run.naming import PLACES_DATA, trainer_content
@@ -102,6 +102,8 @@ def _at_hand(name: str) -> bool:
 def _content(source: str | Path | None) -> str:
     """Returns a file's hash, or the name itself where there is no such file (a torchvision name, a URL with its own hash)."""
     path = Path(str(source))
+    if (name := zoo.name_of(source)) is not None:
+        return zoo.content(str(source)) if name in zoo.names() else str(source)
     try:
         if path.is_dir():
             path = path / "checkpoints" / "last.ckpt"

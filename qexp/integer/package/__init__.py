@@ -36,11 +36,12 @@ from qexp.integer import files
 from qexp.integer.ends import described
 from qexp.integer.package.c_ends import ends
 from qexp.integer.package.c_source import MAIN, golden, network
-from qexp.integer.package.packing import coded, pack, unpack, weights
+from qexp.integer.package.packing import coded, weights
 from qexp.integer.program import Conv, IntegerProgram, Linear
 from qexp.integer.reference import Reference
 from qexp.integer.schema import Either, Exactly, Mapped, Whole, read_json
 from qexp.integer.schema import check as checked
+from qexp.numerics.packing import pack, unpack
 
 FORMAT, VERSION = "qexp package", 3
 MANIFEST, WEIGHTS, GOLDEN = "package.json", "weights.bin", "golden.safetensors"

@@ -12,8 +12,9 @@ from qexp.integer.op import Op
 from qexp.integer.package.c_code import Code, numbers, shape
 from qexp.integer.package.c_moves import MOVES
 from qexp.integer.package.c_products import PRODUCTS
-from qexp.integer.package.packing import coded, pack
+from qexp.integer.package.packing import coded
 from qexp.integer.program import Add, Clamp, Conv, Linear, Lookup, MaxPool, Requantize, SumPool
+from qexp.numerics.packing import pack
 
 
 def call(code: Code, op: Op) -> str:
