@@ -18,6 +18,7 @@ from qexp.command.keys import check_key
 from qexp.errors import QexpError
 from qexp.quantizers.base import Quantizer
 from qexp.run.settings import read
+from qexp.run.settings.trainer import OWN
 
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"
@@ -87,6 +88,8 @@ def test_every_choice_composes_its_keys_are_known_and_its_targets_bind(compose, 
         given = {
             k: v for k, v in node.items() if k not in ("_target_", "_partial_", "_convert_", "_args_", "bits", "share")
         }
+        if where == ".trainer":
+            given = {key: value for key, value in given.items() if key not in OWN}
         target = get_object(node["_target_"])
         if not callable(target):
             continue  # a family of layers
