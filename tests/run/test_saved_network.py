@@ -140,3 +140,12 @@ def test_resnet20_on_real_images(compose, tmp_path, monkeypatch):
     with torch.no_grad():
         assert torch.equal(load(folder)(images), scores)
     assert (folder / FILE).stat().st_size < 100_000, "scales, and no weights"
+
+
+def test_a_float_run_s_folder_gives_its_weights(run, tmp_path):
+    """It trained, or took, float weights and left no checkpoints of its own."""
+    folder = tmp_path / "runs" / "s" / run("study=s", "schedule=float")["point"]
+    assert not list(folder.glob("checkpoints/*.ckpt"))
+    again = run("study=t", f"weights={folder}", "quant=minmax", "bits=w8a8")
+    assert again["status"] == "ok", again["error"]
+    assert again["value_float"] == run("study=s", "schedule=float")["value"]
