@@ -294,6 +294,7 @@ class OfTwo(Quantized):
 
     sites = ("input.0", "input.1", "output")
     operands = ("a", "b")
+    into: bool = False  # of operations that cannot work in place
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         if not self.enabled:

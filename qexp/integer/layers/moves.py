@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from torch import nn
@@ -72,28 +72,44 @@ def reshaped(walk: Walk, name: str, x: Value, shape: Sequence[int]) -> Value:
         return x
     if not x.tensor:
         return replace(x, shape=shape)
-    x, axis, dims, repeats = _kept(walk, name, x, shape)
-    spread = {k: v if v is None or v.size == 1 else np.repeat(v, repeats) for k, v in _fields(x).items()}
+    x, kept = _kept(walk, name, x, shape)
+    spread = {
+        k: v if v is None or v.size == 1 else np.tile(np.repeat(v, kept.each), kept.times)
+        for k, v in _fields(x).items()
+    }
     names = {"layer": name, "inputs": (x.tensor,), "output": walk.writer.fresh(name)}
     op = Flatten(**names) if len(shape) == 1 else Reshape(shape=shape, **names)
-    return walk.writer.emit(op, replace(x, tensor=op.output, shape=shape, axis=axis, dims=dims, **spread))
+    return walk.writer.emit(op, replace(x, tensor=op.output, shape=shape, axis=kept.axis, dims=kept.dims, **spread))
 
 
-def _kept(walk: Walk, name: str, x: Value, shape: tuple[int, ...]) -> tuple[Value, int, int, int]:
-    """Returns a value, the first dimension and the number of dimensions of its channels after a reshaping, and the run of each there.
+@dataclass(frozen=True)
+class _Kept:
+    """The channels after a reshaping: they spread over `dims` dimensions from `axis` on.
 
-    Units that no dimensions can hold afterwards become one unit before.
+    Each is a run of `each` entries there, and all together come `times` times.
     """
+
+    axis: int = 0
+    dims: int = 1
+    each: int = 1
+    times: int = 1
+
+
+def _kept(walk: Walk, name: str, x: Value, shape: tuple[int, ...]) -> tuple[Value, _Kept]:
+    """Returns a value and its channels after a reshaping; units that no dimensions can hold there become one unit before."""
     end = x.axis + x.dims
-    before, channels, behind = math.prod(x.shape[: x.axis]), math.prod(x.shape[x.axis : end]), x.shape[end:]
-    for joined in range(len(behind) + 1):  # the channels alone, or with the dimensions behind them
-        repeats = math.prod(behind[:joined])
+    ahead, channels, behind = x.shape[: x.axis], math.prod(x.shape[x.axis : end]), x.shape[end:]
+    # the channels alone, or with dimensions behind them, or with some ahead of them as well
+    for joined in [(0, b) for b in range(len(behind) + 1)] + [
+        (a, b) for a in range(1, len(ahead) + 1) for b in range(len(behind) + 1)
+    ]:
+        times, each = math.prod(ahead[len(ahead) - joined[0] :]), math.prod(behind[: joined[1]])
+        before, wanted = math.prod(ahead[: len(ahead) - joined[0]]), channels * each * times
         for axis in range(len(shape)):
             for dims in range(1, len(shape) - axis + 1):
-                size = math.prod(shape[axis : axis + dims])
-                if math.prod(shape[:axis]) == before and size == channels * repeats:
-                    return x, axis, dims, repeats
-    return unified(walk, name, x), 0, 1, 1
+                if math.prod(shape[:axis]) == before and math.prod(shape[axis : axis + dims]) == wanted:
+                    return x, _Kept(axis, dims, each, times)
+    return unified(walk, name, x), _Kept()
 
 
 def unified(walk: Walk, name: str, x: Value) -> Value:
