@@ -27,25 +27,53 @@ X = np.arange(-60, 60).reshape(2, 3, 4, 5) * 7 % 97 - 40
         (Reshape(**NAMES, shape=(2, 6, 5)), lambda x: x.reshape(2, 2, 6, 5)),
         (Permute(**NAMES, order=(1, 2, 0)), lambda x: np.moveaxis(x, 1, 3)),
         (Slice(**NAMES, axis=1, start=1, step=2, count=2), lambda x: x[:, :, 1::2]),
-        (Pad(**NAMES, before=(0, 1, 2), after=(1, 0, 3), value=9), lambda x: np.pad(x, ((0, 0), (0, 1), (1, 0), (2, 3)), constant_values=9)),
-        (Concat(layer="l", inputs=("x", "x"), output="y", axis=2), lambda x: np.concatenate([x, x], 3)),
-        (Clamp(**NAMES, low=whole(0, -1, -2, -3, -4), high=whole(5, 6, 7, 8, 9), axis=2), lambda x: x.clip(whole(0, -1, -2, -3, -4), whole(5, 6, 7, 8, 9))),
         (
-            Requantize(**NAMES, multiplier=whole(1, 3, -5, 7), addend=whole(0, 8, 16, 4), shift=whole(2, 2, 3, 2), zero=whole(1), rounding="half_even", low=-90, high=90, axis=1),
-            lambda x: np.rint(((x - 1) * whole(1, 3, -5, 7)[:, None] + whole(0, 8, 16, 4)[:, None]) / 2.0 ** whole(2, 2, 3, 2)[:, None]).clip(-90, 90),
+            Pad(**NAMES, before=(0, 1, 2), after=(1, 0, 3), value=9),
+            lambda x: np.pad(x, ((0, 0), (0, 1), (1, 0), (2, 3)), constant_values=9),
+        ),
+        (Concat(layer="l", inputs=("x", "x"), output="y", axis=2), lambda x: np.concatenate([x, x], 3)),
+        (
+            Clamp(**NAMES, low=whole(0, -1, -2, -3, -4), high=whole(5, 6, 7, 8, 9), axis=2),
+            lambda x: x.clip(whole(0, -1, -2, -3, -4), whole(5, 6, 7, 8, 9)),
+        ),
+        (
+            Requantize(
+                **NAMES,
+                multiplier=whole(1, 3, -5, 7),
+                addend=whole(0, 8, 16, 4),
+                shift=whole(2, 2, 3, 2),
+                zero=whole(1),
+                rounding="half_even",
+                low=-90,
+                high=90,
+                axis=1,
+            ),
+            lambda x: np.rint(
+                ((x - 1) * whole(1, 3, -5, 7)[:, None] + whole(0, 8, 16, 4)[:, None])
+                / 2.0 ** whole(2, 2, 3, 2)[:, None]
+            ).clip(-90, 90),
         ),
         (
             Lookup(**NAMES, table=np.stack([np.arange(256), np.arange(256) ** 2, -np.arange(256)]), low=-128, axis=0),
             lambda x: np.stack([x[:, 0] + 128, (x[:, 1] + 128) ** 2, -x[:, 2] - 128], 1),
         ),
         (
-            Affine(**NAMES, factor=whole(1, -1, 0, 2).reshape(1, 4, 1), bias=np.arange(60).reshape(3, 4, 5), zero=whole(3), shift=2),
+            Affine(
+                **NAMES,
+                factor=whole(1, -1, 0, 2).reshape(1, 4, 1),
+                bias=np.arange(60).reshape(3, 4, 5),
+                zero=whole(3),
+                shift=2,
+            ),
             lambda x: 4 * (x - 3) * whole(1, -1, 0, 2)[:, None] + np.arange(60).reshape(3, 4, 5),
         ),
-        (Linear(**NAMES, weight=np.arange(10).reshape(2, 5) - 4, bias=whole(3, -7), zero=whole(2), align=1), lambda x: 2 * ((x - 2) @ (np.arange(10).reshape(2, 5) - 4).T) + whole(3, -7)),
+        (
+            Linear(**NAMES, weight=np.arange(10).reshape(2, 5) - 4, bias=whole(3, -7), zero=whole(2), align=1),
+            lambda x: 2 * ((x - 2) @ (np.arange(10).reshape(2, 5) - 4).T) + whole(3, -7),
+        ),
     ],
     ids=lambda v: v.kind if isinstance(v, Op) else "",
-)  # fmt: skip
+)
 def test_along_any_dimension(op, expected):
     assert np.array_equal(both(single(op, X.shape[1:]), X), expected(X))
 
