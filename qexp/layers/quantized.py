@@ -17,7 +17,9 @@ from torch import Tensor, nn
 
 from qexp.errors import QexpError
 from qexp.layers.running import RUNNING, left
-from qexp.models.modules import Add, Concat, Mean, Multiply, Subtract
+from qexp.models import operations
+from qexp.models.modules import Add, Concat
+from qexp.models.operations import Mean, Multiply, Subtract
 from qexp.quantizers.base import Quantizer
 
 GRADIENT = "grad_output"  # the gradient with respect to a layer's result, before the layer uses it
@@ -277,7 +279,7 @@ class OfTwo(Quantized):
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         if not self.enabled:
             return self.float_class.forward(self, a, b)
-        if not self.into:
+        if not getattr(self, "into", False):
             return self._quantized(a, b)
         given = a.clone() if torch.is_grad_enabled() else a  # a quantizer may keep it for its gradient
         return a.copy_(self._quantized(given, b))
@@ -289,6 +291,10 @@ class OfTwo(Quantized):
 
 class QuantAdd(OfTwo, Add):
     """A residual add with a quantizer on each operand and on the sum."""
+
+
+class QuantAddInto(OfTwo, operations.Add):
+    """The same for `a += b`: the first operand holds the quantized sum afterwards."""
 
 
 class QuantSubtract(OfTwo, Subtract):
@@ -332,6 +338,7 @@ QUANTIZED: dict[type[nn.Module], type[Quantized]] = {
     nn.Upsample: QuantUpsample,
     Mean: QuantMean,
     Add: QuantAdd,
+    operations.Add: QuantAddInto,
     Subtract: QuantSubtract,
     Multiply: QuantMultiply,
     Concat: QuantConcat,

@@ -12,7 +12,7 @@ from qexp.layers.calls import Call, all_calls, calls, can_route, install, remove
 from qexp.layers.forms import STEPS, Form
 from qexp.layers.quantized import QUANTIZED, WEIGHTED, Quantized
 from qexp.layers.swap import evaluating, quantizers_off
-from qexp.models.modules import MatMul
+from qexp.models.operations import MatMul
 from qexp.network.graph import same
 from qexp.network.recorder import MadeCall, Recording, record, several
 from qexp.network.subclasses import adopt
