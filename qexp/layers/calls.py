@@ -223,7 +223,7 @@ def _remade(kind: type[nn.Module], maker: Callable[..., Any], args: tuple) -> nn
 
 def _run(module: Routed, args: tuple, kwargs: dict[str, Any]) -> Any:
     with _Mode(module):
-        return unrouted(type(module)).forward(module, *args, **kwargs)
+        return getattr(type(module), ROUTED).forward(module, *args, **kwargs)  # its class may be a proxy of a tracer
 
 
 # calls are found on Python's stack, which a compiled network does not have; this part of it stays as it is
