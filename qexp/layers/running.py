@@ -11,10 +11,15 @@ from torch.overrides import TorchFunctionMode
 
 
 class Running(threading.local):
-    """The modes of a thread, outermost first."""
+    """The modes of a thread, outermost first.
+
+    Attributes:
+        reading: Whether the network is being recorded: calls that differ from those of an earlier recording are then no error.
+    """
 
     def __init__(self) -> None:
         self.modes: list[TorchFunctionMode] = []
+        self.reading = False
 
 
 RUNNING = Running()
@@ -33,3 +38,13 @@ def left() -> Iterator[None]:
     finally:
         for mode in reversed(taken):
             torch._C._push_on_torch_function_stack(mode)
+
+
+@contextmanager
+def reading() -> Iterator[None]:
+    """Context manager: the network runs to be recorded, so calls without a stand-in of their form run as they are."""
+    before, RUNNING.reading = RUNNING.reading, True
+    try:
+        yield
+    finally:
+        RUNNING.reading = before

@@ -25,6 +25,7 @@ from torch.utils.hooks import RemovableHandle
 from qexp.layers.calls import calls, function_name, kind_of, local_name
 from qexp.layers.forms import STEPS, Form, form
 from qexp.layers.quantized import GRADIENT, QUANTIZED, WEIGHTED, float_class, main
+from qexp.layers.running import reading
 from qexp.layers.swap import evaluating, quantizers_off
 from qexp.network.graph import Graph, Ref, Step, mapped, same, tensors
 from qexp.network.two_runs import Refused, merge
@@ -104,7 +105,7 @@ def record(model: nn.Module, example: Tensor, leaves: tuple[type[nn.Module], ...
             image is completed by its mirror image. The network also runs on three other images derived from these.
         leaves: Further module types to treat as leaves, besides quantizable layers, sums, concatenations and torch's own modules.
     """
-    with evaluating(model), quantizers_off(model), torch.random.fork_rng(devices=[]):
+    with evaluating(model), quantizers_off(model), reading(), torch.random.fork_rng(devices=[]):
         images = several(example)
         run = _Run(_copied(model, leaves), leaves)
         try:
@@ -170,7 +171,7 @@ def _proved(
     leaves: tuple[type[nn.Module], ...],
     runs: list[_Run],
 ) -> Graph:
-    """Returns the graph of a run, after a second run on other images and its replay; puts the second run into `runs`."""
+    """Returns the graph of a run, after a second run on other images and its replay; puts the other runs into `runs`."""
     if not isinstance(images, Tensor):
         raise Refused("the network takes a list of images")  # without a graph, the layers still have shapes
     others = other_images(images)
@@ -194,6 +195,7 @@ def _proved(
                 third(images * scale if images.is_floating_point() else images * 0)
             except Exception:
                 continue
+            runs.append(third)
             merge(run.steps, third.steps, len(images), len(images))
     _finish(graph)
     return graph

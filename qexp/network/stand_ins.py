@@ -23,8 +23,8 @@ _KINDS = {*QUANTIZED, *STEPS}
 def recorded(model: nn.Module, example: Tensor) -> Recording:
     """Returns the recording of a network in which function calls have stand-ins, in place; its results do not change.
 
-    Every call of a type that could carry quantizers gets one. In a float network all stand-ins are in use, so that edits of the network
-    can replace them; in a quantized one those that carry a quantizer.
+    Every call of a type that could carry quantizers gets one, except in modules of this package. In a float network all stand-ins are in
+    use, so that edits of the network can replace them; in a quantized one those that carry a quantizer.
     """
     quantized = any(isinstance(module, Quantized) for module in model.modules())
     if not quantized:
@@ -46,7 +46,7 @@ def _install(model: nn.Module, seen: Recording, example: Tensor) -> int:
     before: Any = None
     for (owner_name, local), made in seen.made.items():
         owner, found = model.get_submodule(owner_name), _form(made)
-        if found is None or local in calls(owner) or not can_route(owner):
+        if found is None or local in calls(owner) or _is_ours(owner) or not can_route(owner):
             continue
         if not new:
             before = _result(model, example)
@@ -61,6 +61,11 @@ def _install(model: nn.Module, seen: Recording, example: Tensor) -> int:
         )
         return 0
     return len(new)
+
+
+def _is_ours(owner: nn.Module) -> bool:
+    """Whether a module is of this package, whose networks hold a module for each call that a recipe may name."""
+    return type(owner).__module__.startswith("qexp.")
 
 
 def _form(made: MadeCall) -> Form | None:

@@ -77,7 +77,7 @@ def resolve(model: nn.Module, facts: Facts, recipe: Recipe) -> Plan:
     places = _places(facts, recipe)
     left = _left_float(recipe.rules, facts.strays)
     if strays := [stray for stray in facts.strays if stray not in left and _quantizes(recipe)]:
-        known = ", ".join(sorted(kind.__name__ for kind in QUANTIZED))
+        known = ", ".join(sorted({kind.__name__ for kind in QUANTIZED}))
         raise QexpError(
             f"{_few(strays)} compute with weights that cannot carry quantizers; the layer types known are {known}. "
             f"Leave them in float with a rule (quant.rules.NAME: {{layers: {_bare(strays[0])!r}, weight: null}}), choose another model, "

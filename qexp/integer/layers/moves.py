@@ -14,7 +14,7 @@ from qexp.integer.moves import Flatten, Pad, Permute, Reshape, Slice, StridedPad
 from qexp.integer.products import Resample
 from qexp.integer.values import ZERO, Value
 from qexp.integer.walk import Walk
-from qexp.models import modules
+from qexp.models import modules, operations
 from qexp.network.graph import PerImage, Step
 
 CHANNELWISE = ("unit", "zero", "most", "sums")  # fields of a value with one number, or one per channel
@@ -206,7 +206,7 @@ def padded(walk: Walk, name: str, x: Value, before: Sequence[int], after: Sequen
 
 def pad(walk: Walk, step: Step, name: str, layer: nn.Module, x: Value) -> Value:
     """A border of zeros, of another constant, or of copies of what lies inside."""
-    sizes = tuple(layer.sizes if isinstance(layer, modules.Pad) else layer.padding)
+    sizes = tuple(layer.sizes if isinstance(layer, operations.Pad) else layer.padding)
     mode, value = getattr(layer, "mode", _MODES.get(type(layer), "constant")), getattr(layer, "value", None) or 0.0
     pairs = [(sizes[k], sizes[k + 1]) for k in range(0, len(sizes), 2)][::-1]
     pairs = [(0, 0)] * (len(x.shape) - len(pairs)) + pairs
@@ -241,12 +241,12 @@ def bordered(walk: Walk, name: str, x: Value, rows: tuple[int, int], columns: tu
     return walk.writer.emit(op, replace(x, tensor=op.output, shape=(x.shape[0], len(places[0]), len(places[1]))))
 
 
-def permute(walk: Walk, step: Step, name: str, layer: modules.Permute, x: Value) -> Value:
+def permute(walk: Walk, step: Step, name: str, layer: operations.Permute, x: Value) -> Value:
     """Dimensions in another order."""
     return permute_of(walk, name, x, layer.dims)
 
 
-def transpose(walk: Walk, step: Step, name: str, layer: modules.Transpose, x: Value) -> Value:
+def transpose(walk: Walk, step: Step, name: str, layer: operations.Transpose, x: Value) -> Value:
     """Two dimensions exchanged."""
     dims = list(range(len(x.shape) + 1))
     a, b = layer.dims
@@ -254,7 +254,7 @@ def transpose(walk: Walk, step: Step, name: str, layer: modules.Transpose, x: Va
     return permute_of(walk, name, x, dims)
 
 
-def reshape(walk: Walk, step: Step, name: str, layer: modules.Reshape, x: Value) -> Value:
+def reshape(walk: Walk, step: Step, name: str, layer: operations.Reshape, x: Value) -> Value:
     """The same elements in another shape."""
     images, *sizes = layer.sizes
     every = images == PerImage(0, 1) or (images == -1 and -1 not in sizes)
@@ -267,7 +267,7 @@ def reshape(walk: Walk, step: Step, name: str, layer: modules.Reshape, x: Value)
     return reshaped(walk, name, x, sizes)
 
 
-def split(walk: Walk, step: Step, name: str, layer: modules.Split, x: Value) -> tuple[Value, ...]:
+def split(walk: Walk, step: Step, name: str, layer: operations.Split, x: Value) -> tuple[Value, ...]:
     """Parts along a dimension."""
     axis = layer.dim % (len(x.shape) + 1) - 1
     if axis < 0:
@@ -280,7 +280,7 @@ def split(walk: Walk, step: Step, name: str, layer: modules.Split, x: Value) -> 
     return tuple(sliced(walk, name, x, axis, int(start), size) for start, size in zip(starts, sizes))
 
 
-def index(walk: Walk, step: Step, name: str, layer: modules.Index, x: Value) -> Value:
+def index(walk: Walk, step: Step, name: str, layer: operations.Index, x: Value) -> Value:
     """A part of a tensor: slices, single entries, and new dimensions."""
     given = list(layer.index) if isinstance(layer.index, tuple) else [layer.index]
     taken = sum(1 for entry in given if entry is not None and entry is not Ellipsis)
