@@ -12,6 +12,7 @@ from torch import nn
 from qexp.calibration.calibrate import calibrate, fit
 from qexp.calibration.site_stats import Calibration
 from qexp.callbacks.kernels import load_kernels
+from qexp.callbacks.tracked import Tracked
 from qexp.data.contract import DataSet
 from qexp.errors import QexpError
 from qexp.layers.swap import check_all_ran
@@ -30,6 +31,7 @@ from qexp.run.experiment import Experiment
 from qexp.run.naming import asked, check_study, point_hash, title
 from qexp.run.saved_network import Origin
 from qexp.run.settings import Settings
+from qexp.run.trackers import Trackers
 from qexp.search.context import SearchContext
 from qexp.system import disk
 from qexp.system.objects import make
@@ -67,13 +69,19 @@ def run(settings: Settings) -> dict[str, Any]:
                 log.info("%s: finished earlier, %s", title(settings), record.folder)
                 is_given = integer_proof.is_given(settings.integers, finished)
                 return finished if is_given else export_finished.proven(settings, data, record)
+            trackers = Trackers()
             try:
                 record.open(settings.yaml, start_over=settings.force)
                 if settings.force:
                     record.start_over()
-                return experiment(settings, data, record).metrics
+                trackers = Trackers.of(settings, record.folder)
+                metrics = experiment(settings, data, record, trackers).metrics
+                trackers.finish(metrics, record.folder)
+                return metrics
             except Exception as error:  # one point's failure is recorded, and the sweep continues
-                return failed(settings, record, error)
+                metrics = failed(settings, record, error)
+                trackers.finish(metrics, record.folder)
+                return metrics
             except KeyboardInterrupt:
                 log.warning("%s: interrupted", title(settings))
                 raise
@@ -91,9 +99,9 @@ def failed(settings: Settings, record: Record, error: Exception) -> dict[str, An
     return record.failed(asked(settings), error)
 
 
-def experiment(settings: Settings, data: DataSet, record: Record) -> Experiment:
-    """Runs one point; puts the results into its folder and its `metrics`."""
-    run = start(settings, data, record)
+def experiment(settings: Settings, data: DataSet, record: Record, trackers: Trackers | None = None) -> Experiment:
+    """Runs one point; puts the results into its folder and its `metrics`, and sends curves to the trackers."""
+    run = start(settings, data, record, trackers or Trackers())
     distill = teacher.distillation(run) if settings.trains else None
     fold(run)
     pixels.take(run)
@@ -132,7 +140,7 @@ def experiment(settings: Settings, data: DataSet, record: Record) -> Experiment:
     return run
 
 
-def start(settings: Settings, data: DataSet, record: Record) -> Experiment:
+def start(settings: Settings, data: DataSet, record: Record, trackers: Trackers) -> Experiment:
     """Returns the run with its calibration images and its float network, which is scored if it has been trained."""
     training.check_trainer(settings)
     kernels = load_kernels(settings.kernels)
@@ -144,7 +152,9 @@ def start(settings: Settings, data: DataSet, record: Record) -> Experiment:
     if not scratch and float_network.is_untrained(settings, data):
         check_recipe(settings, data)
         record.checked = True
-    model = float_network.build(settings, data) if scratch else float_network.float_model(settings, data)
+    # the curves of a float network that serves other points belong to none of them
+    observers = [Tracked(trackers.log)] if settings.schedule.is_float and trackers.loggers else []
+    model = float_network.build(settings, data) if scratch else float_network.float_model(settings, data, observers)
     reference = None if scratch else float_network.reference(settings, model, data, record.folder)
     images = calibration_images(settings, data)
     make_permanent(model, images[0])
@@ -170,6 +180,7 @@ def start(settings: Settings, data: DataSet, record: Record) -> Experiment:
         origin=origin,
         params=params(model),
         reference=reference,
+        trackers=trackers,
         kernels=kernels,
     )
 
