@@ -24,6 +24,7 @@ from qexp.passes.fold_bn import fold_bn
 from qexp.passes.permanent import make_permanent
 from qexp.passes.unchanged import edit_floats, unchanged
 from qexp.recipe import Recipe, apply, resolve
+from qexp.recipe.plan import Source
 from qexp.results.run_folder import Record, peak_mb
 from qexp.run import devices, export_finished, float_network, integer_proof, outcome, pixels, stages, teacher, training
 from qexp.run.datasets import load_data
@@ -137,6 +138,8 @@ def experiment(settings: Settings, data: DataSet, record: Record, trackers: Trac
     training.task(settings, run.model).leave(run.folder, run.score, run.reference, data)
     outcome.write(run)
     log.info("%s: %s", run.title, outcome.line(run.metrics))
+    if any(entry.source is Source.SEARCH for entry in run.plan):
+        log.info("%s", outcome.next_step(run))
     return run
 
 
@@ -156,6 +159,7 @@ def start(settings: Settings, data: DataSet, record: Record, trackers: Trackers)
     observers = [Tracked(trackers.log)] if settings.schedule.is_float and trackers.loggers else []
     model = float_network.build(settings, data) if scratch else float_network.float_model(settings, data, observers)
     reference = None if scratch else float_network.reference(settings, model, data, record.folder)
+    outcome.warn_of_chance(reference, settings.data.num_classes)
     images = calibration_images(settings, data)
     make_permanent(model, images[0])
     origin = Origin.of(model, None if scratch else float_network.source(settings, data))
@@ -318,6 +322,7 @@ def search(run: Experiment) -> None:
             edit.on_statistics(run.model, run.context)
         fit(run.model, run.statistics, run.facts.followed_by_relu)
 
+    asked_for = run.plan
     run.plan = make(run.settings.search, where="search")(
         SearchContext(
             run.model,
@@ -333,3 +338,5 @@ def search(run: Experiment) -> None:
             judge=run.context.judge,
         )
     )
+    if run.plan is not asked_for:
+        log.info("%s", outcome.found_by_search(asked_for, run.plan))
