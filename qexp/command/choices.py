@@ -23,7 +23,7 @@ from qexp.command.root import Root
 from qexp.errors import QexpError, near
 from qexp.models.key_maps import parsed
 
-OPTIONAL = ("deploy", "search", "experiment", "debug")  # groups that need no choice
+OPTIONAL = ("deploy", "search", "experiment", "debug", "logger")  # groups that need no choice
 BY_NAME = ("timm", "torchvision", "import")  # models that are named on the command line
 # options that only show the configuration: nothing runs
 _LOOKS = ("--help", "-h", "--hydra-help", "--cfg", "-c", "--info")

@@ -21,6 +21,7 @@ class Root:
     schedule: Any = MISSING
     trainer: Any = MISSING
     callbacks: Any = MISSING
+    logger: Any = field(default_factory=dict)
     optimizer: Any = None
     scheduler: Any = None
     passes: Any = field(default_factory=dict)

@@ -40,11 +40,12 @@ class StudyPage(Callback):
         self.watch: receipts.Watch | None = None
         self.receipts: Path | None = None
         self.exports = False
+        self.tracked: Any = None  # parent runs of a sweep, in trackers that have them
         self.marked: set[str] = set()  # the point of a single run, among those of its study
 
     def __getstate__(self) -> dict[str, Any]:
         """Returns the state for other processes, which do not count points."""
-        return self.__dict__ | {"remaining": None, "watch": None}
+        return self.__dict__ | {"remaining": None, "watch": None, "tracked": None}
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         StudyPage.running = self
@@ -52,6 +53,7 @@ class StudyPage(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         StudyPage.running, self.receipts = self, _receipts(config)
+        self.tracked = _parent_run(config, self._study(config))
         _forget_mistakes(self._study(config))
         try:
             total = points_of(config)
@@ -139,6 +141,8 @@ class StudyPage(Callback):
 
     def _close(self) -> None:
         broken = self._write()
+        if self.tracked is not None:
+            self.tracked.finish({}, self.studies[0] if self.studies else Path(), ("results.csv", "dashboard.html"))
         if self.failed:
             n = len(self.failed)
             what = "export" if self.exports else "point"
@@ -179,6 +183,21 @@ def _forget_mistakes(study: Path) -> None:
             forget(study, found)
     except (OSError, QexpError) as error:  # read-only, or locked by another process
         log.debug("%s: %s", study, error)
+
+
+def _parent_run(config: DictConfig, study: Path) -> Any:
+    """Returns the parent runs of a sweep; None without trackers that have such runs."""
+    if not config.get("logger"):
+        return None
+    from qexp.run.trackers import parent_of  # imported here, so that --help and --cfg start fast
+
+    specs = {name: spec for name, spec in OmegaConf.to_container(config.logger, resolve=True).items() if spec}
+    runs_dir = Path(config.runs_dir)
+    try:
+        return parent_of(specs, runs_dir, study.relative_to(runs_dir).as_posix())
+    except QexpError as error:  # each point says the same
+        log.warning("%s", error)
+        return None
 
 
 def _receipts(config: DictConfig) -> Path:

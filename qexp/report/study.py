@@ -20,3 +20,6 @@ def finish(study: Path, marked: Collection[str] = ()) -> None:
     correct = {p: hits for p in points["point"] if (hits := read_correct(study / p)) is not None}
     print(closing_table(points, correct=correct, marked=marked))
     print(f"\n  table  {csv}\n  page   {page}")
+    for point in marked:
+        if (study / point).is_dir():
+            print(f"  point  {study / point}")

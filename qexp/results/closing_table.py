@@ -153,7 +153,8 @@ def _interval(one: Mapping[str, Any], measure: Measure) -> str:
 
 def _seconds(points: pd.DataFrame) -> float:
     """Returns the mean wall time of the points, all phases together."""
-    return float(points[["seconds_calibrate", "seconds_train", "seconds_evaluate"]].sum(axis=1).mean())
+    phases = ["seconds_calibrate", "seconds_search", "seconds_train", "seconds_evaluate"]
+    return float(points[[name for name in phases if name in points]].sum(axis=1).mean())
 
 
 def _failure(row: dict[str, Any]) -> str:

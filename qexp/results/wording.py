@@ -1,6 +1,7 @@
 """Numbers in a form for people: bytes, counts, durations, bit widths."""
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -60,7 +61,12 @@ def width(row: Mapping[str, Any]) -> str:
     """Returns the widths of a point in the form `W4A8`; for a run with a plan that failed before its bits were known, the plan."""
     if row.get("layer_wbit") == PLAN and not is_number(row.get("mean_wbit")):
         return asked(row)
-    w, a = bits(row.get("layer_wbit"), row.get("mean_wbit")), bits(row.get("layer_abit"), row.get("mean_abit"))
+    own = (row.get("layer_wbit"), row.get("layer_abit"))
+    if re.search(
+        r"\+ (allocate|pareto)\b", str(row.get("quant"))
+    ):  # the widths that were asked for are the budget, not the plan
+        own = tuple(None if is_number(row.get(mean)) else given for given, mean in zip(own, ("mean_wbit", "mean_abit")))
+    w, a = bits(own[0], row.get("mean_wbit")), bits(own[1], row.get("mean_abit"))
     share = partly(row)
     return f"W{w}A{a} on {share}" if share else f"W{w}A{a}"
 

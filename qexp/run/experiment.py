@@ -20,6 +20,7 @@ from qexp.results.run_folder import Record
 from qexp.run.naming import title
 from qexp.run.saved_network import Origin
 from qexp.run.settings import Settings
+from qexp.run.trackers import Trackers
 from qexp.tasks.base import Score
 
 
@@ -40,6 +41,7 @@ class Experiment:
         params: Parameters of the float network.
         reference: The float network's score; None where there is none.
         score: The quantized network's score; None until it is evaluated.
+        trackers: Where the point sends its curves and results.
         kernels: The implementation of the kernels that was loaded.
         seconds: Seconds spent, by step.
         metrics: The run's row of results; empty until the end.
@@ -57,6 +59,7 @@ class Experiment:
     params: int = 0
     reference: Score | None = None
     score: Score | None = None
+    trackers: Trackers = field(default_factory=Trackers)
     kernels: str = ""
     seconds: dict[str, float] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)

@@ -6,11 +6,13 @@ import hashlib
 import json
 import logging
 import zipfile
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from pytorch_lightning import Callback
 from torch import nn
 
 from qexp.calibration.cache import behaviour, code_of, tensor_hash
@@ -62,7 +64,7 @@ def contents(settings: Settings) -> dict[str, str]:
 
 def code(settings: Settings) -> dict[str, str]:
     """Returns a hash of the code of every class that the settings name, by module; callbacks that only observe are left out."""
-    return identity.code(identity.named({**settings.resolved, "callbacks": others(settings.callbacks)}))
+    return identity.code(identity.named({**settings.resolved, "callbacks": others(settings.callbacks), "logger": {}}))
 
 
 def about(settings: Settings) -> dict[str, Any]:
@@ -112,7 +114,7 @@ def _content(source: str | Path | None) -> str:
         return str(source)
 
 
-def float_model(settings: Settings, data: DataSet) -> nn.Module:
+def float_model(settings: Settings, data: DataSet, observers: Sequence[Callback] = ()) -> nn.Module:
     """Returns the float network with the weights that are named, or trains it by the schedule's `pretrain` and keeps it."""
     model = build(settings, data)
     if settings.weights == RANDOM:
@@ -134,7 +136,8 @@ def float_model(settings: Settings, data: DataSet) -> nn.Module:
             load_weights(model, done)
             return model
         schedule = settings.float_schedule
-        training.fit(training.task(settings, model, schedule), data, _asked_for(settings), schedule, "float", folder)
+        module = training.task(settings, model, schedule)
+        training.fit(module, data, _asked_for(settings), schedule, "float", folder, observers=observers)
         save_weights(model, done)
     return model
 

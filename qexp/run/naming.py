@@ -19,7 +19,15 @@ from qexp.run.settings import Schedule, Settings
 from qexp.system.objects import TARGET
 
 # keys that do not change a result: places, devices, and additions to a finished point
-_NOT_CONTENT = ("runs_dir", "study", "kernels", "force", "verify", "accumulator")  # a proof is added to its point
+_NOT_CONTENT = (
+    "runs_dir",
+    "study",
+    "kernels",
+    "force",
+    "verify",
+    "accumulator",
+    "logger",
+)  # a proof is added to its point
 PLACES_DATA = ("root", "pack_dir", "workers", "weights")  # not content: where images lie, and how they are decoded
 # part of a point's name only where they are set
 _ABSENT = {

@@ -38,6 +38,7 @@ from qexp.run.experiment import Experiment
 from qexp.run.naming import asked, reference_name
 from qexp.statistics.stats import TensorStats
 from qexp.system.whole_files import whole
+from qexp.tasks.base import Score
 
 log = logging.getLogger(__name__)
 _HISTOGRAM_BINS = 128
@@ -82,6 +83,39 @@ def plan_summary(plan: Plan, facts: Facts, model: nn.Module) -> str:
             text.append(f"{site} {c.bits}b {what} <- {c.rule}")
         rows.append(f"  {layer:<28} " + "; ".join(text))
     return "\n".join([plan_line(plan, facts, model), *rows])
+
+
+def found_by_search(asked_for: Plan, found: Plan) -> str:
+    """Returns the plan that a search found in one line: the widths that it changed, or that none was worth a change."""
+    before = {(e.layer, e.site): e.bits for e in asked_for if e.spec is not None}
+    after = {(e.layer, e.site): e.bits for e in found if e.spec is not None}
+    changed = {key: bits for key, bits in after.items() if before.get(key) != bits}
+    if not changed:
+        return "search: the widths that were asked for are the best plan within the budget; none was changed"
+    parts = []
+    for site in dict.fromkeys(site for _, site in after):
+        names = [f"{layer} {bits}" for (layer, own), bits in after.items() if own == site]
+        parts.append(f"{site} bits {', '.join(names)}")
+    return f"search: {len(changed)} of {len(after)} widths changed; {'; '.join(parts)}"
+
+
+def next_step(run: Experiment) -> str:
+    """Returns where a searched plan lies, and the words that train a network with it."""
+    plan, settings = run.folder / "layers.csv", run.settings
+    words = f"quant=lsq plan={plan}" if not settings.trains else f"plan={plan} (without search=)"
+    return f"the plan: {plan}; the same command with {words} trains it"
+
+
+def warn_of_chance(reference: Score | None, num_classes: int) -> None:
+    """Logs a warning if a float network scores no better than guessing one of the classes: what quantization costs it means nothing."""
+    if reference is None or reference.metric != "top1" or num_classes < 2 or reference.low > 1 / num_classes:
+        return
+    log.warning(
+        "the float network is right on %s, which guessing among %d classes is too: check the weights, the preprocessing and the order of "
+        "the classes",
+        reference.measure.text(reference.measure.stored(reference.value)),
+        num_classes,
+    )
 
 
 def metrics(run: Experiment) -> dict[str, Any]:
@@ -136,6 +170,7 @@ def metrics(run: Experiment) -> dict[str, Any]:
         "weight_bytes_float": price.weight_bytes_float,
         **hardware(model, facts, plan.bits("weight"), plan.bits("input"), plan.bits("output"), plan.operand_bits()),
         "seconds_calibrate": round(seconds.get("calibrate", 0.0), 3),
+        **({"seconds_search": round(seconds["search"], 3)} if "search" in seconds else {}),
         "seconds_train": round(seconds.get("train", 0.0), 3),
         "seconds_evaluate": round(seconds.get("evaluate", 0.0), 3),
         "device": device_name(settings.trainer),

@@ -11,6 +11,7 @@ import torch
 from qexp.calibration.calibrate import calibrate, fit
 from qexp.calibration.site_stats import Calibration
 from qexp.callbacks.kernels import load_kernels
+from qexp.callbacks.tracked import Tracked
 from qexp.data.contract import DataSet
 from qexp.errors import QexpError
 from qexp.layers.swap import check_all_ran
@@ -22,6 +23,7 @@ from qexp.passes.fold_bn import fold_bn, is_unfolded
 from qexp.passes.permanent import make_permanent
 from qexp.passes.unchanged import edit_floats, unchanged
 from qexp.recipe import Recipe, apply, resolve
+from qexp.recipe.plan import Source
 from qexp.results.run_folder import Record, peak_mb
 from qexp.run import devices, export_finished, float_network, integer_proof, outcome, pixels, stages, teacher, training
 from qexp.run.datasets import load_data
@@ -29,6 +31,7 @@ from qexp.run.experiment import Experiment
 from qexp.run.naming import asked, check_study, point_hash, title
 from qexp.run.saved_network import Origin
 from qexp.run.settings import Settings
+from qexp.run.trackers import Trackers
 from qexp.search.context import SearchContext
 from qexp.system import disk, memory
 from qexp.system.objects import make
@@ -66,13 +69,19 @@ def run(settings: Settings) -> dict[str, Any]:
                 log.info("%s: finished earlier, %s", title(settings), record.folder)
                 is_given = integer_proof.is_given(settings.integers, finished)
                 return finished if is_given else export_finished.proven(settings, data, record)
+            trackers = Trackers()
             try:
                 record.open(settings.yaml, start_over=settings.force)
                 if settings.force:
                     record.start_over()
-                return experiment(settings, data, record).metrics
+                trackers = Trackers.of(settings, record.folder)
+                metrics = experiment(settings, data, record, trackers).metrics
+                trackers.finish(metrics, record.folder)
+                return metrics
             except Exception as error:  # one point's failure is recorded, and the sweep continues
-                return failed(settings, record, error)
+                metrics = failed(settings, record, error)
+                trackers.finish(metrics, record.folder)
+                return metrics
             except KeyboardInterrupt:
                 log.warning("%s: interrupted", title(settings))
                 raise
@@ -90,9 +99,9 @@ def failed(settings: Settings, record: Record, error: Exception) -> dict[str, An
     return record.failed(asked(settings), error)
 
 
-def experiment(settings: Settings, data: DataSet, record: Record) -> Experiment:
-    """Runs one point; puts the results into its folder and its `metrics`."""
-    run = start(settings, data, record)
+def experiment(settings: Settings, data: DataSet, record: Record, trackers: Trackers | None = None) -> Experiment:
+    """Runs one point; puts the results into its folder and its `metrics`, and sends curves to the trackers."""
+    run = start(settings, data, record, trackers or Trackers())
     distill = teacher.distillation(run) if settings.trains else None
     fold(run)
     pixels.take(run)
@@ -128,10 +137,12 @@ def experiment(settings: Settings, data: DataSet, record: Record) -> Experiment:
     training.task(settings, run.model).leave(run.folder, run.score, run.reference, data)
     outcome.write(run)
     log.info("%s: %s", run.title, outcome.line(run.metrics))
+    if any(entry.source is Source.SEARCH for entry in run.plan):
+        log.info("%s", outcome.next_step(run))
     return run
 
 
-def start(settings: Settings, data: DataSet, record: Record) -> Experiment:
+def start(settings: Settings, data: DataSet, record: Record, trackers: Trackers) -> Experiment:
     """Returns the run with its calibration images and its float network, which is scored if it has been trained."""
     training.check_trainer(settings)
     kernels = load_kernels(settings.kernels)
@@ -145,8 +156,11 @@ def start(settings: Settings, data: DataSet, record: Record) -> Experiment:
     if not scratch and float_network.is_untrained(settings, data):
         check_recipe(settings, data)
         record.checked = True
-    model = float_network.build(settings, data) if scratch else float_network.float_model(settings, data)
+    # the curves of a float network that serves other points belong to none of them
+    observers = [Tracked(trackers.log)] if settings.schedule.is_float and trackers.loggers else []
+    model = float_network.build(settings, data) if scratch else float_network.float_model(settings, data, observers)
     reference = None if scratch else float_network.reference(settings, model, data, record.folder)
+    outcome.warn_of_chance(reference, settings.data.num_classes)
     images = calibration_images(settings, data)
     make_permanent(model, images[0])
     devices.lay_out_weights(model, settings.trainer)
@@ -172,6 +186,7 @@ def start(settings: Settings, data: DataSet, record: Record) -> Experiment:
         origin=origin,
         params=params(model),
         reference=reference,
+        trackers=trackers,
         kernels=kernels,
     )
 
@@ -309,6 +324,7 @@ def search(run: Experiment) -> None:
             edit.on_statistics(run.model, run.context)
         fit(run.model, run.statistics, run.facts.followed_by_relu)
 
+    asked_for = run.plan
     run.plan = make(run.settings.search, where="search")(
         SearchContext(
             run.model,
@@ -324,3 +340,5 @@ def search(run: Experiment) -> None:
             judge=run.context.judge,
         )
     )
+    if run.plan is not asked_for:
+        log.info("%s", outcome.found_by_search(asked_for, run.plan))

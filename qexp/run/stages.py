@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from qexp.calibration.calibrate import collect, fit, wanted
+from qexp.callbacks.tracked import Tracked
 from qexp.errors import QexpError
 from qexp.layers.quantized import attribute
 from qexp.models.weights import save_weights
@@ -189,7 +190,9 @@ def train(run: Experiment, distill: Distillation | None = None) -> None:
         module = training.task(settings, model, settings.schedule, settings.bn == "freeze", distill)
         part = training.Part(name, stage.epochs, sum(s["epochs"] for s in done), sum(s["steps"] for s in done))
         words = run.title if len(steps) == 1 else f"{run.title} ({number + 1} of {len(steps)}: {stage.words})"
-        seconds = training.fit(module, run.data, settings, settings.schedule, words, folder, part)
+        seconds = training.fit(
+            module, run.data, settings, settings.schedule, words, folder, part, _observers(run, part)
+        )
         done.append(
             {
                 "bits": "float weights" if stage.float_weights else stage.bits,
@@ -208,6 +211,11 @@ def train(run: Experiment, distill: Distillation | None = None) -> None:
     run.context.findings["train_value"] = measure.stored(done[-1]["train"])
     if len(done) > 1:
         run.context.findings["stages"] = done
+
+
+def _observers(run: Experiment, part: training.Part) -> list[Tracked]:
+    """Returns the callback that sends the curves to the run's trackers, if it has any."""
+    return [Tracked(run.trackers.log, part.steps_before)] if run.trackers.loggers else []
 
 
 def _read(kept: Path) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ import pickle
 import signal
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -207,11 +207,13 @@ def fit(
     phase: str,
     folder: Path,
     part: Part | None = None,
+    observers: Sequence[Callback] = (),
 ) -> float:
     """Trains, and resumes from `checkpoints/last.ckpt` where an interrupted run left one; returns the seconds of all its sessions.
 
     `checkpoints/last.ckpt` is written after every epoch, `best.ckpt` when the validation score improves. The network
-    ends in its last state. With `trainer.devices` above 1, that many processes share the images of each step.
+    ends in its last state. With `trainer.devices` above 1, that many processes share the images of each step; `observers`, callbacks that
+    only look on, then see nothing of it.
     """
     if processes(settings.trainer) > ranks.world():
         state, module.trained, seconds = spread(
@@ -229,7 +231,7 @@ def fit(
         settings,
         phase,
         folder,
-        [EpochSeed(settings.seed, part.epochs_before), *helpers(schedule), best, newest],
+        [EpochSeed(settings.seed, part.epochs_before), *helpers(schedule), best, newest, *observers],
         enable_checkpointing=True,
         max_epochs=part.epochs,
         max_steps=schedule.max_steps,

@@ -81,8 +81,8 @@ class Sensitivity:
             "seconds_sensitivity": round(time.perf_counter() - start, 2),
         }
         first = ranked(table).head(_NAMED)
-        most = ", ".join(f"{r.layer} {r.site} ({r.divergence:.3g})" for r in first.itertuples())
-        log.info("most sensitive at %d bits: %s", table.bits.min(), most)
+        most = ", ".join(f"{r.layer} {r.site} {r.divergence:.3g}" for r in first.itertuples())
+        log.info("most sensitive at %d bits, by distance from the float network's results: %s", table.bits.min(), most)
         return table
 
 

@@ -31,7 +31,7 @@ def make(spec: Mapping[str, Any], *, where: str = "", as_partial: bool = False, 
     Fraction(1, 4)
     """
     target = find(spec, where)
-    arguments = {key: _made(value, f"{where}.{key}") for key, value in spec.items() if key not in HINTS}
+    arguments = {key: _made(value, f"{where}.{key}".lstrip(".")) for key, value in spec.items() if key not in HINTS}
     arguments |= more
     if as_partial or spec.get(PARTIAL):
         return partial(target, **arguments)

@@ -21,7 +21,7 @@ PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 OWN = ("channels_last", "tf32")  # options that are not Lightning's
 # options that a run sets itself, so that a value given here would have no effect, and what to use instead
 DECIDED = {
-    "logger": "every run writes its curves and figures into its own folder; add a callback (callbacks.NAME) to send them elsewhere",
+    "logger": "every run writes its curves and figures into its own folder; logger=tensorboard (csv, mlflow, wandb) sends them there too",
     "callbacks": "name them in callbacks.NAME",
     "max_epochs": "set schedule.epochs",
     "max_steps": "set schedule.max_steps",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,14 @@ from qexp.run.settings.method import Integers, Method, Widths
 from qexp.run.settings.network import Data, Network, model_name
 from qexp.run.settings.schedule import Schedule
 from qexp.run.settings.trainer import TrainerOptions
+from qexp.system.objects import TARGET
+
+# what Lightning's loggers import, by class; any one of them is enough
+_PACKAGES = {
+    "TensorBoardLogger": ("tensorboard", "tensorboardX"),
+    "MLFlowLogger": ("mlflow",),
+    "WandbLogger": ("wandb",),
+}
 
 
 @dataclass(frozen=True)
@@ -41,6 +50,7 @@ class Settings:
     widths: Widths = field(default_factory=Widths)
     integers: Integers = field(default_factory=Integers)
     callbacks: Mapping[str, Spec] = field(default_factory=dict)
+    loggers: Mapping[str, Spec] = field(default_factory=dict)  # trackers, which change no result
     passes: Mapping[str, Spec] = field(default_factory=dict)  # added to the method's own
     search: Spec | None = None
     weights: str | None = None  # a file, a torchvision name, URL#sha256=..., a run folder; None trains in float first
@@ -74,6 +84,7 @@ class Settings:
             widths=_widths(cfg),
             integers=_integers(cfg),
             callbacks=_chosen(cfg.get("callbacks"), "callbacks"),
+            loggers=_loggers(cfg.get("logger")),
             passes=_chosen(cfg.get("passes"), "passes"),
             search=none_or(specification, cfg.get("search"), "search"),
             weights=none_or(text, cfg.get("weights"), "weights"),
@@ -207,6 +218,16 @@ def _integers(cfg: Mapping[str, Any]) -> Integers:
 def _chosen(node: Any, key: str) -> dict[str, Spec]:
     """Returns the specifications of a group whose entries may be null."""
     return {name: specification(spec, f"{key}.{name}") for name, spec in mapping(node or {}, key).items() if spec}
+
+
+def _loggers(node: Any) -> dict[str, Spec]:
+    """Returns the trackers; raises for one whose package is not installed, before anything runs."""
+    found = _chosen(node, "logger")
+    for name, spec in found.items():
+        packages = _PACKAGES.get(str(spec[TARGET]).rpartition(".")[2], ())
+        if packages and not any(find_spec(package) for package in packages):
+            raise QexpError(f"logger={name} needs {packages[0]}: pip install {packages[0]}")
+    return found
 
 
 def _study(value: Any) -> str:
