@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all check bench kernels asan wheel golden docs clean
+.PHONY: help setup demo test oldest test-all check bench kernels asan wheel golden docs clean
 
 help:  ## list what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -20,12 +20,25 @@ $(READY): pyproject.toml setup.py
 	@$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check -e ".[dev]"
 	@touch $@
 
-demo: $(READY)  ## quantize a small CNN on real handwritten digits: a table and a page, in under three minutes
+demo: $(READY)  ## quantize a small CNN on real handwritten digits: a table and a page, in under a minute once it is installed
 	$(BIN)/python run.py -m experiment=demo quant=minmax,mse bits=w8a8,w4a4,w3a3,w2a2
 	$(BIN)/python run.py -m experiment=demo quant=lsq schedule=qat bits=w4a4,w2a2
 
 test: $(READY)  ## the tests that take a few minutes
 	$(PYTEST) -m "not slow"
+
+# One part a day, so that its time holds; PART=0 to 6 chooses one.
+PARTS := kernels "integer ranges" quantizers run "layers network passes calibration" "models data tasks" "command search results system"
+PART ?= $(shell expr $$(date +%j) % 7)
+OLD := .venv-oldest
+
+oldest:  ## one part of the tests under the oldest torch that is allowed, 2.11; another part every day, or PART=0 to 6
+	@test -x $(OLD)/bin/python || $(PYTHON) -m venv $(OLD)
+	@$(OLD)/bin/python -m pip install --quiet --quiet --disable-pip-version-check "torch==2.11.*" "torchvision==0.26.*"
+	@$(OLD)/bin/python -m pip install --quiet --quiet --disable-pip-version-check -e ".[dev,export]"
+	@set -- $(PARTS); shift $(PART); cd tests && \
+	  echo "torch $$(../$(OLD)/bin/python -c 'import torch; print(torch.__version__)'): tests/ $$1" && \
+	  OMP_NUM_THREADS=1 ../$(OLD)/bin/python -m pytest -q -n 2 --dist worksteal -m "not slow and not browser" $$1
 
 test-all: $(READY)  ## all tests; with QEXP_DATA_DIR those on real data too, with Chromium those of the page
 	$(PYTEST)
@@ -62,4 +75,4 @@ golden: $(READY)  ## write the golden numbers anew (say why in the changelog, un
 	QEXP_GOLDEN=write $(BIN)/python -m pytest -q tests/quantizers/test_golden.py
 
 clean:  ## remove the .venv and caches, never results
-	rm -rf $(VENV) build dist kernels/compiled *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(OLD) build dist kernels/compiled *.egg-info .pytest_cache .ruff_cache .hypothesis

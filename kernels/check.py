@@ -9,6 +9,7 @@ from torch import Tensor
 from .errors import KernelError
 
 ROUNDINGS = ("half_even", "half_up", "half_away", "floor", "trunc", "stochastic")
+_NUMBERS = (float, int)  # asked first, since a question to an abstract class takes longer
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
@@ -42,6 +43,16 @@ def parameter(name: str, p: Tensor, x: Tensor, axis: int | None, *, positive: bo
     """
     if not isinstance(p, Tensor):
         raise KernelError(f"{name}: got {type(p).__name__}, expected a tensor with 1 element or one per channel")
+    if (
+        type(p) in (Tensor, torch.nn.Parameter)
+        and p.numel() == 1
+        and p.dtype == torch.float32
+        and p.is_cpu
+        and x.is_cpu
+        and not torch.compiler.is_compiling()
+        and (-math.inf, 0.0)[positive] < p.item() < math.inf
+    ):
+        return p  # one sound number on the CPU, by far the most frequent case in training; anything else is looked at below
     if p.device != x.device:
         raise KernelError(f"{name}: is on {p.device}, but x is on {x.device}")
     channels = 1 if axis is None else x.shape[axis]
@@ -65,7 +76,7 @@ def limits(
     qmin: float | Tensor, qmax: float | Tensor, x: Tensor, axis: int | None
 ) -> tuple[float, float, Tensor | None]:
     """Returns `(qmin, qmax, None)` for numbers, `(0, 0, [2, C])` where the channels differ."""
-    if isinstance(qmin, Real) and isinstance(qmax, Real):
+    if (type(qmin) in _NUMBERS or isinstance(qmin, Real)) and (type(qmax) in _NUMBERS or isinstance(qmax, Real)):
         if not qmin <= qmax:
             raise KernelError(f"qmin, qmax: got {qmin} and {qmax}, expected qmin <= qmax")
         return float(qmin), float(qmax), None

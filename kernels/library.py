@@ -63,10 +63,14 @@ def differentiable(name: str, setup_context: Callable, backward: Callable) -> Ca
     """
     torch.library.register_autograd(f"qexp::{name}", backward, setup_context=setup_context, lib=LIBRARY)
     op = getattr(torch.ops.qexp, name).default
+    is_compiling, grad_enabled = torch.compiler.is_compiling, torch.is_grad_enabled
+    transforms = torch._C._are_functorch_transforms_active
+    call = op._op  # the operator without the checks that tracing needs
+    below = torch._C._AutoDispatchBelowAutograd
 
     def forward(ctx, *arguments):
-        with torch._C._AutoDispatchBelowAutograd():
-            output = op(*arguments)
+        with below():
+            output = call(*arguments)
         setup_context(ctx, arguments, output)
         return output
 
@@ -75,15 +79,20 @@ def differentiable(name: str, setup_context: Callable, backward: Callable) -> Ca
     )
 
     apply = super(torch.autograd.Function, function).apply  # skips the part that only function transforms need
+    function._backward_cls.apply = (
+        backward  # the engine calls it by this name; torch's own looks the same function up each time
+    )
+    tensors = [i for i, a in enumerate(op._schema.arguments) if "Tensor" in str(a.type)]
 
     def run(*arguments):
-        if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        if is_compiling() or transforms():
             return op(*arguments)
-        if torch.is_grad_enabled():
-            for argument in arguments:
-                if isinstance(argument, torch.Tensor) and argument.requires_grad:
+        if grad_enabled():
+            for i in tensors:
+                argument = arguments[i]
+                if argument is not None and argument.requires_grad:
                     return apply(*arguments)
-        with torch._C._AutoDispatchBelowAutograd():
-            return op(*arguments)
+        with below():
+            return call(*arguments)
 
     return run

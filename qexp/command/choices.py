@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -99,8 +100,10 @@ def _check_choice(override: Override, folders: Sequence[Path]) -> None:
 
 
 def _check_letters(word: str) -> None:
-    """Raises for an override with letters that Hydra reads only in quotes; the error gives the right spelling."""
+    """Raises for letters that are not allowed, or that Hydra reads only in quotes; the error gives the right spelling."""
     key, is_override, value = word.partition("=")
+    if any(unicodedata.category(letter) == "Cc" and letter != "\t" for letter in word):
+        raise QexpError(f"{word!r} is not allowed; leave out control characters and line ends")
     if not is_override or word.isascii() or word.startswith("-"):
         return
     try:
@@ -172,6 +175,8 @@ def check_runs_dir(arguments: Sequence[str]) -> None:
         value = override.value()
         if override.key_or_group != "runs_dir" or not isinstance(value, str) or "${" in value:
             continue
+        if any(unicodedata.category(letter) in ("Cc", "Cf", "Zl", "Zp") for letter in value):
+            raise QexpError(f"{override.input_line!r} is not allowed; leave out control characters and line ends")
         try:
             Path(value).mkdir(parents=True, exist_ok=True)
         except OSError as error:

@@ -32,10 +32,7 @@ REMEDY = "run the point anew with deploy=int8, which computes as runtimes do, an
 PAIR = 2**15 - 1  # two products of bytes, as old x86 processors hold them
 HELD = 2**24  # codes in memory at a time
 SCORE = 2.0**-20  # relative to the greatest score: the error of float32
-INSTALL = (
-    "export=onnx needs onnx and onnxruntime, which are not installed: pip install 'qexp[export]' (in a clone: "
-    "pip install -e '.[export]')"
-)
+INSTALL = "export=onnx needs onnx and onnxruntime, which are not installed: pip install onnx onnxruntime"
 
 
 def check_installed() -> None:

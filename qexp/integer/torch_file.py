@@ -14,6 +14,7 @@ from __future__ import annotations
 import copy
 import logging
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +101,11 @@ def read(folder: Path) -> tuple[nn.Module, Tensor, Tensor]:
     """
     try:
         vectors = load_file(folder / GOLDEN)
-        return torch.export.load(folder / ARCHIVE).module(), vectors["images"], vectors["scores"]
+        with warnings.catch_warnings():
+            # torch 2.11 remarks on its own way of reading the archive
+            warnings.filterwarnings("ignore", message="The given buffer is not writable", category=UserWarning)
+            network = torch.export.load(folder / ARCHIVE).module()
+        return network, vectors["images"], vectors["scores"]
     except Exception as error:  # raised by the archive's reader, which documents no exceptions
         raise QexpError(
             f"{folder}: {ARCHIVE} or {GOLDEN} is missing, cut short or damaged ({type(error).__name__}: {error}); export the run again"

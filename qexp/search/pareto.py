@@ -86,7 +86,7 @@ class Pareto(Allocate):
         try:
             import optuna
         except ImportError:
-            raise QexpError("search=pareto needs optuna, which is not installed: pip install 'qexp[sweep]'") from None
+            raise QexpError("search=pareto needs optuna, which is not installed: pip install optuna") from None
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         content = [[*key] for key in self.keys(shelf)] + [shelf.widths, self.goal, self.score_images, setting.seed]
         shape = hashlib.sha256(json.dumps([content, setting.folder.name], default=str).encode()).hexdigest()[:16]

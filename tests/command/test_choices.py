@@ -228,3 +228,21 @@ def test_letters_that_need_quotes_are_told():
     with pytest.raises(QexpError, match=r"only in quotes of its own; write 'plan=\"pl\u00e4ne/x.csv\"'"):
         check_choices(["plan=pl\u00e4ne/x.csv"], CONF)
     check_choices(['plan="pl\u00e4ne/x.csv"'], CONF)
+
+
+@pytest.mark.parametrize("word", ["study=a\nb", "study=a\x1b[31mb", "weights=x\r.pt", "plan=a\x00b", "quant=mse\n"])
+def test_control_characters_are_answered_in_one_line(word):
+    with pytest.raises(QexpError, match="leave out control characters and line ends") as said:
+        check_choices([word], CONF)
+    assert str(said.value).isprintable()
+
+
+@pytest.mark.parametrize("name", ["a\tb", "a\u2028b", "a\u200bb"])
+def test_no_folder_gets_a_name_that_cannot_be_seen(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for word in (f"runs_dir={name}", f"runs_dir='{name}'"):
+        with pytest.raises(QexpError) as said:
+            check_choices([word], CONF)
+            check_runs_dir([word])
+        assert str(said.value).isprintable() or "only in quotes" in str(said.value)
+    assert list(tmp_path.iterdir()) == []
