@@ -30,6 +30,8 @@ In Python, `qexp.load("zoo:resnet20_w4a4_qdrop")` returns the quantized network.
 Scores are of all test samples that the card names, with the 95 % interval; *integers*: the same score by the integer program.
 *Published* is the row that a paper or a project has for this network and these widths, where there is one; its method and its float
 network may be others.
+
+An entry's configuration names the Python classes that build its network, as a run's does: load entries of people you trust.
 """
 
 

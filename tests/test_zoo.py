@@ -51,7 +51,11 @@ def test_it_covers_the_widths_and_tasks():
 
 
 def test_it_stays_small_and_lists_every_file():
-    files = [p for p in ZOO.rglob("*") if p.is_file()]
+    places = [
+        ZOO,
+        *(p for p in ZOO.iterdir() if p.is_dir() and p.name[0] != "."),
+    ]  # entries in the making begin with a dot
+    files = [p for place in places for p in (place.rglob("*") if place != ZOO else place.iterdir()) if p.is_file()]
     assert sum(p.stat().st_size for p in files) < 15e6
     listed = zoo.sums(ZOO)
     assert sorted(listed) == sorted(p.relative_to(ZOO).as_posix() for p in files if p.name != zoo.SUMS)

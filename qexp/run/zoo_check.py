@@ -22,18 +22,24 @@ from qexp.integer.files import from_json, to_json
 from qexp.integer.lowering import lower
 from qexp.integer.program import IntegerProgram
 from qexp.integer.reference import Reference
-from qexp.layers.swap import baked_weights
 from qexp.numerics.packed_values import Packed
 from qexp.results import zoo
 from qexp.run import saved_network, training
 from qexp.run.datasets import load_data
-from qexp.run.settings import Settings
+from qexp.run.settings import Settings, TrainerOptions
+from qexp.run.zoo_golden import Golden, simulated
 from qexp.tasks.base import Score
 
 # Between processors, float sums differ in their last bits; a value beside the border of two codes then falls to the other side, and a
 # few scores change by a code. A wrong weight, scale or bias moves all of them.
 CLOSE = 0.05  # root mean square of the difference, as a share of the scores' own
 FEW = 0.002  # share of samples whose outcome may differ, for the same reason
+EVALUATION = (
+    "_target_",
+    "precision",
+    "limit_test_batches",
+    "deterministic",
+)  # options of a trainer that a score depends on
 SAMPLE, INTEGER = "sample", "integer"
 
 
@@ -65,41 +71,6 @@ class Report:
         return "\n".join(
             [self.name, *(f"  {what:<{wide}}  {words[holds]:<9}  {said}" for what, holds, said in self.rows)]
         )
-
-
-@dataclass(frozen=True)
-class Golden:
-    """The golden vectors of an entry.
-
-    Attributes:
-        images: Made-up images `[N, C, H, W]`.
-        outputs: What the simulated network computes of them.
-        codes, scores: The program's codes of the images and of their scores; None without a program.
-    """
-
-    images: Tensor
-    outputs: Tensor
-    codes: NDArray[np.int64] | None
-    scores: NDArray[np.int64] | None
-
-    @classmethod
-    def of(cls, arrays: Mapping[str, NDArray]) -> Golden:
-        """Returns the vectors that a file holds."""
-        codes, scores = (arrays[name].astype(np.int64) if name in arrays else None for name in ("codes", "scores"))
-        return cls(images_of(arrays), torch.from_numpy(np.array(arrays["outputs"])), codes, scores)
-
-
-def images_of(arrays: Mapping[str, NDArray]) -> Tensor:
-    """Returns images whose 256 shades lie evenly between the darkest and the brightest value of each channel."""
-    dark, bright = (arrays[name].reshape(1, -1, 1, 1) for name in ("dark", "bright"))
-    return torch.from_numpy(dark + arrays["shades"].astype(np.float32) * ((bright - dark) / np.float32(255)))
-
-
-@torch.no_grad()
-def simulated(model: nn.Module, images: Tensor) -> Tensor:
-    """Returns the outputs of a quantized network."""
-    with baked_weights(model):
-        return model.eval()(images)
 
 
 def program_of(entry: zoo.Entry) -> IntegerProgram:
@@ -181,10 +152,12 @@ def sampled(config: Mapping[str, Any], samples: int | None) -> Settings:
 
 
 def scored(model: nn.Module, data: DataSet, settings: Settings, program: IntegerProgram | None = None) -> Score:
-    """Returns the score of a network, or of its integer program by the network's own task."""
-    quiet = replace(settings.trainer, progress=False)
+    """Returns the score of a network, or of its integer program by the network's own task, on one processor whatever the run used."""
+    options = {key: value for key, value in settings.trainer.options.items() if key in EVALUATION}
+    trainer = TrainerOptions.of({**options, "accelerator": "cpu", "devices": 1, "enable_progress_bar": False})
+    plain = replace(settings, trainer=trainer, callbacks={})
     with tempfile.TemporaryDirectory() as scratch, computing(model, program):
-        return training.evaluate(model, data, replace(settings, trainer=quiet), "check", Path(scratch))[0]
+        return training.evaluate(model, data, plain, "check", Path(scratch))[0]
 
 
 @contextmanager
