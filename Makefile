@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all check bench kernels asan golden docs clean
+.PHONY: help setup demo test test-all check bench kernels asan wheel golden docs clean
 
 help:  ## list what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -45,6 +45,14 @@ bench: $(READY)  ## what quantization costs in time, as ratios to floating point
 asan: $(READY)  ## the kernel tests under AddressSanitizer and UBSan
 	$(BIN)/python -m qexp_kernels.asan
 
+wheel: $(READY)  ## build the wheel, with kernels for three levels of x86-64, and the source distribution, into dist/
+	@$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check build
+	@rm -rf build dist
+	$(BIN)/python -m qexp_kernels.build
+	@$(BIN)/python -m build --wheel >/dev/null
+	@$(BIN)/python -m build --sdist >/dev/null
+	@ls -lh dist
+
 docs: $(READY)  ## build the documentation into site/, warnings as errors
 	$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check -e ".[docs]"
 	NO_MKDOCS_2_WARNING=1 OMP_NUM_THREADS=1 $(BIN)/python -m mkdocs build --strict --quiet -f docs/mkdocs.yml
@@ -54,4 +62,4 @@ golden: $(READY)  ## write the golden numbers anew (say why in the changelog, un
 	QEXP_GOLDEN=write $(BIN)/python -m pytest -q tests/quantizers/test_golden.py
 
 clean:  ## remove the .venv and caches, never results
-	rm -rf $(VENV) build .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist kernels/compiled *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -1,4 +1,4 @@
-"""Packaging that pyproject.toml cannot express: the folder `kernels/` is imported as `qexp_kernels`, and may carry compiled libraries."""
+"""Packaging that pyproject.toml cannot express: `kernels/` is imported as `qexp_kernels`, and `conf/` becomes `qexp/conf`."""
 
 from pathlib import Path
 
@@ -26,12 +26,15 @@ setup(
     cmdclass={"bdist_wheel": Wheel},
     packages=[
         *find_packages(include=["qexp", "qexp.*"]),
+        "qexp.conf",
         "qexp_kernels",
         *(f"qexp_kernels.{name}" for name in find_packages("kernels")),
     ],
-    package_dir={"qexp_kernels": "kernels"},
+    package_dir={"qexp_kernels": "kernels", "qexp.conf": "conf"},
     package_data={
         "qexp_kernels": ["*/*.cpp", "*/*.cu", "*/*.cuh", "*/*.h", "compiled/*.so"],
+        "qexp.conf": ["**/*.yaml"],
+        "qexp.command": ["templates/*"],
         "qexp.report": ["assets/*"],
         "qexp.integer.package": ["*.c", "*.h"],
     },

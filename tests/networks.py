@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from qexp.models.modules import Add, Concat
 
@@ -90,3 +91,32 @@ class Tied(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.c(torch.relu(self.b(torch.relu(self.a(x)))))
+
+
+class FunctionalBlock(nn.Module):
+    """A residual block written with functions."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(channels, channels, 3, padding=1), nn.BatchNorm2d(channels)
+        self.conv2, self.bn2 = nn.Conv2d(channels, channels, 3, padding=1), nn.BatchNorm2d(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu6(self.bn1(self.conv1(x)))
+        y = self.bn2(self.conv2(y))
+        y += x
+        return F.relu(y)
+
+
+class FunctionalDigits(nn.Module):
+    """Scores [N, 10] of digits [N, 1, 8, 8]: sums, activations, a concatenation and a pool that are functions."""
+
+    def __init__(self, num_classes: int = 10) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8)
+        self.left, self.right, self.fc = FunctionalBlock(8), FunctionalBlock(8), nn.Linear(16, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.norm(self.stem(x)))
+        x = torch.cat([self.left(x), self.right(x)], 1)
+        return self.fc(torch.flatten(F.adaptive_avg_pool2d(x, 1), 1))

@@ -18,6 +18,7 @@ from qexp.command.keys import check_key
 from qexp.errors import QexpError
 from qexp.quantizers.base import Quantizer
 from qexp.run.settings import read
+from qexp.run.settings.trainer import OWN
 
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"
@@ -40,6 +41,12 @@ CHOICES = [
     for group in GROUPS
     for file in sorted((CONF / group).rglob("[!_]*.yaml"))
 ]
+
+NAMED = {  # choices that name a network on the command line
+    "model=timm": ["model.name=resnet18"],
+    "model=torchvision": ["model.name=resnet18"],
+    "model=import": ["model.target=qexp.models.digits_cnn.DigitsCNN"],
+}
 
 
 def targets(node: Any, path: str = "") -> list[tuple[str, dict]]:
@@ -72,7 +79,7 @@ def plain(cfg: DictConfig) -> dict:
 
 @pytest.mark.parametrize("choice", CHOICES)
 def test_every_choice_composes_its_keys_are_known_and_its_targets_bind(compose, choice):
-    config = plain(compose(choice))
+    config = plain(compose(choice, *NAMED.get(choice, ())))
     OmegaConf.create(config)
     for key in keys(config):
         check_key(key, [CONF])
@@ -81,6 +88,8 @@ def test_every_choice_composes_its_keys_are_known_and_its_targets_bind(compose, 
         given = {
             k: v for k, v in node.items() if k not in ("_target_", "_partial_", "_convert_", "_args_", "bits", "share")
         }
+        if where == ".trainer":
+            given = {key: value for key, value in given.items() if key not in OWN}
         target = get_object(node["_target_"])
         if not callable(target):
             continue  # a family of layers

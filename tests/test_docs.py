@@ -12,6 +12,7 @@ from hydra import initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from qexp.command.choices import check_choices
+from qexp.command.commands import COMMANDS
 from qexp.command.folders import CONF
 from qexp.command.listing import offered
 from qexp.command.root import register
@@ -29,11 +30,13 @@ PAGES = [
 
 
 def commands() -> list[tuple[str, str]]:
-    """Every line that calls `run.py`, with the page it stands on."""
+    """Every line that calls `run.py` or `qexp` for a run, with the page it stands on."""
     found = []
     for page in PAGES:
         for line in page.read_text().splitlines():
-            match = re.match(r"\s*(?:\$ )?python run\.py (.*)", line)
+            match = re.match(
+                rf"\s*(?:\$ )?(?:python run\.py|python -m qexp|qexp) (?!(?:{'|'.join(COMMANDS)}) )(.*=.*)", line
+            )
             if (
                 match
                 and "--help" not in line

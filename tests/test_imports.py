@@ -39,6 +39,8 @@ ORDER = (
     "callbacks",
     "run",
     "command",
+    "verbs",
+    "__main__",
 )
 RANK = {name: i for i, name in enumerate(ORDER)}
 QUANTIZATION = {"quantizers", "layers", "network", "calibration", "analysis", "passes", "recipe", "integer", "search"}
@@ -208,7 +210,7 @@ def test_a_module_that_learns_of_hydra_is_found(tmp_path, line):
 
 
 def test_nothing_lies_loose_at_the_top_of_the_package():
-    assert sorted(p.name for p in (ROOT / "qexp").glob("*.py")) == ["__init__.py", "errors.py"]
+    assert sorted(p.name for p in (ROOT / "qexp").glob("*.py")) == ["__init__.py", "__main__.py", "errors.py"]
 
 
 def test_the_library_loads_neither_lightning_nor_torchvision():

@@ -17,6 +17,7 @@ from qexp.calibration.cache import content_hash, save_stats
 from qexp.calibration.memory_cache import kept_stats, weight_stats
 from qexp.calibration.site_stats import Calibration, SiteStats
 from qexp.errors import QexpError
+from qexp.layers.calls import all_calls
 from qexp.layers.quantized import QUANTIZED, activation_axis, float_class, main, operands, quantizers, weight_of
 from qexp.layers.swap import evaluating, quantizers_off
 from qexp.numerics.granularity import PerChannel, PerGroup
@@ -103,7 +104,12 @@ def collect(
     home = next((t.device for t in model.parameters()), torch.device("cpu"))
     try:
         model.to(device or home)
-        with hooked(watching()), evaluating(model), nullcontext() if quantized else quantizers_off(model):
+        with (
+            all_calls(model),
+            hooked(watching()),
+            evaluating(model),
+            nullcontext() if quantized else quantizers_off(model),
+        ):
             bar = tqdm(batches, desc="calibrate", unit="batch", leave=False, disable=not progress)
             for number, images in enumerate(bar):
                 model(images if device is None else images.to(device))
@@ -155,7 +161,8 @@ def calibrate(
     if not len(batches):
         raise QexpError("calibration got no images; set n_calibrate to at least one batch")
     channelwise, asked = wanted(model)
-    path = cache_dir and Path(cache_dir) / f"{content_hash(model, batches, channelwise, asked)}.safetensors"
+    with all_calls(model):  # statistics are those of every tensor that could carry a quantizer
+        path = cache_dir and Path(cache_dir) / f"{content_hash(model, batches, channelwise, asked)}.safetensors"
     calibration = kept_stats(path) if path else None
     if calibration is None:
         job = (model, batches, channelwise, progress, asked, device)

@@ -14,6 +14,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Override
 from hydra.errors import HydraException
 
+from qexp.command.commands import called
 from qexp.command.folders import config_folders
 from qexp.command.keys import check_key
 from qexp.command.listing import grouped, is_offered, nearest, offered
@@ -23,6 +24,7 @@ from qexp.errors import QexpError, near
 from qexp.models.key_maps import parsed
 
 OPTIONAL = ("deploy", "search", "experiment", "debug")  # groups that need no choice
+BY_NAME = ("timm", "torchvision", "import")  # models that are named on the command line
 # options that only show the configuration: nothing runs
 _LOOKS = ("--help", "-h", "--hydra-help", "--cfg", "-c", "--info")
 
@@ -61,7 +63,7 @@ def check_choices(arguments: Sequence[str], conf: Path) -> None:
             )
             if group not in known:
                 raise QexpError(
-                    f"{override.input_line}: there is no key {group!r}{near(group, known)}; see run.py --cfg job"
+                    f"{override.input_line}: there is no key {group!r}{near(group, known)}; see {called()} --cfg job"
                 )
         elif "." in group and not own_keys and not any(f"{group}.".startswith(f"{place}.") for place in brought):
             try:
@@ -84,6 +86,11 @@ def _check_choice(override: Override, folders: Sequence[Path]) -> None:
         raise QexpError(
             f"{line}: {group} has no choice {wrong!r}{nearest(wrong, names)}; allowed are\n{grouped(group, names)}"
         )
+    for name in chosen:
+        if len(homes := [f for f in folders if (f / group / f"{name}.yaml").is_file()]) > 1:
+            raise QexpError(
+                f"{line}: {name} lies in {' and in '.join(str(f / group) for f in homes)}, and only the first would count; rename yours"
+            )
     top, _, folder = group.partition("/")
     if folder and chosen and not _adds(override) and not override.package:
         raise QexpError(
@@ -120,10 +127,15 @@ def _check_replaced(arguments: Sequence[str]) -> None:
 def rules_added(arguments: Sequence[str]) -> list[str]:
     """Returns the command line with `++` before each `quant.rules.NAME=...`, which Hydra needs if a recipe lacks the rule.
 
+    Likewise before each `model.net.ARGUMENT=...` of a network that is named on the command line: its constructor knows its arguments.
+
     >>> rules_added(["quant=mse", "quant.rules.wide={layers: conv1, weight: {bits: 8}}", "+quant.rules.x=null"])
     ['quant=mse', '++quant.rules.wide={layers: conv1, weight: {bits: 8}}', '+quant.rules.x=null']
     """
-    return [f"++{word}" if word.startswith("quant.rules.") and "=" in word else word for word in arguments]
+    free = ["quant.rules."]
+    if {f"model={name}" for name in BY_NAME} & set(arguments):
+        free.append("model.net.")
+    return [f"++{word}" if word.startswith(tuple(free)) and "=" in word else word for word in arguments]
 
 
 def key_maps_quoted(arguments: Sequence[str]) -> list[str]:

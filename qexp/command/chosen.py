@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 import yaml
 from hydra.conf import HydraConf
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, open_dict, read_write
 
 log = logging.getLogger(__name__)
 _NAMED = ("model", "dataset", "quant", "schedule")  # groups whose `name` the tables show
@@ -22,7 +22,7 @@ def named(cfg: DictConfig, choices: Mapping[str, str | None]) -> DictConfig:
         group, _, package = key.partition("@")
         node = None if group not in _NAMED or choice is None else _node(cfg, package or group)
         if isinstance(node, DictConfig) and "name" not in node:
-            with open_dict(node):
+            with read_write(node), open_dict(node):
                 node.name = PurePosixPath(choice).name
     return cfg
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from qexp.command.commands import called
 from qexp.errors import RENAMED, QexpError, near
 
 ELSEWHERE = {  # options of Lightning's Trainer whose place is in the schedule
@@ -58,7 +59,7 @@ def check_key(key: str, folders: Sequence[Path]) -> None:
             if above[0] == "quant" and part in RENAMED:
                 raise QexpError(f"there is no key {key!r}; {part} is now called {RENAMED[part]}")
             raise QexpError(
-                f"there is no key {prefix + part!r}{near(part, sorted(children[depth]), prefix=prefix)}; see run.py --cfg job; "
+                f"there is no key {prefix + part!r}{near(part, sorted(children[depth]), prefix=prefix)}; see {called()} --cfg job; "
                 f"add an option that no file names with a plus, +{key}=..."
             )
 

@@ -1,4 +1,4 @@
-"""`python -m qexp.command.prepare dataset=imagenet model=resnet50`: decodes and packs a data set's images before anything runs on them.
+"""`qexp prepare dataset=imagenet model=resnet50`: decodes and packs a data set's images before anything runs on them.
 
 A run does the same when it first uses the images; this command also checks every image of the pack and prints the gain.
 """
@@ -10,10 +10,13 @@ import logging
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
+from hydra.errors import HydraException
 from omegaconf import DictConfig
 
+from qexp.command.choices import check_choices, key_maps_quoted, rules_added
+from qexp.command.commands import called
+from qexp.command.folders import CONF
 from qexp.command.root import register
 
 
@@ -45,26 +48,30 @@ def line(pack, batch: int) -> str:
     return f"{pack.path}: {', '.join([what, *others])}; checked and read at {rate:.0f}/s{gain}"
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None) -> int:
+    """Packs what the words name and prints a line per pack; returns 0, or 2 with one line on stderr for a mistake."""
     from hydra import compose, initialize_config_dir
 
     from qexp.errors import QexpError
 
-    parser = argparse.ArgumentParser(
-        prog="python -m qexp.command.prepare", description="Pack a data set's images once."
-    )
+    parser = argparse.ArgumentParser(prog=f"{called()} prepare", description="Pack a data set's images once.")
     parser.add_argument(
-        "overrides", nargs="+", metavar="KEY=VALUE", help="as for run.py: dataset=imagenet model=resnet50"
+        "overrides", nargs="+", metavar="KEY=VALUE", help="as for a run: dataset=imagenet model=resnet50"
     )
+    words = parser.parse_args(argv).overrides
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     register()
-    with initialize_config_dir(str(Path(__file__).parents[2] / "conf"), version_base="1.3"):
-        cfg = compose("config", overrides=parser.parse_args(arguments).overrides)
     try:
+        words = key_maps_quoted(rules_added(words))
+        check_choices(words, CONF)
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            cfg = compose("config", overrides=words)
         print("\n".join(prepare(cfg)))
-    except QexpError as error:
-        sys.exit(f"{type(error).__name__}: {error}")
+    except (QexpError, HydraException) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -8,7 +8,7 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
-from qexp.command import listing, widths
+from qexp.command import commands, listing, plugins, resolvers, search_path, widths
 
 
 @dataclass
@@ -45,7 +45,11 @@ class Root:
 
 
 def register() -> None:
-    """Registers with Hydra the types of the root (`schema`), pairs of widths as choices of `bits=`, and the list for `--help`."""
+    """Registers with Hydra the types of the root (`schema`), pairs of widths as choices of `bits=`, the user's folders and help texts."""
     ConfigStore.instance().store(name="schema", node=Root)
     widths.register()
     listing.register()
+    resolvers.register()
+    commands.register()
+    search_path.register()
+    plugins.register()

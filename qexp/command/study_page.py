@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,6 +13,7 @@ from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
+from qexp.command.chosen import named
 from qexp.command.sweeps import points_of
 from qexp.errors import QexpError
 from qexp.results import receipts
@@ -82,6 +84,9 @@ class StudyPage(Callback):
     def _study(self, config: DictConfig) -> Path:
         """Returns the study that a job wrote to: for an export, the study of the exported run."""
         if config.get("export") is None:
+            config = named(
+                config.copy(), config.hydra.runtime.choices
+            )  # the study is named after models without a name too
             inside = not {"..", "."} & set(str(config.study).split("/")) and not str(config.study).startswith("/")
             return Path(config.runs_dir) / (config.study if inside else "?")  # the run itself raises for other names
         self.exports = True
@@ -137,9 +142,7 @@ class StudyPage(Callback):
         if self.failed:
             n = len(self.failed)
             what = "export" if self.exports else "point"
-            where = (
-                "see above; the run's own record stays" if self.exports else "see the table and each point's log.txt"
-            )
+            where = "see above; the run's own record stays" if self.exports else _where_to_look(self.studies)
             log.error("%d %s%s failed; %s", n, what, "" if n == 1 else "s", where)
         if self.failed or broken:
             sys.exit(1)
@@ -158,6 +161,13 @@ class StudyPage(Callback):
                 log.error("%s: the table or the page could not be written: %s", study, error)
                 broken = True
         return broken
+
+
+def _where_to_look(studies: Sequence[Path]) -> str:
+    """Returns where the reason of a failure stands: the files that were written, or else the screen."""
+    written = ["the table"] if any((study / "results.csv").is_file() for study in studies) else []
+    written += ["each point's log.txt"] if any(any(study.glob("*/log.txt")) for study in studies) else []
+    return f"see {' and '.join(written) or 'above'}"
 
 
 def _forget_mistakes(study: Path) -> None:

@@ -75,6 +75,8 @@ def of_weights(name: str | None, network: str | None) -> tuple[int, str] | None:
     """
     if not name or not re.fullmatch(r"(\w+_Weights\.)?[A-Z][A-Z0-9_]*", str(name)):
         return None
+    if "." not in name and not network:
+        return None
     from torchvision import models
 
     try:

@@ -201,7 +201,7 @@ class ImageFolder(ImageData):
             where = self.root / self.train if self.train else f"{self.root} (dataset.data.train=null)"
             raise QexpError(
                 f"{self.name}: nothing to train on: no training images in {where}. Quantize without training "
-                "(schedule=ptq) from weights=..., or name them, dataset.data.train"
+                "(schedule=ptq) from weights=... (weights=random to try a network), or name them, dataset.data.train"
             )
         held = set(self._drawn)
         rest = training.take([i for i in range(len(training)) if i not in held])

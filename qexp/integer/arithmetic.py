@@ -11,6 +11,8 @@ from qexp.errors import QexpError
 
 ROUNDINGS = ("half_even", "half_up", "half_away", "floor", "trunc")
 FLOAT32 = "float32"  # rounding of a requantization as runtimes compute it, see `requantized`
+FLOAT32_SUM = "float32_sum"  # the same for a product of two tensors
+RUNTIMES = (FLOAT32, FLOAT32_SUM)
 OVERFLOWS = ("saturate", "wrap")
 MAX_SHIFT = 46  # beyond it `zero_point << shift` leaves int64 for 16-bit codes
 BYTE_SHIFT = 53  # the same for 8-bit codes
@@ -53,15 +55,20 @@ def requantized(x: Any, factor: Any, addend: Any, shift: Any, rounding: str) -> 
     """Returns `(x * factor + addend) / 2^shift` rounded to integers, int64 of NumPy or torch.
 
     With `float32`, it computes as runtimes do: number and product are rounded to the 24 bits of a float32, the result half to even, and
-    the zero point (`addend / 2^shift`) is added last. The arithmetic is still on integers: converting an integer rounds to 24 bits.
+    the zero point (`addend / 2^shift`) is added last. With `float32_sum`, as runtimes multiply two tensors, it is added before the
+    rounding, so that an odd one turns ties around. The arithmetic is still on integers: converting an integer rounds to 24 bits.
 
     >>> [requantized(np.array([11]), 3, 0, 1, name).tolist() for name in ("half_even", "float32")]
     [[16], [16]]
+    >>> [requantized(np.array([1]), 1, 3 << 1, 1, name).tolist() for name in ("float32", "float32_sum")]
+    [[3], [4]]
     >>> requantized(np.array([2**24 + 1]), 1, 3 << 2, 2, "float32").tolist()
     [4194307]
     """
-    if rounding != FLOAT32:
+    if rounding not in RUNTIMES:
         return shift_round(x * factor + addend, shift, rounding)
+    if rounding == FLOAT32_SUM:
+        return shift_round(_held(_held(_held(x) * factor) + addend), shift)
     return shift_round(_held(_held(x) * factor), shift) + (addend >> shift)
 
 

@@ -17,13 +17,13 @@ from torch import Tensor
 
 from qexp.integer.fast_steps import STEPS, fused
 from qexp.integer.machine import Machine
+from qexp.integer.op import Op
 from qexp.integer.program import (
     Add,
     Clamp,
     Conv,
     IntegerProgram,
     Linear,
-    Op,
     Requantize,
 )
 from qexp.integer.register import Accumulator

@@ -12,21 +12,21 @@ from qexp_kernels import rescale
 from torch import Tensor
 
 from qexp.integer import int8
-from qexp.integer.arithmetic import FLOAT32, limit, requantized
+from qexp.integer.arithmetic import FLOAT32_SUM, RUNTIMES, limit, requantized
 from qexp.integer.bounds import partial_sums
+from qexp.integer.fast_moves import MOVES
+from qexp.integer.fast_products import PRODUCTS
+from qexp.integer.fast_statistics import STATISTICS
 from qexp.integer.machine import DOUBLE, Machine
+from qexp.integer.op import Op
 from qexp.integer.program import (
     Add,
     Clamp,
-    Concat,
     Conv,
-    Flatten,
     Linear,
     Lookup,
     MaxPool,
-    Op,
     Requantize,
-    StridedPad,
     SumPool,
 )
 from qexp.integer.reference import Reference, requantize
@@ -41,7 +41,7 @@ def _weighted(fast: Machine, op: Conv | Linear) -> Callable[..., Tensor]:
     source = fast.program.tensors[op.inputs[0]]
     low, high = partial_sums(op, source.low, source.high)
     after = fast.exact(op.output, most=max(-low, high) << op.align)
-    spread = fast.constant(op.bias, after, fast.ndim(op.output))
+    spread = fast.constant(op.bias, after, fast.ndim(op.output), _axis(fast, op))
     register = fast.accumulator if fast.accumulator is not None and fast.accumulator.bits < 64 else None
 
     def step(x: Tensor) -> Tensor:
@@ -65,7 +65,7 @@ def _sums(fast: Machine, op: Conv | Linear) -> Callable[[Tensor], Tensor] | None
     if dtype is torch.int64:
         return None
     weight = torch.from_numpy(op.weight).to(fast.device, dtype)
-    zero = fast.constant(op.zero, dtype, fast.ndim(op.inputs[0])) if np.any(op.zero) else None
+    zero = fast.constant(op.zero, dtype, fast.ndim(op.inputs[0]), _axis(fast, op)) if np.any(op.zero) else None
 
     def step(x: Tensor) -> Tensor:
         x = x.to(dtype)
@@ -82,7 +82,7 @@ def fused(fast: Machine, chain: list[Op]) -> Callable[..., Tensor] | None:
     first, last = chain[0], chain[-1]
     if isinstance(first, Add):
         return _clamped_sum(fast, first, last) if isinstance(last, Clamp) else None
-    if last.rounding == FLOAT32:
+    if last.rounding in RUNTIMES:
         return None
     sums = _sums(fast, first)
     source = fast.program.tensors[first.inputs[0]]
@@ -98,7 +98,21 @@ def fused(fast: Machine, chain: list[Op]) -> Callable[..., Tensor] | None:
     factor = torch.from_numpy(np.array(factor * 2.0**first.align)).to(fast.device)
     dtype = fast.codes_type(last.output)
     low, high = limits if dtype is not torch.uint8 else (max(limits[0], 0), min(limits[1], 255))  # no others can come
-    return lambda x: rescale(sums(x), factor, summand, low, high, rounding=last.rounding, dtype=dtype)
+    axis = _axis(fast, first)
+    return lambda x: _rescaled(sums(x), factor, summand, low, high, last.rounding, dtype, axis)
+
+
+def _axis(fast: Machine, op: Conv | Linear) -> int:
+    """Returns the dimension of a layer's channels, the batch not counted: the last one of linear layers."""
+    return fast.ndim(op.output) - 2 if isinstance(op, Linear) else 0
+
+
+def _rescaled(x: Tensor, factor: Tensor, summand: Tensor, low, high, rounding: str, dtype, axis: int) -> Tensor:
+    """Returns `rescale` of a tensor whose channels lie along `axis`, the batch not counted."""
+    if axis and max(factor.numel(), summand.numel()) > 1:
+        x = x.movedim(axis + 1, 1)
+        return rescale(x, factor, summand, low, high, rounding=rounding, dtype=dtype).movedim(1, axis + 1)
+    return rescale(x, factor, summand, low, high, rounding=rounding, dtype=dtype)
 
 
 def _clamp_behind(op: Requantize, clamp: Clamp, most: int) -> tuple[int, int] | None:
@@ -144,7 +158,7 @@ def _own_unit(fast: Machine, op: Conv | Linear) -> Callable[..., Tensor]:
 
 
 def _requantize(fast: Machine, op: Requantize) -> Callable[..., Tensor]:
-    if op.rounding == FLOAT32:
+    if op.rounding in RUNTIMES:
         return _as_runtimes(fast, op)
     source = fast.program.tensors[op.inputs[0]]
     line = _line(op, max(abs(source.low), abs(source.high)))
@@ -155,12 +169,12 @@ def _requantize(fast: Machine, op: Requantize) -> Callable[..., Tensor]:
 
         def step(x: Tensor) -> Tensor:
             x = x if x.dtype in (torch.float32, torch.float64) else x.double()
-            return rescale(x, factor, summand, low, high, rounding=op.rounding, dtype=dtype)
+            return _rescaled(x, factor, summand, low, high, op.rounding, dtype, op.axis)
 
         return step
     ndim, small = fast.ndim(op.inputs[0]), op.low >= -(2**23) and op.high < 2**23
     factor, addend, shift, zero = (
-        fast.constant(v, torch.int64, ndim) for v in (op.multiplier, op.addend, op.shift, op.zero)
+        fast.constant(v, torch.int64, ndim, op.axis) for v in (op.multiplier, op.addend, op.shift, op.zero)
     )
 
     def whole(x: Tensor) -> Tensor:
@@ -173,12 +187,14 @@ def _requantize(fast: Machine, op: Requantize) -> Callable[..., Tensor]:
 def _as_runtimes(fast: Machine, op: Requantize) -> Callable[..., Tensor]:
     """A requantization in float32 is one pass, except for its zero point."""
     ndim, dtype = fast.ndim(op.inputs[0]), fast.codes_type(op.output)
-    factor = fast.constant(np.ldexp(op.multiplier.astype(np.float64), -op.shift), torch.float32, ndim)
-    after = fast.constant(op.addend >> op.shift, torch.float32, ndim)
-    zero = fast.constant(op.zero, torch.float64, ndim) if np.any(op.zero) else None
+    factor = fast.constant(np.ldexp(op.multiplier.astype(np.float64), -op.shift), torch.float32, ndim, op.axis)
+    after = fast.constant(op.addend >> op.shift, torch.float32, ndim, op.axis)
+    zero = fast.constant(op.zero, torch.float64, ndim, op.axis) if np.any(op.zero) else None
 
     def step(x: Tensor) -> Tensor:
         x = x if zero is None else x.double() - zero
+        if op.rounding == FLOAT32_SUM:
+            return torch.round((x.float() * factor).add_(after)).clamp_(op.low, op.high).to(dtype)
         return torch.round(x.float() * factor).add_(after).clamp_(op.low, op.high).to(dtype)
 
     return step
@@ -190,7 +206,7 @@ def _clamp(fast: Machine, op: Clamp) -> Callable[..., Tensor]:
     if all(v.size == 1 for v in limits):
         low, high = (int(v[0]) for v in limits)
         return lambda x: x.clamp(low, high)
-    low, high = (fast.constant(v, dtype, fast.ndim(op.inputs[0])) for v in limits)
+    low, high = (fast.constant(v, dtype, fast.ndim(op.inputs[0]), op.axis) for v in limits)
     return lambda x: x.clamp(low.to(x.dtype), high.to(x.dtype))
 
 
@@ -235,17 +251,10 @@ def _max_pool(fast: Machine, op: MaxPool) -> Callable[..., Tensor]:
 
 def _lookup(fast: Machine, op: Lookup) -> Callable[..., Tensor]:
     table = torch.from_numpy(np.array(op.table)).to(fast.device, fast.exact(op.output))
-    return lambda x: table[x.long() - op.low]
-
-
-def _strided_pad(fast: Machine, op: StridedPad) -> Callable[..., Tensor]:
-    around = (0, 0, 0, 0, op.before, op.after)
-    return lambda x: F.pad(x[:, :, :: op.stride, :: op.stride], around, value=int(op.zero[0]))
-
-
-def _concat(fast: Machine, op: Concat) -> Callable[..., Tensor]:
-    dtype = fast.exact(*op.inputs)
-    return lambda *xs: torch.cat([x.to(dtype) for x in xs], 1)
+    if table.ndim == 1:
+        return lambda x: table[x.long() - op.low]
+    row = fast.constant(np.arange(len(table)), torch.int64, fast.ndim(op.output), op.axis)
+    return lambda x: table[row, x.long() - op.low]
 
 
 STEPS: dict[type[Op], Callable[[Machine, Op], Callable[..., Tensor]]] = {
@@ -257,7 +266,7 @@ STEPS: dict[type[Op], Callable[[Machine, Op], Callable[..., Tensor]]] = {
     SumPool: _sum_pool,
     MaxPool: _max_pool,
     Lookup: _lookup,
-    StridedPad: _strided_pad,
-    Concat: _concat,
-    Flatten: lambda fast, op: lambda x: x.flatten(1),
+    **PRODUCTS,
+    **MOVES,
+    **STATISTICS,
 }

@@ -85,6 +85,7 @@ def to_json(program: IntegerProgram) -> tuple[dict[str, Any], dict[str, NDArray]
                 "high": t.high,
                 "unit": t.unit.tolist(),
                 "zero_point": t.zero_point.tolist(),
+                "axis": t.axis,
             }
             for t in program.tensors.values()
         ],
@@ -116,6 +117,7 @@ def from_json(document: dict[str, Any], arrays: dict[str, NDArray], where: str =
             t["high"],
             np.array(t["unit"], np.float64),
             np.array(t["zero_point"], np.int64),
+            t["axis"],
         )
         for t in document["tensors"]
     }
@@ -158,6 +160,7 @@ _ARRAY = {"array": str, "dtype": str, "shape": [Whole()], "sha256": str}
 _TENSOR = {
     **{"name": str, "shape": [Whole(1)], "low": Whole(-(2**63), 2**63 - 1), "high": Whole(-(2**63), 2**63 - 1)},
     **{"unit": Either((float, [float])), "zero_point": Either((Whole(-(2**62), 2**62), [Whole(-(2**62), 2**62)]))},
+    "axis": Whole(0, 15),
 }
 _DOCUMENT = {
     **{"input": str, "output": str, "rounding": str, "about": {}},
@@ -165,7 +168,7 @@ _DOCUMENT = {
 }
 _FIELDS = {  # schema of an operation's field, by its annotation
     **{"str": str, "int": Whole(-(2**63), 2**63 - 1), "Ints": _ARRAY, "dict[str, Any]": {}},
-    **{"tuple[str, ...]": [str], "tuple[int, int]": Exactly(2, Whole())},
+    **{"tuple[str, ...]": [str], "tuple[int, int]": Exactly(2, Whole()), "tuple[int, ...]": [Whole()]},
 }
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,9 +46,39 @@ def is_power_of_two(values: Reals) -> bool:
     return bool((np.frexp(values)[0] == 0.5).all())
 
 
-def cannot(where: str, reason: str, remedy: str) -> QexpError:
+class CannotLowerError(QexpError):
+    """A part of a network has no integer form.
+
+    Attributes:
+        where, reason, remedy: The layer, why, and what to do.
+    """
+
+    def __init__(self, where: str, reason: str, remedy: str) -> None:
+        super().__init__(f"{where}: cannot be lowered to integers: {reason}; {remedy}")
+        self.where, self.reason, self.remedy = where, reason, remedy
+
+
+def cannot(where: str, reason: str, remedy: str) -> CannotLowerError:
     """Returns the error for a part without an integer form: where, why, what to do."""
-    return QexpError(f"{where}: cannot be lowered to integers: {reason}; {remedy}")
+    return CannotLowerError(where, reason, remedy)
+
+
+def together(refusals: list[CannotLowerError]) -> QexpError:
+    """Returns one error for all parts without an integer form; parts with one reason, but for its numbers, are named together."""
+    alike: dict[str, list[CannotLowerError]] = {}
+    for refusal in refusals:
+        alike.setdefault(re.sub(r"\d+", "", refusal.reason), []).append(refusal)
+    lines: list[str] = []
+    remedies = [parts[0].remedy for parts in alike.values()]
+    for number, (first, *others) in enumerate(alike.values()):
+        line = f"{first.where}: cannot be lowered to integers: {first.reason}"
+        line += (
+            "" if first.remedy in remedies[number + 1 :] else f"; {first.remedy}"
+        )  # a remedy of several reasons comes last
+        names = ", ".join(dict.fromkeys(other.where for other in others[:4]))
+        more = f" and {len(others) - 4} more" if len(others) > 4 else ""
+        lines.append(line + (f" (so for {names}{more})" if others else ""))
+    return QexpError("\n".join(lines))
 
 
 @torch.no_grad()
@@ -119,7 +151,13 @@ def _narrow(values: NDArray) -> NDArray:
 
 
 @torch.no_grad()
-def integer_weight(weight: Tensor, quantizer: Quantizer, where: str, reach: int) -> tuple[Ints, Reals]:
+def integer_weight(
+    weight: Tensor,
+    quantizer: Quantizer,
+    where: str,
+    reach: int,
+    arrange: Callable[[Tensor], Tensor] | None = None,
+) -> tuple[Ints, Reals]:
     """Returns integer weights `[O, ...]` and the real value of one, `[O]`: `w^ = integers * unit`.
 
     For evenly spaced codes, the integers are the codes minus their zero point. Otherwise they are the levels as multiples of a step:
@@ -132,11 +170,13 @@ def integer_weight(weight: Tensor, quantizer: Quantizer, where: str, reach: int)
         quantizer: Its quantizer.
         where: Layer and site, for the error.
         reach: Greatest magnitude of an input's integer, which bounds the sums.
+        arrange: Function that brings a weight's values into the form `[O, ...]`, where they have another.
 
     Raises:
         QexpError: There are more levels than the bits allow: the quantizer does not keep its weights on a grid.
     """
-    values = quantizer(weight).detach().cpu().double().numpy()
+    arrange = arrange or (lambda values: values)
+    values = arrange(quantizer(weight).detach().cpu().double()).numpy()
     outputs = len(values)
     if quantizer.gain is None:
         spread = weight.new_ones(weight.shape)
@@ -144,8 +184,10 @@ def integer_weight(weight: Tensor, quantizer: Quantizer, where: str, reach: int)
             quantizer.rows(spread)[0] * torch.as_tensor(v).detach().to(weight)
             for v in (quantizer.scale, quantizer.zero_point)
         )
-        scale, zero = (v.reshape(outputs, -1).cpu().double().numpy() for v in (scale, zero))
-        codes = quantizer.codes(weight).cpu().double().numpy().reshape(outputs, -1)
+        codes = quantizer.codes(weight)
+        scale, zero, codes = (
+            arrange(v.reshape(weight.shape).cpu().double()).reshape(outputs, -1).numpy() for v in (scale, zero, codes)
+        )
         values32 = values.reshape(outputs, -1)  # rounded to float32, like all results of the network
         exact = np.abs((codes - zero) * scale - values32) <= np.maximum(1e-4 * scale, np.abs(values32) * 2.0**-21)
         if exact.all() and (scale == scale[:, :1]).all():
@@ -153,7 +195,7 @@ def integer_weight(weight: Tensor, quantizer: Quantizer, where: str, reach: int)
             whole = twice * (codes - zero)
             if np.array_equal(whole, np.rint(whole)):
                 return whole.astype(np.int64).reshape(values.shape), scale[:, 0] / twice
-    if quantizer.granularity.axis == 0 or quantizer.gain is not None:
+    if quantizer.granularity.axis is not None or quantizer.gain is not None:
         parts = [_multiples(row[None], where, quantizer, reach) for row in values]
         return np.concatenate([p[0] for p in parts]), np.array([p[1] for p in parts])
     whole, step = _multiples(values, where, quantizer, reach)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from qexp.integer.op import Op
 from qexp.integer.program import IntegerProgram, Requantize
 from qexp.integer.values import Value
 
@@ -29,6 +30,21 @@ class Site:
     quantized: bool
 
 
+@dataclass(frozen=True)
+class Computed:
+    """A layer that the simulation computes as the program's operation does: a root or a quotient of whole numbers.
+
+    Attributes:
+        arriving: The value before.
+        op: The operation.
+        leaving: The value after.
+    """
+
+    arriving: Value
+    op: Op
+    leaving: Value
+
+
 @dataclass
 class Lowered:
     """A program, and the data with which its network computes the same numbers.
@@ -38,9 +54,11 @@ class Lowered:
         sites: By (layer, site), the treatment of activations; the layer `""` is the network's result.
         constants: By layer and site, the real values (float64) of weights, biases and statistics that the integers represent.
         steps: By layer, the real value of an integer weight of 1, `[O]`.
+        computed: By layer, the operations that the simulation uses in place of the layer's own computation.
     """
 
     program: IntegerProgram
     sites: dict[tuple[str, str], Site] = field(default_factory=dict)
     constants: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
     steps: dict[str, np.ndarray] = field(default_factory=dict)
+    computed: dict[str, Computed] = field(default_factory=dict)

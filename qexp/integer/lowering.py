@@ -7,12 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qexp.integer.grids import cannot
+from qexp.integer.grids import CannotLowerError, cannot, together
 from qexp.integer.layers import FUNCTIONS, LAYERS
 from qexp.integer.lowered import Lowered
 from qexp.integer.walk import Walk
+from qexp.layers.calls import all_calls
+from qexp.layers.swap import evaluating, quantizers_off
 from qexp.models.modules import StridedPad
-from qexp.network.recorder import record
+from qexp.network.graph import Graph, Step
+from qexp.network.recorder import record, several
 
 
 @torch.no_grad()
@@ -26,16 +29,40 @@ def lower(model: nn.Module, example: Tensor, about: dict[str, Any] | None = None
         as_runtimes: Requantize results of layers in float32, as 8-bit runtimes do (`deploy=int8`); by default more exactly.
 
     Raises:
-        QexpError: A part of the network has no integer form; the message names the layer and the reason.
+        QexpError: Parts of the network have no integer form; the message names each layer, the reason and the remedy.
     """
-    seen = record(model, example, leaves=(StridedPad,))
+    with all_calls(model):
+        seen = record(model, example, leaves=(StridedPad,))
     if seen.graph is None:
         raise cannot(
             type(model).__name__, f"its graph is not known ({seen.error})", "write it without data-dependent steps"
         )
     walk = Walk(model, example, LAYERS, FUNCTIONS, as_runtimes)
+    refusals: list[CannotLowerError] = []
+    shapes: dict[Step, list[tuple[int, ...]]] = {}
     for step in seen.graph.steps:
-        if step.depends:
-            walk.visit(step)
+        try:
+            if step.depends:
+                walk.visit(step)
+            else:
+                walk.constant(step)
+        except CannotLowerError as refusal:
+            refusals.append(refusal)
+            shapes = shapes or _shapes(model, seen.graph, example)
+            walk.assume(step, shapes.get(step, []))
+    if refusals:
+        raise together(refusals)
     walk.lowered.program.about = dict(about or {})
     return walk.lowered
+
+
+def _shapes(model: nn.Module, graph: Graph, example: Tensor) -> dict[Step, list[tuple[int, ...]]]:
+    """Returns the shapes of the tensors that each step makes, without the batch."""
+    shapes: dict[Step, list[tuple[int, ...]]] = {}
+
+    def keep(step: Step, made: list[Tensor]) -> None:
+        shapes[step] = [tuple(tensor.shape[1:]) for tensor in made]
+
+    with all_calls(model), evaluating(model), quantizers_off(model):
+        graph.replay(several(example), keep=keep)
+    return shapes

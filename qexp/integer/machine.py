@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from qexp.integer import int8
-from qexp.integer.program import Conv, IntegerProgram, Op
+from qexp.integer.op import Op
+from qexp.integer.program import Conv, IntegerProgram, channels
 from qexp.integer.register import Accumulator
 
 SINGLE = 2**24  # below it float32 holds every integer
@@ -49,10 +50,9 @@ class Machine:
         source = self.program.tensors[op.inputs[0]]
         return int8.suits(op, source.low, source.high)
 
-    def constant(self, values: NDArray, dtype: torch.dtype, ndim: int) -> Tensor:
-        """Returns a constant that broadcasts against `[N, C, ...]`."""
-        tensor = torch.from_numpy(np.array(values)).to(self.device, dtype)
-        return tensor.reshape(1, -1, *[1] * (ndim - 2)) if tensor.numel() > 1 else tensor.reshape([1] * ndim)
+    def constant(self, values: NDArray, dtype: torch.dtype, ndim: int, axis: int = 0) -> Tensor:
+        """Returns a constant that broadcasts against `[N, ...]`; its channels lie along `axis`, the batch not counted."""
+        return torch.from_numpy(channels(np.array(values), ndim, axis)).to(self.device, dtype)
 
     def ndim(self, name: str) -> int:
         """Returns the dimensions of a tensor, the batch included."""

@@ -20,10 +20,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qexp.errors import QexpError
-from qexp.integer.arithmetic import FLOAT32
+from qexp.integer.arithmetic import RUNTIMES
 from qexp.integer.bounds import greatest_pair
 from qexp.integer.fast import Fast
 from qexp.integer.onnx_graph import Graph, takes_pixels
+from qexp.integer.onnx_nodes import FORMS
+from qexp.integer.onnx_products import looked_up
 from qexp.integer.program import Conv, IntegerProgram, Linear, Requantize
 
 REMEDY = "run the point anew with deploy=int8, which computes as runtimes do, and export that"
@@ -60,7 +62,7 @@ def write(program: IntegerProgram, path: Path, int4: bool = False) -> dict[str, 
     import onnx
 
     refuse(program)
-    graph = Graph(program, int4)
+    graph = Graph(program, FORMS, looked_up, int4)
     model = graph.model()
     onnx.checker.check_model(model)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -199,7 +201,7 @@ def why(program: IntegerProgram, int4: bool = False) -> str:
         isinstance(op, Conv | Linear) and op.weight.min() >= -8 and op.weight.max() <= 7 for op in program.ops
     ):
         return "onnxruntime computes layers with int4 weights in float; take export=onnx, which stores them as int8"
-    if not any(isinstance(op, Requantize) and op.rounding == FLOAT32 for op in program.ops):
+    if not any(isinstance(op, Requantize) and op.rounding in RUNTIMES for op in program.ops):
         return REMEDY
     wide = [name for name, grid in program.tensors.items() if name in _read(program) and grid.bits > 8]
     if wide:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from qexp.integer.arithmetic import round_reals, width
+from qexp.integer.moves import Concat, Flatten, Pad, Permute, Reshape, Slice, StridedPad
+from qexp.integer.op import Ints, Op
+from qexp.integer.products import Affine, MatMul, Multiply, Resample
+from qexp.integer.statistics import Normalize, Softmax
 
-Ints = NDArray[np.int64]
-VERSION = 1  # of the format; a program of another one is refused
+VERSION = 2  # of the format; a program of another one is refused
 
 
 @dataclass(frozen=True)
@@ -23,8 +26,9 @@ class TensorSpec:
         name: Unique in the program.
         shape: Without the batch: `(C, H, W)` or `(features,)`.
         low, high: Bounds of the codes for any input.
-        unit: Real value of one step, one number or one per channel (the first dimension).
+        unit: Real value of one step, one number or one per channel.
         zero_point: Code of zero, one number or one per channel.
+        axis: Dimension of the channels, without the batch: 0 in maps `(C, H, W)`, the last where channels come last.
     """
 
     name: str
@@ -33,21 +37,12 @@ class TensorSpec:
     high: int
     unit: NDArray[np.float64]
     zero_point: Ints
+    axis: int = 0
 
     @property
     def bits(self) -> int:
         """Bits that hold every code."""
         return width(self.low, self.high)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Op:
-    """One operation: `inputs` are tensors, `output` is the tensor it makes; `layer` names its layer in the network."""
-
-    kind: ClassVar[str] = ""
-    layer: str
-    inputs: tuple[str, ...]
-    output: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +73,7 @@ class Conv(Op):
 
 @dataclass(frozen=True, kw_only=True)
 class Linear(Op):
-    """`acc = sum (x - zero) * weight`, result `(acc << align) + bias`, weight [O, I]."""
+    """`acc = sum (x - zero) * weight`, result `(acc << align) + bias`, weight [O, I], over the last dimension of the input."""
 
     kind = "linear"
     weight: Ints
@@ -93,7 +88,7 @@ class Requantize(Op):
     """`y = clip(round(((x - zero) * multiplier + addend) / 2^shift), low, high)`: another grid; a multiplier of 1 is a plain shift.
 
     The addend holds the new zero point (`zero_point << shift`), or a batch norm's integer summand. All four are one number or one per
-    channel.
+    channel, which lie along the dimension `axis`.
     """
 
     kind = "requantize"
@@ -104,15 +99,17 @@ class Requantize(Op):
     rounding: str
     low: int
     high: int
+    axis: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Clamp(Op):
-    """`y = clip(x, low, high)`: a ReLU or ReLU6 in codes; limits are one number or one per channel."""
+    """`y = clip(x, low, high)`: a ReLU or ReLU6 in codes; limits are one number or one per channel along `axis`."""
 
     kind = "clamp"
     low: Ints
     high: Ints
+    axis: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,13 +119,6 @@ class Add(Op):
     kind = "add"
     zeros: Ints
     shifts: Ints
-
-
-@dataclass(frozen=True, kw_only=True)
-class Concat(Op):
-    """Operands of one grid side by side along the channels."""
-
-    kind = "concat"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,33 +146,35 @@ class SumPool(Op):
 
 @dataclass(frozen=True, kw_only=True)
 class Lookup(Op):
-    """`y = table[x - low]`: any function of one code."""
+    """`y = table[x - low]`: any function of one code; a table [C, codes] has one row per channel along `axis`."""
 
     kind = "lookup"
     table: Ints
     low: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Flatten(Op):
-    """[N, C, H, W] -> [N, C * H * W]."""
-
-    kind = "flatten"
-
-
-@dataclass(frozen=True, kw_only=True)
-class StridedPad(Op):
-    """Every `stride`-th pixel, and channels of `zero` before and behind."""
-
-    kind = "strided_pad"
-    stride: int
-    before: int
-    after: int
-    zero: Ints
+    axis: int = 0
 
 
 OPS: dict[str, type[Op]] = {
-    c.kind: c for c in (Conv, Linear, Requantize, Clamp, Add, Concat, MaxPool, SumPool, Lookup, Flatten, StridedPad)
+    c.kind: c
+    for c in (
+        *(
+            Conv,
+            Linear,
+            Requantize,
+            Clamp,
+            Add,
+            Affine,
+            Multiply,
+            MatMul,
+            MaxPool,
+            SumPool,
+            Lookup,
+            Resample,
+            Normalize,
+            Softmax,
+        ),
+        *(Concat, Flatten, StridedPad, Reshape, Permute, Slice, Pad),
+    )
 }
 
 
@@ -215,7 +207,7 @@ class IntegerProgram:
     def decode(self, codes: Ints, tensor: str | None = None) -> NDArray[np.float64]:
         """Returns the real values of a tensor's codes; by default those of the output."""
         spec = self.tensors[tensor or self.output]
-        return (codes - channels(spec.zero_point, codes.ndim)) * channels(spec.unit, codes.ndim)
+        return (codes - channels(spec.zero_point, codes.ndim, spec.axis)) * channels(spec.unit, codes.ndim, spec.axis)
 
     def last_use(self) -> dict[str, int]:
         """Returns, for each tensor, the number of the last operation that reads it, so that executors can drop it."""
@@ -230,7 +222,20 @@ class IntegerProgram:
                     yield i, f.name, value
 
 
-def channels(values: NDArray, ndim: int) -> NDArray:
-    """Returns one value, or one per channel, in the shape that broadcasts against `[N, C, ...]` of `ndim` dimensions."""
+def channels(values: NDArray, ndim: int, axis: int = 0) -> NDArray:
+    """Returns one value, or one per channel, in the shape that broadcasts against `[N, ...]` of `ndim` dimensions.
+
+    Args:
+        values: One number, or one per channel.
+        ndim: Dimensions of the other operand, the batch included.
+        axis: Dimension of the channels, the batch not counted.
+
+    >>> channels(np.arange(3), 4).shape, channels(np.arange(3), 4, 2).shape
+    ((1, 3, 1, 1), (1, 1, 1, 3))
+    """
     values = np.asarray(values)
-    return values.reshape((1, -1) + (1,) * (ndim - 2)) if values.size > 1 else values.reshape((1,) * ndim)
+    return (
+        values.reshape([1] * (axis + 1) + [-1] + [1] * (ndim - axis - 2))
+        if values.size > 1
+        else values.reshape([1] * ndim)
+    )

@@ -11,22 +11,22 @@ from numpy.typing import NDArray
 from qexp.errors import QexpError
 from qexp.integer.arithmetic import requantized
 from qexp.integer.hardware import UNITS
+from qexp.integer.op import Op
+from qexp.integer.products import Affine, MatMul, Multiply, Resample
 from qexp.integer.program import (
     Add,
     Clamp,
-    Concat,
     Conv,
-    Flatten,
     IntegerProgram,
     Linear,
     Lookup,
     MaxPool,
-    Op,
     Requantize,
-    StridedPad,
     SumPool,
     channels,
 )
+from qexp.integer.reference_moves import MOVES
+from qexp.integer.reference_statistics import STATISTICS
 from qexp.integer.register import Accumulator, taps
 
 Ints = NDArray[np.int64]
@@ -78,32 +78,28 @@ class Reference:
 
     def weighted(self, op: Conv | Linear, x: Ints) -> Ints:
         """Returns the sums of a convolution or linear layer."""
-        x = x - channels(op.zero, x.ndim)
+        axis = x.ndim - 2 if isinstance(op, Linear) else 0
+        x = x - channels(op.zero, x.ndim, axis)
         if op.unit:
             return UNITS[op.unit["name"]](op, x, self.accumulator)
         total = self.accumulator.sum(op.layer, taps(op, x))
-        return (total << op.align) + channels(op.bias, total.ndim)
+        return (total << op.align) + channels(op.bias, total.ndim, axis)
 
 
 def requantize(op: Requantize, x: Ints) -> Ints:
     """Returns codes on another grid."""
-    zero, factor, addend, shift = (channels(v, x.ndim) for v in (op.zero, op.multiplier, op.addend, op.shift))
+    zero, factor, addend, shift = (channels(v, x.ndim, op.axis) for v in (op.zero, op.multiplier, op.addend, op.shift))
     return requantized(x - zero, factor, addend, shift, op.rounding).clip(op.low, op.high)
 
 
 def clamp(op: Clamp, x: Ints) -> Ints:
     """Returns codes between two limits."""
-    return x.clip(channels(op.low, x.ndim), channels(op.high, x.ndim))
+    return x.clip(channels(op.low, x.ndim, op.axis), channels(op.high, x.ndim, op.axis))
 
 
 def add(op: Add, *xs: Ints) -> Ints:
     """Returns the sum of operands."""
     return sum((x - zero) << shift for x, zero, shift in zip(xs, op.zeros, op.shifts))
-
-
-def concat(op: Concat, *xs: Ints) -> Ints:
-    """Returns operands side by side."""
-    return np.concatenate(xs, axis=1)
 
 
 def windows(x: Ints, op: MaxPool | SumPool, dilation: tuple[int, int], shape: tuple[int, int], beyond: int) -> Ints:
@@ -134,30 +130,46 @@ def max_pool(op: MaxPool, x: Ints) -> Ints:
 
 def lookup(op: Lookup, x: Ints) -> Ints:
     """Returns the table's entries."""
-    return op.table[x - op.low]
+    if op.table.ndim == 1:
+        return op.table[x - op.low]
+    return op.table[channels(np.arange(len(op.table)), x.ndim, op.axis), x - op.low]
 
 
-def flatten(op: Flatten, x: Ints) -> Ints:
-    """Returns maps as features."""
-    return x.reshape(len(x), -1)
+def affine(op: Affine, x: Ints) -> Ints:
+    """Returns a multiple plus a constant."""
+    return (((x - channels(op.zero, x.ndim, op.axis)) * op.factor) << op.shift) + op.bias
 
 
-def strided_pad(op: StridedPad, x: Ints) -> Ints:
-    """Returns every `stride`-th pixel, and more channels."""
-    x = x[:, :, :: op.stride, :: op.stride]
-    return np.pad(x, ((0, 0), (op.before, op.after), (0, 0), (0, 0)), constant_values=int(op.zero[0]))
+def multiply(op: Multiply, a: Ints, b: Ints) -> Ints:
+    """Returns the product number by number."""
+    return (a - op.zeros[0]) * (b - op.zeros[1])
+
+
+def matmul(op: MatMul, a: Ints, b: Ints) -> Ints:
+    """Returns the product of matrices."""
+    return (a - op.zeros[0]) @ (b - op.zeros[1])
+
+
+def resample(op: Resample, x: Ints) -> Ints:
+    """Returns maps of another size: rows first, then columns."""
+    x = x - channels(op.zero, x.ndim)
+    rows = sum(x[:, :, at] * by[:, None] for at, by in zip(op.rows.T, op.row_weights.T))
+    return sum(rows[:, :, :, at] * by for at, by in zip(op.columns.T, op.column_weights.T))
 
 
 COMPUTE: dict[type[Op], Callable[..., Ints]] = {
     Requantize: requantize,
     Clamp: clamp,
     Add: add,
-    Concat: concat,
     SumPool: sum_pool,
     MaxPool: max_pool,
     Lookup: lookup,
-    Flatten: flatten,
-    StridedPad: strided_pad,
+    Affine: affine,
+    Multiply: multiply,
+    MatMul: matmul,
+    Resample: resample,
+    **MOVES,
+    **STATISTICS,
 }
 
 

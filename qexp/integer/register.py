@@ -65,7 +65,7 @@ def taps(op: Conv | Linear, x: Ints) -> Iterator[Ints]:
     """Yields the products of a layer, one term of its sums at a time: input channel, kernel row, kernel column."""
     if isinstance(op, Linear):
         for i in range(op.weight.shape[1]):
-            yield x[:, i, None] * op.weight[None, :, i]
+            yield x[..., i, None] * op.weight[:, i]
         return
     (ph, pw), (sh, sw), (dh, dw) = op.padding, op.stride, op.dilation
     x = np.pad(x, ((0, 0), (0, 0), (ph, ph), (pw, pw)))

@@ -16,7 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from qexp.integer.arithmetic import requantized
-from qexp.integer.lowered import Lowered, Site
+from qexp.integer.fast_statistics import normalized, shares
+from qexp.integer.lowered import Computed, Lowered, Site
+from qexp.integer.program import channels
+from qexp.integer.statistics import Normalize
+from qexp.layers.calls import all_calls
 from qexp.layers.quantized import BAKED, Quantized, attribute
 from qexp.system.within import evaluating
 
@@ -44,23 +48,24 @@ class IntegerSite(nn.Module):
 
     def codes(self, x: Tensor) -> Tensor:
         """Returns the codes of values that lie on the grid, int64."""
-        return _units(x, self.here.leaving.unit) + _spread(self.here.leaving.zero, x)
+        leaving = self.here.leaving
+        return _units(x, leaving.unit, leaving.axis) + _spread(leaving.zero, x, leaving.axis)
 
     def forward(self, x: Tensor) -> Tensor:
-        here = self.here
-        leaving = here.leaving
+        here, leaving = self.here, self.here.leaving
+        zero, unit = (_spread(v, x, leaving.axis) for v in (leaving.zero, leaving.unit))
         if here.arriving is None:
             codes = self.inner.codes(x.float()).long()
         elif here.op is None:
-            codes = (_units(x, leaving.unit) + _spread(leaving.zero, x)).clamp(leaving.low, leaving.high)
+            codes = (_units(x, leaving.unit, leaving.axis) + zero).clamp(leaving.low, leaving.high)
         else:
             op = here.op
-            factor, addend, shift = (_spread(v, x) for v in (op.multiplier, op.addend, op.shift))
-            units = _units(x, here.arriving.unit)
+            factor, addend, shift = (_spread(v, x, op.axis) for v in (op.multiplier, op.addend, op.shift))
+            units = _units(x, here.arriving.unit, here.arriving.axis)
             codes = requantized(units, factor, addend, shift, op.rounding).clamp(op.low, op.high)
         if self.keep is not None:
             self.keep(here.tensor, codes)
-        return (codes - _spread(leaving.zero, x)).double() * _spread(leaving.unit, x)
+        return (codes - zero).double() * unit
 
 
 class _Constant(nn.Module):
@@ -93,7 +98,7 @@ def integer_rounding(model: nn.Module, lowered: Lowered, keep: Keep | None = Non
     """
     held = [(p, p.data) for p in model.parameters()]
     buffers = [(m, n, b) for m in model.modules() for n, b in m._buffers.items() if b is not None]
-    with evaluating(model), ExitStack() as stack:
+    with all_calls(model), evaluating(model), ExitStack() as stack:
         try:
             model.double()
             stack.callback(model.register_forward_pre_hook(_in_float64).remove)
@@ -101,6 +106,8 @@ def integer_rounding(model: nn.Module, lowered: Lowered, keep: Keep | None = Non
                 stack.callback(_place(model, name, site, here, keep))
             for name, constants in lowered.constants.items():
                 stack.callback(_hold(model.get_submodule(name), constants, lowered.steps.get(name, np.ones(1))))
+            for name, here in lowered.computed.items():
+                stack.callback(_compute(model.get_submodule(name), here))
             yield
         finally:
             stack.close()
@@ -153,12 +160,30 @@ def _hold(layer: Quantized, constants: dict[str, np.ndarray], step: np.ndarray) 
     return restore
 
 
-def _units(x: Tensor, unit: np.ndarray) -> Tensor:
+def _compute(layer: nn.Module, here: Computed) -> Callable[[], None]:
+    """Makes a layer compute an operation of the program; returns a function that restores its own computation."""
+    arriving, leaving = here.arriving, here.leaving
+
+    def forward(x: Tensor) -> Tensor:
+        x = getattr(layer, attribute("input"), nn.Identity())(x)
+        codes = _units(x, arriving.unit, arriving.axis) + _spread(arriving.zero, x, arriving.axis)
+        if isinstance(here.op, Normalize):
+            sign, bias = (_spread(v, x, here.op.axis) for v in (here.op.sign, here.op.bias))
+            codes = normalized(here.op, codes, sign, bias)
+        else:
+            codes = shares(here.op, codes, torch.from_numpy(np.array(here.op.table)).to(x.device))
+        y = codes.double() * _spread(leaving.unit, x, leaving.axis)
+        return getattr(layer, attribute("output"), nn.Identity())(y)
+
+    layer.forward = forward
+    return lambda: layer.__dict__.pop("forward", None)
+
+
+def _units(x: Tensor, unit: np.ndarray, axis: int = 0) -> Tensor:
     """Returns a tensor in units, int64."""
-    return torch.floor(x.double() / _spread(unit, x) + 0.5).long()
+    return torch.floor(x.double() / _spread(unit, x, axis) + 0.5).long()
 
 
-def _spread(values: np.ndarray, x: Tensor) -> Tensor:
-    """Returns one value, or one per channel, in the shape that broadcasts against `[N, C, ...]`."""
-    values = torch.from_numpy(np.array(values)).to(x.device)
-    return values.reshape(1, -1, *[1] * (x.ndim - 2)) if values.numel() > 1 else values.reshape([1] * x.ndim)
+def _spread(values: np.ndarray, x: Tensor, axis: int = 0) -> Tensor:
+    """Returns one value, or one per channel along `axis`, in the shape that broadcasts against `[N, ...]`."""
+    return torch.from_numpy(channels(np.array(values), x.ndim, axis)).to(x.device)

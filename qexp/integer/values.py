@@ -30,6 +30,9 @@ class Value:
         shape: Without the batch.
         most: Largest magnitude of the real values, one number or one per channel; None follows from `unit`, `low` and `high`.
         sums: Unit of a layer's sums as runtimes hold it (float32); None for other tensors.
+        axis: Dimension of the channels, without the batch.
+        runtimes: How runtimes round such sums.
+        dims: Number of dimensions over which the channels spread, from `axis` on: 2 between the two reshapings of a channel shuffle.
     """
 
     tensor: str
@@ -40,6 +43,9 @@ class Value:
     shape: tuple[int, ...]
     most: Reals | None = None
     sums: NDArray[np.float32] | None = None
+    axis: int = 0
+    runtimes: str = FLOAT32
+    dims: int = 1
 
     @property
     def span(self) -> Reals:
@@ -56,6 +62,11 @@ class Value:
     def even(self) -> bool:
         """Whether one unit holds for all channels."""
         return self.unit.size == 1
+
+    @property
+    def uniform(self) -> bool:
+        """Whether one unit and one zero point hold for all channels."""
+        return self.unit.size == 1 and self.zero.size == 1
 
 
 class Writer:
@@ -82,7 +93,13 @@ class Writer:
     def declare(self, value: Value) -> Value:
         """Adds a tensor."""
         self.program.tensors[value.tensor] = TensorSpec(
-            value.tensor, value.shape, value.low, value.high, value.unit, value.zero
+            value.tensor,
+            tuple(map(int, value.shape)),
+            int(value.low),
+            int(value.high),
+            value.unit,
+            value.zero,
+            value.axis,
         )
         return value
 
@@ -102,13 +119,19 @@ class Writer:
     def value(self, name: str) -> Value:
         """Returns the value of a tensor."""
         t = self.program.tensors[name]
-        return Value(t.name, t.unit, t.zero_point, t.low, t.high, t.shape)
+        return Value(t.name, t.unit, t.zero_point, t.low, t.high, t.shape, axis=t.axis)
 
     def requantize(self, value: Value, grid: Grid, layer: str, name: str) -> tuple[Value, Requantize | None]:
         """Returns the value on another grid, and the operation for it: None where it lies on that grid already."""
         same = np.array_equal(value.unit, grid.scale) and np.array_equal(value.zero, grid.zero)
         if same and value.low >= grid.low and value.high <= grid.high:
             return value, None
+        if value.axis and not value.uniform and max(grid.scale.size, grid.zero.size) > 1:
+            raise cannot(
+                layer,
+                "its channels, which come last, meet scales of another dimension",
+                "use granularity: tensor there",
+            )
         factor, shift, rounding = self._factor(value, grid)
         shift = np.broadcast_to(shift, np.broadcast_shapes(shift.shape, grid.zero.shape))
         op = Requantize(
@@ -122,6 +145,7 @@ class Writer:
             rounding=rounding,
             low=grid.low,
             high=grid.high,
+            axis=value.axis if value.unit.size > 1 or value.zero.size > 1 else 0,
         )
         return self.apply(op, value, grid.scale, grid.zero), op
 
@@ -129,7 +153,7 @@ class Writer:
         """Returns multiplier and shift from a value's units to a grid's, and how the products are rounded."""
         narrow = grid.high - grid.low < 256 and grid.scale.size == 1 and grid.rounding == "half_even"
         if self.as_runtimes and narrow and value.sums is not None:
-            return *float32_factor(value.sums / grid.scale.astype(np.float32)), FLOAT32
+            return *float32_factor(value.sums / grid.scale.astype(np.float32)), value.runtimes
         reach = np.minimum(np.ceil(value.span / value.unit), value.reach)
         bits = np.clip(FLOAT_BITS - 1 - np.ceil(np.log2(np.maximum(reach, 1) + 1)), 16, 31).astype(np.int64)
         ratio = np.asarray(value.unit / grid.scale)
@@ -149,7 +173,8 @@ class Writer:
         ]
         low, high = (int(pick([int(pick(e)) for e in ends])) for pick in (np.min, np.max))  # a factor may be negative
         low, high = min(max(low, op.low), op.high), max(min(high, op.high), op.low)
-        return self.emit(op, Value(op.output, unit, zero, low, high, value.shape))
+        axis = op.axis if max(np.size(unit), np.size(zero)) > 1 else 0
+        return self.emit(op, Value(op.output, unit, zero, low, high, value.shape, axis=axis))
 
     def settle(self, values: list[Value], layer: str, name: str, least_unit: float = 0.0) -> tuple[list[Value], list]:
         """Returns values whose units are one number each, powers of two that fit a common sum, and the operations used.
@@ -179,9 +204,9 @@ class Writer:
             ops.append(op)
         return out, ops
 
-    def add(self, values: list[Value], layer: str) -> Value:
-        """Returns the sum of values whose units are equal, or powers of two."""
-        finest = min(float(v.unit[0]) for v in values)
+    def add(self, values: list[Value], layer: str, finest: float | None = None) -> Value:
+        """Returns the sum of values whose units are equal, or powers of two; in steps of the finest unit, or of a given one."""
+        finest = finest or min(float(v.unit[0]) for v in values)
         shifts = [round(np.log2(float(v.unit[0]) / finest)) for v in values]
         low = sum((v.low - int(v.zero.max())) << s for v, s in zip(values, shifts))
         high = sum((v.high - int(v.zero.min())) << s for v, s in zip(values, shifts))

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from qexp.integer.grids import Grid, activation_grid, cannot
 from qexp.integer.lowered import Lowered, Site
 from qexp.integer.values import Value, Writer
+from qexp.layers.forms import form
 from qexp.layers.quantized import Quantized, float_class
-from qexp.network.graph import Ref, Step
+from qexp.network.graph import Ref, Step, mapped, tensors
 from qexp.quantizers.base import Quantizer
 
 FLOAT_INPUT = (
@@ -27,8 +28,9 @@ class Walk:
     Args:
         model: The network.
         example: Images `[N, C, H, W]`, for the shapes.
-        layers: Conversion of each type of layer: a function `(walk, step, name, layer, *values) -> value`.
-        functions: Conversion of each function or method, by name: `(walk, step, name) -> value`.
+        layers: Conversion of each type of layer: a function `(walk, step, name, layer, *values) -> value`, or `-> values` where the
+            layer returns several tensors. It serves calls of functions too, as the layer that computes the same (`qexp.layers.forms`).
+        functions: Conversion of functions and methods that no layer computes, by name: `(walk, step, name) -> value`.
         as_runtimes: Requantize results of layers in float32, as 8-bit runtimes do.
     """
 
@@ -43,7 +45,8 @@ class Walk:
         self.model, self.writer = model, Writer(as_runtimes)
         self.layers, self.functions = layers, functions
         self.lowered = Lowered(self.writer.program)
-        self.values: dict[Step, Value] = {}
+        self.values: dict[Step, Value | tuple[Value, ...]] = {}
+        self.constants: dict[Step, Any] = {}  # results of steps that do not depend on the images
         self.calls: set[str] = set()
         self.image = Value("", np.ones(1), np.zeros(1, np.int64), 0, 0, tuple(example.shape[1:]))
 
@@ -67,19 +70,60 @@ class Walk:
                 raise cannot(step.module, f"its argument {odd!r} is no tensor", "call layers with tensors alone")
             args = [self.operand(ref, step.module) for ref in step.operands]
             self.values[step] = rule(self, step, step.module, layer, *args)
-        else:
-            if step.function not in self.functions:
-                hint = "write the sum as a module (qexp.models.modules.Add)" if step.function in _SUMS else None
-                raise cannot(
-                    step.name, f"the function {step.function} has no integer form", hint or _known(self.layers)
-                )
+        elif step.function in self.functions:
             self.values[step] = self.functions[step.function](self, step, step.name)
+        else:
+            self.values[step] = self._function(step)
+
+    def assume(self, step: Step, shapes: list[tuple[int, ...]]) -> None:
+        """Gives the tensors of a step that was refused 8-bit codes, so that the visit goes on and finds what else has no integer form."""
+        made = [
+            self.writer.declare(
+                Value(
+                    self.writer.fresh(f"{step.name} (refused)"),
+                    np.full(1, 1 / 16),
+                    np.zeros(1, np.int64),
+                    -128,
+                    127,
+                    shape,
+                )
+            )
+            for shape in shapes
+        ]
+        self.values[step] = made[0] if len(made) == 1 else tuple(made)
+
+    def _function(self, step: Step) -> Value | tuple[Value, ...]:
+        """Returns the value of a function call, by the rule of the layer that computes the same."""
+        args, kwargs = mapped(self._held, step.args), mapped(self._held, step.kwargs)
+        call = form(step.function, args, kwargs, (Ref,))
+        rule = _of(self.layers, call.module()) if call is not None else None
+        if rule is None:
+            known = call.kind.__name__ if call is not None else f"the function {step.function}"
+            raise cannot(step.name, f"{known} has no integer form with these arguments", _known(self.layers))
+        if step.changed:
+            raise cannot(step.name, "it writes into a tensor that has another name too", "let it return a new tensor")
+        operands = [self.operand(ref, step.name) for ref in call.operands]
+        return rule(self, step, step.name, call.module(), *operands)
+
+    def _held(self, leaf: Any) -> Any:
+        """Returns an argument with constants in place of references to results that do not depend on the images."""
+        if isinstance(leaf, Ref) and leaf.step in self.constants:
+            return tensors(self.constants[leaf.step])[leaf.index]
+        return leaf
+
+    def constant(self, step: Step) -> None:
+        """Computes a step that does not depend on the images; its result is an argument of later calls."""
+        if step.op in ("module", "function"):
+            args, kwargs = mapped(self._held, step.args), mapped(self._held, step.kwargs)
+            self.constants[step] = step.call(*args, **kwargs)
 
     def operand(self, ref: Ref, where: str) -> Value:
         """Returns the value of a tensor that a step reads."""
-        if ref.step not in self.values or ref.index:
+        held = self.values.get(ref.step)
+        held = held if isinstance(held, tuple) else (held,)
+        if ref.index >= len(held) or held[ref.index] is None:
             raise cannot(where, f"it reads a tensor of {ref.step.name} that has no integer form", "make it a layer")
-        return self.values[ref.step]
+        return held[ref.index]
 
     def first(self, step: Step) -> Value:
         """Returns the value of the first tensor that a function reads."""
@@ -87,8 +131,8 @@ class Walk:
 
     def sole_user(self, step: Step) -> bool:
         """Whether only this step reads the tensor of its argument, under any name."""
-        tensor = self.values[step.operands[0].step].tensor
-        same = {n for n, value in self.values.items() if value.tensor == tensor}
+        tensor = self.first(step).tensor
+        same = {n for n, value in self.values.items() if isinstance(value, Value) and value.tensor == tensor}
         return {user for n in same for user in n.users} - same == {step}
 
     def site(self, name: str, layer: nn.Module, site: str, value: Value) -> Value:
@@ -125,6 +169,9 @@ class Walk:
         """Returns the value after checking that it has codes; images have no codes before their quantizer."""
         if not value.tensor:
             raise cannot(where, "the images are not quantized", FLOAT_INPUT)
+        if value.dims > 1:
+            reason = "its channels, which have different scales, spread over several dimensions"
+            raise cannot(where, reason, "give the layer before the reshaping an output quantizer (quant.output)")
         return value
 
     def settle(self, values: list[Value], name: str, sites: list[str]) -> list[Value]:
@@ -151,6 +198,3 @@ def _of(rules: dict[type, Callable], layer: nn.Module) -> Callable | None:
 
 def _known(rules: dict[type, Callable]) -> str:
     return f"known are {', '.join(sorted({k.__name__ for k in rules}))}"
-
-
-_SUMS = {"__add__", "__iadd__", "__radd__", "add", "add_"}

@@ -16,12 +16,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qexp.errors import QexpError
-from qexp.models.modules import Add, Concat
+from qexp.layers.running import RUNNING, left
+from qexp.models.modules import Add, Concat, MatMul, Mean, Multiply, Subtract
 from qexp.quantizers.base import Quantizer
 
 GRADIENT = "grad_output"  # the gradient with respect to a layer's result, before the layer uses it
 
 
+ROUTED = "routed"  # attribute of a class whose instances pass function calls to stand-ins: their class before (`qexp.layers.calls`)
+COMPUTES_AS = "_computes_as"  # attribute of a layer of a subclass that computes what this base class computes
+AT_SIZE = "_at_size"  # height and width of the maps for which that is so, where the layer's borders depend on them
 BAKED = "baked_weight"  # a buffer, so that it follows the layer to its device; held while evaluating, never saved
 
 
@@ -84,7 +88,10 @@ class Quantized(nn.Module):
         if self.options and len(args) > len(self.operands):
             kwargs |= zip(self.options, args[len(self.operands) :])
             args = args[: len(self.operands)]
-        return super().__call__(*args, **kwargs)
+        if not RUNNING.modes:
+            return super().__call__(*args, **kwargs)
+        with left():
+            return super().__call__(*args, **kwargs)
 
     def forward(self, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if not self.enabled:
@@ -122,6 +129,15 @@ class QuantConv1d(Quantized, nn.Conv1d):
 
 
 class QuantConv2d(Quantized, nn.Conv2d):
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        known = vars(self).get(AT_SIZE)
+        if known is not None and tuple(input.shape[-2:]) != known:
+            raise QexpError(
+                f"a convolution that pads by the size of its input got a map of {list(input.shape[-2:])} and was read with {list(known)}; "
+                "use images of one size"
+            )
+        return nn.Conv2d._conv_forward(self, input, weight, bias)
+
     def compute(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return self._conv_forward(x, weight, bias)
 
@@ -225,22 +241,87 @@ class QuantReLU6(Unweighted, nn.ReLU6): ...
 class QuantPReLU(Unweighted, nn.PReLU): ...
 
 
+class QuantLeakyReLU(Unweighted, nn.LeakyReLU): ...
+
+
 class QuantSiLU(Unweighted, nn.SiLU): ...
 
 
 class QuantHardswish(Unweighted, nn.Hardswish): ...
 
 
-class QuantAdd(Quantized, Add):
-    """A residual add with a quantizer on each operand and on the sum."""
+class QuantHardsigmoid(Unweighted, nn.Hardsigmoid): ...
+
+
+class QuantSigmoid(Unweighted, nn.Sigmoid): ...
+
+
+class QuantTanh(Unweighted, nn.Tanh): ...
+
+
+class QuantGELU(Unweighted, nn.GELU): ...
+
+
+class QuantELU(Unweighted, nn.ELU): ...
+
+
+class QuantMish(Unweighted, nn.Mish): ...
+
+
+class QuantSoftplus(Unweighted, nn.Softplus): ...
+
+
+class QuantSoftmax(Unweighted, nn.Softmax): ...
+
+
+class QuantLayerNorm(Unweighted, nn.LayerNorm): ...
+
+
+class QuantGroupNorm(Unweighted, nn.GroupNorm): ...
+
+
+class QuantInstanceNorm2d(Unweighted, nn.InstanceNorm2d): ...
+
+
+class QuantUpsample(Unweighted, nn.Upsample): ...
+
+
+class QuantMean(Unweighted, Mean): ...
+
+
+class OfTwo(Quantized):
+    """An operation on two tensors, with a quantizer on each operand and on the result."""
 
     sites = ("input.0", "input.1", "output")
     operands = ("a", "b")
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         if not self.enabled:
-            return Add.forward(self, a, b)
-        return self.output_quantizer(Add.forward(self, self.input_0_quantizer(a), self.input_1_quantizer(b)))
+            return self.float_class.forward(self, a, b)
+        if not self.into:
+            return self._quantized(a, b)
+        given = a.clone() if torch.is_grad_enabled() else a  # a quantizer may keep it for its gradient
+        return a.copy_(self._quantized(given, b))
+
+    def _quantized(self, a: Tensor, b: Tensor) -> Tensor:
+        result = self.float_class.forward(self, self.input_0_quantizer(a), self.input_1_quantizer(b))
+        return self.output_quantizer(result)
+
+
+class QuantAdd(OfTwo, Add):
+    """A residual add with a quantizer on each operand and on the sum."""
+
+
+class QuantSubtract(OfTwo, Subtract):
+    """A difference with a quantizer on each operand and on the result."""
+
+
+class QuantMultiply(OfTwo, Multiply):
+    """A product of two tensors (a gate) with a quantizer on each operand and on the result."""
+
+
+class QuantMatMul(OfTwo, MatMul):
+    """A product of two matrices of activations with a quantizer on each operand and on the result."""
 
 
 class QuantConcat(Quantized, Concat):
@@ -268,7 +349,24 @@ QUANTIZED: dict[type[nn.Module], type[Quantized]] = {
     nn.PReLU: QuantPReLU,
     nn.SiLU: QuantSiLU,
     nn.Hardswish: QuantHardswish,
+    nn.LeakyReLU: QuantLeakyReLU,
+    nn.Hardsigmoid: QuantHardsigmoid,
+    nn.Sigmoid: QuantSigmoid,
+    nn.Tanh: QuantTanh,
+    nn.GELU: QuantGELU,
+    nn.ELU: QuantELU,
+    nn.Mish: QuantMish,
+    nn.Softplus: QuantSoftplus,
+    nn.Softmax: QuantSoftmax,
+    nn.LayerNorm: QuantLayerNorm,
+    nn.GroupNorm: QuantGroupNorm,
+    nn.InstanceNorm2d: QuantInstanceNorm2d,
+    nn.Upsample: QuantUpsample,
+    Mean: QuantMean,
     Add: QuantAdd,
+    Subtract: QuantSubtract,
+    Multiply: QuantMultiply,
+    MatMul: QuantMatMul,
     Concat: QuantConcat,
 }
 for _float, _quantized in QUANTIZED.items():
@@ -301,13 +399,16 @@ _SHORTHAND = frozenset(  # attributes that a subclass may define and still compu
 
 
 def float_class(layer: nn.Module) -> type[nn.Module]:
-    """Returns the class of a layer before any swap; for a subclass that only adds an `__init__`, the base class."""
-    return layer.float_class if isinstance(layer, Quantized) else _base(type(layer))
+    """Returns the class of a layer before any swap; for a subclass that computes the same as its base class, the base class."""
+    if isinstance(layer, Quantized):
+        return layer.float_class
+    return vars(layer).get(COMPUTES_AS) or _base(type(layer))
 
 
 @cache
 def _base(kind: type[nn.Module]) -> type[nn.Module]:
     """Returns the base of a subclass that only adds an `__init__` (`class Conv3(nn.Conv2d)`), else the class itself."""
+    kind = vars(kind).get(ROUTED, kind)
     for cls in kind.__mro__:
         if cls in QUANTIZED:
             return cls

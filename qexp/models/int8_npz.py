@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from qexp.errors import QexpError, near
 from qexp.models.checkpoints import check_size
+from qexp.models.norms import identity_norm, norm_after
 
 
 def read_int8(path: Path, model: nn.Module, room: int) -> dict[str, Tensor]:
@@ -45,7 +46,7 @@ def read_int8(path: Path, model: nn.Module, room: int) -> dict[str, Tensor]:
             f"{near(foreign[0], list(layers) + stored, 1)}; check model= and its arguments"
         )
     state = {key: value.clone() for key, value in model.state_dict().items()}
-    norms = _norm_after(model)
+    norms = norm_after(model)
     for name, layer in layers.items():
         codes, scale, bias = arrays[f"{name}.q"], arrays[f"{name}.s"], arrays[f"{name}.b"]
         out = layer.weight.shape[0]
@@ -65,8 +66,7 @@ def read_int8(path: Path, model: nn.Module, room: int) -> dict[str, Tensor]:
             state[f"{name}.bias"] = shift
         elif name in norms:
             norm, eps = norms[name]
-            state |= {f"{norm}.weight": torch.full((out,), (1 + eps) ** 0.5), f"{norm}.bias": shift}
-            state |= {f"{norm}.running_mean": torch.zeros(out), f"{norm}.running_var": torch.ones(out)}
+            state |= {f"{norm}.{part}": value for part, value in identity_norm(shift, eps).items()}
         elif bias.any():
             raise QexpError(f"{path}: {name} has a bias, but the network gives it neither a bias nor a batch norm")
     return state
@@ -109,15 +109,3 @@ def _check_numbers(where: str, values: NDArray, positive: bool) -> None:
         seen = values.astype(np.float32)
     if not np.isfinite(seen).all() or (positive and (seen <= 0).any()):
         raise QexpError(f"{where} holds {'scales that are not positive and finite' if positive else 'nan or inf'}")
-
-
-def _norm_after(model: nn.Module) -> dict[str, tuple[str, float]]:
-    """The batch norm (name, eps) that is registered next after each convolution without a bias."""
-    found: dict[str, tuple[str, float]] = {}
-    waiting: tuple[str, int] | None = None
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Conv2d):
-            waiting = (name, module.out_channels) if module.bias is None else None
-        elif isinstance(module, nn.BatchNorm2d) and waiting and waiting[1] == module.num_features:
-            found[waiting[0]], waiting = (name, module.eps), None
-    return found

@@ -1,4 +1,4 @@
-"""Loads float weights strictly from a file, a torchvision name, a URL or a finished run.
+"""Loads float weights strictly from a file, a torchvision name, a URL, a finished run or the zoo.
 
 Only tensors are unpickled (`weights_only=True`, or safetensors), and every key must fit.
 """
@@ -22,6 +22,9 @@ from qexp.models.checkpoints import read
 from qexp.models.int8_npz import read_int8
 from qexp.models.key_maps import EXAMPLE, parsed
 from qexp.models.matching import listed, match
+from qexp.models.packed_state import float_state
+from qexp.models.timm_networks import timm_address
+from qexp.results import zoo
 from qexp.system.whole_files import whole
 
 # A file may unpack to this many bytes plus the network and its copies (an optimizer's, averages).
@@ -34,7 +37,7 @@ class WeightsRecord:
 
     source: str
     sha256: str
-    kind: str  # file | torchvision | url | run
+    kind: str  # file | torchvision | timm | url | run | zoo
 
 
 def load_weights(
@@ -49,7 +52,8 @@ def load_weights(
         model: The float network; its own keys decide which prefixes are stripped, its `weight_readers` read formats of its own.
         source: A file (safetensors, or what `torch.save` wrote, under any name; `.npz` of 8-bit codes); a run folder, whose last
             checkpoint is taken; a torchvision weight name (`ResNet18_Weights.IMAGENET1K_V1`, or
-            `IMAGENET1K_V1` for a torchvision model); or `https://...#sha256=<hex>`.
+            `IMAGENET1K_V1` for a torchvision model); `DEFAULT` for a torchvision or timm model; `https://...#sha256=<hex>`; or
+            `zoo:NAME`, whose weights lie on their grid.
         key_map: Regular expression -> replacement for the file's keys, applied in order; `None` drops the key. A text is read as
             YAML, as the command line has it: `{"^net[.]": "", "total_ops$": null}`.
         cache_dir: Where downloads are kept; `$QEXP_DATA_DIR/weights` by default, or `data/weights` without it.
@@ -58,6 +62,9 @@ def load_weights(
         QexpError: The source is missing, damaged, not allowed, or does not fit.
     """
     source = str(source)
+    if zoo.name_of(source) is not None:
+        model.load_state_dict(float_state(source, model), strict=True)
+        return WeightsRecord(source, zoo.content(source), "zoo")
     try:
         is_folder, is_there, is_regular = Path(source).is_dir(), Path(source).exists(), Path(source).is_file()
     except OSError as error:  # a name too long for a file
@@ -72,7 +79,7 @@ def load_weights(
     elif is_there:
         raise QexpError(f"weights={source}: not a regular file (a pipe or a device); save the weights as a file")
     elif re.fullmatch(r"(\w+_Weights\.)?[A-Z][A-Z0-9_]*", source):
-        path, kind = _from_torchvision(source, model, cache), "torchvision"
+        path, kind = _published(source, model, cache)
     else:
         raise _not_found(source)
     if not os.access(path, os.R_OK):
@@ -140,6 +147,20 @@ def _from_url(source: str, cache: Path) -> Path:
     return _fetch(url, path, digest[1])
 
 
+def _published(source: str, model: nn.Module, cache: Path) -> tuple[Path, str]:
+    """Returns the file of weights that timm or torchvision publishes, and which of them does."""
+    name = getattr(model, "timm_name", None)
+    if name is None or "." in source:
+        return _from_torchvision(source, model, cache), "torchvision"
+    if source != "DEFAULT":
+        raise QexpError(
+            f"weights={source} is not allowed for timm's {name}; use weights=DEFAULT (the tag after the dot of model.name chooses "
+            "among timm's weights), a file, or null"
+        )
+    url, file = timm_address(name)
+    return _fetch(url, cache / file, ""), "timm"
+
+
 def _from_torchvision(source: str, model: nn.Module, cache: Path) -> Path:
     from torchvision import models
 
@@ -199,5 +220,5 @@ def _not_found(source: str) -> QexpError:
     where = "" if known else f"; the folder {folder} is empty or not there"
     return QexpError(
         f"weights={source}: no such file{near(Path(source).name, known)}{where}. Allowed: a file, a run folder, a "
-        f"torchvision weight name such as IMAGENET1K_V1, or https://...#sha256=<hex>"
+        f"torchvision weight name such as IMAGENET1K_V1, zoo:NAME, https://...#sha256=<hex>, or random"
     )

@@ -22,7 +22,14 @@ def torchvision_model(name: str, num_classes: int = 1000, **options: Any) -> nn.
     known = models.list_models(module=models)
     if name not in known:
         raise QexpError(f"torchvision has no classifier {name!r}{near(name, known)}; it has {', '.join(known)}")
-    model = models.get_model(name, weights=None, num_classes=num_classes, **options)
+    if name in ("googlenet", "inception_v3"):  # torchvision warns where nothing is chosen
+        options.setdefault("init_weights", True)
+    try:
+        model = models.get_model(name, weights=None, num_classes=num_classes, **options)
+    except TypeError as error:
+        raise QexpError(
+            f"model.net of torchvision's {name}: {error}; its arguments are those of its constructor"
+        ) from error
     expose_adds(model)
     model.torchvision_name = name
     return model

@@ -13,9 +13,11 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from qexp.errors import QexpError
+from qexp.layers.calls import calls
 from qexp.layers.quantized import QUANTIZED, WEIGHTED, float_class
-from qexp.network.graph import Graph, Step
-from qexp.network.recorder import record
+from qexp.network.graph import Graph, Ref, Step
+from qexp.network.recorder import Recording, Shapes
+from qexp.network.stand_ins import recorded
 
 log = logging.getLogger(__name__)
 
@@ -92,9 +94,13 @@ class Facts:
 
 
 def facts(model: nn.Module, example: Tensor) -> Facts:
-    """Returns the structure of the model, found by running an example input `[N, C, H, W]`; leaves the model unchanged."""
-    seen = record(model, example)
-    order, shapes = tuple(seen.shapes), {name: found[0] for name, found in seen.shapes.items()}
+    """Returns the structure of the model, found by running an example input `[N, C, H, W]`.
+
+    The model computes the same afterwards; function calls that could carry quantizers have stand-ins, which are layers like any others.
+    """
+    seen = recorded(model, example)
+    every_call = _without_decoding(model, seen)
+    order, shapes = tuple(every_call), {name: found[0] for name, found in every_call.items()}
     weighted = [name for name in order if issubclass(float_class(model.get_submodule(name)), WEIGHTED)]
     if not weighted and not seen.products.strays:
         raise QexpError(f"{type(model).__name__} runs no convolution or linear layer, so there is nothing to quantize")
@@ -106,13 +112,24 @@ def facts(model: nn.Module, example: Tensor) -> Facts:
         order,
         shapes,
         *((weighted[0], weighted[-1]) if weighted else ("", "")),
-        every_call=seen.shapes,
+        every_call=every_call,
         strays=tuple(seen.products.strays),
         products=products,
         images=seen.images,
         trace_error=seen.error,
         **found,
     )
+
+
+def _without_decoding(model: nn.Module, seen: Recording) -> dict[str, tuple[Shapes, ...]]:
+    """Returns the shapes of all layers except function calls behind the last weights of a network with several results.
+
+    These decode boxes and the like, which are no sums of a network's layers.
+    """
+    if seen.graph is not None and isinstance(seen.graph.output.args[0], Ref):
+        return seen.shapes
+    called = {f"{name}.{local}" if name else local for name, m in model.named_modules() for local in calls(m)}
+    return {name: found for name, found in seen.shapes.items() if name not in called or name in seen.before_weights}
 
 
 def _read(graph: Graph, model: nn.Module) -> dict:

@@ -99,8 +99,13 @@ class Graph:
         """The step that returns the result: `args[0]`."""
         return self.steps[-1]
 
-    def replay(self, *inputs: Tensor) -> Any:
-        """Returns the network's result for other images, computed from the steps alone."""
+    def replay(self, *inputs: Tensor, keep: Callable[[Step, list[Tensor]], None] | None = None) -> Any:
+        """Returns the network's result for other images, computed from the steps alone.
+
+        Args:
+            inputs: The images.
+            keep: Called with each step and the tensors that it makes.
+        """
         images = len(inputs[0])
         made: dict[tuple[int, int], Any] = {}
         last = {id(ref.step): number for number, step in enumerate(self.steps) for ref in _refs(step)}
@@ -122,8 +127,11 @@ class Graph:
             if step.op == "output":
                 return args[0]
             changed = [value(leaf) for leaf in step.changed]
-            for k, tensor in enumerate((*tensors(step.call(*args, **kwargs)), *changed)):
+            results = [*tensors(step.call(*args, **kwargs)), *changed]
+            for k, tensor in enumerate(results):
                 made[id(step), k] = tensor
+            if keep:
+                keep(step, results)
             for done in dead.get(number, ()):
                 for k in range(done.results + len(done.changed)):
                     made.pop((id(done), k), None)

@@ -13,7 +13,7 @@ import inspect
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
@@ -22,9 +22,11 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
+from qexp.layers.calls import calls, function_name, kind_of, local_name
+from qexp.layers.forms import STEPS, Form, form
 from qexp.layers.quantized import GRADIENT, QUANTIZED, WEIGHTED, float_class, main
+from qexp.layers.running import reading
 from qexp.layers.swap import evaluating, quantizers_off
-from qexp.models.modules import Add, Concat
 from qexp.network.graph import Graph, Ref, Step, mapped, same, tensors
 from qexp.network.two_runs import Refused, merge
 from qexp.network.unreachable_weights import Products
@@ -44,6 +46,7 @@ _READS = {
     "allclose",
 }
 _READS |= {"is_nonzero", "__array__", "__contains__"}
+PRODUCTS = {"linear", "conv1d", "conv2d", "conv3d"}
 _SITES = ("weight", "bias", "running_mean", "running_var")
 _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
@@ -60,6 +63,8 @@ class Recording:
         images: Batch size of the shapes.
         shapes: Shapes of the sites of each layer that can carry quantizers, call by call; layers in the order of their first calls.
         products: The products that were computed outside the layers of known types.
+        before_weights: Layers whose result goes into a weighted layer, through any other steps.
+        made: The function calls that a module could stand for, by module and local name; those that ran alike in each run.
     """
 
     graph: Graph | None
@@ -67,6 +72,24 @@ class Recording:
     images: int
     shapes: dict[str, tuple[Shapes, ...]]
     products: Products
+    before_weights: frozenset[str] = frozenset()
+    made: dict[tuple[str, str], MadeCall] = field(default_factory=dict)
+
+
+@dataclass
+class MadeCall:
+    """A function call in the `forward` of a module.
+
+    Attributes:
+        kind, number: Its kind, and its place among the module's calls of this kind.
+        of: How many calls of this kind the module makes; None if that differs.
+        forms: The call as one of a module, for each time the module ran; None where there is no such module.
+    """
+
+    kind: str
+    number: int
+    of: int | None
+    forms: list[Form | None] = field(default_factory=list)
 
 
 @torch.no_grad()
@@ -82,7 +105,7 @@ def record(model: nn.Module, example: Tensor, leaves: tuple[type[nn.Module], ...
             image is completed by its mirror image. The network also runs on three other images derived from these.
         leaves: Further module types to treat as leaves, besides quantizable layers, sums, concatenations and torch's own modules.
     """
-    with evaluating(model), quantizers_off(model), torch.random.fork_rng(devices=[]):
+    with evaluating(model), quantizers_off(model), reading(), torch.random.fork_rng(devices=[]):
         images = several(example)
         run = _Run(_copied(model, leaves), leaves)
         try:
@@ -90,22 +113,71 @@ def record(model: nn.Module, example: Tensor, leaves: tuple[type[nn.Module], ...
         except Exception:  # a network that runs only without recording (or not on two images) still has shapes
             return _unwatched(model, images, example, leaves)
         graph, error = None, ""
+        seconds: list[_Run] = []
         try:
-            graph = _proved(model, run, result, images, leaves)
+            graph = _proved(model, run, result, images, leaves, seconds)
         except Refused as reason:
             error = str(reason)
         except Exception as reason:  # the forward of a user's model may raise anything on other images
             error = f"{type(reason).__name__}: {reason}".splitlines()[0]
-        return Recording(graph, error, len(images), run.shapes, run.products)
+        before = _before_weights(run)
+        return Recording(graph, error, len(images), run.shapes, run.products, before, _made_alike(run, seconds))
 
 
-def _proved(model: nn.Module, run: _Run, result: Any, images: Tensor, leaves: tuple[type[nn.Module], ...]) -> Graph:
-    """Returns the graph of a run, after a second run on other images and its replay."""
+def _before_weights(run: _Run) -> frozenset[str]:
+    """Returns the layers whose result goes into a weighted layer, through any other steps."""
+    modules = dict(run.model.named_modules())
+    feeding: set[Step] = set()
+    for step in reversed(run.steps):
+        weighted = step.op == "module" and issubclass(float_class(modules[step.module]), WEIGHTED)
+        if weighted or step.function in PRODUCTS or step in feeding:
+            feeding.update(step.sources)
+    return frozenset(step.module for step in feeding if step.op == "module")
+
+
+def _made_alike(run: _Run, others: list[_Run]) -> dict[tuple[str, str], MadeCall]:
+    """Returns the function calls of a run that the other runs make too, in the same modules; how many of a kind they all make."""
+    alike = {}
+    for key, made in run.made.items():
+        if all(key in other.made and _same_forms(made.forms, other.made[key].forms) for other in others):
+            alike[key] = made
+    for (owner, _), made in alike.items():
+        counts = {n for one in (run, *others) for n in one.counted.get((owner, made.kind), ())}
+        made.of = counts.pop() if len(counts) == 1 else None
+    return alike if others else {}
+
+
+def _same_forms(ours: list[Form | None], theirs: list[Form | None]) -> bool:
+    """Whether two runs made a call with the same arguments beside tensors: others hold values that depend on the images."""
+    if len(ours) != len(theirs):
+        return False
+    return all(
+        a is b is None or (a is not None and b is not None and a.kind is b.kind and _same_options(a.options, b.options))
+        for a, b in zip(ours, theirs)
+    )
+
+
+def _same_options(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    return a.keys() == b.keys() and all(
+        same(v, b[k]) if isinstance(v, Tensor) or isinstance(b[k], Tensor) else v == b[k] for k, v in a.items()
+    )
+
+
+def _proved(
+    model: nn.Module,
+    run: _Run,
+    result: Any,
+    images: Tensor,
+    leaves: tuple[type[nn.Module], ...],
+    runs: list[_Run],
+) -> Graph:
+    """Returns the graph of a run, after a second run on other images and its replay; puts the other runs into `runs`."""
     if not isinstance(images, Tensor):
         raise Refused("the network takes a list of images")  # without a graph, the layers still have shapes
     others = other_images(images)
     second = _Run(_copied(model, leaves), leaves)
     expected = second(others)
+    runs.append(second)
     merge(run.steps, second.steps, len(images), len(others))
     graph = Graph(run.steps)
     try:
@@ -123,6 +195,7 @@ def _proved(model: nn.Module, run: _Run, result: Any, images: Tensor, leaves: tu
                 third(images * scale if images.is_floating_point() else images * 0)
             except Exception:
                 continue
+            runs.append(third)
             merge(run.steps, third.steps, len(images), len(images))
     _finish(graph)
     return graph
@@ -177,7 +250,7 @@ def other_images(images: Tensor) -> Tensor:
 
 def is_leaf(module: nn.Module, leaves: tuple[type[nn.Module], ...] = ()) -> bool:
     """Returns whether a module is one step: a quantizable layer, a sum, a concatenation, or one of torch's own modules."""
-    if float_class(module) in QUANTIZED or isinstance(module, (Add, Concat, torch.jit.ScriptModule, *leaves)):
+    if float_class(module) in QUANTIZED or isinstance(module, (*STEPS, torch.jit.ScriptModule, *leaves)):
         return True
     return type(module).__module__.startswith("torch.nn") and not isinstance(module, nn.Sequential)
 
@@ -233,6 +306,8 @@ class _Run:
         self.steps: list[Step] = []
         self.shapes: dict[str, tuple[Shapes, ...]] = {}
         self.reads: list[str] = []
+        self.made: dict[tuple[str, str], MadeCall] = {}
+        self.counted: dict[tuple[str, str], list[int]] = {}  # by module and kind: calls in each run of the module
         self.products = Products(model)
         self._refs: dict[int, Ref] = {}
         self._alive: list[Tensor] = []  # ids are reused as soon as a tensor is gone
@@ -272,7 +347,7 @@ class _Run:
         versions = [(t, _version(t)) for t in given]
         out = func(*args, **kwargs)
         with torch._C.DisableTorchFunction():
-            name, made = _name(func), tensors(out)
+            name, made = function_name(func), tensors(out)
             self._alive.extend(made)
             self.products.through(given, [*made, *(t for t, version in versions if _version(t) != version)])
             known = any(float_class(frame.module) in QUANTIZED for frame in self._frames)
@@ -284,15 +359,28 @@ class _Run:
                 where = self._frames[-1].name if self._frames else ""
                 self.reads.append(f"{where or type(self.model).__name__} ({name})")
             if made or any(_version(t) != version for t, version in versions):
-                self._add("function", self._numbered(name), name, func, args, kwargs, made, versions)
+                image = any(map(self.products.is_image, (*given, *made)))
+                local = self._numbered(name, args, kwargs, image)
+                self._add("function", local, name, func, args, kwargs, made, versions)
         return out
 
-    def _numbered(self, function: str) -> str:
+    def _numbered(self, function: str, args: tuple, kwargs: dict, image: bool) -> str:
+        """Returns the name of a function call; keeps the call itself if it computes with the images."""
         frame = self._frames[-1] if self._frames else _Frame(self.model, "", False)
-        kind = _KINDS.get(function, function.strip("_"))
-        count = frame.kinds[kind]
+        kind = kind_of(function)
+        number = frame.kinds[kind]
         frame.kinds[kind] += 1
-        return ".".join(filter(None, (frame.name, kind + (f"_{count}" if count else ""))))
+        local = local_name(frame.module, kind, number)
+        if image and self._frames:
+            call = self.made.setdefault((self.names[id(frame.module)], local), MadeCall(kind, number, None))
+            call.forms.append(self._bare(form(function, args, kwargs)))
+        return ".".join(filter(None, (frame.name, local)))
+
+    def _bare(self, found: Form | None) -> Form | None:
+        """Returns a form without its tensors, which are of one run; None unless they are real numbers and depend on the images."""
+        if found is None or not all(x.is_floating_point() and self.products.is_image(x) for x in found.operands):
+            return None
+        return replace(found, operands=())
 
     def _add(
         self,
@@ -336,6 +424,8 @@ class _Run:
     def _before(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         name = self.names[id(module)]
         inside = any(frame.leaf for frame in self._frames)
+        if self._frames and (call := calls(self._frames[-1].module).get(name.rpartition(".")[2])):
+            self._frames[-1].kinds[call.kind] += 1  # the module stands for a function call
         leaf = bool(name) and is_leaf(module, self.leaves)
         count = 0
         if not inside and name:
@@ -350,6 +440,8 @@ class _Run:
     def _after(self, module: nn.Module, args: tuple, kwargs: dict, out: Any) -> None:
         while (frame := self._frames.pop()).module is not module:  # the call raised, and the network caught it
             pass
+        for kind, number in frame.kinds.items():
+            self.counted.setdefault((self.names[id(module)], kind), []).append(number)
         if out is None:  # the call raised, and its caller continues without a result
             return
         with torch._C.DisableTorchFunction():
@@ -409,16 +501,6 @@ def _signature(function: Callable) -> tuple[str, ...]:
         return tuple(p.name for p in inspect.signature(function).parameters.values() if p.kind not in _VARIADIC)
     except (TypeError, ValueError):  # a built-in function: torch names the first operand `input`
         return ("input", "self", "other")
-
-
-_KINDS = {"iadd": "add", "radd": "add", "imul": "mul", "rmul": "mul", "concat": "cat", "concatenate": "cat"}
-_KINDS = {f"__{k}__": v for k, v in _KINDS.items()} | _KINDS | {"add_": "add", "mul_": "mul"}
-
-
-def _name(function: Callable) -> str:
-    """Returns the name of a function or method; for the getter of a tensor attribute, the name of the attribute."""
-    name = getattr(function, "__name__", type(function).__name__)
-    return getattr(getattr(function, "__self__", None), "__name__", name) if name == "__get__" else name
 
 
 def _version(tensor: Tensor) -> int:

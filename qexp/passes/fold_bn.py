@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from qexp.errors import QexpError
+from qexp.layers.calls import calls, stand_in
+from qexp.layers.quantized import COMPUTES_AS
 from qexp.network.facts import Facts
 from qexp.passes.tied import untie
 
@@ -31,7 +33,8 @@ def fold_bn(model: nn.Module, facts: Facts) -> dict[str, Normal]:
 
     `W' = W gamma / sqrt(var + eps)` for each output channel, `b' = beta + (b - mean) gamma / sqrt(var + eps)`; the batch norm becomes
     `nn.Identity`. Pairs come from the graph, so grouped, depthwise and transposed convolutions and any naming are handled. A weight that
-    other layers hold too becomes the convolution's own first. Left alone are batch norms that normalise by the batch in evaluation too
+    other layers hold too becomes the convolution's own first. Of a subclass of a batch norm, the call that normalises is folded, and what
+    it does besides (an activation) stays. Left alone are batch norms that normalise by the batch in evaluation too
     and layers with a `forward` of their own.
 
     Raises:
@@ -73,6 +76,12 @@ def fold_bn(model: nn.Module, facts: Facts) -> dict[str, Normal]:
     return folded
 
 
+def is_unfolded(module: nn.Module) -> bool:
+    """Whether a module is a batch norm that still normalises; a subclass with an activation stays where its norm is folded."""
+    inside = [type(stand_in(module, name)) for name, call in calls(module).items() if call.kind == "batch_norm"]
+    return isinstance(module, nn.modules.batchnorm._BatchNorm) and nn.Identity not in inside
+
+
 def _is_plain(layer: nn.Module) -> bool:
     """Whether a layer computes the same as torch's layer of its type."""
-    return type(layer).forward.__module__.startswith("torch.nn.modules.")
+    return COMPUTES_AS in vars(layer) or type(layer).forward.__module__.startswith("torch.nn.modules.")

@@ -13,6 +13,7 @@ import pandas as pd
 from torch import nn
 
 from qexp.errors import QexpError
+from qexp.layers.calls import use_needed
 from qexp.layers.quantized import Quantized, channel_axis, quantized_layers, transposed_blocks
 from qexp.layers.swap import swap
 from qexp.network.facts import Facts
@@ -109,7 +110,8 @@ class Plan:
 def apply(model: nn.Module, plan: Plan, facts: Facts) -> None:
     """Attaches the plan's quantizers to the model, in place; sites with the same `share` name get one quantizer.
 
-    Layers that compute on integers are linked to the quantizers around them.
+    Layers that compute on integers are linked to the quantizers around them. Stand-ins of function calls without quantizers are taken out
+    of use.
 
     Raises:
         QexpError: A quantizer does not allow its bits, granularity or site, or a layer cannot compute between the quantizers
@@ -135,6 +137,7 @@ def apply(model: nn.Module, plan: Plan, facts: Facts) -> None:
             layer.shaped(facts.shapes[name])
         except QexpError as error:
             raise QexpError(f"{name}: {error}") from None
+    use_needed(model)
     for name, layer in quantized_layers(model):
         for site in layer.sites:
             if isinstance(layer.site(site), Quantizer):

@@ -1,4 +1,4 @@
-"""`python -m qexp.report STUDY_DIR ...`: rebuilds `results.csv` and the page, or shows it live; several studies share one page."""
+"""`qexp report STUDY_DIR ...`: rebuilds `results.csv` and the page, or shows it live; several studies share one page."""
 
 import argparse
 import logging
@@ -19,16 +19,16 @@ from qexp.results.table_csv import collect, write_results
 log = logging.getLogger(__name__)
 
 EXAMPLES = """examples:
-  python -m qexp.report runs/widths                      rebuild results.csv and dashboard.html of one study
-  python -m qexp.report runs/ptq runs/qat --out both.html   compare two studies on one page
-  python -m qexp.report runs/widths --serve              watch a sweep that still runs, in a browser
-  python -m qexp.report forget runs/widths --failed      remove points (forget --help)"""
+  qexp report runs/widths                         rebuild results.csv and dashboard.html of one study
+  qexp report runs/ptq runs/qat --out both.html   compare two studies on one page
+  qexp report runs/widths --serve                 watch a sweep that still runs, in a browser
+  qexp report forget runs/widths --failed         remove points (forget --help)"""
 
 
 def parser() -> argparse.ArgumentParser:
     """Returns the command line."""
     made = argparse.ArgumentParser(
-        prog="python -m qexp.report",
+        prog="qexp report",
         description="Rebuild results.csv and the HTML page of a study from its point folders.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,

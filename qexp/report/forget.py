@@ -15,14 +15,14 @@ from qexp.report.dashboard import write_dashboard
 from qexp.results.table_csv import collect, write_results
 
 EXAMPLES = """examples:
-  python -m qexp.report forget runs/widths 3fa2b1c04d5e    one point, by its folder or the start of its name
-  python -m qexp.report forget runs/widths --failed        every point that failed"""
+  qexp report forget runs/widths 3fa2b1c04d5e    one point, by its folder or the start of its name
+  qexp report forget runs/widths --failed        every point that failed"""
 
 
 def parser() -> argparse.ArgumentParser:
     """Returns the command line."""
     made = argparse.ArgumentParser(
-        prog="python -m qexp.report forget",
+        prog="qexp report forget",
         description="Remove points from a study: their folders, their rows and their place on the page.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -1,4 +1,4 @@
-"""Exports and proofs of a finished run: `python run.py export=verify weights=<run folder>`."""
+"""Exports and proofs of a finished run: `python run.py export=verify weights=<run folder>`, or of an entry of the zoo."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from qexp.data.contract import DataSet
 from qexp.errors import QexpError, near
 from qexp.network.facts import facts
 from qexp.passes.base import PassContext
+from qexp.results import zoo
 from qexp.results.run_folder import Record
-from qexp.run import exporters, integer_proof, pixels, saved_network
+from qexp.run import exporters, integer_proof, pixels, saved_network, zoo_unpack
 from qexp.run.datasets import load_data
 from qexp.run.experiment import Experiment
 from qexp.run.settings import Integers, Settings
@@ -82,9 +83,13 @@ def _finished(settings: Settings) -> tuple[Record, Settings]:
     form = settings.integers.export
     if form not in EXPORTS:
         raise QexpError(f"export={form}{near(str(form), EXPORTS)} is not allowed; use {', '.join(EXPORTS)}")
-    folder = Path(str(settings.weights))
+    in_zoo = zoo.name_of(settings.weights) is not None
+    folder = zoo_unpack.unpack(str(settings.weights), settings.runs_dir) if in_zoo else Path(str(settings.weights))
     if settings.weights is None or not (folder / "config.yaml").is_file():
-        raise QexpError(f"export={form} needs weights=<folder of a finished run>, got {settings.weights}")
+        raise QexpError(
+            f"export={form} needs weights=<folder of a finished run>, got {settings.weights}; "
+            "weights=zoo:NAME names one of the zoo"
+        )
     record = Record(folder)
     if record.finished() is None:
         raise QexpError(

@@ -71,7 +71,7 @@ def first(data: DataSet, count: int) -> Iterator[tuple[Tensor, Any]]:
     """Yields the first `count` test images and targets, in batches."""
     left = count
     for images, targets in data.test_dataloader():
-        yield images[:left].to(torch.float32), targets[:left]
+        yield images[:left].to(torch.float32), None if targets is None else targets[:left]
         left -= len(images)
         if left <= 0:
             return

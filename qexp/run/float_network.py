@@ -18,7 +18,7 @@ from qexp.callbacks.observers import others
 from qexp.data.contract import DataSet
 from qexp.errors import QexpError
 from qexp.models.weights import load_weights, save_weights, sha256
-from qexp.results import identity
+from qexp.results import identity, zoo
 from qexp.run import training
 from qexp.run.devices import processes
 from qexp.run.naming import PLACES_DATA, trainer_content
@@ -29,6 +29,7 @@ from qexp.system.objects import make
 from qexp.tasks.base import Score
 
 log = logging.getLogger(__name__)
+RANDOM = "random"  # as `weights`: fresh ones, which nothing trains
 
 
 def build(settings: Settings, data: DataSet) -> nn.Module:
@@ -101,6 +102,8 @@ def _at_hand(name: str) -> bool:
 def _content(source: str | Path | None) -> str:
     """Returns a file's hash, or the name itself where there is no such file (a torchvision name, a URL with its own hash)."""
     path = Path(str(source))
+    if (name := zoo.name_of(source)) is not None:
+        return zoo.content(str(source)) if name in zoo.names() else str(source)
     try:
         if path.is_dir():
             path = path / "checkpoints" / "last.ckpt"
@@ -112,6 +115,9 @@ def _content(source: str | Path | None) -> str:
 def float_model(settings: Settings, data: DataSet) -> nn.Module:
     """Returns the float network with the weights that are named, or trains it by the schedule's `pretrain` and keeps it."""
     model = build(settings, data)
+    if settings.weights == RANDOM:
+        log.warning("weights=random: nothing has trained this network; its scores are those of chance")
+        return model
     if settings.weights is not None:
         record = load_weights(model, settings.weights, settings.network.key_map, settings.shared / "weights")
         log.info("weights: %s (sha256 %s)", record.source, record.sha256[:12])
@@ -133,8 +139,10 @@ def float_model(settings: Settings, data: DataSet) -> nn.Module:
     return model
 
 
-def source(settings: Settings, data: DataSet) -> Path | str:
-    """Returns the source of the float weights: what `weights` names, or the file that keeps the trained float network."""
+def source(settings: Settings, data: DataSet) -> Path | str | None:
+    """Returns the source of the float weights: what `weights` names, the file that keeps the trained float network, or None (random)."""
+    if settings.weights == RANDOM:
+        return None
     if settings.weights is not None:
         return settings.weights
     return (settings.shared / "float" / _float_hash(settings, data) / "weights.safetensors").resolve()

@@ -13,7 +13,7 @@ from typing import Any
 
 from qexp.callbacks.observers import others
 from qexp.errors import QexpError
-from qexp.results import wording
+from qexp.results import wording, zoo
 from qexp.results.wording import PLAN
 from qexp.run.settings import Schedule, Settings
 from qexp.system.objects import TARGET
@@ -168,6 +168,8 @@ def reference_name(settings: Settings) -> str:
     source = settings.weights
     if source is None:
         return ""
+    if zoo.name_of(source) is not None:
+        return f"{source} in float"
     path = Path(str(source))
     folder = path if path.is_dir() else path.parent.parent
     try:

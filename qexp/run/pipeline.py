@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
 
 from qexp.calibration.calibrate import calibrate, fit
 from qexp.calibration.site_stats import Calibration
@@ -19,7 +18,7 @@ from qexp.network.cost import params
 from qexp.network.facts import facts
 from qexp.network.linking import link
 from qexp.passes.base import Pass, PassContext
-from qexp.passes.fold_bn import fold_bn
+from qexp.passes.fold_bn import fold_bn, is_unfolded
 from qexp.passes.permanent import make_permanent
 from qexp.passes.unchanged import edit_floats, unchanged
 from qexp.recipe import Recipe, apply, resolve
@@ -202,7 +201,8 @@ def check_images(settings: Settings, data: DataSet) -> None:
     if takes is not None and given != list(takes):
         raise QexpError(
             f"model={settings.network.name} takes images {list(takes)}, dataset={settings.data.name} has {given}; "
-            "choose another dataset or model (channels, height, width must agree)"
+            "choose another dataset or model (channels, height, width must agree), or model.input_size=null where the network takes "
+            "images of any size"
         )
     classes = getattr(data, "num_classes", None)
     if classes is not None and classes != settings.data.num_classes:
@@ -237,7 +237,7 @@ def fold(run: Experiment) -> None:
             context.folded = fold_bn(run.model, found)
         log.info("batch norm folded into %d convolutions", len(context.folded))
         context.facts = facts(run.model, run.data.example())
-    left = [name for name, m in run.model.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    left = [name for name, m in run.model.named_modules() if is_unfolded(m)]
     if run.settings.bn == "fold" and left:
         log.info(
             "%d batch norms are not folded, since they do not follow a single convolution or have no statistics: %s",
@@ -280,8 +280,8 @@ def recipe(settings: Settings, more: Mapping[str, Any] | None = None) -> Recipe:
     )
 
 
-def find_ranges(run: Experiment) -> None:
-    """Fits every quantizer on the statistics of the calibration images, and puts these into the context."""
+def find_ranges(run: Experiment, keep: bool = True) -> None:
+    """Fits every quantizer on the statistics of the calibration images, and puts these into the context; runs share kept statistics."""
 
     def before_fit(seen: Calibration) -> None:
         run.context.calibration = seen
@@ -292,7 +292,7 @@ def find_ranges(run: Experiment) -> None:
         run.model,
         run.images,
         followed_by_relu=run.facts.followed_by_relu,
-        cache_dir=run.settings.shared / "calibration",
+        cache_dir=run.settings.shared / "calibration" if keep else None,
         progress=run.settings.trainer.progress,
         before_fit=before_fit,
         device=run.context.device,

@@ -22,12 +22,15 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from qexp.errors import QexpError
+from qexp.layers.calls import calls
 from qexp.layers.quantized import float_class
+from qexp.models.packed_state import unpacked
 from qexp.models.weights import load_weights
 from qexp.network.facts import facts
 from qexp.passes.fold_bn import fold_bn
 from qexp.passes.permanent import make_permanent
 from qexp.recipe.plan import Entry, Plan, Source, apply
+from qexp.results import zoo
 from qexp.run import training
 from qexp.run.settings import Settings
 from qexp.system.objects import make
@@ -54,7 +57,8 @@ class Origin:
     @classmethod
     def of(cls, model: nn.Module, weights: str | Path | None) -> Origin:
         """Returns the origin of a network that has just been built."""
-        return cls({name: type(m) for name, m in model.named_modules()}, None if weights is None else str(weights))
+        kinds = {name: float_class(m) for name, m in model.named_modules()}
+        return cls(kinds, None if weights is None else str(weights))
 
     def folded(self, model: nn.Module) -> None:
         """Records the hashes of the float network's tensors, as they are now."""
@@ -82,11 +86,12 @@ def serialized(model: nn.Module, plan: Plan, origin: Origin, example: Tensor) ->
     kept = {name: h for name, h in origin.hashes.items() if name in state and digest(state[name]) == h}
     if origin.weights is None:
         kept = {}
-    stored, aliases = _without_aliases({name: t for name, t in state.items() if name not in kept})
+    stored, aliases = without_aliases({name: t for name, t in state.items() if name not in kept})
+    standing = {f"{name}.{n}" if name else n: c.form for name, m in model.named_modules() for n, c in calls(m).items()}
     replaced = {
         name: f"{float_class(m).__module__}.{float_class(m).__qualname__}"
         for name, m in model.named_modules()
-        if origin.classes.get(name, float_class(m)) is not float_class(m)
+        if origin.classes.get(name, standing.get(name, float_class(m))) is not float_class(m)
     }
     about = {
         "version": VERSION,
@@ -95,39 +100,61 @@ def serialized(model: nn.Module, plan: Plan, origin: Origin, example: Tensor) ->
         "aliases": aliases,
         "replaced": replaced,
         "example": list(example.shape),
-        "plan": [[e.layer, e.site, e.spec, e.bits, e.source.value, e.by] for e in plan],
+        "plan": rows_of(plan),
     }
     return save(stored, metadata={"qexp": json.dumps(about)})
 
 
 def load(folder: str | Path) -> nn.Module:
-    """Returns the quantized network of a finished run, in evaluation mode, as it was evaluated.
+    """Returns the quantized network of a finished run, or of an entry of the zoo, in evaluation mode, as it was evaluated.
 
     Args:
-        folder: The folder of the run, `<runs_dir>/<study>/<point>`.
+        folder: The folder of the run, `<runs_dir>/<study>/<point>`, or `zoo:NAME`.
 
     Raises:
         QexpError: The folder holds no finished run, its state is missing or damaged, or the first weights are missing or changed.
     """
+    if zoo.name_of(folder) is not None:
+        return of_entry(zoo.read(str(folder)))
     folder = Path(folder)
-    about, tensors = _read(folder)
-    settings = Settings.of(_config(folder))
+    about, tensors = saved(folder)
+    return restored(config_of(folder), about, tensors, folder / FILE)
+
+
+def of_entry(entry: zoo.Entry) -> nn.Module:
+    """Returns the quantized network of an entry of the zoo."""
+    about, arrays = entry.network()
+    return restored(entry.config(), about, with_aliases(unpacked(about, arrays), about), entry.folder / zoo.NETWORK)
+
+
+def restored(
+    config: Mapping[str, Any], about: Mapping[str, Any], tensors: Mapping[str, Tensor], where: Path
+) -> nn.Module:
+    """Returns a quantized network in evaluation mode.
+
+    Args:
+        config: The configuration of its run.
+        about: What `serialized` wrote of it.
+        tensors: Its saved tensors.
+        where: The file they come from, for errors.
+    """
+    settings = Settings.of(config)
     model = make(settings.network.net, where="model.net").eval()
     example = torch.zeros(about["example"])
     training.task(settings, model).take_network(example)
     if about["kept"]:
         load_weights(model, about["weights"], settings.network.key_map, settings.shared / "weights")
     make_permanent(model, example)
+    facts(model, example)  # its function calls have stand-ins from here on, which the run may have replaced
     if about["kept"]:
         _fold(model, settings, about, example)
     _put_replaced(model, about["replaced"], tensors)
-    plan = Plan(tuple(Entry(*row[:4], Source(row[4]), row[5]) for row in about["plan"]))
-    apply(model, plan, facts(model, example))
-    _fill(model, tensors, about, folder)
+    apply(model, plan_of(about), facts(model, example))
+    _fill(model, tensors, about, where)
     return model.eval()
 
 
-def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def saved(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Returns the description of the network in `state.safetensors`, and its tensors."""
     path = folder / FILE
     if not path.is_file():
@@ -140,13 +167,29 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
         if about["version"] != VERSION:
             raise QexpError(f"{path} has version {about['version']}; this qexp reads version {VERSION}")
-        tensors |= {name: tensors[first] for name, first in about["aliases"].items()}
+        tensors = with_aliases(tensors, about)
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
         raise QexpError(f"{path} is damaged ({error}); run the point again with force=true") from None
     return about, tensors
 
 
-def _config(folder: Path) -> Mapping[str, Any]:
+def rows_of(plan: Plan) -> list[list[Any]]:
+    """Returns a plan in the form of the file."""
+    return [[e.layer, e.site, e.spec, e.bits, e.source.value, e.by] for e in plan]
+
+
+def plan_of(about: Mapping[str, Any]) -> Plan:
+    """Returns the plan of a saved network."""
+    return Plan(tuple(Entry(*row[:4], Source(row[4]), row[5]) for row in about["plan"]))
+
+
+def with_aliases(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Returns saved tensors under all their names."""
+    return {**tensors, **{name: tensors[first] for name, first in about["aliases"].items()}}
+
+
+def config_of(folder: Path) -> Mapping[str, Any]:
+    """Returns the configuration of a run."""
     try:
         config = yaml.safe_load((folder / "config.yaml").read_text())
     except (OSError, ValueError, yaml.YAMLError) as error:
@@ -156,7 +199,7 @@ def _config(folder: Path) -> Mapping[str, Any]:
     return config
 
 
-def _fold(model: nn.Module, settings: Settings, about: dict[str, Any], example: Tensor) -> None:
+def _fold(model: nn.Module, settings: Settings, about: Mapping[str, Any], example: Tensor) -> None:
     """Folds batch norms as the run folded them, in place, and compares the tensors with those the run started from."""
     found = facts(model, example)
     if settings.bn == "fold" and found.bn_of:
@@ -179,7 +222,7 @@ def _put_replaced(model: nn.Module, replaced: Mapping[str, str], tensors: Mappin
         setattr(model.get_submodule(parent), leaf, module)
 
 
-def _fill(model: nn.Module, tensors: dict[str, Tensor], about: dict[str, Any], folder: Path) -> None:
+def _fill(model: nn.Module, tensors: Mapping[str, Tensor], about: Mapping[str, Any], where: Path) -> None:
     """Loads the saved tensors, in place; a bias that the run added becomes a parameter."""
     for name, tensor in tensors.items():
         parent, _, leaf = name.rpartition(".")
@@ -191,10 +234,10 @@ def _fill(model: nn.Module, tensors: dict[str, Tensor], about: dict[str, Any], f
     try:
         model.load_state_dict(whole, strict=True)
     except RuntimeError as error:
-        raise QexpError(f"{folder / FILE} does not fit the network: {str(error).splitlines()[-1].strip()}") from None
+        raise QexpError(f"{where} does not fit the network: {str(error).splitlines()[-1].strip()}") from None
 
 
-def _without_aliases(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+def without_aliases(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Returns each tensor once, and the other names of tensors that share memory (tied layers, shared quantizers)."""
     first: dict[tuple[int, tuple[int, ...]], str] = {}
     stored, aliases = {}, {}

@@ -28,7 +28,8 @@ class Replay:
 
     def __init__(self, model: nn.Module, facts: Facts) -> None:
         self.model = model
-        self.order = {name: i for i, name in enumerate(facts.order)}
+        running = {name for name, _ in model.named_modules()}  # without calls of functions that carry no quantizer
+        self.order = {name: i for i, name in enumerate(n for n in facts.order if n in running)}
         self._kept: dict[str, Tensor] = {}
         self._calls: dict[str, int] = {}
 

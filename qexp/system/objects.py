@@ -8,7 +8,7 @@ from functools import partial
 from importlib import import_module
 from typing import Any
 
-from qexp.errors import QexpError
+from qexp.errors import QexpError, near
 
 TARGET, PARTIAL = "_target_", "_partial_"
 HINTS = (TARGET, PARTIAL, "_convert_", "_recursive_")  # keys of a specification that are not arguments
@@ -79,7 +79,9 @@ def _located(name: str, where: str) -> Callable[..., Any]:
             ) from error
         for part in parts[split:]:
             if not hasattr(found, part):
-                raise QexpError(f"{_place(where)}{TARGET}={name}: {module_name} has no {part!r}")
+                raise QexpError(
+                    f"{_place(where)}{TARGET}={name}: {module_name} has no {part!r}{near(part, _public(found))}"
+                )
             found = getattr(found, part)
         if not callable(found):
             raise QexpError(f"{_place(where)}{TARGET}={name} is not a class or function")
@@ -88,6 +90,11 @@ def _located(name: str, where: str) -> Callable[..., Any]:
         f"{_place(where)}{TARGET}={name}: there is no module {parts[0]!r} on the Python path; install its package, or add its "
         "folder to PYTHONPATH"
     )
+
+
+def _public(owner: Any) -> list[str]:
+    """Returns the names in a module or class that do not begin with `_`."""
+    return [name for name in vars(owner) if not name.startswith("_")] if hasattr(owner, "__dict__") else []
 
 
 def _made(value: Any, where: str) -> Any:
@@ -112,7 +119,8 @@ def _check_names(target: Callable[..., Any], arguments: Mapping[str, Any], where
     unknown = [name for name in arguments if name not in parameters]
     if unknown:
         raise QexpError(
-            f"{_place(where)}{target.__qualname__} takes no argument {unknown[0]!r}; allowed are {', '.join(parameters)}"
+            f"{_place(where)}{target.__qualname__} takes no argument {unknown[0]!r}{near(unknown[0], list(parameters))}; allowed are "
+            f"{', '.join(parameters)}"
         )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from qexp.command.study_page import StudyPage
-from qexp.results.receipts import Watch
+from qexp.results.receipts import Receipt, Watch
 from qexp.results.remaining import Remaining
 
 ROOT = Path(__file__).parents[2]
@@ -41,3 +41,25 @@ def test_a_sweep_over_studies_ends_with_a_page_each(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir() if p.name[0] != ".") == ["one", "two"]
     for study in ("one", "two"):
         assert (tmp_path / study / "dashboard.html").exists() and (tmp_path / study / "results.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        ([], "2 points failed; see above"),
+        (["results.csv"], "2 points failed; see the table"),
+        (["p/log.txt"], "2 points failed; see each point's log.txt"),
+        (["results.csv", "p/log.txt"], "2 points failed; see the table and each point's log.txt"),
+    ],
+)
+def test_a_failure_points_to_files_that_were_written_only(written, said, tmp_path, caplog):
+    study = tmp_path / "s"
+    for name in written:
+        (study / name).parent.mkdir(parents=True, exist_ok=True)
+        (study / name).write_text("x\n")
+    page = StudyPage()
+    for name in ("p", "q"):
+        page._note(Receipt(str(study), name, "failed", "failed"))
+    with pytest.raises(SystemExit):
+        page._close()
+    assert caplog.messages[-1] == said

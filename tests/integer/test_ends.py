@@ -67,6 +67,8 @@ def test_a_file_says_what_feeds_it_and_puts_ties_where_the_program_does(pixels, 
 def test_the_order_of_rounding_and_zero_point_is_seen(deployed):
     """Every pixel is k + 1/2 of a step: with an odd zero point the two orders part in half of them."""
     from qexp.integer.onnx_graph import Graph
+    from qexp.integer.onnx_nodes import FORMS
+    from qexp.integer.onnx_products import looked_up
 
     pytest.importorskip("onnx")
     _, model, images = deployed(Residual())
@@ -74,7 +76,7 @@ def test_the_order_of_rounding_and_zero_point_is_seen(deployed):
     for zero, matters in ((127, True), (0, False)):
         model.stem.input_quantizer.zero_point.fill_(zero)
         program = lower(model, images[:1], {"preprocessing": HALF}, as_runtimes=True).program
-        assert Graph(program)._order_matters(program.tensors[program.input]) is matters
+        assert Graph(program, FORMS, looked_up)._order_matters(program.tensors[program.input]) is matters
 
 
 @pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler is at hand")

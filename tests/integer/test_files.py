@@ -66,7 +66,7 @@ def test_what_was_changed_is_refused(folder):
     ("changes", "message"),
     [
         ({"output": "fc.input"}, "program.json was changed after it was written"),
-        ({"version": 2}, "version 2; this qexp reads version 1"),
+        ({"version": 1}, "version 1; this qexp reads version 2"),
         ({"format": "other"}, "not a qexp integer program"),
     ],
 )

@@ -17,9 +17,10 @@ from qexp.errors import QexpError
 from qexp.integer import package
 from qexp.integer.lowering import lower
 from qexp.integer.package.c_source import plan_memory
-from qexp.integer.package.packing import coded, form, pack, unpack, weights
+from qexp.integer.package.packing import coded, form, weights
 from qexp.integer.reference import Reference
 from qexp.models.modules import Add, Concat, StridedPad
+from qexp.numerics.packing import pack, unpack
 from tests.networks import Residual
 
 COMPILER = pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler is at hand")

@@ -9,7 +9,7 @@ from torch import nn
 from qexp.calibration.calibrate import calibrate
 from qexp.layers import bake, quantizers_off, swap
 from qexp.layers.quantized import QUANTIZED
-from qexp.models.modules import Add, Concat
+from qexp.models.modules import Add, Concat, Mean, Multiply, Subtract
 from qexp.network.facts import facts
 from qexp.network.lean_evaluation import lean
 from qexp.quantizers.uniform import Uniform
@@ -78,10 +78,14 @@ MAKE = {
     nn.AvgPool2d: (lambda: nn.AvgPool2d(2), (2, 3, 8, 8)),
     nn.AdaptiveAvgPool2d: (lambda: nn.AdaptiveAvgPool2d(2), (2, 3, 8, 8)),
     nn.MaxPool2d: (lambda: nn.MaxPool2d(2), (2, 3, 8, 8)),
+    nn.Upsample: (lambda: nn.Upsample(scale_factor=2), (2, 3, 8, 8)),
+    Mean: (lambda: Mean((2, 3)), (2, 3, 8, 8)),
 }
 
 
-@pytest.mark.parametrize("kind", [k for k in QUANTIZED if k not in (Add, Concat)], ids=lambda k: k.__name__)
+@pytest.mark.parametrize(
+    "kind", [k for k in QUANTIZED if k not in (Add, Concat, Subtract, Multiply)], ids=lambda k: k.__name__
+)
 @torch.no_grad()
 def test_every_layer_can_be_called_by_keyword(kind):
     make, shape = MAKE.get(kind, (kind, (2, 3, 8, 8)))

@@ -17,7 +17,8 @@ from qexp.run.settings import read
 
 CONF = Path(__file__).parents[2] / "conf"
 HOWTO = CONF.parent / "docs" / "pages" / "howto" / "model.md"
-ALL_MODELS = sorted(p.stem for p in (CONF / "model").glob("[!_]*.yaml"))
+BY_NAME = {"timm", "torchvision", "import"}  # choices that name a network on the command line: test_named_networks.py
+ALL_MODELS = sorted({p.stem for p in (CONF / "model").glob("[!_]*.yaml")} - BY_NAME)
 DATASETS = sorted(p.stem for p in (CONF / "dataset").glob("*.yaml"))
 IMAGENET = {"num_classes": 1000}
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import save_file
 
 from qexp.data.digits import Digits
 from qexp.errors import QexpError
@@ -16,6 +17,7 @@ from qexp.run.datasets import load_data
 from qexp.run.saved_network import FILE, load
 from qexp.run.settings import read
 from tests.loaded import evaluated as watched
+from tests.networks import FunctionalDigits
 
 
 @pytest.fixture
@@ -51,6 +53,42 @@ def test_a_run_is_loaded_back_bit_for_bit(evaluated, overrides):
     folder, images, scores = evaluated(*overrides)
     with torch.no_grad():
         assert torch.equal(load(folder)(images), scores)
+
+
+FUNCTIONAL = (
+    "model.net._target_=tests.networks.FunctionalDigits",
+    *("~model.net.width", "model.groups=null", "model.first=null", "model.last=null"),
+)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("quant=minmax", "bits=w4a4", "deploy=integer", "verify=32"),
+        ("quant=minmax", "bits=w8a8", "deploy=int8", "passes=[equalize]"),
+        (
+            "quant=lsq",
+            "bits=w3a3",
+            "deploy=integer",
+            "schedule=qat",
+            "schedule.epochs=1",
+            "trainer.limit_train_batches=3",
+        ),
+        ("quant=adaround", "bits=w3a8", "quant.passes.reconstruct.iterations=5", "quant.passes.reconstruct.batch=4"),
+    ],
+    ids=lambda o: " ".join(o),
+)
+def test_a_network_of_functions_is_quantized_and_loaded_back(evaluated, overrides, tmp_path):
+    torch.manual_seed(0)
+    save_file(FunctionalDigits().state_dict(), tmp_path / "float.safetensors")
+    folder, images, scores = evaluated(*FUNCTIONAL, f"weights={tmp_path / 'float.safetensors'}", *overrides)
+    model = load(folder)
+    with torch.no_grad():
+        assert torch.equal(model(images), scores)
+    if "deploy=integer" in overrides:
+        plan = (folder / "layers.csv").read_text()
+        assert "left.add,input.0" in plan and "adaptive_avg_pool2d,input" in plan
+        assert any(name == "left.add.input_0_quantizer.scale" for name in model.state_dict())
 
 
 def test_a_calibrated_point_holds_no_weights(evaluated):

@@ -7,48 +7,99 @@ from collections.abc import Callable
 from torch import nn
 
 from qexp.integer.layers.activations import relu, relu6, table
-from qexp.integer.layers.calls import flatten_call, passed_call, relu6_call, relu_call, view_call
-from qexp.integer.layers.joins import add, concat, flatten, passed, strided_pad
+from qexp.integer.layers.affine import affine
+from qexp.integer.layers.calls import passed_call
+from qexp.integer.layers.joins import add, concat, matmul, multiply, passed, subtract
+from qexp.integer.layers.moves import (
+    channel_shuffle,
+    flatten,
+    index,
+    pad,
+    permute,
+    pixel_shuffle,
+    pixel_unshuffle,
+    reshape,
+    split,
+    strided_pad,
+    transpose,
+    unflatten,
+)
+from qexp.integer.layers.normalize import group_norm, instance_norm, layer_norm
 from qexp.integer.layers.norms import batch_norm
-from qexp.integer.layers.pools import adaptive_pool, average_pool, max_pool
+from qexp.integer.layers.pools import adaptive_pool, average_pool, max_pool, mean
+from qexp.integer.layers.resample import upsample
+from qexp.integer.layers.softmax import softmax
 from qexp.integer.layers.weighted import weighted
 from qexp.models import modules
 
+TABLES = (
+    *(
+        nn.Sigmoid,
+        nn.Hardsigmoid,
+        nn.LogSigmoid,
+        nn.SiLU,
+        nn.Hardswish,
+        nn.GELU,
+        nn.Mish,
+        nn.Tanh,
+        nn.Hardtanh,
+        nn.Tanhshrink,
+    ),
+    *(
+        nn.LeakyReLU,
+        nn.PReLU,
+        nn.ELU,
+        nn.CELU,
+        nn.SELU,
+        nn.Softplus,
+        nn.Softsign,
+        nn.Softshrink,
+        nn.Hardshrink,
+        nn.Threshold,
+    ),
+)
 LAYERS: dict[type[nn.Module], Callable] = {
+    **dict.fromkeys(TABLES, table),
     nn.Conv2d: weighted,
+    nn.ConvTranspose2d: weighted,
     nn.Linear: weighted,
     nn.BatchNorm2d: batch_norm,
+    nn.LayerNorm: layer_norm,
+    nn.GroupNorm: group_norm,
+    nn.InstanceNorm2d: instance_norm,
     nn.ReLU: relu,
     nn.ReLU6: relu6,
     nn.MaxPool2d: max_pool,
     nn.AvgPool2d: average_pool,
     nn.AdaptiveAvgPool2d: adaptive_pool,
+    nn.Upsample: upsample,
+    nn.PixelShuffle: pixel_shuffle,
+    nn.PixelUnshuffle: pixel_unshuffle,
+    nn.ChannelShuffle: channel_shuffle,
+    **dict.fromkeys((nn.ZeroPad2d, nn.ConstantPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d, nn.CircularPad2d), pad),
+    nn.Softmax: softmax,
     nn.Flatten: flatten,
+    nn.Unflatten: unflatten,
     nn.Identity: passed,
     nn.Dropout: passed,
     nn.Dropout1d: passed,
     nn.Dropout2d: passed,
     nn.AlphaDropout: passed,
-    nn.PReLU: table,
-    nn.SiLU: table,
-    nn.Hardswish: table,
-    nn.Sigmoid: table,
-    nn.Tanh: table,
-    nn.GELU: table,
     modules.Add: add,
+    modules.Subtract: subtract,
+    modules.Multiply: multiply,
+    modules.MatMul: matmul,
+    modules.Affine: affine,
+    modules.Mean: mean,
+    modules.Permute: permute,
+    modules.Transpose: transpose,
+    modules.Reshape: reshape,
+    modules.Split: split,
+    modules.Index: index,
+    modules.Pad: pad,
     modules.Concat: concat,
     modules.StridedPad: strided_pad,
 }
 
-
-# functions and methods by name: torch.relu, F.relu and Tensor.relu are the same
-FUNCTIONS: dict[str, Callable] = {
-    "flatten": flatten_call,
-    "view": view_call,
-    "reshape": view_call,
-    "contiguous": passed_call,
-    "dropout": passed_call,
-    "relu": relu_call,
-    "relu_": relu_call,
-    "relu6": relu6_call,
-}
+# functions and methods that no layer computes, by name
+FUNCTIONS: dict[str, Callable] = {"dropout": passed_call, "contiguous": passed_call}

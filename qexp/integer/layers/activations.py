@@ -8,15 +8,17 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
+from qexp.errors import QexpError
 from qexp.integer.arithmetic import nearest, width
 from qexp.integer.grids import Grid, activation_grid, cannot
 from qexp.integer.lowered import Site
 from qexp.integer.program import Clamp, Lookup
 from qexp.integer.values import ZERO, Value
 from qexp.integer.walk import Walk
-from qexp.layers.quantized import QUANTIZED, Quantized
+from qexp.layers.quantized import QUANTIZED, Quantized, float_class
 from qexp.layers.swap import quantizers_off
 from qexp.network.graph import Step
 from qexp.quantizers.base import Quantizer
@@ -45,41 +47,57 @@ def _clamp(walk: Walk, name: str, x: Value, top: float) -> Value:
     if x.low >= int(low.max()) and x.high <= int(high.min()):
         return x
     least, most = max(x.low, least), max(most, least)
-    op = Clamp(layer=name, inputs=(x.tensor,), output=walk.writer.fresh(name), low=low, high=high)
+    op = Clamp(layer=name, inputs=(x.tensor,), output=walk.writer.fresh(name), low=low, high=high, axis=x.axis)
     return walk.writer.emit(op, replace(x, tensor=op.output, low=least, high=most))
 
 
 def table(walk: Walk, step: Step, name: str, layer: nn.Module, x: Value) -> Value:
-    """Any other activation: a table with one entry for each code of its input, rounded half up to the result's grid."""
+    """Any other function of one number: a table with one entry for each code of its input, rounded half up to the result's grid."""
     x = walk.integers(walk.site(name, layer, "input", x), name)
-    if not x.even or x.zero.size > 1 or width(x.low, x.high) > TABLE_BITS:
-        reason = (
-            f"a table needs an input of one scale and at most {TABLE_BITS} bits, this one has {width(x.low, x.high)}"
-        )
-        at = f"{{layers: {name}, input: {{_target_: qexp.quantizers.uniform.Uniform, bits: 8, symmetric: false}}}}"
-        rule = "give its input 8 bits and one scale"
-        if isinstance(layer, tuple(k for k in QUANTIZED if not isinstance(layer, nn.Conv2d | nn.Linear))):
-            raise cannot(name, reason, f"{rule}: '+quant.rules.table={at}'")
-        raise cannot(
-            name, reason, f"{rule}: quantize the output of the layer before it (quant.output), or write a ReLU"
-        )
-    if sum(p.numel() for p in layer.parameters(recurse=False)) > 1:
-        raise cannot(name, "its channels have different slopes", "use nn.PReLU() with one slope")
-    codes = np.arange(x.low, x.high + 1)
-    with quantizers_off(layer):
-        values = copy.deepcopy(layer).double()(torch.from_numpy((codes - x.zero) * x.unit)).detach().numpy()
+    if width(x.low, x.high) > TABLE_BITS:
+        raise _too_wide(name, layer, x)
+    slopes = sum(p.numel() for p in layer.parameters(recurse=False)) > 1
+    channels = x.shape[x.axis] if slopes or not x.uniform else 1
+    axis = x.axis if not x.uniform else 0
+    if slopes and axis:
+        raise cannot(name, "its channels come last and have slopes of their own", "use nn.PReLU() with one slope")
+    codes = np.arange(x.low, x.high + 1)[:, None]
+    real = np.broadcast_to((codes - x.zero) * x.unit, (len(codes), channels))
+    values = _applied(layer, real).T  # [C, codes]
     quantizer = layer.site("output") if isinstance(layer, Quantized) else None
-    if isinstance(quantizer, Quantizer):
-        grid = activation_grid(quantizer, f"{name}.output")
-    else:
-        unit = 2.0 ** (np.ceil(np.log2(max(float(np.abs(values).max()), 1e-30))) - 15)
-        grid = Grid(np.array([unit]), ZERO, -(2**15), 2**15, "half_up")
-    if grid.scale.size > 1:
-        raise cannot(f"{name}.output", "its channels have different scales", "use granularity: tensor there")
-    entries = (nearest(values / grid.scale).astype(np.int64) + grid.zero).clip(grid.low, grid.high)
-    low, high = int(entries.min()), int(entries.max())
-    op = Lookup(layer=name, inputs=(x.tensor,), output=walk.writer.fresh(name), table=entries, low=x.low)
-    y = walk.writer.emit(op, Value(op.output, grid.scale, grid.zero, low, high, x.shape))
     quantized = isinstance(quantizer, Quantizer)
+    grid = activation_grid(quantizer, f"{name}.output") if quantized else _fine(values)
+    if grid.scale.size > 1 and axis:
+        raise cannot(
+            f"{name}.output", "its channels come last and have different scales", "use granularity: tensor there"
+        )
+    scale, zero = (np.reshape(v, (-1, 1)) for v in (grid.scale, grid.zero))
+    entries = (nearest(values / scale).astype(np.int64) + zero).clip(grid.low, grid.high)
+    low, high = int(entries.min()), int(entries.max())
+    entries = entries[0] if (entries == entries[0]).all() else entries
+    op = Lookup(layer=name, inputs=(x.tensor,), output=walk.writer.fresh(name), table=entries, low=x.low, axis=axis)
+    y = walk.writer.emit(op, Value(op.output, grid.scale, grid.zero, low, high, x.shape))
     walk.lowered.sites[name, "output" if quantized else "output (wide)"] = Site(y.tensor, y, None, y, quantized)
     return y
+
+
+def _too_wide(name: str, layer: nn.Module, x: Value) -> QexpError:
+    bits = width(x.low, x.high)
+    reason = f"a table needs an input of at most {TABLE_BITS} bits, this one has {bits}"
+    at = f"{{layers: {name}, input: {{_target_: qexp.quantizers.uniform.Uniform, bits: 8, symmetric: false}}}}"
+    if float_class(layer) in QUANTIZED:
+        return cannot(name, reason, f"add deploy=integer, or give its input 8 bits: '+quant.rules.table={at}'")
+    return cannot(name, reason, "quantize the output of the layer before it (quant.output), or write a ReLU")
+
+
+def _applied(layer: nn.Module, values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Returns a layer's results for numbers `[numbers, channels]`, computed in float64 as the simulation does."""
+    with quantizers_off(layer), torch.no_grad():
+        made = copy.deepcopy(layer).double()(torch.from_numpy(values.copy())[:, :, None, None])
+    return made[:, :, 0, 0].numpy()
+
+
+def _fine(values: NDArray[np.float64]) -> Grid:
+    """Returns 16 bits for results that are float in the simulation."""
+    unit = 2.0 ** (np.ceil(np.log2(max(float(np.abs(values).max()), 1e-30))) - 15)
+    return Grid(np.array([unit]), ZERO, -(2**15), 2**15, "half_up")

@@ -39,6 +39,7 @@ def batch_norm(walk: Walk, step: Step, name: str, layer: nn.BatchNorm2d, x: Valu
     channels = len(gain)
     op = walk.writer.maker(x)
     own = isinstance(op, Conv | Linear) and not op.unit and walk.sole_user(step) and not _sited(walk, x)
+    own = own and not isinstance(walk.model.get_submodule(op.layer), nn.ConvTranspose2d)
     source = walk.writer.value(op.inputs[0]) if own else x
     groups = getattr(op, "groups", 1) if own else channels
     weight, align = (op.weight, op.align) if own else (np.ones((channels, 1, 1, 1), np.int64), 0)

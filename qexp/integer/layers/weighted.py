@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 from torch import nn
@@ -12,7 +13,9 @@ from qexp.integer.arithmetic import nearest, width
 from qexp.integer.bounds import by_output
 from qexp.integer.grids import activation_grid, cannot, integer_weight, is_power_of_two
 from qexp.integer.hardware import winograd
+from qexp.integer.layers.moves import bordered, padded, unified
 from qexp.integer.layers.shapes import pair, windows
+from qexp.integer.layers.transposed import spread_out, turned, turned_back
 from qexp.integer.program import Conv, Linear
 from qexp.integer.values import ZERO, Value
 from qexp.integer.walk import Walk
@@ -23,6 +26,7 @@ from qexp.quantizers.base import Quantizer
 
 # bits of a bias below the accumulator's last bit: as many as fit into int32, at most as with 26 bits
 BIAS_BITS = (8, 16)
+ZEROS = ("zeros", "constant")  # names of borders of zeros
 MOST_ALIGN = 24  # for a bias on power-of-two steps of its own
 
 
@@ -34,12 +38,19 @@ def weighted(walk: Walk, step: Step, name: str, layer: nn.Module, x: Value) -> V
         remedy = "give it bits (layer_wbit, or a rule), or choose a method for weights"
         raise cannot(f"{name}.weight", "the weight is float", remedy)
     how = families.unit(layer, name)
-    weight, unit = integer_weight(layer.weight, quantizer, f"{name}.weight", x.reach)
+    transposed = isinstance(layer, nn.ConvTranspose2d)
+    arrange = partial(turned, layer) if transposed else None
+    weight, unit = integer_weight(layer.weight, quantizer, f"{name}.weight", x.reach, arrange)
     if not how:
         weight, unit = raised(_real_bias(layer) / x.unit.min(), weight, unit)
     walk.lowered.steps[name] = unit
-    if weight.ndim == 4 and layer.padding_mode != "zeros":
-        raise cannot(name, f"padding_mode={layer.padding_mode!r}", "use padding_mode='zeros'")
+    if isinstance(layer, nn.Linear) and not x.uniform and x.axis != len(x.shape) - 1:
+        x = unified(walk, name, x)
+    beyond = not transposed and weight.ndim == 4 and _beyond(layer)
+    if transposed:
+        x = spread_out(walk, name, layer, x)
+    elif beyond:
+        x = _surrounded(walk, name, layer, x)
     groups = getattr(layer, "groups", 1)
     weight, unit = _absorb(name, x, weight, unit, groups)
     word = None
@@ -52,7 +63,8 @@ def weighted(walk: Walk, step: Step, name: str, layer: nn.Module, x: Value) -> V
     bias, align, result = _bias(
         name, layer, unit if word is None else np.repeat(word.scale, len(unit)), room(x, weight, groups)
     )
-    constants = walk.lowered.constants.setdefault(name, {"weight": _real(weight, unit, x, groups)})
+    real = _real(weight, unit, x, groups)
+    constants = walk.lowered.constants.setdefault(name, {"weight": turned_back(layer, real) if transposed else real})
     if layer.bias is not None:
         constants["bias"] = bias * result
     low, high = result_range(x, weight, groups, align, bias) if word is None else (word.low, word.high)
@@ -66,9 +78,13 @@ def weighted(walk: Walk, step: Step, name: str, layer: nn.Module, x: Value) -> V
         "zero": x.zero,
         "align": align,
     }
+    axis = 0
     if weight.ndim == 4:
-        padding = _padding(name, layer)
-        op = Conv(stride=pair(layer.stride), padding=padding, dilation=pair(layer.dilation), groups=groups, **fields)
+        if len(x.shape) != 3 or x.axis:
+            raise cannot(name, f"a convolution on a tensor {list(x.shape)}", "give it maps [N, C, H, W]")
+        padding = (0, 0) if transposed or beyond else _padding(layer)
+        stride = (1, 1) if transposed else pair(layer.stride)
+        op = Conv(stride=stride, padding=padding, dilation=pair(layer.dilation), groups=groups, **fields)
         shape = (len(weight), *windows(x.shape, weight.shape[2:], op.stride, padding, op.dilation))
         if how.get("name") == "winograd" and (
             not winograd.suits(op, x.shape) or winograd.lossless(replace(op, unit=how), x.reach)
@@ -80,15 +96,15 @@ def weighted(walk: Walk, step: Step, name: str, layer: nn.Module, x: Value) -> V
             how = {}
         op = replace(op, unit=how)
     else:
-        if len(x.shape) != 1:
+        if x.shape[-1] != weight.shape[1]:
             raise cannot(name, f"a linear layer on maps {list(x.shape)}", "flatten before it")
-        op, shape = Linear(unit=how, **fields), (len(weight),)
+        op, shape, axis = Linear(unit=how, **fields), (*x.shape[:-1], len(weight)), len(x.shape) - 1
     plain = not how and align == 0
     sums = np.float32(x.unit) * np.float32(walk.lowered.steps[name]) if plain and x.even else None
     most = None if how else _spread(x, weight, groups, align, bias) * result
     if (result == result[0]).all():
         result, sums = result[:1], None if sums is None else sums[:1]
-    y = walk.writer.emit(op, Value(op.output, result, ZERO, low, high, shape, most, sums))
+    y = walk.writer.emit(op, Value(op.output, result, ZERO, low, high, shape, most, sums, axis))
     return walk.site(name, layer, "output", y)
 
 
@@ -109,7 +125,7 @@ def raised(bias: np.ndarray, weight: np.ndarray, unit: np.ndarray) -> tuple[np.n
 def _real_bias(layer: nn.Module) -> np.ndarray:
     """Returns the bias as the layer computes with it, float64; zeros where it has none."""
     if layer.bias is None:
-        return np.zeros(len(layer.weight))
+        return np.zeros(getattr(layer, "out_channels", len(layer.weight)))
     bias = layer.quantized_bias() if isinstance(layer, Quantized) else layer.bias
     return bias.detach().cpu().double().numpy()
 
@@ -189,10 +205,21 @@ def room(x: Value, weight: np.ndarray, groups: int) -> int:
     return max(0, min(BIAS_BITS[0], 30 - taken), min(BIAS_BITS[1], 26 - taken))
 
 
-def _padding(name: str, layer: nn.Conv2d) -> tuple[int, int]:
-    if not isinstance(layer.padding, str):
-        return pair(layer.padding)
+def _padding(layer: nn.Conv2d) -> tuple[int, int]:
     left = layer._reversed_padding_repeated_twice
-    if left[0] != left[1] or left[2] != left[3]:
-        raise cannot(name, f"padding={layer.padding!r} adds more on one side", "use an odd kernel, or numbers")
-    return left[2], left[0]
+    given = isinstance(layer.padding, str) or layer.padding_mode != "zeros"
+    return (left[2], left[0]) if given else pair(layer.padding)
+
+
+def _beyond(layer: nn.Conv2d) -> bool:
+    """Whether a convolution's border is more than zeros, as many on both sides."""
+    left = layer._reversed_padding_repeated_twice
+    return layer.padding_mode not in ZEROS or left[0] != left[1] or left[2] != left[3]
+
+
+def _surrounded(walk: Walk, name: str, layer: nn.Conv2d, x: Value) -> Value:
+    """Returns a map with the border that a convolution puts around it."""
+    left, right, top, bottom = layer._reversed_padding_repeated_twice
+    if layer.padding_mode in ZEROS:
+        return padded(walk, name, x, (0, top, left), (0, bottom, right))
+    return bordered(walk, name, x, (top, bottom), (left, right), layer.padding_mode)

@@ -36,15 +36,17 @@ from qexp.integer import files
 from qexp.integer.ends import described
 from qexp.integer.package.c_ends import ends
 from qexp.integer.package.c_source import MAIN, golden, network
-from qexp.integer.package.packing import coded, pack, unpack, weights
+from qexp.integer.package.packing import coded, weights
 from qexp.integer.program import Conv, IntegerProgram, Linear
 from qexp.integer.reference import Reference
 from qexp.integer.schema import Either, Exactly, Mapped, Whole, read_json
 from qexp.integer.schema import check as checked
+from qexp.numerics.packing import pack, unpack
 
-FORMAT, VERSION = "qexp package", 2
+FORMAT, VERSION = "qexp package", 3
 MANIFEST, WEIGHTS, GOLDEN = "package.json", "weights.bin", "golden.safetensors"
-C_FILES = ("qexp_int.h", "qexp_int.c", "network.h", "network.c", "golden.h", "main.c")
+LIBRARY = ("qexp_int.h", "qexp_int.c", "qexp_ops.c")
+C_FILES = (*LIBRARY, "network.h", "network.c", "golden.h", "main.c")
 REQUIRED = {files.PROGRAM, files.CONSTANTS, WEIGHTS, GOLDEN, *(f"c/{name}" for name in C_FILES)}
 _LAYER = {
     **{
@@ -94,7 +96,7 @@ def write(program: IntegerProgram, folder: Path, images: NDArray[np.float32]) ->
     save_file({"input": codes.astype(np.int32), "output": scores}, folder / GOLDEN)
     c = folder / "c"
     c.mkdir()
-    for name in ("qexp_int.h", "qexp_int.c"):
+    for name in LIBRARY:
         (c / name).write_text((resources("qexp.integer.package") / name).read_text())
     for name, text in (
         ("ends.h", ends(program)),

@@ -3,30 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-
-import numpy as np
-from numpy.typing import NDArray
 
 from qexp.errors import QexpError
-from qexp.integer.package.packing import coded, pack
-from qexp.integer.program import (
-    Add,
-    Clamp,
-    Concat,
-    Conv,
-    Flatten,
-    IntegerProgram,
-    Linear,
-    Lookup,
-    MaxPool,
-    Op,
-    Requantize,
-    StridedPad,
-    SumPool,
-)
-
-Ints = NDArray[np.int64]
+from qexp.integer.op import Ints
+from qexp.integer.package.c_calls import call
+from qexp.integer.package.c_code import Code, numbers
+from qexp.integer.program import Conv, IntegerProgram, Linear
 
 
 def network(program: IntegerProgram) -> tuple[str, str]:
@@ -45,9 +27,15 @@ def network(program: IntegerProgram) -> tuple[str, str]:
     scratch = max([op.weight.size for op in program.ops if isinstance(op, Conv | Linear)], default=1)
     constants, calls = [], []
     for i, op in enumerate(program.ops):
-        arrays, call = _call(i, op, program, places)
-        constants += arrays
-        calls.append(f"    /* {_comment(op.layer)} */\n    {call}")
+        code = Code(
+            i,
+            [f"memory + {places[name]}" for name in op.inputs],
+            f"memory + {places[op.output]}",
+            [program.tensors[name].shape for name in op.inputs],
+            program.tensors[op.output].shape,
+        )
+        calls.append(f"    /* {_comment(op.layer)} */\n    {call(code, op)}")
+        constants += code.arrays
     start, end = program.tensors[program.input], program.tensors[program.output]
     head = f"""/* {_comment(str(program.about))} */
 #ifndef NETWORK_H
@@ -125,89 +113,8 @@ int main(void) {
 """
 
 
-def _call(i: int, op: Op, program: IntegerProgram, places: dict[str, int]) -> tuple[list[str], str]:
-    """Returns an operation's constant arrays and its call."""
-    xs = [f"memory + {places[name]}" for name in op.inputs]
-    y = f"memory + {places[op.output]}"
-    arrays: list[str] = []
-
-    def constant(field: str, values: Ints) -> str:
-        arrays.append(f"static const q64 {field}{i}[] = {{{_numbers(np.ravel(values))}}};")
-        return f"{field}{i}, {np.size(values)}"
-
-    into, out = program.tensors[op.inputs[0]].shape, program.tensors[op.output].shape
-    if isinstance(op, Conv | Linear):
-        form = coded(op.weight)
-        packed = np.frombuffer(pack(form.codes, form.bits), np.uint8)
-        arrays.append(f"static const uint8_t weight{i}[] = {{{_numbers(packed)}}};")
-        bias = constant("bias", op.bias).split(",")[0]
-        zero = constant("zero", op.zero)
-        conv = isinstance(op, Conv)
-        window = (
-            (*op.weight.shape[2:], *op.stride, *op.padding, *op.dilation, op.groups)
-            if conv
-            else (1, 1, 1, 1, 0, 0, 1, 1, 1)
-        )
-        unpack = f"qx_unpack(weight{i}, {op.weight.size}, {form.bits}, {int(form.signed)}, weights);\n    "
-        if form.levels is not None:
-            rows, count = form.levels.shape
-            arrays.append(f"static const int32_t levels{i}[] = {{{_numbers(form.levels.ravel())}}};")
-            unpack += f"qx_levels(weights, {rows}, {op.weight.size // rows}, levels{i}, {count});\n    "
-        return arrays, (
-            f"{unpack}qx_conv({xs[0]}, {_shape(into)}, weights, {bias}, {zero}, (qx_window){{{_numbers(window)}}}, {op.align}, "
-            f"{_shape(out)}, {y});"
-        )
-    channels, inner = out[0], math.prod(out[1:])
-    if isinstance(op, Requantize):
-        parts = ", ".join(constant(name, getattr(op, name)) for name in ("multiplier", "addend", "shift", "zero"))
-        rounding = f"QX_{op.rounding.upper()}"
-        return arrays, f"qx_requantize({xs[0]}, {channels}, {inner}, {parts}, {rounding}, {op.low}, {op.high}, {y});"
-    if isinstance(op, Clamp):
-        return (
-            arrays,
-            f"qx_clamp({xs[0]}, {channels}, {inner}, {constant('low', op.low)}, {constant('high', op.high)}, {y});",
-        )
-    if isinstance(op, Add):
-        size = math.prod(out)
-        adds = [f"qx_add({x}, {size}, {int(z)}, {int(s)}, {y});" for x, z, s in zip(xs, op.zeros, op.shifts)]
-        return arrays, "\n    ".join([f"memset({y}, 0, {size} * sizeof(q64));", *adds])
-    if isinstance(op, Concat):
-        copies, at = [], places[op.output]
-        for x, name in zip(xs, op.inputs):
-            size = math.prod(program.tensors[name].shape)
-            copies.append(f"memcpy(memory + {at}, {x}, {size} * sizeof(q64));")
-            at += size
-        return arrays, "\n    ".join(copies)
-    if isinstance(op, Flatten):
-        return arrays, f"memmove({y}, {xs[0]}, {math.prod(out)} * sizeof(q64));"
-    if isinstance(op, MaxPool | SumPool):
-        dilation = op.dilation if isinstance(op, MaxPool) else (1, 1)
-        window = f"(qx_window){{{_numbers((*op.window, *op.stride, *op.padding, *dilation, 1))}}}"
-        zero = "" if isinstance(op, MaxPool) else constant("zero", op.zero) + ", "
-        name = "qx_max_pool" if isinstance(op, MaxPool) else "qx_sum_pool"
-        return arrays, f"{name}({xs[0]}, {_shape(into)}, {window}, {zero}{_shape(out)}, {y});"
-    if isinstance(op, Lookup):
-        table = constant("table", op.table).split(",")[0]
-        return arrays, f"qx_lookup({xs[0]}, {math.prod(out)}, {table}, {op.low}, {y});"
-    if isinstance(op, StridedPad):
-        return (
-            arrays,
-            f"qx_strided_pad({xs[0]}, {_shape(into)}, {op.stride}, {op.before}, {int(op.zero[0])}, {_shape(out)}, {y});",
-        )
-    raise QexpError(f"export=package: {op.layer}: the operation {op.kind!r} has no C form")
-
-
-def _shape(shape: tuple[int, ...]) -> str:
-    c, h, w = shape if len(shape) == 3 else (shape[0], 1, 1)
-    return f"(qx_shape){{{c}, {h}, {w}}}"
-
-
-def _numbers(values: Iterable[int]) -> str:
-    return ", ".join(str(int(v)) for v in values)
-
-
 def _rows(values: Ints) -> str:
-    return ", ".join(f"{{{_numbers(row)}}}" for row in values)
+    return ", ".join(f"{{{numbers(row)}}}" for row in values)
 
 
 def _comment(text: str) -> str:

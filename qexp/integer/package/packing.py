@@ -1,4 +1,4 @@
-"""Packs codes of 1 to 16 bits into bytes; weights with few values become indices into a table."""
+"""Integer weights in the form that takes the fewest bytes: codes of few bits, or places in a table of their values."""
 
 from __future__ import annotations
 
@@ -64,29 +64,3 @@ def weights(codes: NDArray[np.int64], levels: NDArray[np.int64] | None) -> NDArr
     if rows.size and rows.max() >= levels.shape[1]:
         raise QexpError(f"a code of {int(rows.max())} lies beyond its table of {levels.shape[1]} levels")
     return np.take_along_axis(levels, rows, 1).reshape(codes.shape)
-
-
-def pack(codes: NDArray[np.int64], bits: int) -> bytes:
-    """Returns the low `bits` bits of each code in C order, lowest bit first; the last byte is filled with zeros.
-
-    >>> pack(np.array([1, -2, 3, -4]), 3).hex()
-    'f108'
-    """
-    stream = (codes.reshape(-1, 1) >> np.arange(bits)) & 1
-    return np.packbits(stream.astype(np.uint8).reshape(-1), bitorder="little").tobytes()
-
-
-def unpack(packed: bytes, count: int, bits: int, signed: bool) -> NDArray[np.int64]:
-    """Returns `count` codes.
-
-    Raises:
-        QexpError: The bytes are fewer than that.
-
-    >>> unpack(bytes.fromhex("f108"), 4, 3, True).tolist()
-    [1, -2, 3, -4]
-    """
-    if len(packed) * 8 < count * bits:
-        raise QexpError(f"{len(packed)} bytes are too few for {count} codes of {bits} bits: cut short")
-    stream = np.unpackbits(np.frombuffer(packed, np.uint8), bitorder="little")[: count * bits].reshape(count, bits)
-    value = (stream.astype(np.int64) << np.arange(bits)).sum(1)
-    return value - (stream[:, -1].astype(np.int64) << bits) if signed and count else value

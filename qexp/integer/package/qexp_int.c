@@ -1,13 +1,5 @@
 #include "qexp_int.h"
 
-static q64 at(const q64 *values, int n, int channel) { return values[n > 1 ? channel : 0]; }
-
-/* a negative number shifted right is left to the compiler by C99; this is not */
-static q64 floor_shift(q64 x, int shift) { return x >= 0 ? x >> shift : -((-(x + 1)) >> shift) - 1; }
-
-/* nor is a negative number shifted left defined */
-static q64 times_power(q64 x, int shift) { return x * ((q64)1 << shift); }
-
 void qx_unpack(const uint8_t *packed, long n, int bits, int is_signed, int32_t *out) {
     for (long i = 0; i < n; i++) {
         int32_t value = 0;
@@ -25,7 +17,7 @@ void qx_levels(int32_t *codes, int rows, long inner, const int32_t *levels, int 
 }
 
 q64 qx_shift_round(q64 x, int shift, enum qx_rounding rounding) {
-    q64 whole = floor_shift(x, shift), one = (q64)1 << shift, rest = x - times_power(whole, shift), twice = rest * 2;
+    q64 whole = qx_floor_shift(x, shift), one = (q64)1 << shift, rest = x - qx_times_power(whole, shift), twice = rest * 2;
     switch (rounding) {
         case QX_FLOOR: return whole;
         case QX_TRUNC: return whole + (rest != 0 && x < 0);
@@ -40,7 +32,7 @@ static q64 held(q64 x) {
     q64 most = x < 0 ? -x : x, whole;
     int drop = 0;
     while ((most >> drop) >= ((q64)1 << 24)) drop++;
-    whole = times_power(qx_shift_round(most, drop, QX_HALF_EVEN), drop);
+    whole = qx_times_power(qx_shift_round(most, drop, QX_HALF_EVEN), drop);
     return x < 0 ? -whole : whole;
 }
 
@@ -54,7 +46,7 @@ void qx_conv(const q64 *x, qx_shape in, const int32_t *w, const q64 *bias, const
                     int channel = (o / outputs) * per + c;
                     const q64 *map = x + (long)channel * in.h * in.w;
                     const int32_t *taps = w + ((long)o * per + c) * k.kh * k.kw;
-                    q64 z = at(zero, n_zero, channel);
+                    q64 z = qx_at(zero, n_zero, channel);
                     for (int r = 0; r < k.kh; r++) {
                         int row = i * k.sh - k.ph + r * k.dh;
                         if (row < 0 || row >= in.h) continue;
@@ -64,37 +56,38 @@ void qx_conv(const q64 *x, qx_shape in, const int32_t *w, const q64 *bias, const
                         }
                     }
                 }
-                y[((long)o * out.h + i) * out.w + j] = times_power(sum, align) + bias[o];
+                y[((long)o * out.h + i) * out.w + j] = qx_times_power(sum, align) + bias[o];
             }
 }
 
-void qx_requantize(const q64 *x, int c, int inner, const q64 *multiplier, int n_multiplier, const q64 *addend, int n_addend,
+void qx_requantize(const q64 *x, qx_run r, const q64 *multiplier, int n_multiplier, const q64 *addend, int n_addend,
                    const q64 *shift, int n_shift, const q64 *zero, int n_zero, enum qx_rounding rounding, q64 low, q64 high, q64 *y) {
-    for (int o = 0; o < c; o++)
-        for (int i = 0; i < inner; i++) {
-            long p = (long)o * inner + i;
-            q64 value = (x[p] - at(zero, n_zero, o)) * at(multiplier, n_multiplier, o) + at(addend, n_addend, o);
-            if (rounding == QX_FLOAT32) { /* as runtimes: number and product as float32, the zero point last */
-                value = held(held(x[p] - at(zero, n_zero, o)) * at(multiplier, n_multiplier, o));
-                value = qx_shift_round(value, (int)at(shift, n_shift, o), QX_HALF_EVEN);
-                value += floor_shift(at(addend, n_addend, o), (int)at(shift, n_shift, o));
-            } else
-                value = qx_shift_round(value, (int)at(shift, n_shift, o), rounding);
-            y[p] = value < low ? low : value > high ? high : value;
-        }
+    for (long p = 0; p < r.outer * r.c * r.inner; p++) {
+        int o = (int)(p / r.inner % r.c);
+        q64 value = (x[p] - qx_at(zero, n_zero, o)) * qx_at(multiplier, n_multiplier, o) + qx_at(addend, n_addend, o);
+        if (rounding == QX_FLOAT32) { /* as runtimes: number and product as float32, the zero point last */
+            value = held(held(x[p] - qx_at(zero, n_zero, o)) * qx_at(multiplier, n_multiplier, o));
+            value = qx_shift_round(value, (int)qx_at(shift, n_shift, o), QX_HALF_EVEN);
+            value += qx_floor_shift(qx_at(addend, n_addend, o), (int)qx_at(shift, n_shift, o));
+        } else if (rounding == QX_FLOAT32_SUM) { /* the zero point before the rounding */
+            value = held(held(x[p] - qx_at(zero, n_zero, o)) * qx_at(multiplier, n_multiplier, o)) + qx_at(addend, n_addend, o);
+            value = qx_shift_round(held(value), (int)qx_at(shift, n_shift, o), QX_HALF_EVEN);
+        } else
+            value = qx_shift_round(value, (int)qx_at(shift, n_shift, o), rounding);
+        y[p] = value < low ? low : value > high ? high : value;
+    }
 }
 
-void qx_clamp(const q64 *x, int c, int inner, const q64 *low, int n_low, const q64 *high, int n_high, q64 *y) {
-    for (int o = 0; o < c; o++)
-        for (int i = 0; i < inner; i++) {
-            long p = (long)o * inner + i;
-            q64 least = at(low, n_low, o), most = at(high, n_high, o);
-            y[p] = x[p] < least ? least : x[p] > most ? most : x[p];
-        }
+void qx_clamp(const q64 *x, qx_run r, const q64 *low, int n_low, const q64 *high, int n_high, q64 *y) {
+    for (long p = 0; p < r.outer * r.c * r.inner; p++) {
+        int o = (int)(p / r.inner % r.c);
+        q64 least = qx_at(low, n_low, o), most = qx_at(high, n_high, o);
+        y[p] = x[p] < least ? least : x[p] > most ? most : x[p];
+    }
 }
 
 void qx_add(const q64 *x, long n, q64 zero, int shift, q64 *y) {
-    for (long i = 0; i < n; i++) y[i] += times_power(x[i] - zero, shift);
+    for (long i = 0; i < n; i++) y[i] += qx_times_power(x[i] - zero, shift);
 }
 
 void qx_max_pool(const q64 *x, qx_shape in, qx_window k, qx_shape out, q64 *y) {
@@ -122,14 +115,17 @@ void qx_sum_pool(const q64 *x, qx_shape in, qx_window k, const q64 *zero, int n_
                     for (int s = 0; s < k.kw; s++) {
                         int row = i * k.sh - k.ph + r, column = j * k.sw - k.pw + s;
                         if (row < 0 || row >= in.h || column < 0 || column >= in.w) continue;
-                        sum += x[((long)c * in.h + row) * in.w + column] - at(zero, n_zero, c);
+                        sum += x[((long)c * in.h + row) * in.w + column] - qx_at(zero, n_zero, c);
                     }
                 y[((long)c * out.h + i) * out.w + j] = sum;
             }
 }
 
-void qx_lookup(const q64 *x, long n, const q64 *table, q64 low, q64 *y) {
-    for (long i = 0; i < n; i++) y[i] = table[x[i] - low];
+void qx_lookup(const q64 *x, qx_run r, const q64 *table, int rows, int entries, q64 low, q64 *y) {
+    for (long p = 0; p < r.outer * r.c * r.inner; p++) {
+        long row = rows > 1 ? p / r.inner % r.c : 0;
+        y[p] = table[row * entries + (x[p] - low)];
+    }
 }
 
 void qx_strided_pad(const q64 *x, qx_shape in, int stride, int before, q64 zero, qx_shape out, q64 *y) {

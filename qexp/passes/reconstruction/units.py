@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qexp.errors import QexpError, near
+from qexp.layers.calls import all_calls, unrouted
 from qexp.layers.quantized import float_class
 from qexp.models.modules import Add, Concat
 from qexp.network.facts import Facts
@@ -119,14 +120,15 @@ def _learns(layer: nn.Module) -> bool:
 
 def _block_names(model: nn.Module) -> list[str]:
     """Returns the outermost modules around a join, and those of the same classes."""
-    joins = [name for name, module in model.named_modules() if issubclass(float_class(module), Add | Concat)]
+    with all_calls(model):
+        joins = [name for name, module in model.named_modules() if issubclass(float_class(module), Add | Concat)]
     around = {name.rpartition(".")[0] for name in joins}
     if "" in around:
         log.info(
             "reconstruction: an add or concatenation of the network itself has no block around it; its layers go one by one"
         )
         around.discard("")
-    kinds = {type(model.get_submodule(name)) for name in around}
+    kinds = {unrouted(type(model.get_submodule(name))) for name in around}
     kinds = {kind for kind in kinds if not kind.__module__.startswith("torch.nn")}
     alike = {
         name

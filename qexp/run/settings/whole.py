@@ -135,8 +135,19 @@ def read(cfg: DictConfig, in_sweep: bool = False) -> Settings:
             Settings.of(OmegaConf.to_container(_with_choices(_with_name(cfg)), resolve=True)), in_sweep=in_sweep
         )
     except OmegaConfBaseException as error:
+        if (mistake := _behind(error)) is not None:
+            raise mistake from None
         key = f"{error.full_key}: " if getattr(error, "full_key", None) else ""
         raise QexpError(f"{key}{str(error).splitlines()[0]}; see --cfg job for the whole configuration") from None
+
+
+def _behind(error: BaseException) -> QexpError | None:
+    """Returns the user's mistake behind an error of OmegaConf, where a value is computed from a name that does not exist."""
+    while error is not None:
+        if isinstance(error, QexpError):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _with_name(cfg: DictConfig) -> DictConfig:

@@ -1,0 +1,38 @@
+"""The program `qexp`, which `python run.py` in a clone and `python -m qexp` start too."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+from difflib import get_close_matches
+from pathlib import Path
+
+from qexp.command.commands import COMMANDS, called
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command that the first word names, or else a run or a sweep; returns the exit status.
+
+    Args:
+        argv: The words after the program's name; None takes them from the command line.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    here = str(Path.cwd())
+    if here not in sys.path and "" not in sys.path:
+        sys.path.append(here)  # the user's own modules; last, so that none hides a library's
+    first = words[0] if words else ""
+    if first in COMMANDS:
+        return importlib.import_module(COMMANDS[first].module).main(words[1:]) or 0
+    if first and "=" not in first and not first.startswith(("-", "~")):
+        close = get_close_matches(first, COMMANDS, n=1)
+        hint = f" (did you mean {close[0]!r}?)" if close else ""
+        print(
+            f"{called()} {first}: there is no such command{hint}; use {', '.join(COMMANDS)}, or KEY=VALUE for a run; "
+            f"see {called()} --help",
+            file=sys.stderr,
+        )
+        return 2
+    from qexp.command.run import main as run  # a second to import, which the commands above do not need
+
+    return run(words)

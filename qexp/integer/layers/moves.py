@@ -1,0 +1,323 @@
+"""Conversion of operations that move codes: flattening, reshaping, permuting, slicing, padding, shuffling."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+from torch import nn
+
+from qexp.integer.grids import cannot
+from qexp.integer.moves import Flatten, Pad, Permute, Reshape, Slice, StridedPad
+from qexp.integer.products import Resample
+from qexp.integer.values import ZERO, Value
+from qexp.integer.walk import Walk
+from qexp.models import modules
+from qexp.network.graph import PerImage, Step
+
+CHANNELWISE = ("unit", "zero", "most", "sums")  # fields of a value with one number, or one per channel
+
+
+def strided_pad(walk: Walk, step: Step, name: str, layer: modules.StridedPad, x: Value) -> Value:
+    """The parameter-free shortcut: new channels hold zero."""
+    x = walk.integers(x, name)
+    if not x.uniform:
+        x = walk.settle([x], name, ["input"])[0]
+    shape = (x.shape[0] + layer.before + layer.after, *(math.ceil(n / layer.stride) for n in x.shape[1:]))
+    op = StridedPad(
+        layer=name,
+        inputs=(x.tensor,),
+        output=walk.writer.fresh(name),
+        stride=layer.stride,
+        before=layer.before,
+        after=layer.after,
+        zero=x.zero,
+    )
+    low, high = min(x.low, int(x.zero[0])), max(x.high, int(x.zero[0]))
+    return walk.writer.emit(op, Value(op.output, x.unit, x.zero, low, high, shape))
+
+
+def flatten(walk: Walk, step: Step, name: str, layer: nn.Flatten | None, x: Value) -> Value:
+    """Flattens everything but the batch, or the dimensions that the layer names."""
+    first, last = (layer.start_dim, layer.end_dim) if layer is not None else (1, -1)
+    return flattened(walk, name, x, first, last)
+
+
+def flattened(walk: Walk, name: str, x: Value, first: int, last: int) -> Value:
+    """Returns a value whose dimensions `first` to `last` (the batch counted) are one."""
+    dims = len(x.shape) + 1
+    first, last = first % dims - 1, last % dims - 1
+    if first < 0:
+        raise cannot(name, "it joins the images of a batch", "flatten from dimension 1 on: torch.flatten(x, 1)")
+    return reshaped(walk, name, x, (*x.shape[:first], math.prod(x.shape[first : last + 1]), *x.shape[last + 1 :]))
+
+
+def unflatten(walk: Walk, step: Step, name: str, layer: nn.Unflatten, x: Value) -> Value:
+    """Splits one dimension into several."""
+    at = layer.dim % (len(x.shape) + 1) - 1
+    sizes = list(layer.unflattened_size)
+    if at < 0:
+        raise cannot(name, "it splits the batch", "split another dimension")
+    if -1 in sizes:
+        sizes[sizes.index(-1)] = x.shape[at] // -math.prod(sizes)
+    return reshaped(walk, name, x, (*x.shape[:at], *sizes, *x.shape[at + 1 :]))
+
+
+def reshaped(walk: Walk, name: str, x: Value, shape: Sequence[int]) -> Value:
+    """Returns a value in another shape (without the batch); one unit per channel becomes one per feature where channels are flattened."""
+    shape = tuple(shape)
+    if shape == x.shape:
+        return x
+    if not x.tensor:
+        return replace(x, shape=shape)
+    x, axis, dims, repeats = _kept(walk, name, x, shape)
+    spread = {k: v if v is None or v.size == 1 else np.repeat(v, repeats) for k, v in _fields(x).items()}
+    names = {"layer": name, "inputs": (x.tensor,), "output": walk.writer.fresh(name)}
+    op = Flatten(**names) if len(shape) == 1 else Reshape(shape=shape, **names)
+    return walk.writer.emit(op, replace(x, tensor=op.output, shape=shape, axis=axis, dims=dims, **spread))
+
+
+def _kept(walk: Walk, name: str, x: Value, shape: tuple[int, ...]) -> tuple[Value, int, int, int]:
+    """Returns a value, the first dimension and the number of dimensions of its channels after a reshaping, and the run of each there.
+
+    Units that no dimensions can hold afterwards become one unit before.
+    """
+    end = x.axis + x.dims
+    before, channels, behind = math.prod(x.shape[: x.axis]), math.prod(x.shape[x.axis : end]), x.shape[end:]
+    for joined in range(len(behind) + 1):  # the channels alone, or with the dimensions behind them
+        repeats = math.prod(behind[:joined])
+        for axis in range(len(shape)):
+            for dims in range(1, len(shape) - axis + 1):
+                size = math.prod(shape[axis : axis + dims])
+                if math.prod(shape[:axis]) == before and size == channels * repeats:
+                    return x, axis, dims, repeats
+    return unified(walk, name, x), 0, 1, 1
+
+
+def unified(walk: Walk, name: str, x: Value) -> Value:
+    """Returns a value with one unit and one zero point for all channels."""
+    if not x.uniform:
+        if x.dims > 1 or not simulated(walk, name):
+            reason = "it mixes channels that have different scales"
+            raise cannot(name, reason, "give the layer before it an output quantizer of one scale (quant.output)")
+        x = walk.settle([x], name, ["input.0"])[0]
+    most = None if x.most is None else np.max(x.most, keepdims=True).reshape(1)
+    sums = x.sums if x.sums is None or x.sums.size == 1 else None
+    return replace(x, most=most, sums=sums, axis=0, dims=1)
+
+
+def simulated(walk: Walk, name: str) -> bool:
+    """Whether the simulation can round the operands of a step: it is a module, or a call with a stand-in."""
+    try:
+        walk.model.get_submodule(name)
+    except AttributeError:
+        return False
+    return True
+
+
+def permuted(walk: Walk, name: str, x: Value, order: Sequence[int]) -> Value:
+    """Returns a value whose dimensions (without the batch) are in another order."""
+    order = tuple(order)
+    shape = tuple(x.shape[k] for k in order)
+    if order == tuple(range(len(order))):
+        return x
+    if not x.tensor:
+        return replace(x, shape=shape)
+    places = [order.index(k) for k in range(x.axis, x.axis + x.dims)]
+    if max(places) - min(places) >= x.dims:  # the channels come apart
+        x, places = unified(walk, name, x), [0]
+    inner = x.shape[x.axis : x.axis + x.dims]
+    turned = np.argsort(places)
+    fields = {
+        k: v if v is None or v.size == 1 else v.reshape(inner).transpose(turned).ravel() for k, v in _fields(x).items()
+    }
+    op = Permute(layer=name, inputs=(x.tensor,), output=walk.writer.fresh(name), order=order)
+    return walk.writer.emit(op, replace(x, tensor=op.output, shape=shape, axis=min(places), **fields))
+
+
+def permute_of(walk: Walk, name: str, x: Value, dims: Sequence[int]) -> Value:
+    """Returns a value permuted by dimensions that count the batch."""
+    order = [d % (len(x.shape) + 1) for d in dims]
+    if order[0] != 0:
+        raise cannot(name, "it moves the batch to another dimension", "keep the images of a batch in dimension 0")
+    return permuted(walk, name, x, [d - 1 for d in order[1:]])
+
+
+def sliced(walk: Walk, name: str, x: Value, axis: int, start: int, count: int, step: int = 1) -> Value:
+    """Returns some entries of a value along a dimension (without the batch)."""
+    if (start, count, step) == (0, x.shape[axis], 1):
+        return x
+    shape = (*x.shape[:axis], count, *x.shape[axis + 1 :])
+    chosen = _fields(x)
+    if x.axis <= axis < x.axis + x.dims:
+        if x.dims > 1:
+            x = walk.integers(x, name)
+        at = start + step * np.arange(count)
+        chosen = {k: v if v is None or v.size == 1 else v[at] for k, v in chosen.items()}
+    if not x.tensor:
+        return replace(x, shape=shape)
+    op = Slice(
+        layer=name, inputs=(x.tensor,), output=walk.writer.fresh(name), axis=axis, start=start, step=step, count=count
+    )
+    return walk.writer.emit(op, replace(x, tensor=op.output, shape=shape, **chosen))
+
+
+def padded(walk: Walk, name: str, x: Value, before: Sequence[int], after: Sequence[int], real: float = 0.0) -> Value:
+    """Returns a value with a constant around it; only zero has a code on every grid."""
+    before, after = tuple(before), tuple(after)
+    for axis, (front, back) in enumerate(zip(before, after)):  # a negative padding cuts off
+        if front < 0 or back < 0:
+            cut = max(-front, 0), max(-back, 0)
+            x = sliced(walk, name, x, axis, cut[0], x.shape[axis] - sum(cut))
+    before, after = (tuple(max(n, 0) for n in ends) for ends in (before, after))
+    if not any((*before, *after)):
+        return x
+    x = walk.integers(x, name)
+    if x.zero.size > 1 or ((before[x.axis] or after[x.axis]) and not x.even):
+        x = unified(walk, name, x)
+    steps = real / float(x.unit[0]) if x.even else (0.0 if real == 0 else math.nan)
+    if not steps == round(steps, 6) // 1:
+        raise cannot(name, f"its padding with {real:g} lies between two codes", "pad with zeros")
+    value = int(x.zero[0]) + round(steps)
+    op = Pad(layer=name, inputs=(x.tensor,), output=walk.writer.fresh(name), before=before, after=after, value=value)
+    shape = tuple(n + a + b for n, a, b in zip(x.shape, before, after))
+    low, high = min(x.low, value), max(x.high, value)
+    most = x.most if value == int(x.zero[0]) else None
+    return walk.writer.emit(op, replace(x, tensor=op.output, shape=shape, low=low, high=high, most=most))
+
+
+def pad(walk: Walk, step: Step, name: str, layer: nn.Module, x: Value) -> Value:
+    """A border of zeros, of another constant, or of copies of what lies inside."""
+    sizes = tuple(layer.sizes if isinstance(layer, modules.Pad) else layer.padding)
+    mode, value = getattr(layer, "mode", _MODES.get(type(layer), "constant")), getattr(layer, "value", None) or 0.0
+    pairs = [(sizes[k], sizes[k + 1]) for k in range(0, len(sizes), 2)][::-1]
+    pairs = [(0, 0)] * (len(x.shape) - len(pairs)) + pairs
+    if len(pairs) > len(x.shape):
+        raise cannot(name, "it pads the batch", "pad the dimensions of an image")
+    if mode == "constant":
+        return padded(walk, name, x, *zip(*pairs), float(value))
+    if len(x.shape) != 3 or pairs[0] != (0, 0) or min(min(pair) for pair in pairs) < 0:
+        raise cannot(name, f"mode={mode!r} on a tensor {list(x.shape)}", "pad height and width of a map")
+    return bordered(walk, name, x, pairs[1], pairs[2], mode)
+
+
+_MODES = {nn.ReflectionPad2d: "reflect", nn.ReplicationPad2d: "replicate", nn.CircularPad2d: "circular"}
+_BORDERS = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}
+
+
+def bordered(walk: Walk, name: str, x: Value, rows: tuple[int, int], columns: tuple[int, int], mode: str) -> Value:
+    """Returns a map with copies of its own pixels around it."""
+    x = walk.integers(x, name)
+    places = [np.pad(np.arange(n), ends, mode=_BORDERS[mode])[:, None] for n, ends in zip(x.shape[1:], (rows, columns))]
+    ones = [np.ones_like(at) for at in places]
+    op = Resample(
+        layer=name,
+        inputs=(x.tensor,),
+        output=walk.writer.fresh(name),
+        rows=places[0],
+        row_weights=ones[0],
+        columns=places[1],
+        column_weights=ones[1],
+        zero=ZERO,
+    )
+    return walk.writer.emit(op, replace(x, tensor=op.output, shape=(x.shape[0], len(places[0]), len(places[1]))))
+
+
+def permute(walk: Walk, step: Step, name: str, layer: modules.Permute, x: Value) -> Value:
+    """Dimensions in another order."""
+    return permute_of(walk, name, x, layer.dims)
+
+
+def transpose(walk: Walk, step: Step, name: str, layer: modules.Transpose, x: Value) -> Value:
+    """Two dimensions exchanged."""
+    dims = list(range(len(x.shape) + 1))
+    a, b = layer.dims
+    dims[a], dims[b] = dims[b], dims[a]
+    return permute_of(walk, name, x, dims)
+
+
+def reshape(walk: Walk, step: Step, name: str, layer: modules.Reshape, x: Value) -> Value:
+    """The same elements in another shape."""
+    images, *sizes = layer.sizes
+    every = images == PerImage(0, 1) or (images == -1 and -1 not in sizes)
+    if not every or any(isinstance(size, PerImage) for size in sizes):
+        raise cannot(name, "its shape mixes images of a batch", "keep the images in dimension 0: torch.flatten(x, 1)")
+    if -1 in sizes:
+        sizes[sizes.index(-1)] = math.prod(x.shape) // -math.prod(sizes)
+    if math.prod(sizes) != math.prod(x.shape):
+        raise cannot(name, "its shape mixes images of a batch", "keep the images in dimension 0: torch.flatten(x, 1)")
+    return reshaped(walk, name, x, sizes)
+
+
+def split(walk: Walk, step: Step, name: str, layer: modules.Split, x: Value) -> tuple[Value, ...]:
+    """Parts along a dimension."""
+    axis = layer.dim % (len(x.shape) + 1) - 1
+    if axis < 0:
+        raise cannot(name, "it takes the batch apart", "split a dimension of an image")
+    n = x.shape[axis]
+    sizes = -(-n // layer.parts) if layer.sizes is None else layer.sizes
+    if isinstance(sizes, int):
+        sizes = [min(sizes, n - start) for start in range(0, n, sizes)]
+    starts = np.cumsum([0, *sizes])
+    return tuple(sliced(walk, name, x, axis, int(start), size) for start, size in zip(starts, sizes))
+
+
+def index(walk: Walk, step: Step, name: str, layer: modules.Index, x: Value) -> Value:
+    """A part of a tensor: slices, single entries, and new dimensions."""
+    given = list(layer.index) if isinstance(layer.index, tuple) else [layer.index]
+    taken = sum(1 for entry in given if entry is not None and entry is not Ellipsis)
+    if Ellipsis in given:
+        at = given.index(Ellipsis)
+        given[at : at + 1] = [slice(None)] * (len(x.shape) + 1 - taken)
+    first, *rest = given
+    if not isinstance(first, slice) or first != slice(None):
+        raise cannot(name, "it chooses images of the batch", "index the dimensions of an image: x[:, ...]")
+    shape, axis = [], 0
+    for entry in rest:
+        if entry is None:
+            shape.append(1)
+            continue
+        n = x.shape[axis]
+        if isinstance(entry, int):
+            x = sliced(walk, name, x, axis, entry % n, 1)
+        elif isinstance(entry, slice) and not any(isinstance(v, PerImage) for v in (entry.start, entry.stop)):
+            start, stop, step_ = entry.indices(n)
+            x = sliced(walk, name, x, axis, start, len(range(start, stop, step_)), step_)
+            shape.append(x.shape[axis])
+        else:
+            raise cannot(name, f"the index {entry!r} has no integer form", "use slices and numbers")
+        axis += 1
+    return reshaped(walk, name, x, (*shape, *x.shape[axis:]))
+
+
+def pixel_shuffle(walk: Walk, step: Step, name: str, layer: nn.PixelShuffle, x: Value) -> Value:
+    """[C r r, H, W] -> [C, H r, W r]."""
+    return shuffled(walk, name, x, layer.upscale_factor)
+
+
+def shuffled(walk: Walk, name: str, x: Value, r: int) -> Value:
+    """Returns maps that are `r` times as high and wide, from `r * r` as many channels."""
+    c, h, w = x.shape
+    x = unified(walk, name, x) if x.tensor else x
+    x = permuted(walk, name, reshaped(walk, name, x, (c // (r * r), r, r, h, w)), (0, 3, 1, 4, 2))
+    return reshaped(walk, name, x, (c // (r * r), h * r, w * r))
+
+
+def pixel_unshuffle(walk: Walk, step: Step, name: str, layer: nn.PixelUnshuffle, x: Value) -> Value:
+    """[C, H r, W r] -> [C r r, H, W]."""
+    r, (c, h, w) = layer.downscale_factor, x.shape
+    x = permuted(walk, name, reshaped(walk, name, x, (c, h // r, r, w // r, r)), (0, 2, 4, 1, 3))
+    return reshaped(walk, name, x, (c * r * r, h // r, w // r))
+
+
+def channel_shuffle(walk: Walk, step: Step, name: str, layer: nn.ChannelShuffle, x: Value) -> Value:
+    """The channels of groups take turns."""
+    c, h, w = x.shape
+    x = permuted(walk, name, reshaped(walk, name, x, (layer.groups, c // layer.groups, h, w)), (1, 0, 2, 3))
+    return reshaped(walk, name, x, (c, h, w))
+
+
+def _fields(x: Value) -> dict[str, np.ndarray | None]:
+    return {k: getattr(x, k) for k in CHANNELWISE}
