@@ -5,6 +5,8 @@ Only tensors are unpickled (`weights_only=True`, or safetensors), and every key 
 
 import hashlib
 import http.client
+import json
+import logging
 import os
 import re
 import urllib.request
@@ -12,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 from tqdm import tqdm
@@ -26,6 +28,8 @@ from qexp.models.packed_state import float_state
 from qexp.models.timm_networks import timm_address
 from qexp.results import zoo
 from qexp.system.whole_files import whole
+
+log = logging.getLogger(__name__)
 
 # A file may unpack to this many bytes plus the network and its copies (an optimizer's, averages).
 ROOM, COPIES = 64 << 20, 8
@@ -125,16 +129,32 @@ def sha256(path: Path) -> str:
 
 
 def _from_run(folder: Path) -> Path:
+    """Returns the last checkpoint of a run; of a run that left none (float only, or calibrated), the float weights it used."""
     for name in ("last", "best"):
         for suffix in (".ckpt", ".safetensors", ".pt"):
             path = folder / "checkpoints" / f"{name}{suffix}"
             if path.is_file():
                 return path
+    used = _used_by(folder)
+    if used and Path(used).is_file():
+        log.info("weights: %s has no checkpoints; taking the float weights that it used, %s", folder, used)
+        return Path(used)
+    if used:
+        raise QexpError(f"{folder}: it has no checkpoints; name the float weights that it used: weights={used}")
     found = sorted(p.name for p in (folder / "checkpoints").glob("*"))
     raise QexpError(
         f"{folder}: a folder is read as a finished run, but checkpoints/ has no last.ckpt or best.ckpt in it "
         f"(found: {listed(found) if found else 'nothing'}); name the file itself"
     )
+
+
+def _used_by(folder: Path) -> str | None:
+    """Returns the float weights that a run's saved state names; None where it has no readable state."""
+    try:
+        with safe_open(folder / "state.safetensors", "pt") as state:
+            return json.loads((state.metadata() or {})["qexp"])["weights"]
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+        return None
 
 
 def _from_url(source: str, cache: Path) -> Path:

@@ -140,3 +140,12 @@ def test_resnet20_on_real_images(compose, tmp_path, monkeypatch):
     with torch.no_grad():
         assert torch.equal(load(folder)(images), scores)
     assert (folder / FILE).stat().st_size < 100_000, "scales, and no weights"
+
+
+def test_the_folder_of_a_run_that_trained_nothing_gives_the_float_weights_it_used(run, tmp_path):
+    first = run("study=s", "quant=minmax", "bits=w4a4")
+    folder = tmp_path / "runs" / "s" / first["point"]
+    assert not list(folder.glob("checkpoints/*.ckpt"))
+    again = run("study=t", f"weights={folder}", "quant=minmax", "bits=w4a4")
+    assert again["status"] == "ok", again["error"]
+    assert (again["value_float"], again["value"]) == (first["value_float"], first["value"])
