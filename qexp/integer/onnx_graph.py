@@ -60,6 +60,9 @@ class Graph:
         self.requantized_table = requantized_table
         self.number = 0
         self.makers = {op.output: op for op in program.ops}
+        self.sums: dict[
+            str, tuple[str, NDArray[np.float32]]
+        ] = {}  # by real value of sums: the whole numbers and their unit
         self.named: set[str] = set()  # results of the nodes so far
         self.nodes: list[Any] = []
         self.constants: dict[str, Any] = {}
@@ -275,6 +278,9 @@ class Graph:
         key = x, *key_of(spec)
         if key in self.quantized:
             return self.quantized[key]
+        if x in self.sums and (spec.low, spec.high) == KINDS[kind]:
+            self.quantized[key] = self._rescaled(x, spec, name)
+            return self.quantized[key]
         self.bits[name] = width(spec.low, spec.high)
         low, high = KINDS[kind]
         if (low, high) != (
@@ -294,6 +300,17 @@ class Graph:
         codes = self.node("QuantizeLinear", [x, scale, point], f"{name}.codes")
         self.quantized[key] = self.node("DequantizeLinear", [codes, scale, point], f"{name}.value")
         return self.quantized[key]
+
+    def _rescaled(self, x: str, spec: TensorSpec, name: str) -> str:
+        """Returns the real value of sums on a grid: whole numbers, times one float32 number each, rounded once."""
+        whole, unit = self.sums[x]
+        self.bits[name] = width(spec.low, spec.high)
+        ratio = self.constant(f"{name}.ratio", unit / np.float32(spec.unit[0]))
+        one, scale = (self.constant(f"{name}.{k}", np.float32(v)) for k, v in (("one", 1), ("scale", spec.unit[0])))
+        point = self.integers(f"{name}.zero", spec.zero_point[0], kind_of(spec))
+        steps = self.node("Mul", [whole, ratio], f"{name}.steps")
+        codes = self.node("QuantizeLinear", [steps, one, point], f"{name}.codes")
+        return self.node("DequantizeLinear", [codes, scale, point], f"{name}.value")
 
     def node(self, kind: str, inputs: Sequence[str], output: str, **options: Any) -> str:
         options = {k: list(v) if isinstance(v, tuple) else v for k, v in options.items()}

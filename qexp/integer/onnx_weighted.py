@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
 from qexp.errors import QexpError
-from qexp.integer.arithmetic import width
+from qexp.integer.arithmetic import RUNTIMES, width
 from qexp.integer.onnx_graph import Graph, broadcast, kind_of, takes_pixels
-from qexp.integer.program import Conv, Linear, SumPool, TensorSpec
+from qexp.integer.program import Conv, Linear, Requantize, SumPool, TensorSpec
 
 
 def weighted(graph: Graph, op: Conv | Linear) -> str:
@@ -18,7 +20,8 @@ def weighted(graph: Graph, op: Conv | Linear) -> str:
     (into,), out, x = graph.sources(op), graph.program.tensors[op.output], graph.real[op.inputs[0]]
     if into.unit.size > 1:
         raise QexpError(
-            f"export=onnx: {op.layer}: its input has one scale per channel, which QDQ convolutions do not have"
+            f"export=onnx: {op.layer}: its input has one scale per channel, which QDQ convolutions do not have; give it one: "
+            f"'+quant.rules.NAME={{layers: {op.layer}, input: {{_target_: qexp.quantizers.uniform.Uniform, bits: 8}}}}'"
         )
     step = np.broadcast_to(out.unit.ravel() * 2.0**op.align / into.unit.ravel(), (len(op.weight),)).astype(np.float32)
     bits = width(min(int(op.weight.min()), -1), int(op.weight.max()))  # runtimes take signed weights
@@ -36,9 +39,33 @@ def weighted(graph: Graph, op: Conv | Linear) -> str:
     bias = graph.weights(f"{name}.bias", whole, "INT32", (step * into.unit.ravel()).astype(np.float32))
     if isinstance(op, Linear):
         return _rows(graph, op, x, weight, bias)
-    pads = [*padding, *padding]
-    shape = {"strides": op.stride, "pads": pads, "dilations": op.dilation, "group": op.groups}
-    return graph.node("Conv", [x, weight, bias], op.output, kernel_shape=op.weight.shape[2:], **shape)
+    shape = {"strides": op.stride, "pads": [*padding, *padding], "dilations": op.dilation, "group": op.groups}
+    shape["kernel_shape"] = op.weight.shape[2:]
+    if kind == "INT8" and x == graph.real[into.name] and _read_on_several_grids(graph, op, into):
+        return _whole(graph, op, x, f"{name}.weight", whole, shape)
+    return graph.node("Conv", [x, weight, bias], op.output, **shape)
+
+
+def _read_on_several_grids(graph: Graph, op: Conv, into: TensorSpec) -> bool:
+    """Whether several grids follow a convolution of bytes, so that runtimes would not fuse it and add its products in float."""
+    known = graph.real[into.name].endswith(".value") and kind_of(into) == "UINT8"
+    rounded = any(isinstance(r, Requantize) and r.rounding in RUNTIMES for r in graph.program.ops)
+    return known and rounded and len(graph.readers(op.output)) > 1 and graph.shared_grid(op.output) is None
+
+
+def _whole(graph: Graph, op: Conv, x: str, weight: str, bias: NDArray[np.int64], shape: dict[str, Any]) -> str:
+    """Returns the real value of a convolution that is computed in whole numbers, which every grid then reads."""
+    (into,), out, name = graph.sources(op), graph.program.tensors[op.output], op.output
+    unit = broadcast(out.unit * 2.0**op.align, len(out.shape))
+    zero = graph.integers(f"{name}.in.zero", np.int64(into.zero_point.ravel()[0]), "UINT8")
+    y = graph.node("ConvInteger", [f"{x.removesuffix('.value')}.codes", weight, zero], f"{name}.products", **shape)
+    summand = graph.integers(f"{name}.bias", bias.reshape(-1, *[1] * (len(out.shape) - 1)), "INT32")
+    y = graph.node("Add", [y, summand], f"{name}.whole")
+    y = graph.node("Cast", [y], f"{name}.float", to=graph.onnx.TensorProto.FLOAT)
+    real = graph.node("Mul", [y, graph.constant(f"{name}.unit", unit)], name)
+    step = np.float32(into.unit) * (out.unit * 2.0**op.align / into.unit).astype(np.float32)
+    graph.sums[real] = y, broadcast(step, len(out.shape))
+    return real
 
 
 def _rows(graph: Graph, op: Linear, x: str, weight: str, bias: str) -> str:

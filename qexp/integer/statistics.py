@@ -40,7 +40,7 @@ class Softmax(Op):
 
     Attributes:
         axis: Dimension of the sum, without the batch.
-        table: `2^15 exp(-k unit)` of every distance k from the greatest code, rounded.
+        table: `exp(-k unit)` of every distance k from the greatest code, as whole multiples of one step.
         fraction: Bits of the result behind the point.
     """
 

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, wraps
 from typing import Any
 
 import torch
@@ -186,7 +186,18 @@ def unrouted(kind: type[nn.Module]) -> type[nn.Module]:
 @cache
 def _routed(kind: type[nn.Module]) -> type[nn.Module]:
     named = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "__doc__": kind.__doc__}
-    return type(kind)(kind.__name__, (Routed, kind), named | {ROUTED: kind, "_hides": _goes_through_children(kind)})
+    own = {ROUTED: kind, "_hides": _goes_through_children(kind), "forward": _routing(kind.forward)}
+    return type(kind)(kind.__name__, (Routed, kind), named | own)
+
+
+def _routing(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns a `forward` with the signature of a class's own, which runs that one under the mode."""
+
+    @wraps(forward)
+    def routed(self: Routed, *args: Any, **kwargs: Any) -> Any:
+        return (_uncompiled if torch.compiler.is_compiling() else _run)(self, args, kwargs)
+
+    return routed
 
 
 def _goes_through_children(kind: type[nn.Module]) -> bool:
@@ -197,9 +208,6 @@ def _goes_through_children(kind: type[nn.Module]) -> bool:
 
 class Routed(nn.Module):
     """A module with calls that are passed to their stand-ins; only `use` makes one."""
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return (_uncompiled if torch.compiler.is_compiling() else _run)(self, args, kwargs)
 
     def __reduce_ex__(self, protocol: int) -> Any:
         """Pickles and copies the module by its own class, which the copy changes again."""
@@ -215,7 +223,7 @@ def _remade(kind: type[nn.Module], maker: Callable[..., Any], args: tuple) -> nn
 
 def _run(module: Routed, args: tuple, kwargs: dict[str, Any]) -> Any:
     with _Mode(module):
-        return super(Routed, module).forward(*args, **kwargs)
+        return getattr(type(module), ROUTED).forward(module, *args, **kwargs)  # its class may be a proxy of a tracer
 
 
 # calls are found on Python's stack, which a compiled network does not have; this part of it stays as it is

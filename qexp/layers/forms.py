@@ -9,10 +9,10 @@ Each part that treats layers by their type treats function calls so, too:
   values are those of the step's operands, in order. A rule may return a tuple of values, one per result (`Split`). Arguments that
   depend on the batch size stay `qexp.network.graph.PerImage`. A constant tensor of a sum or product is in the module (`Affine`).
 
-The types, by function: `Add Subtract Multiply MatMul` (two tensors), `Affine` (`+ - * /` with a number or a constant tensor), `Concat`,
-`Mean Permute Transpose Reshape Split Index Pad`, and torch's `ReLU ReLU6 LeakyReLU SiLU Hardswish Hardsigmoid Sigmoid Tanh GELU
-Softmax Flatten AdaptiveAvgPool2d AvgPool2d MaxPool2d Upsample PixelShuffle LayerNorm BatchNorm2d Conv2d Linear`, `Identity` for what
-does nothing in evaluation mode.
+The types, of `qexp.models.modules` and `qexp.models.operations`, by function: `Add Subtract Multiply MatMul` (two tensors), `Affine`
+(`+ - * /` with a number or a constant tensor), `Concat`, `Mean Permute Transpose Reshape Split Index Pad`, and torch's `ReLU ReLU6
+LeakyReLU SiLU Hardswish Hardsigmoid Sigmoid Tanh GELU Softmax Flatten AdaptiveAvgPool2d AvgPool2d MaxPool2d Upsample PixelShuffle
+LayerNorm BatchNorm2d Conv2d Linear`, `Identity` for what does nothing in evaluation mode.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qexp.models.modules import (
-    Add,
+from qexp.models import operations
+from qexp.models.modules import Add, Concat
+from qexp.models.operations import (
     Affine,
-    Concat,
     Index,
     MatMul,
     Mean,
@@ -96,7 +96,11 @@ def form(function: str, args: tuple, kwargs: dict[str, Any], tensors: tuple[type
         found = maker(_Given(args, kwargs, tensors))
     except _Unlike:
         return None
-    return replace(found, options=found.options | {"into": True}) if function in _INTO else found
+    if function not in _INTO:
+        return found
+    if found.kind is Add:
+        return replace(found, kind=operations.Add)
+    return replace(found, options=found.options | {"into": True})
 
 
 class _Unlike(Exception):

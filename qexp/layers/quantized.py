@@ -17,7 +17,9 @@ from torch import Tensor, nn
 
 from qexp.errors import QexpError
 from qexp.layers.running import RUNNING, left
-from qexp.models.modules import Add, Concat, MatMul, Mean, Multiply, Subtract
+from qexp.models import operations
+from qexp.models.modules import Add, Concat
+from qexp.models.operations import MatMul, Mean, Multiply, Subtract
 from qexp.quantizers.base import Quantizer
 
 GRADIENT = "grad_output"  # the gradient with respect to a layer's result, before the layer uses it
@@ -298,7 +300,7 @@ class OfTwo(Quantized):
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         if not self.enabled:
             return self.float_class.forward(self, a, b)
-        if not self.into:
+        if not getattr(self, "into", False):
             return self._quantized(a, b)
         given = a.clone() if torch.is_grad_enabled() else a  # a quantizer may keep it for its gradient
         return a.copy_(self._quantized(given, b))
@@ -312,6 +314,10 @@ class QuantAdd(OfTwo, Add):
     """A residual add with a quantizer on each operand and on the sum."""
 
 
+class QuantAddInto(OfTwo, operations.Add):
+    """The same for `a += b`: the first operand holds the quantized sum afterwards."""
+
+
 class QuantSubtract(OfTwo, Subtract):
     """A difference with a quantizer on each operand and on the result."""
 
@@ -322,6 +328,8 @@ class QuantMultiply(OfTwo, Multiply):
 
 class QuantMatMul(OfTwo, MatMul):
     """A product of two matrices of activations with a quantizer on each operand and on the result."""
+
+    into = False
 
 
 class QuantConcat(Quantized, Concat):
@@ -364,6 +372,7 @@ QUANTIZED: dict[type[nn.Module], type[Quantized]] = {
     nn.Upsample: QuantUpsample,
     Mean: QuantMean,
     Add: QuantAdd,
+    operations.Add: QuantAddInto,
     Subtract: QuantSubtract,
     Multiply: QuantMultiply,
     MatMul: QuantMatMul,

@@ -81,7 +81,7 @@ def _target(kind: type[nn.Module], compute: Mapping[str, Any] | None) -> tuple[t
         if kind in family:
             return family[kind], options
     if kind not in QUANTIZED:
-        known = ", ".join(sorted(c.__name__ for c in QUANTIZED))
+        known = ", ".join(sorted({c.__name__ for c in QUANTIZED}))
         raise QexpError(
             f"no quantized form of layer type {kind.__name__}; known are {known}. Add a class to qexp/layers/quantized.py"
         )

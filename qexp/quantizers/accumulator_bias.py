@@ -122,9 +122,10 @@ def raise_by(steps: Any) -> Any:
 def _even(weight: Tensor, quantizer: Quantizer) -> bool:
     """Returns whether a quantized weight is `(codes - zero point)` times one scale per output or per tensor."""
     scale = getattr(quantizer, "scale", None)
-    if quantizer.gain is not None or not isinstance(scale, Tensor) or scale.numel() not in (1, len(weight)):
+    axis = quantizer.granularity.axis or 0  # 1 for a transposed convolution
+    if quantizer.gain is not None or not isinstance(scale, Tensor) or scale.numel() not in (1, weight.shape[axis]):
         return False
-    spread = [-1, *[1] * (weight.ndim - 1)]
+    spread = [-1 if k == axis else 1 for k in range(weight.ndim)]
     zero = torch.as_tensor(quantizer.zero_point, dtype=torch.float32)
     step, zero = (v.detach().to(weight.device).flatten().reshape(spread) for v in (scale, zero))
     return bool((((quantizer.codes(weight) - zero) * step - quantizer(weight)).abs() <= 1e-4 * step).all())

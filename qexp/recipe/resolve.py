@@ -29,6 +29,7 @@ _RULE_KEYS = {
     "optional",
     "missing",
     "follow",
+    "alone",
     "own_width",
     *SITES,
     *(f"input.{i}" for i in range(8)),
@@ -46,8 +47,9 @@ class Recipe:
         rules: Named edits, in order: `{layers: patterns, types: [class names], <site>: {changes} or None}`. `optional: true` allows a
             rule without effect, since a recipe for any network may name types that this network lacks. `missing: true` edits only
             tensors without a quantizer so far. `follow: true` gives a tensor the quantizer of another layer that reads the same
-            tensor. `own_width: true` gives results the width that lists and mappings hold for their own layer, instead of the width
-            of the layer that reads them. Changes with `like: SITE` start from the default of that site:
+            tensor. `alone: true` edits only batch norms that follow no convolution. `own_width: true` gives results the width that
+            lists and mappings hold for their own layer, instead of the width of the layer that reads them. Changes with `like: SITE`
+            start from the default of that site:
             `output: {like: input, range: 6.0}`.
         wbit, abit: Widths of weights and of inputs: a number, a list per group, or `{pattern: bits}`.
         groups: The model's groups, which lists address.
@@ -75,7 +77,7 @@ def resolve(model: nn.Module, facts: Facts, recipe: Recipe) -> Plan:
     places = _places(facts, recipe)
     left = _left_float(recipe.rules, facts.strays)
     if strays := [stray for stray in facts.strays if stray not in left and _quantizes(recipe)]:
-        known = ", ".join(sorted(kind.__name__ for kind in QUANTIZED))
+        known = ", ".join(sorted({kind.__name__ for kind in QUANTIZED}))
         raise QexpError(
             f"{_few(strays)} compute with weights that cannot carry quantizers; the layer types known are {known}. "
             f"Leave them in float with a rule (quant.rules.NAME: {{layers: {_bare(strays[0])!r}, weight: null}}), choose another model, "
@@ -99,7 +101,8 @@ def resolve(model: nn.Module, facts: Facts, recipe: Recipe) -> Plan:
             if rule_name in left.values():  # one effect is enough
                 rule = {**rule, "optional": True}
             with _saying_what_was_folded(model):
-                touched = _apply_rule(rule_name, rule, table, layers, model, recipe, places, (wbits, abits), weighted)
+                hits = [n for n in layers if n not in facts.bn_of.values()] if rule.get("alone") else layers
+                touched = _apply_rule(rule_name, rule, table, hits, model, recipe, places, (wbits, abits), weighted)
             if rule.get("own_width"):
                 own_width |= {layer for layer, site in touched if site == "output"}
             if not rule.get("optional"):

@@ -8,6 +8,7 @@ from omegaconf import OmegaConf
 from torch import nn
 from torch.nn import functional as F
 
+from qexp.integer import torch_file
 from qexp.integer.lowering import lower
 from qexp.integer.verify import verify
 from qexp.layers.calls import Routed
@@ -88,6 +89,15 @@ def test_functions_lower_as_modules_do(how, quantize):
     one, other = programs
     assert [(op.kind, op.layer) for op in one.ops] == [(op.kind, op.layer) for op in other.ops]
     assert one.tensors.keys() == other.tensors.keys()
+
+
+def test_an_archive_computes_what_the_network_does(quantize, tmp_path):
+    torch.manual_seed(0)
+    model, images = quantize(Functions(), rules=RULES["int8"], shape=(24, 3, 10, 10))
+    torch_file.write(model, tmp_path / "archive", images)
+    network, given, scores = torch_file.read(tmp_path / "archive")
+    with torch.no_grad():
+        assert torch.equal(network(given), scores) and torch.equal(scores, model(images))
 
 
 def test_calls_without_quantizers_lower_too(quantize):

@@ -11,12 +11,14 @@ from torch.nn import functional as F
 from qexp.calibration.calibrate import calibrate
 from qexp.errors import QexpError
 from qexp.layers.calls import Routed, unrouted
-from qexp.layers.quantized import QuantAdd, QuantConcat, QuantMultiply, quantizers
+from qexp.layers.quantized import QuantAdd, QuantAddInto, QuantConcat, QuantMultiply, quantizers
 from qexp.layers.swap import check_all_ran
-from qexp.models.modules import Add, Concat, Mean, Multiply
+from qexp.models.modules import Add, Concat
+from qexp.models.operations import Mean, Multiply
 from qexp.network.facts import facts
 from qexp.network.lean_evaluation import lean
 from qexp.recipe import Recipe, apply, resolve
+from qexp.search.replay import Replay
 
 UNIFORM = {"_target_": "qexp.quantizers.uniform.Uniform", "symmetric": False, "granularity": "tensor"}
 LSQ = {"_target_": "qexp.quantizers.lsq.LSQ"}
@@ -194,6 +196,28 @@ def test_statistics_of_one_recipe_serve_another(images, tmp_path):
     assert len(list(tmp_path.iterdir())) == 1
 
 
+def test_a_search_replays_calls(images):
+    model, _ = twins()
+    quantized(model, images, {"sums": SUMS})
+    with torch.no_grad():
+        expected, replay = model(images), Replay(model, facts(model, images[:1]))
+        assert torch.equal(replay.first(images), expected)
+        assert torch.equal(replay.again(images, "block.add_1"), expected)
+
+
+def test_over_ranks(images):
+    model, _ = twins()
+    quantized(model, images, {"sums": SUMS, "joins": JOINS})
+    expected = model(images)
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        scores = nn.parallel.DistributedDataParallel(model)(images)
+        assert torch.equal(scores, expected)
+        scores.sum().backward()
+    finally:
+        torch.distributed.destroy_process_group()
+
+
 def test_compiled(images):
     model, _ = twins()
     quantized(model, images, {"sums": SUMS, "joins": JOINS})
@@ -316,7 +340,7 @@ def test_the_classes_of_quantized_calls(images):
     model, _ = twins()
     quantized(model, images, {"sums": SUMS, "joins": JOINS})
     kinds = [type(m) for m in (model.block.add, model.block.add_2, model.cat, model.block.mul)]
-    assert kinds == [QuantAdd, QuantAdd, QuantConcat, QuantMultiply]
+    assert kinds == [QuantAdd, QuantAddInto, QuantConcat, QuantMultiply]
 
 
 class DependsOnValues(nn.Module):

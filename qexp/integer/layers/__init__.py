@@ -30,7 +30,7 @@ from qexp.integer.layers.pools import adaptive_pool, average_pool, max_pool, mea
 from qexp.integer.layers.resample import upsample
 from qexp.integer.layers.softmax import softmax
 from qexp.integer.layers.weighted import weighted
-from qexp.models import modules
+from qexp.models import modules, operations
 
 TABLES = (
     *(
@@ -86,17 +86,17 @@ LAYERS: dict[type[nn.Module], Callable] = {
     nn.Dropout2d: passed,
     nn.AlphaDropout: passed,
     modules.Add: add,
-    modules.Subtract: subtract,
-    modules.Multiply: multiply,
-    modules.MatMul: matmul,
-    modules.Affine: affine,
-    modules.Mean: mean,
-    modules.Permute: permute,
-    modules.Transpose: transpose,
-    modules.Reshape: reshape,
-    modules.Split: split,
-    modules.Index: index,
-    modules.Pad: pad,
+    operations.Subtract: subtract,
+    operations.Multiply: multiply,
+    operations.MatMul: matmul,
+    operations.Affine: affine,
+    operations.Mean: mean,
+    operations.Permute: permute,
+    operations.Transpose: transpose,
+    operations.Reshape: reshape,
+    operations.Split: split,
+    operations.Index: index,
+    operations.Pad: pad,
     modules.Concat: concat,
     modules.StridedPad: strided_pad,
 }

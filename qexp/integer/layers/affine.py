@@ -14,14 +14,14 @@ from qexp.integer.lowered import Site
 from qexp.integer.products import Affine
 from qexp.integer.values import ZERO, Value
 from qexp.integer.walk import Walk
-from qexp.models import modules
+from qexp.models import operations
 from qexp.network.graph import Step
 
 SUM_BITS = 40  # of a multiple with its summand
 STEPS = 24  # bits by which a summand's step may be finer than the tensor's
 
 
-def affine(walk: Walk, step: Step, name: str, layer: modules.Affine, x: Value) -> Value:
+def affine(walk: Walk, step: Step, name: str, layer: operations.Affine, x: Value) -> Value:
     """A multiple plus a summand, each one number, one per channel, or one per element."""
     x = walk.integers(walk.site(name, layer, "input", x), name)
     gain, summand = (_real(walk, name, v, x) for v in (layer.factor, layer.summand))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from torch import nn
@@ -14,7 +14,7 @@ from qexp.integer.moves import Flatten, Pad, Permute, Reshape, Slice, StridedPad
 from qexp.integer.products import Resample
 from qexp.integer.values import ZERO, Value
 from qexp.integer.walk import Walk
-from qexp.models import modules
+from qexp.models import modules, operations
 from qexp.network.graph import PerImage, Step
 
 CHANNELWISE = ("unit", "zero", "most", "sums")  # fields of a value with one number, or one per channel
@@ -72,28 +72,44 @@ def reshaped(walk: Walk, name: str, x: Value, shape: Sequence[int]) -> Value:
         return x
     if not x.tensor:
         return replace(x, shape=shape)
-    x, axis, dims, repeats = _kept(walk, name, x, shape)
-    spread = {k: v if v is None or v.size == 1 else np.repeat(v, repeats) for k, v in _fields(x).items()}
+    x, kept = _kept(walk, name, x, shape)
+    spread = {
+        k: v if v is None or v.size == 1 else np.tile(np.repeat(v, kept.each), kept.times)
+        for k, v in _fields(x).items()
+    }
     names = {"layer": name, "inputs": (x.tensor,), "output": walk.writer.fresh(name)}
     op = Flatten(**names) if len(shape) == 1 else Reshape(shape=shape, **names)
-    return walk.writer.emit(op, replace(x, tensor=op.output, shape=shape, axis=axis, dims=dims, **spread))
+    return walk.writer.emit(op, replace(x, tensor=op.output, shape=shape, axis=kept.axis, dims=kept.dims, **spread))
 
 
-def _kept(walk: Walk, name: str, x: Value, shape: tuple[int, ...]) -> tuple[Value, int, int, int]:
-    """Returns a value, the first dimension and the number of dimensions of its channels after a reshaping, and the run of each there.
+@dataclass(frozen=True)
+class _Kept:
+    """The channels after a reshaping: they spread over `dims` dimensions from `axis` on.
 
-    Units that no dimensions can hold afterwards become one unit before.
+    Each is a run of `each` entries there, and all together come `times` times.
     """
+
+    axis: int = 0
+    dims: int = 1
+    each: int = 1
+    times: int = 1
+
+
+def _kept(walk: Walk, name: str, x: Value, shape: tuple[int, ...]) -> tuple[Value, _Kept]:
+    """Returns a value and its channels after a reshaping; units that no dimensions can hold there become one unit before."""
     end = x.axis + x.dims
-    before, channels, behind = math.prod(x.shape[: x.axis]), math.prod(x.shape[x.axis : end]), x.shape[end:]
-    for joined in range(len(behind) + 1):  # the channels alone, or with the dimensions behind them
-        repeats = math.prod(behind[:joined])
+    ahead, channels, behind = x.shape[: x.axis], math.prod(x.shape[x.axis : end]), x.shape[end:]
+    # the channels alone, or with dimensions behind them, or with some ahead of them as well
+    for joined in [(0, b) for b in range(len(behind) + 1)] + [
+        (a, b) for a in range(1, len(ahead) + 1) for b in range(len(behind) + 1)
+    ]:
+        times, each = math.prod(ahead[len(ahead) - joined[0] :]), math.prod(behind[: joined[1]])
+        before, wanted = math.prod(ahead[: len(ahead) - joined[0]]), channels * each * times
         for axis in range(len(shape)):
             for dims in range(1, len(shape) - axis + 1):
-                size = math.prod(shape[axis : axis + dims])
-                if math.prod(shape[:axis]) == before and size == channels * repeats:
-                    return x, axis, dims, repeats
-    return unified(walk, name, x), 0, 1, 1
+                if math.prod(shape[:axis]) == before and math.prod(shape[axis : axis + dims]) == wanted:
+                    return x, _Kept(axis, dims, each, times)
+    return unified(walk, name, x), _Kept()
 
 
 def unified(walk: Walk, name: str, x: Value) -> Value:
@@ -190,7 +206,7 @@ def padded(walk: Walk, name: str, x: Value, before: Sequence[int], after: Sequen
 
 def pad(walk: Walk, step: Step, name: str, layer: nn.Module, x: Value) -> Value:
     """A border of zeros, of another constant, or of copies of what lies inside."""
-    sizes = tuple(layer.sizes if isinstance(layer, modules.Pad) else layer.padding)
+    sizes = tuple(layer.sizes if isinstance(layer, operations.Pad) else layer.padding)
     mode, value = getattr(layer, "mode", _MODES.get(type(layer), "constant")), getattr(layer, "value", None) or 0.0
     pairs = [(sizes[k], sizes[k + 1]) for k in range(0, len(sizes), 2)][::-1]
     pairs = [(0, 0)] * (len(x.shape) - len(pairs)) + pairs
@@ -225,12 +241,12 @@ def bordered(walk: Walk, name: str, x: Value, rows: tuple[int, int], columns: tu
     return walk.writer.emit(op, replace(x, tensor=op.output, shape=(x.shape[0], len(places[0]), len(places[1]))))
 
 
-def permute(walk: Walk, step: Step, name: str, layer: modules.Permute, x: Value) -> Value:
+def permute(walk: Walk, step: Step, name: str, layer: operations.Permute, x: Value) -> Value:
     """Dimensions in another order."""
     return permute_of(walk, name, x, layer.dims)
 
 
-def transpose(walk: Walk, step: Step, name: str, layer: modules.Transpose, x: Value) -> Value:
+def transpose(walk: Walk, step: Step, name: str, layer: operations.Transpose, x: Value) -> Value:
     """Two dimensions exchanged."""
     dims = list(range(len(x.shape) + 1))
     a, b = layer.dims
@@ -238,7 +254,7 @@ def transpose(walk: Walk, step: Step, name: str, layer: modules.Transpose, x: Va
     return permute_of(walk, name, x, dims)
 
 
-def reshape(walk: Walk, step: Step, name: str, layer: modules.Reshape, x: Value) -> Value:
+def reshape(walk: Walk, step: Step, name: str, layer: operations.Reshape, x: Value) -> Value:
     """The same elements in another shape."""
     images, *sizes = layer.sizes
     every = images == PerImage(0, 1) or (images == -1 and -1 not in sizes)
@@ -251,7 +267,7 @@ def reshape(walk: Walk, step: Step, name: str, layer: modules.Reshape, x: Value)
     return reshaped(walk, name, x, sizes)
 
 
-def split(walk: Walk, step: Step, name: str, layer: modules.Split, x: Value) -> tuple[Value, ...]:
+def split(walk: Walk, step: Step, name: str, layer: operations.Split, x: Value) -> tuple[Value, ...]:
     """Parts along a dimension."""
     axis = layer.dim % (len(x.shape) + 1) - 1
     if axis < 0:
@@ -264,7 +280,7 @@ def split(walk: Walk, step: Step, name: str, layer: modules.Split, x: Value) -> 
     return tuple(sliced(walk, name, x, axis, int(start), size) for start, size in zip(starts, sizes))
 
 
-def index(walk: Walk, step: Step, name: str, layer: modules.Index, x: Value) -> Value:
+def index(walk: Walk, step: Step, name: str, layer: operations.Index, x: Value) -> Value:
     """A part of a tensor: slices, single entries, and new dimensions."""
     given = list(layer.index) if isinstance(layer.index, tuple) else [layer.index]
     taken = sum(1 for entry in given if entry is not None and entry is not Ellipsis)

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from qexp.integer.arithmetic import nearest
+from qexp.integer.arithmetic import nearest, width
 from qexp.integer.grids import cannot
-from qexp.integer.layers.weighted import raised, result_range, room
+from qexp.integer.layers.weighted import BIAS_BITS, raised, result_range, room
 from qexp.integer.program import Conv, Linear, Requantize
 from qexp.integer.values import ZERO, Value
 from qexp.integer.walk import Walk
@@ -18,6 +18,8 @@ from qexp.layers.integer_bn import IntegerBatchNorm2d, bn_constants
 from qexp.layers.quantized import Quantized
 from qexp.network.graph import Step
 from qexp.quantizers.base import Quantizer
+
+BYTE = 127  # greatest weight of runtimes
 
 
 def batch_norm(walk: Walk, step: Step, name: str, layer: nn.BatchNorm2d, x: Value) -> Value:
@@ -44,7 +46,9 @@ def batch_norm(walk: Walk, step: Step, name: str, layer: nn.BatchNorm2d, x: Valu
     groups = getattr(op, "groups", 1) if own else channels
     weight, align = (op.weight, op.align) if own else (np.ones((channels, 1, 1, 1), np.int64), 0)
     finer = 0 if walk.writer.as_runtimes else max(room(source, weight, groups) - align, 0)
-    unit = np.abs(gain) * x.unit * 2.0**-finer
+    parts = np.ones(channels, np.int64) if own else _parts(x, channels, finer, walk.writer.as_runtimes)
+    weight = weight * parts.reshape(-1, *[1] * (weight.ndim - 1))
+    unit = np.abs(gain) * x.unit * 2.0**-finer / parts
     constant = unit < np.abs(summand) * 2.0**-48  # the sum is negligible beside the summand
     sign = np.where(constant, 0, np.where(gain < 0, -1, 1))
     unit = np.where(constant, np.maximum(np.abs(summand), 2.0**-20) / 1024, unit)
@@ -72,8 +76,23 @@ def batch_norm(walk: Walk, step: Step, name: str, layer: nn.BatchNorm2d, x: Valu
             groups=channels,
             align=finer,
         )
-        y = walk.writer.emit(op, Value(op.output, unit, ZERO, low, high, x.shape))
+        most = np.abs(gain) * x.span + np.abs(summand)
+        sums = np.float32(x.unit) * (unit / x.unit).astype(np.float32) if x.even and not finer else None
+        y = walk.writer.emit(op, Value(op.output, unit, ZERO, low, high, x.shape, most, sums))
     return walk.site(name, layer, "output", y)
+
+
+def _parts(x: Value, channels: int, finer: int, as_runtimes: bool) -> np.ndarray:
+    """Returns the parts into which a batch norm divides the step of each channel, so that its summand is rounded finely.
+
+    Channels of a concatenation have codes of different widths: sums of 27 bits, say, beside codes of 8.
+    """
+    if as_runtimes:
+        return np.full(channels, BYTE if width(x.low, x.high) <= 8 else 1)
+    reach = np.broadcast_to(np.ceil(x.span / x.unit), (channels,))
+    taken = np.ceil(np.log2(np.maximum(reach, 1) + 1)) + 1
+    spare = np.maximum(0, np.maximum(np.minimum(BIAS_BITS[0], 30 - taken), np.minimum(BIAS_BITS[1], 26 - taken)))
+    return 2 ** np.maximum(spare - finer, 0).astype(np.int64)
 
 
 def _as_32_bits(walk: Walk, op: Conv | Linear | None, summand, weight, unit, before):

@@ -17,7 +17,7 @@ from qexp.integer.lowered import Site
 from qexp.integer.program import MaxPool, SumPool
 from qexp.integer.values import ZERO, Value
 from qexp.integer.walk import Walk
-from qexp.models import modules
+from qexp.models import operations
 from qexp.network.graph import Step
 
 
@@ -82,7 +82,7 @@ def adaptive_pool(walk: Walk, step: Step, name: str, layer: nn.AdaptiveAvgPool2d
     return _sum_pool(walk, name, layer, x, window, window, (0, 0), math.prod(window))
 
 
-def mean(walk: Walk, step: Step, name: str, layer: modules.Mean, x: Value) -> Value:
+def mean(walk: Walk, step: Step, name: str, layer: operations.Mean, x: Value) -> Value:
     """A mean over some dimensions: they come last and are one window."""
     x = _summands(walk, name, layer, x)
     dims = sorted(d % (len(x.shape) + 1) - 1 for d in layer.dims)

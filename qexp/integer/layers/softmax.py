@@ -14,7 +14,9 @@ from qexp.integer.walk import Walk
 from qexp.network.graph import Step
 
 INPUT_BITS = 16
-FRACTION = 15  # of the shares, as many as of the exponentials
+FRACTION = (
+    22  # bits of the shares and of the exponentials: much finer than the grid of any reader, so that few ties arise
+)
 
 
 def softmax(walk: Walk, step: Step, name: str, layer: nn.Softmax, x: Value) -> Value:

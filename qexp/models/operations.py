@@ -1,0 +1,185 @@
+"""Operations of a `forward` as modules, which stand for function calls (`qexp.layers.forms`).
+
+They lie apart from `qexp.models.modules`, of which the networks of this package are made.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from qexp.models import modules
+
+
+class Add(modules.Add):
+    """The sum of two tensors, which the first one holds afterwards, as with `a += b`."""
+
+    into = True
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        return a.add_(b)
+
+
+class Subtract(nn.Module):
+    """The difference of two tensors; the first one holds it afterwards with `into`, as with `a -= b`."""
+
+    def __init__(self, into: bool = False) -> None:
+        super().__init__()
+        self.into = into
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        return a.sub_(b) if self.into else a - b
+
+
+class Multiply(nn.Module):
+    """The product of two tensors, element by element; a gate `[N, C, 1, 1]` spreads over the map `[N, C, H, W]`.
+
+    The first tensor holds it afterwards with `into`, as with `a *= b`.
+    """
+
+    def __init__(self, into: bool = False) -> None:
+        super().__init__()
+        self.into = into
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        return a.mul_(b) if self.into else a * b
+
+
+class MatMul(nn.Module):
+    """The matrix product of two tensors."""
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        return torch.matmul(a, b)
+
+
+class Mean(nn.Module):
+    """The mean over some dimensions: over 2 and 3, [N, C, H, W] -> [N, C], or [N, C, 1, 1] with `keepdim`."""
+
+    def __init__(self, dims: tuple[int, ...], keepdim: bool = False) -> None:
+        super().__init__()
+        self.dims = dims
+        self.keepdim = keepdim
+
+    def forward(self, input: Tensor) -> Tensor:
+        return input.mean(self.dims, self.keepdim)
+
+    def extra_repr(self) -> str:
+        return f"dims={self.dims}, keepdim={self.keepdim}"
+
+
+class Affine(nn.Module):
+    """A multiple of a tensor plus a summand, each a number or a constant tensor that spreads over it.
+
+    Attributes:
+        factor, summand: The numbers. They are no parameters of the module: they belong to the network around it.
+        divisor: The number that the tensor is divided by, where it is divided: `factor` is its reciprocal.
+        into: The tensor itself holds the result afterwards, as with `x *= 2`.
+    """
+
+    def __init__(
+        self,
+        factor: float | Tensor = 1.0,
+        summand: float | Tensor = 0.0,
+        divisor: float | Tensor | None = None,
+        into: bool = False,
+    ) -> None:
+        super().__init__()
+        vars(self).update(factor=factor, summand=summand, divisor=divisor)
+        self.into = into
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x
+        if self.divisor is not None:
+            y = y / self.divisor
+        elif isinstance(self.factor, Tensor) or self.factor != 1:
+            y = y * self.factor
+        if isinstance(self.summand, Tensor) or self.summand != 0:
+            y = y + self.summand
+        return x.copy_(y) if self.into else y
+
+
+class Permute(nn.Module):
+    """The dimensions in another order: (0, 2, 3, 1) takes [N, C, H, W] to [N, H, W, C]."""
+
+    def __init__(self, dims: tuple[int, ...]) -> None:
+        super().__init__()
+        self.dims = dims
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.permute(self.dims)
+
+    def extra_repr(self) -> str:
+        return f"dims={self.dims}"
+
+
+class Transpose(nn.Module):
+    """Two dimensions exchanged."""
+
+    def __init__(self, dims: tuple[int, int]) -> None:
+        super().__init__()
+        self.dims = dims
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.transpose(*self.dims)
+
+    def extra_repr(self) -> str:
+        return f"dims={self.dims}"
+
+
+class Reshape(nn.Module):
+    """The same elements in another shape; the first size may be a number that depends on the batch size."""
+
+    def __init__(self, sizes: tuple[int, ...]) -> None:
+        super().__init__()
+        self.sizes = sizes
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.reshape(self.sizes)
+
+    def extra_repr(self) -> str:
+        return f"sizes={self.sizes}"
+
+
+class Split(nn.Module):
+    """A tensor in parts along one dimension: parts of one size (the last may be smaller), of given sizes, or a number of parts."""
+
+    def __init__(self, sizes: int | tuple[int, ...] | None = None, parts: int | None = None, dim: int = 0) -> None:
+        super().__init__()
+        self.sizes = sizes
+        self.parts = parts
+        self.dim = dim
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        return torch.chunk(x, self.parts, self.dim) if self.sizes is None else torch.split(x, self.sizes, self.dim)
+
+    def extra_repr(self) -> str:
+        return f"sizes={self.sizes}, parts={self.parts}, dim={self.dim}"
+
+
+class Index(nn.Module):
+    """A part of a tensor: `x[index]`."""
+
+    def __init__(self, index: object) -> None:
+        super().__init__()
+        self.index = index
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[self.index]
+
+    def extra_repr(self) -> str:
+        return f"index={self.index}"
+
+
+class Pad(nn.Module):
+    """A tensor with a border: (left, right, top, bottom, front, back) as torch counts them."""
+
+    def __init__(self, sizes: tuple[int, ...], mode: str = "constant", value: float | None = None) -> None:
+        super().__init__()
+        self.sizes = sizes
+        self.mode = mode
+        self.value = value
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.pad(x, self.sizes, self.mode, self.value)
+
+    def extra_repr(self) -> str:
+        return f"sizes={self.sizes}, mode={self.mode!r}, value={self.value}"

@@ -1,0 +1,269 @@
+"""Networks with gates, norms, other map sizes, reshapings and attention become integers that compute the same, in C as well."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from omegaconf import OmegaConf
+from torch import Tensor, nn
+
+from qexp.errors import QexpError
+from qexp.integer import package
+from qexp.integer.lowered import Lowered
+from qexp.integer.lowering import lower
+from qexp.integer.verify import verify
+from qexp.models import modules
+from tests.integer.conftest import UNIFORM
+
+IMAGES = (24, 3, 8, 8)
+STEM = {"stem": {"layers": "stem", "input": UNIFORM, "output": UNIFORM}}
+FLOAT = {"stem": {"layers": "stem", "input": UNIFORM}}  # the body reads sums, whose channels have scales of their own
+
+
+class Net(nn.Module):
+    """A convolution to 8 channels, a body, and a classifier."""
+
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.body, self.fc = nn.Conv2d(3, 8, 3, padding=1), body, nn.LazyLinear(5)
+        for norm in (m for m in self.modules() if isinstance(m, nn.BatchNorm2d | nn.LayerNorm | nn.GroupNorm)):
+            nn.init.uniform_(norm.weight, -1, 1)
+            nn.init.uniform_(norm.bias, -1, 1)
+        self(torch.zeros(2, *IMAGES[1:]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.body(self.stem(x)).flatten(1))
+
+
+class Calls(nn.Module):
+    """A body written as a function of its input and of some layers."""
+
+    def __init__(self, call: Callable[..., Tensor], *layers: nn.Module) -> None:
+        super().__init__()
+        self.call, self.layers = call, nn.ModuleList(layers)
+        self.scale = nn.Parameter(torch.linspace(-1, 1, 8).reshape(8, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.call(x, *self.layers)
+
+
+class Scaled(Calls):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.call(x, *self.layers) * self.scale
+
+
+def proven(model: nn.Module, images: Tensor, share: float = 1.5) -> Lowered:
+    """Returns the program of a network, after proving it on all images."""
+    lowered = lower(model, images[:1])
+    verdict = verify(model, lowered, [(images, None)], progress=False)
+    assert verdict.equal and verdict.reference == 16, verdict.line()
+    assert verdict.share < share, "against real scales few codes differ"
+    return lowered
+
+
+def gate(activation: nn.Module) -> nn.Module:
+    return Calls(
+        lambda x, a, b, g: x * g(b(a(x.mean((2, 3), keepdim=True)).relu())),
+        nn.Conv2d(8, 4, 1),
+        nn.Conv2d(4, 8, 1),
+        activation,
+    )
+
+
+def joined(x: Tensor, a: nn.Module, b: nn.Module, norm: nn.Module, last: nn.Module) -> Tensor:
+    return last(norm(torch.cat([x, a(x), b(x)], 1)).relu())
+
+
+def shuffled(x: Tensor) -> Tensor:
+    n, c, h, w = x.size()
+    a, b = x.chunk(2, 1)
+    return torch.cat([b.relu(), a], 1).view(n, 2, c // 2, h, w).transpose(1, 2).contiguous().view(n, c, h, w)
+
+
+def last_dimension(x: Tensor, norm: nn.Module, wide: nn.Module, narrow: nn.Module) -> Tensor:
+    return narrow(F.gelu(wide(norm(x.permute(0, 2, 3, 1))))).permute(0, 3, 1, 2)
+
+
+def attention(x: Tensor, qkv: nn.Module, last: nn.Module) -> Tensor:
+    x = x.flatten(2).transpose(1, 2)
+    q, k, v = qkv(x).chunk(3, -1)
+    return last(torch.softmax(q @ k.transpose(1, 2) * 0.35, -1) @ v)
+
+
+DEPLOY = "deploy"  # the rules of deploy=integer
+KINDS: dict[str, tuple[Callable[[], nn.Module], dict | str]] = {
+    **{
+        f"gate {a.__name__}": (lambda a=a: gate(a()), DEPLOY)
+        for a in (nn.Sigmoid, nn.Hardsigmoid, nn.Tanh, nn.GELU, nn.LeakyReLU, nn.ELU)
+    },
+    "slopes": (lambda: nn.PReLU(8), STEM),
+    "functions": (lambda: Calls(lambda x: F.hardswish(x) + torch.sigmoid(x) * x - F.silu(x)), DEPLOY),
+    "concatenation": (
+        lambda: Calls(
+            joined, nn.Conv2d(8, 4, 1), nn.Conv2d(8, 6, 3, padding=1), nn.BatchNorm2d(18), nn.Conv2d(18, 4, 1)
+        ),
+        {"q": {"layers": ["stem", "body.layers.0"], "output": UNIFORM}} | FLOAT,
+    ),
+    "concatenated sums": (
+        lambda: Calls(
+            joined, nn.Conv2d(8, 4, 1), nn.Conv2d(8, 6, 3, padding=1), nn.BatchNorm2d(18), nn.Conv2d(18, 4, 1)
+        ),
+        FLOAT,
+    ),
+    "channel shuffle": (lambda: Calls(shuffled), FLOAT),
+    "slices": (lambda: Calls(lambda x: torch.cat([x[:, ::2, 1:-1], x[:, 1::2, 1:-1]], 2)), FLOAT),
+    "mean of channels": (lambda: Calls(lambda x: x.mean(1)), FLOAT),
+    "nearest": (lambda: nn.Upsample(scale_factor=1.6), FLOAT),
+    "bilinear": (lambda: nn.Upsample(scale_factor=2, mode="bilinear"), STEM),
+    "bilinear corners": (lambda: nn.Upsample((13, 20), mode="bilinear", align_corners=True), STEM),
+    "bicubic": (lambda: nn.Upsample(scale_factor=2, mode="bicubic"), STEM),
+    "pixel shuffle": (lambda: nn.Sequential(nn.PixelShuffle(2), nn.PixelUnshuffle(2), nn.ChannelShuffle(4)), FLOAT),
+    "transposed": (lambda: nn.ConvTranspose2d(8, 6, 3, stride=2, padding=1, output_padding=1), FLOAT),
+    "transposed groups": (
+        lambda: nn.Sequential(
+            nn.ConvTranspose2d(8, 6, (2, 4), stride=2, groups=2, padding=(2, 1)), nn.BatchNorm2d(6), nn.ReLU()
+        ),
+        FLOAT,
+    ),
+    "transposed depthwise": (lambda: nn.ConvTranspose2d(8, 8, 3, dilation=2, groups=8), STEM),
+    "borders": (
+        lambda: nn.Sequential(
+            nn.ReflectionPad2d(2), nn.ZeroPad2d((1, 2, -1, 0)), nn.Conv2d(8, 4, 3, padding=1, padding_mode="circular")
+        ),
+        STEM,
+    ),
+    "averages": (lambda: nn.AvgPool2d(3, 2, 1, ceil_mode=True, count_include_pad=False), STEM),
+    "uneven averages": (lambda: nn.AdaptiveAvgPool2d((3, 5)), FLOAT),
+    "layer norm last": (lambda: Scaled(last_dimension, nn.LayerNorm(8), nn.Linear(8, 16), nn.Linear(16, 8)), DEPLOY),
+    "group norm": (lambda: nn.GroupNorm(2, 8), STEM),
+    "instance norm": (lambda: nn.InstanceNorm2d(8, affine=True), STEM),
+    "constants": (lambda: Scaled(lambda x: torch.relu((x * 2 + 1) / 3 - 0.1)), FLOAT),
+    "attention": (lambda: Calls(attention, nn.Linear(8, 24), nn.Linear(8, 8)), DEPLOY),
+}
+
+
+CASES = [(kind, True) for kind in KINDS]
+CASES += [
+    (kind, False) for kind in ("concatenation", "concatenated sums", "transposed groups")
+]  # they have batch norms
+
+
+@pytest.mark.parametrize(
+    ("kind", "fold"), CASES, ids=lambda v: v if isinstance(v, str) else "folded" if v else "batch norm"
+)
+def test_simulation_and_integers_are_the_same_numbers(kind, fold, quantize):
+    body, rules = KINDS[kind]
+    rules = _deployed("integer") if rules == DEPLOY else rules
+    proven(*quantize(Net(body()), fold=fold, rules=rules, shape=IMAGES))
+
+
+def _deployed(name: str) -> dict:
+    return OmegaConf.to_container(OmegaConf.load(f"conf/deploy/{name}.yaml").quant.rules)
+
+
+class Everything(nn.Module):
+    """Scores of images [N, 3, 8, 8] through every kind of operation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.gate, self.norm, self.wide, self.narrow = (
+            gate(nn.Sigmoid()),
+            nn.LayerNorm(8),
+            nn.Linear(8, 16),
+            nn.Linear(16, 8),
+        )
+        self.up, self.down, self.group, self.slopes = (
+            nn.ConvTranspose2d(8, 4, 2, stride=2),
+            nn.Conv2d(4, 8, 3, 2, 1),
+            nn.GroupNorm(2, 8),
+            nn.PReLU(8),
+        )
+        self.attend, self.twice, self.cat = (
+            Calls(attention, nn.Linear(8, 24), nn.Linear(8, 8)),
+            nn.Upsample(scale_factor=2, mode="bilinear"),
+            modules.Concat(),
+        )
+        self.shrink, self.scale, self.fc = (
+            nn.AdaptiveAvgPool2d(3),
+            nn.Parameter(torch.linspace(-1, 1, 8).reshape(8, 1, 1)),
+            nn.Linear(144, 5),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.gate(x)
+        x = x + last_dimension(x, self.norm, self.wide, self.narrow) * self.scale
+        x = self.slopes(self.group(self.down(F.pad(self.up(x), (1, 0, 1, 0)))))
+        x = self.attend(x[:, :, :8, :8]).transpose(1, 2).reshape(-1, 8, 8, 8)
+        x = self.twice(x)
+        return self.fc(torch.flatten(self.shrink(self.cat(x, x.relu())), 1))
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler is at hand")
+def test_c_computes_every_kind(quantize, tmp_path):
+    model, images = quantize(Net(Everything()), rules=_deployed("integer"), shape=IMAGES)
+    program = proven(model, images, share=100).program  # a code that differs early differs everywhere
+    kinds = {op.kind for op in program.ops}
+    assert kinds >= {
+        "multiply",
+        "matmul",
+        "affine",
+        "resample",
+        "normalize",
+        "softmax",
+        "lookup",
+        "permute",
+        "reshape",
+        "slice",
+        "pad",
+    }
+    package.write(program, tmp_path / "p", images[:4].numpy())
+    found = package.check(tmp_path / "p")
+    assert found["differ"] == 0 and found["c"] == "4 images, 0 of 20 scores differ"
+
+
+def test_all_refusals_come_in_one_error(quantize):
+    body = Calls(
+        lambda x, pool: torch.cumsum(pool(torch.sigmoid(x)), 1) + torch.sigmoid(x[:, :, ::2, ::2]), nn.LPPool2d(2, 2)
+    )
+    model, images = quantize(Net(body), rules=FLOAT, shape=IMAGES)
+    with pytest.raises(QexpError) as error:
+        lower(model, images[:1])
+    lines = str(error.value).splitlines()
+    assert len(lines) == 3, lines
+    assert (
+        lines[0].startswith("body.sigmoid: ")
+        and lines[0].endswith("(so for body.sigmoid_1)")
+        and "add deploy=integer" in lines[0]
+    )
+    assert lines[1].startswith("body.layers.0: ") and "LPPool2d has no integer form" in lines[1]
+    assert lines[2].startswith("body.cumsum: ") and "known are" in lines[2]
+
+
+@pytest.mark.parametrize("layer", [nn.LayerNorm(8), nn.Softmax(-1)], ids=lambda m: type(m).__name__)
+def test_the_remedy_of_a_wide_input_works(layer, quantize):
+    body = Calls(lambda x, f: f(x.permute(0, 2, 3, 1)), layer)
+    model, images = quantize(Net(body), rules=FLOAT, shape=IMAGES)
+    with pytest.raises(QexpError, match="needs an input of one scale and at most 16 bits; add deploy=integer"):
+        lower(model, images[:1])
+    proven(*quantize(Net(body), rules=_deployed("integer"), shape=IMAGES))
+
+
+def test_a_doubled_map_is_the_real_one(quantize):
+    model, images = quantize(Net(nn.Upsample((13, 9), mode="bilinear")), rules=STEM, shape=IMAGES)
+    program = proven(model, images).program
+    (op,) = (op for op in program.ops if op.kind == "resample")
+    codes = np.random.default_rng(0).integers(0, 255, (1, 8, 8, 8))
+    from qexp.integer.reference import Reference
+
+    made = Reference(program).compute(op, [codes]) * float(program.tensors[op.output].unit[0])
+    source = program.tensors[op.inputs[0]]
+    real = torch.from_numpy((codes - source.zero_point) * source.unit)
+    wanted = F.interpolate(real, (13, 9), mode="bilinear").numpy()
+    assert np.abs(made - wanted).max() < 1e-12 * np.abs(wanted).max()
