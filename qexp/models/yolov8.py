@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
 from qexp.errors import QexpError
@@ -128,6 +127,7 @@ class YOLOv8(Detector):
         boxes, kinds = max(16, c3 // 4, 64), max(c3, min(num_classes, 100))
         self.place = nn.ModuleList(_head(c, boxes, 4 * 16) for c in (c3, c4, c5))
         self.kind = nn.ModuleList(_head(c, kinds, num_classes) for c in (c3, c4, c5))
+        self.row, self.rows = nn.ModuleList(Concat() for _ in STRIDES), Concat(2)
         for place, kind, (down, across) in zip(self.place, self.kind, cells):
             nn.init.ones_(place[-1].bias)
             nn.init.constant_(kind[-1].bias, math.log(5 / num_classes / (down * across)))  # few objects per image
@@ -141,9 +141,9 @@ class YOLOv8(Detector):
         m4 = self.merge4(self.cat5(self.down4(j3), j4))
         m5 = self.merge5(self.cat6(self.down5(m4), p5))
         rows = []
-        for y, place, kind in zip((j3, m4, m5), self.place, self.kind):
-            rows.append(torch.cat([place(y).flatten(2), kind(y).flatten(2)], 1))
-        return torch.cat(rows, 2).transpose(1, 2)
+        for y, place, kind, row in zip((j3, m4, m5), self.place, self.kind, self.row):
+            rows.append(row(place(y), kind(y)).flatten(2))
+        return self.rows(*rows).transpose(1, 2)
 
     def decode(self, raw: Tensor) -> tuple[Tensor, Tensor]:
         return self.decoder.decode(raw)
