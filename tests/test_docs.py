@@ -11,7 +11,7 @@ from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from qexp.command.choices import check_choices
+from qexp.command.choices import check_choices, key_maps_quoted, rules_added
 from qexp.command.commands import COMMANDS
 from qexp.command.folders import CONF
 from qexp.command.listing import offered
@@ -48,12 +48,13 @@ def commands() -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize(("page", "command"), commands())
-def test_every_command_composes(page, command):
+def test_every_command_composes(page, command, monkeypatch):
+    if page.endswith("howto/plugin.md"):  # the page installs this package first
+        monkeypatch.setenv("QEXP_CONFIG_PATH", str(ROOT / "examples" / "plugin" / "qexp_shapes" / "conf"))
     register()
     check_choices(shlex.split(command), ROOT / "conf")
-    words = [
-        word for word in shlex.split(command) if "=" in word and not word.startswith("hydra")
-    ]  # launchers are plugins
+    words = key_maps_quoted(rules_added(shlex.split(command)))
+    words = [word for word in words if "=" in word and not word.startswith("hydra")]  # launchers are plugins
     overrides = []
     for word, override in zip(words, OverridesParser.create().parse_overrides(words)):
         key = word.split("=", 1)[0]
