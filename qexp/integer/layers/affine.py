@@ -17,7 +17,7 @@ from qexp.integer.walk import Walk
 from qexp.models import operations
 from qexp.network.graph import Step
 
-SUM_BITS = 40  # of a multiple with its summand
+SUM_BITS = 31  # of a multiple with its summand: wider ones leave their requantization too few bits
 STEPS = 24  # bits by which a summand's step may be finer than the tensor's
 
 
