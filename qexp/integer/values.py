@@ -33,6 +33,9 @@ class Value:
         axis: Dimension of the channels, without the batch.
         runtimes: How runtimes round such sums.
         dims: Number of dimensions over which the channels spread, from `axis` on: 2 between the two reshapings of a channel shuffle.
+        batch: Place of the batch in the network's tensor, which the program's tensor has first.
+        real: The numbers of a constant, which has no tensor in the program.
+        left: Name of a tensor and what the rounding of a summand left out of it, where the simulation does not round there.
     """
 
     tensor: str
@@ -46,6 +49,9 @@ class Value:
     axis: int = 0
     runtimes: str = FLOAT32
     dims: int = 1
+    batch: int = 0
+    real: Reals | None = None
+    left: tuple[str, Reals] | None = None
 
     @property
     def span(self) -> Reals:

@@ -13,7 +13,7 @@ from qexp.integer.lowered import Lowered, Site
 from qexp.integer.values import Value, Writer
 from qexp.layers.forms import form
 from qexp.layers.quantized import Quantized, float_class
-from qexp.network.graph import Ref, Step, mapped, tensors
+from qexp.network.graph import PerImage, Ref, Step, mapped, tensors
 from qexp.quantizers.base import Quantizer
 
 FLOAT_INPUT = (
@@ -95,7 +95,7 @@ class Walk:
     def _function(self, step: Step) -> Value | tuple[Value, ...]:
         """Returns the value of a function call, by the rule of the layer that computes the same."""
         args, kwargs = mapped(self._held, step.args), mapped(self._held, step.kwargs)
-        call = form(step.function, args, kwargs, (Ref,))
+        call = form(step.function, args, kwargs, (Ref,)) or form(step.function, step.args, step.kwargs, (Ref,))
         rule = _of(self.layers, call.module()) if call is not None else None
         if rule is None:
             known = call.kind.__name__ if call is not None else f"the function {step.function}"
@@ -115,10 +115,14 @@ class Walk:
         """Computes a step that does not depend on the images; its result is an argument of later calls."""
         if step.op in ("module", "function"):
             args, kwargs = mapped(self._held, step.args), mapped(self._held, step.kwargs)
+            args, kwargs = mapped(_for_one_image, args), mapped(_for_one_image, kwargs)
             self.constants[step] = step.call(*args, **kwargs)
 
     def operand(self, ref: Ref, where: str) -> Value:
         """Returns the value of a tensor that a step reads."""
+        if ref.step in self.constants:
+            real = tensors(self.constants[ref.step])[ref.index].detach().cpu().double().numpy()
+            return Value("", np.ones(1), np.zeros(1, np.int64), 0, 0, real.shape[1:], real=real)
         held = self.values.get(ref.step)
         held = held if isinstance(held, tuple) else (held,)
         if ref.index >= len(held) or held[ref.index] is None:
@@ -141,6 +145,8 @@ class Walk:
         if not isinstance(quantizer, Quantizer):
             return value
         where = f"{name}.{site}"
+        if value.real is not None:
+            return self.integers(value, where)
         grid = activation_grid(quantizer, where)
         if not value.tensor:
             return self._encode(where, (name, site), grid, value)
@@ -167,6 +173,14 @@ class Walk:
 
     def integers(self, value: Value, where: str) -> Value:
         """Returns the value after checking that it has codes; images have no codes before their quantizer."""
+        if value.real is not None:
+            raise cannot(
+                where, "it reads a constant tensor", "give the constant to a sum, a product or a concatenation"
+            )
+        if value.batch:
+            raise cannot(
+                where, "the images of its batch are not in dimension 0", "take the tensor apart first: x.unbind(0)"
+            )
         if not value.tensor:
             raise cannot(where, "the images are not quantized", FLOAT_INPUT)
         if value.dims > 1:
@@ -194,6 +208,10 @@ class Walk:
 def _of(rules: dict[type, Callable], layer: nn.Module) -> Callable | None:
     kind = float_class(layer)
     return rules.get(type(layer)) or next((rules[c] for c in kind.__mro__ if c in rules), None)
+
+
+def _for_one_image(leaf: Any) -> Any:
+    return leaf.at(1) if isinstance(leaf, PerImage) else leaf
 
 
 def _known(rules: dict[type, Callable]) -> str:

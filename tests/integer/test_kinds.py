@@ -96,6 +96,25 @@ def attention(x: Tensor, qkv: nn.Module, last: nn.Module) -> Tensor:
     return last(torch.softmax(q @ k.transpose(1, 2) * 0.35, -1) @ v)
 
 
+class Tokens(nn.Module):
+    """A class token, positions, and attention of two heads as vision transformers write it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.token, self.places = nn.Parameter(torch.randn(1, 1, 8)), nn.Parameter(torch.randn(1, 65, 8) / 2)
+        self.norm, self.qkv, self.proj = nn.LayerNorm(8), nn.Linear(8, 24), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.flatten(2).transpose(1, 2)
+        x = torch.cat([self.token.expand(x.shape[0], -1, -1), x], 1) + self.places
+        n, tokens, width = x.shape
+        q, k, v = self.qkv(self.norm(x)).reshape(n, tokens, 3, 2, width // 2).permute(2, 0, 3, 1, 4).unbind(0)
+        shares = (q * 0.5 @ k.transpose(-2, -1)).softmax(-1)
+        x = x + self.proj((shares @ v).transpose(1, 2).reshape(n, tokens, width))
+        return x[:, 0]
+
+
 DEPLOY = "deploy"  # the rules of deploy=integer
 KINDS: dict[str, tuple[Callable[[], nn.Module], dict | str]] = {
     **{
@@ -144,6 +163,7 @@ KINDS: dict[str, tuple[Callable[[], nn.Module], dict | str]] = {
     "group norm": (lambda: nn.GroupNorm(2, 8), STEM),
     "instance norm": (lambda: nn.InstanceNorm2d(8, affine=True), STEM),
     "constants": (lambda: Scaled(lambda x: torch.relu((x * 2 + 1) / 3 - 0.1)), FLOAT),
+    "tokens": (Tokens, DEPLOY),
     "attention": (lambda: Calls(attention, nn.Linear(8, 24), nn.Linear(8, 8)), DEPLOY),
 }
 

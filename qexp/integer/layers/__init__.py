@@ -8,7 +8,7 @@ from torch import nn
 
 from qexp.integer.layers.activations import relu, relu6, table
 from qexp.integer.layers.affine import affine
-from qexp.integer.layers.calls import passed_call
+from qexp.integer.layers.calls import passed_call, unbind_call
 from qexp.integer.layers.joins import add, concat, matmul, multiply, passed, subtract
 from qexp.integer.layers.moves import (
     channel_shuffle,
@@ -102,4 +102,4 @@ LAYERS: dict[type[nn.Module], Callable] = {
 }
 
 # functions and methods that no layer computes, by name
-FUNCTIONS: dict[str, Callable] = {"dropout": passed_call, "contiguous": passed_call}
+FUNCTIONS: dict[str, Callable] = {"dropout": passed_call, "contiguous": passed_call, "unbind": unbind_call}

@@ -17,7 +17,7 @@ from qexp.integer.walk import Walk
 from qexp.models import operations
 from qexp.network.graph import Step
 
-SUM_BITS = 40  # of a multiple with its summand
+SUM_BITS = 31  # of a multiple with its summand: wider ones leave their requantization too few bits
 STEPS = 24  # bits by which a summand's step may be finer than the tensor's
 
 
@@ -42,6 +42,8 @@ def _real(walk: Walk, name: str, constant: object, x: Value) -> np.ndarray:
 
 def multiple(walk: Walk, name: str, x: Value, gain: np.ndarray, summand: np.ndarray) -> Value:
     """Returns `gain * x + summand`, exactly but for the summand, which is rounded to a step."""
+    if x.left is not None and x.left[0] == x.tensor:
+        summand = summand + gain * x.left[1]
     axis = _axis(gain)
     if axis is None:
         raise cannot(
@@ -82,8 +84,11 @@ def multiple(walk: Walk, name: str, x: Value, gain: np.ndarray, summand: np.ndar
     unit = unit[:1] if (unit == unit[0]).all() else unit
     most = None if summand.any() or x.most is None else x.most * np.abs(gain.ravel())
     y = walk.writer.emit(op, Value(op.output, unit, ZERO, low, high, shape, most, None, axis if unit.size > 1 else 0))
-    if (bias * along != summand).any() and simulated(walk, name):  # between two steps; the simulation rounds here, too
+    left = summand - bias * along
+    if left.any() and simulated(walk, name):  # between two steps; the simulation rounds here, too
         walk.lowered.sites[name, "output (wide)"] = Site(y.tensor, y, None, y, quantized=False)
+    elif left.any():
+        return replace(y, left=(y.tensor, left))
     return y
 
 

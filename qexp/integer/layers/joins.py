@@ -10,7 +10,7 @@ from torch import nn
 from qexp.integer.arithmetic import FLOAT32_SUM, width
 from qexp.integer.grids import Grid, cannot
 from qexp.integer.layers.affine import multiple
-from qexp.integer.layers.moves import simulated, unified
+from qexp.integer.layers.moves import padded, simulated, unified
 from qexp.integer.lowered import Site
 from qexp.integer.moves import Concat
 from qexp.integer.products import MatMul, Multiply
@@ -121,8 +121,25 @@ def _product_range(zeros: np.ndarray, a: Value, b: Value) -> tuple[int, int]:
 
 def concat(walk: Walk, step: Step, name: str, layer: modules.Concat, *xs: Value) -> Value:
     """A concatenation along the dimension that the layer names."""
+    if any(x.real is not None for x in xs):
+        return walk.site(name, layer, "output", _with_constants(walk, name, list(xs), layer.dim))
     y = joined(walk, name, [walk.integers(x, name) for x in xs], layer.dim)
     return walk.site(name, layer, "output", y)
+
+
+def _with_constants(walk: Walk, name: str, xs: list[Value], dim: int) -> Value:
+    """Returns one tensor between constants (the token of a class, say): it is padded with zeros, to which they are added."""
+    moving = [k for k, x in enumerate(xs) if x.real is None]
+    if len(moving) != 1:
+        raise cannot(name, "it joins several tensors with constants", "concatenate the tensors first")
+    x = walk.integers(xs[moving[0]], name)
+    axis = dim % (len(x.shape) + 1) - 1
+    parts = [np.zeros(x.shape) if other.real is None else other.real[0] for other in xs]
+    sizes = [part.shape[axis] for part in parts]
+    before, after = ([0] * len(x.shape) for _ in range(2))
+    before[axis], after[axis] = sum(sizes[: moving[0]]), sum(sizes[moving[0] + 1 :])
+    y = padded(walk, name, x, before, after)
+    return multiple(walk, name, y, np.ones((1,) * len(x.shape)), np.concatenate(parts, axis))
 
 
 def joined(walk: Walk, name: str, xs: list[Value], dim: int) -> Value:

@@ -10,8 +10,10 @@ import numpy as np
 from torch import nn
 
 from qexp.integer.grids import cannot
+from qexp.integer.lowered import Site
 from qexp.integer.moves import Flatten, Pad, Permute, Reshape, Slice, StridedPad
 from qexp.integer.products import Resample
+from qexp.integer.program import Linear
 from qexp.integer.values import ZERO, Value
 from qexp.integer.walk import Walk
 from qexp.models import modules, operations
@@ -73,6 +75,8 @@ def reshaped(walk: Walk, name: str, x: Value, shape: Sequence[int]) -> Value:
     if not x.tensor:
         return replace(x, shape=shape)
     x, kept = _kept(walk, name, x, shape)
+    if kept.dims > 1 and x.axis and (whole := _unified_before(walk, x)) is not None:
+        return reshaped(walk, name, whole, shape)
     spread = {
         k: v if v is None or v.size == 1 else np.tile(np.repeat(v, kept.each), kept.times)
         for k, v in _fields(x).items()
@@ -80,6 +84,22 @@ def reshaped(walk: Walk, name: str, x: Value, shape: Sequence[int]) -> Value:
     names = {"layer": name, "inputs": (x.tensor,), "output": walk.writer.fresh(name)}
     op = Flatten(**names) if len(shape) == 1 else Reshape(shape=shape, **names)
     return walk.writer.emit(op, replace(x, tensor=op.output, shape=shape, axis=kept.axis, dims=kept.dims, **spread))
+
+
+def _unified_before(walk: Walk, x: Value) -> Value | None:
+    """Returns the result of a linear layer with one unit for all channels, where these come last and are about to be taken apart.
+
+    The simulation rounds at the layer. None if the tensor is not that of a linear layer.
+    """
+    maker = walk.writer.maker(x)
+    if not isinstance(maker, Linear) or (maker.layer, "output") in walk.lowered.sites:
+        return None
+    key = maker.layer, "output (wide)"
+    if key in walk.lowered.sites:
+        return None
+    ((whole,), (op,)) = walk.writer.settle([x], maker.layer, f"{maker.layer}.wide")
+    walk.lowered.sites[key] = Site(whole.tensor, x, op, whole, quantized=False)
+    return replace(whole, axis=0, dims=1, most=None)
 
 
 @dataclass(frozen=True)
@@ -156,9 +176,20 @@ def permuted(walk: Walk, name: str, x: Value, order: Sequence[int]) -> Value:
 def permute_of(walk: Walk, name: str, x: Value, dims: Sequence[int]) -> Value:
     """Returns a value permuted by dimensions that count the batch."""
     order = [d % (len(x.shape) + 1) for d in dims]
-    if order[0] != 0:
-        raise cannot(name, "it moves the batch to another dimension", "keep the images of a batch in dimension 0")
-    return permuted(walk, name, x, [d - 1 for d in order[1:]])
+    if x.batch:
+        x = walk.integers(x, name)
+    return replace(permuted(walk, name, x, [d - 1 for d in order if d]), batch=order.index(0))
+
+
+def unbound(walk: Walk, name: str, x: Value, dim: int) -> tuple[Value, ...]:
+    """Returns the entries of a value along a dimension (the batch counted) as values of their own."""
+    dim %= len(x.shape) + 1
+    if dim == x.batch:
+        raise cannot(name, "it takes the batch apart", "take a dimension of an image apart")
+    axis, batch = (dim, x.batch - 1) if dim < x.batch else (dim - 1, x.batch)
+    shape = (*x.shape[:axis], *x.shape[axis + 1 :])
+    parts = [sliced(walk, name, x, axis, k, 1) for k in range(x.shape[axis])]
+    return tuple(replace(reshaped(walk, name, part, shape), batch=batch) for part in parts)
 
 
 def sliced(walk: Walk, name: str, x: Value, axis: int, start: int, count: int, step: int = 1) -> Value:
