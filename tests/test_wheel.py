@@ -8,7 +8,6 @@ import subprocess
 import sys
 import tarfile
 import zipfile
-from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -18,10 +17,8 @@ ROOT = Path(__file__).parents[1]
 FOLDERS = ("qexp", "conf", "kernels")
 FILES = ("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "CITATION.cff", "run.py", "CHANGELOG.md")
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(int(version("setuptools").split(".")[0]) < 77, reason="the build needs setuptools 77"),
-]
+pytest.importorskip("setuptools", minversion="77", reason="the build needs it")
+pytestmark = pytest.mark.slow
 
 
 def python(*words: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess:

@@ -14,9 +14,12 @@ CONF = next((folder for folder in (PACKAGE / "conf", PACKAGE.parent / "conf") if
 
 
 def config_folders(arguments: Sequence[str], conf: Path = CONF) -> list[Path]:
-    """Returns the folders with configuration files for a command line."""
-    named = [*beside(conf), *own_folders(), *map(Path, _config_dirs(arguments))]
-    return [folder for folder in (conf, *named) if folder.is_dir()]
+    """Returns the folders with configuration files for a command line, each once."""
+    found: dict[Path, Path] = {}
+    for folder in (conf, *beside(conf), *own_folders(), *map(Path, _config_dirs(arguments))):
+        if folder.is_dir():
+            found.setdefault(folder.resolve(), folder)
+    return list(found.values())
 
 
 def beside(conf: Path = CONF) -> list[Path]:

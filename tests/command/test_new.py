@@ -82,10 +82,11 @@ def test_a_file_is_never_written_over(elsewhere):
 
 
 def test_the_folder_of_another_program_does_not_join(elsewhere):
-    from qexp.command.folders import beside
+    from qexp.command.folders import CONF, beside, config_folders
 
     new.write("model", "joins")
     assert beside() == [elsewhere / "conf"]
+    assert config_folders(["--config-dir", "conf"]) == [CONF, elsewhere / "conf"], "named too, it counts once"
     (elsewhere / "conf" / "config.yaml").write_text("defaults: []\n")
     assert beside() == []
 
