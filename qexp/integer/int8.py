@@ -97,12 +97,15 @@ def through_onednn(weight: Tensor, zero: int, stride, padding, dilation, groups:
     """Returns a function from bytes `[N, C, H, W]` to `sum (byte - zero) * weight`, float32; beyond the border a byte is `zero`."""
     ones, none = torch.ones(len(weight)), torch.zeros(len(weight), dtype=torch.int32)
     window = list(stride), list(padding), list(dilation), groups
-    packed = torch.ops.onednn.qconv_prepack(weight, ones, 1.0, zero, *window, None)
+    packed: dict[torch.Size, Tensor] = {}  # for one shape of input: a weight packed for another takes up to 20 times as long
 
     def step(x: Tensor) -> Tensor:
+        if x.shape not in packed:
+            packed.clear()
+            packed[x.shape] = torch.ops.onednn.qconv_prepack(weight, ones, 1.0, zero, *window, list(x.shape))
         x = x.contiguous(memory_format=torch.channels_last)
         return torch.ops.onednn.qconv2d_pointwise(
-            x, 1.0, zero, packed, ones, none, None, *window, 1.0, 0, torch.float32, "none", [], ""
+            x, 1.0, zero, packed[x.shape], ones, none, None, *window, 1.0, 0, torch.float32, "none", [], ""
         )
 
     return step
