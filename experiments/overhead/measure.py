@@ -23,6 +23,7 @@ from experiments.ruler import ROOT, interleaved
 from qexp.calibration.calibrate import calibrate
 from qexp.callbacks.kernels import load_kernels
 from qexp.command.root import register
+from qexp.integer.on_codes import on_codes
 from qexp.layers.quantized import quantized_layers
 from qexp.layers.swap import baked_weights
 from qexp.network.facts import facts
@@ -150,8 +151,12 @@ def evaluations(
     with ExitStack() as held:
         for name, cfg in configs.items():
             networks[name] = quantized(cfg, model, images, fold=True)
-            held.enter_context(baked_weights(networks[name]))
-            held.enter_context(lean(networks[name]))
+            networks[f"{name}, on codes"] = quantized(cfg, model, images, fold=True)
+            for kind in (name, f"{name}, on codes"):
+                held.enter_context(baked_weights(networks[kind]))
+                if kind != name:
+                    print(f"{kind}: {held.enter_context(on_codes(networks[kind], images[:1])).line()}")
+                held.enter_context(lean(networks[kind], images[:1]))
         return interleaved(
             {n: evaluation(m, images) for n, m in networks.items()}, rounds, ("float", "float, BN folded")
         )

@@ -9,7 +9,7 @@ from torch import Tensor
 from ..errors import KernelError
 from ..library import constant, define
 from . import reference
-from .reference import FORMS, KINDS, TABLE
+from .reference import FORMS, GRID, KINDS, TABLE
 
 INPUTS = (torch.float32, torch.float64, torch.uint8)
 MOST = 4  # inputs, results and tensors in between, each
@@ -29,7 +29,7 @@ class Step(NamedTuple):
     Places are numbered: the inputs first, then the results, then up to four tensors of bytes in between.
 
     Attributes:
-        kind: A rounding (see `round_to`), `none`, `float32` (what runtimes do), or `table`.
+        kind: A rounding (see `round_to`), `none`, `float32` (what runtimes do), `grid` (what `quantize` does), or `table`.
         source: Place that is read.
         target: Place that is written.
         at: Number of the step's constants or of its table.
@@ -53,8 +53,9 @@ def regrid(
     """Returns tensors of the shape of the inputs; no gradient.
 
     A step with constants gives `clip(round(x * factor + other * factor of other + summand), low, high) + after`, in float64. With
-    `float32`, number and product are rounded to float32 first, as runtimes do; other and summand are not used. A step with a table gives
-    `table[x]` or `table[256 * x + other]` of bytes.
+    `float32`, number and product are rounded to float32 first, as runtimes do; other and summand are not used. With `grid`, it is
+    `round(clip(x / factor + summand, low, high)) + after`, in float32. A step with a table gives `table[x]` or
+    `table[256 * x + other]` of bytes.
 
     Args:
         xs: `[N, C, ...]`, up to four of one shape, float32, float64 or uint8. The results have the memory layout of the first.
@@ -104,8 +105,8 @@ def _check(xs, steps, dtypes, forms, constants, tables) -> None:
                 raise KernelError(f"steps: {s} needs bytes and a table of {wide:,} entries")
         elif not 0 <= s.at < len(constants):
             raise KernelError(f"steps: {s} needs constants")
-        elif s.other >= 0 and (s.kind == "float32" or {kinds[s.source], kinds[s.other]} != {torch.uint8}):
-            raise KernelError(f"steps: {s} needs bytes, and another kind than float32, to read two places")
+        elif s.other >= 0 and (s.kind in ("float32", GRID) or {kinds[s.source], kinds[s.other]} != {torch.uint8}):
+            raise KernelError(f"steps: {s} needs bytes, and a kind that rounds once, to read two places")
         written.add(s.target)
     if not set(range(len(xs), len(xs) + len(dtypes))) <= written:
         raise KernelError("steps: a result is not written")

@@ -7,8 +7,8 @@ from ..layout import along
 from ..round_to.reference import round_to
 
 FORMS = (torch.float32, torch.float64, torch.uint8)
-TABLE = "table"
-KINDS = ("half_even", "half_up", "half_away", "floor", "trunc", "none", "float32", TABLE)
+TABLE, GRID = "table", "grid"
+KINDS = ("half_even", "half_up", "half_away", "floor", "trunc", "none", "float32", TABLE, GRID)
 
 
 def forward(
@@ -33,6 +33,8 @@ def forward(
 def _mapped(x: Tensor, other: Tensor | None, constants: Tensor, kind: str) -> Tensor:
     axis = 1 if x.dim() > 1 else None
     factor, summand, low, high, after, second = (along(row.contiguous(), x, axis) for row in constants)
+    if kind == GRID:
+        return torch.clamp(x.float() / factor.float() + summand.float(), low.float(), high.float()).round() + after
     if kind == "float32":
         y = (x.float() * factor.float()).double().round()
     else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 
 import numpy as np
@@ -29,8 +29,14 @@ def suits(op: Conv | Linear, low: int, high: int) -> bool:
     most, moved = int(np.abs(op.weight).max(initial=0)), high + offset(low)
     if moved > 255 or most > 127 or op.zero.size > 1:
         return False
-    is_exact = available() or (2 * moved * most <= _PAIR and available(127))
-    return is_exact and (_fits(op, 0, op.weight.shape[1], low, high) or _parts(op, low, high) is not None)
+    return exact_pairs(moved, most) and (
+        _fits(op, 0, op.weight.shape[1], low, high) or _parts(op, low, high) is not None
+    )
+
+
+def exact_pairs(byte: int, weight: int) -> bool:
+    """Returns whether this machine adds products of bytes up to `byte` and weights up to `weight` exactly."""
+    return available() or (2 * byte * weight <= _PAIR and available(127))
 
 
 def sums(op: Conv | Linear, low: int, high: int) -> Sums:
@@ -93,19 +99,44 @@ def _part(op: Conv | Linear, first: int, last: int, moved: int) -> Sums:
     return through_onednn(weight.contiguous(), int(op.zero[0]) + moved, *window)
 
 
-def through_onednn(weight: Tensor, zero: int, stride, padding, dilation, groups: int) -> Sums:
-    """Returns a function from bytes `[N, C, H, W]` to `sum (byte - zero) * weight`, float32; beyond the border a byte is `zero`."""
-    ones, none = torch.ones(len(weight)), torch.zeros(len(weight), dtype=torch.int32)
+def through_onednn(
+    weight: Tensor,
+    zero: int,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    *,
+    scale: float = 1.0,
+    scales: Tensor | None = None,
+    bias: Tensor | None = None,
+) -> Sums:
+    """Returns a function from bytes `[N, C, H, W]` to `sum (byte - zero) * weight * scale * scales + bias`, float32.
+
+    The sum is a 32-bit integer; the rest is applied once, in float32. Beyond the border a byte is `zero`.
+
+    Args:
+        weight: int8 `[O, I / groups, kh, kw]`.
+        zero: Byte of zero.
+        stride, padding, dilation, groups: Of the convolution.
+        scale: Value of a byte's step.
+        scales: Value of a weight's step, one per output; by default 1.
+        bias: One per output.
+    """
+    scales = torch.ones(len(weight)) if scales is None else scales
+    none = torch.zeros(len(weight), dtype=torch.int32)
     window = list(stride), list(padding), list(dilation), groups
-    packed: dict[torch.Size, Tensor] = {}  # for one shape of input: a weight packed for another takes up to 20 times as long
+    packed: dict[
+        torch.Size, Tensor
+    ] = {}  # for one shape of input: a weight packed for another takes up to 20 times as long
 
     def step(x: Tensor) -> Tensor:
         if x.shape not in packed:
             packed.clear()
-            packed[x.shape] = torch.ops.onednn.qconv_prepack(weight, ones, 1.0, zero, *window, list(x.shape))
+            packed[x.shape] = torch.ops.onednn.qconv_prepack(weight, scales, scale, zero, *window, list(x.shape))
         x = x.contiguous(memory_format=torch.channels_last)
         return torch.ops.onednn.qconv2d_pointwise(
-            x, 1.0, zero, packed[x.shape], ones, none, None, *window, 1.0, 0, torch.float32, "none", [], ""
+            x, scale, zero, packed[x.shape], scales, none, bias, *window, 1.0, 0, torch.float32, "none", [], ""
         )
 
     return step

@@ -54,9 +54,9 @@ def test_several_results_of_one_pass_are_those_of_the_reference(x, compiled):
     varied[2], varied[4] = torch.arange(6.0), torch.arange(6.0)
     constants = [c.to(x.device) for c in (rows, rows[:, :1].contiguous(), varied)]
     table = torch.arange(65536, device=x.device).mul(7).remainder(256).to(torch.uint8)
-    for kind in ("half_even", "half_up", "half_away", "floor", "trunc", "none", "float32"):
+    for kind in ("half_even", "half_up", "half_away", "floor", "trunc", "none", "float32", "grid"):
         for at in range(3):
-            second = -1 if kind == "float32" else 1
+            second = -1 if kind in ("float32", "grid") else 1
             steps = [
                 Step("half_even", 0, 5, at), Step(kind, 0, 2, at), Step(kind, 5, 3, at, second),
                 Step("table", 5, 4, 0, 1), Step("table", 4, 6, 1), Step("trunc", 6, 4, at),

@@ -190,6 +190,11 @@ def test_regrid():
         torch.tensor([[0.5, 9, -1e9, 1e9, 4, 0]], dtype=torch.float64).T
     ])  # fmt: skip
     assert runtimes[0].item() == 2**23 + 1 + 4
+    x = torch.randn(4, 3, 5, generator=torch.Generator().manual_seed(0))
+    grid = torch.tensor([[0.3, 2, -4, 5, 4, 0]], dtype=torch.float64).T
+    codes = kernels.regrid([x], [Step("grid", 0, 1, 0)], [torch.uint8], [grid])[0]
+    wanted = kernels.quantize(x, torch.tensor([0.3]), torch.tensor([2.0]), -4, 5)
+    assert torch.equal(codes.int() - 4, wanted) and wanted.min() == -4 and wanted.max() == 5
 
 
 def test_hysteresis(t):
