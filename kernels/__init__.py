@@ -15,6 +15,7 @@ from .level_grid import level_grid
 from .loader import Loaded, load
 from .lsq import lsq
 from .pact import mpact, pact
+from .regrid import regrid
 from .rescale import rescale
 from .round_to import round_to
 from .tensor_stats import Stats, tensor_stats
@@ -38,6 +39,7 @@ __all__ = [
     "mpact",
     "pact",
     "quantize",
+    "regrid",
     "rescale",
     "round_to",
     "tensor_stats",

@@ -89,25 +89,28 @@ def taken(study: Path) -> list[str]:
 
 
 def speed(path: Path) -> list[str]:
-    """Returns the table of images per second that a measurement left."""
+    """Returns the tables of images per second that a measurement left."""
     found = json.loads(path.read_text())
     lines = [
-        f"{found['threads']} threads, medians of {found['rounds']} interleaved rounds, random weights; kernels: {found['kernels']}.",
+        f"{found['threads']} threads, torch {found['torch']}, kernels {found['kernels']}, medians of {found['rounds']} rounds in random "
+        "order, random weights. Baseline: PyTorch float32, channels innermost, batch norms folded. *Beside / alone*: the greatest ratio of "
+        "a way's processor time beside the others to that in a process of its own.",
         "",
-        "| network | batch | onnxruntime float32 | int8 | ratio | layers in integers / float | predictions that differ | PyTorch float32 "
-        "| fast executor | ratio |",
-        "|---" * 10 + "|",
+        "| network | batch | PyTorch float32 | fast executor | / PyTorch | onnxruntime int8 | fast executor / onnxruntime int8 "
+        "| onnxruntime float32 | int8 / float32 | layers in integers / float | predictions that differ | beside / alone |",
+        "|---" * 12 + "|",
     ]
     for row in found["rows"]:
         per, nodes = row["images_per_second"], row["nodes"]
         eight = sum(nodes.get(kind, 0) for kind in ("QLinearConv", "QGemm", "QLinearMatMul"))
         floating = sum(nodes.get(kind, 0) for kind in ("Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul"))
-        lines.append(
-            f"| {row['model']}, {row['width']} pixels | {row['batch']} | {per['onnxruntime float32']:.1f} | "
-            f"{per['onnxruntime int8']:.1f} | "
-            f"{row['ratio_onnx']:.2f} | {eight} / {floating} | {row['predictions_differ']} of {row['batch']} | "
-            f"{per['PyTorch float32']:.1f} | {per['fast executor']:.1f} | {row['ratio_fast']:.2f} |"
-        )
+        cells = (
+            f"{row['model']}, {row['width']} pixels", row["batch"], f"{per['PyTorch float32']:.1f}", f"{per['fast executor']:.1f}",
+            f"{row['ratio_fast']:.2f}", f"{per['onnxruntime int8']:.1f}", f"{row['ratio_int8']:.2f}", f"{per['onnxruntime float32']:.1f}",
+            f"{row['ratio_onnx']:.2f}", f"{eight} / {floating}", f"{row['predictions_differ']} of {row['batch']}",
+            f"{max(row['beside_over_alone'].values()):.2f}",
+        )  # fmt: skip
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
     return lines
 
 

@@ -1,7 +1,7 @@
 """What quantization costs in time, as ratios to floating point: `python -m experiments.overhead.measure --help`.
 
-Variants run interleaved in one process, one step of each in turn, and medians are taken, so that what else the machine does falls
-on all of them alike.
+Variants run interleaved in one process, one step of each in random order, and medians are taken, so that what else the machine does
+falls on all of them alike.
 """
 
 from __future__ import annotations
@@ -9,8 +9,6 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import statistics
-import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -21,9 +19,11 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from experiments.overhead.peers import PEERS
+from experiments.ruler import ROOT, interleaved
 from qexp.calibration.calibrate import calibrate
 from qexp.callbacks.kernels import load_kernels
 from qexp.command.root import register
+from qexp.integer.on_codes import on_codes
 from qexp.layers.quantized import quantized_layers
 from qexp.layers.swap import baked_weights
 from qexp.network.facts import facts
@@ -33,7 +33,6 @@ from qexp.run import pipeline
 from qexp.run.settings import read
 from qexp.system.allocator import settle
 
-ROOT = Path(__file__).resolve().parents[2]
 PARTS = ("training step", "evaluation")
 
 
@@ -77,30 +76,9 @@ def evaluation(model: nn.Module, images: Tensor) -> Callable[[], None]:
     return step
 
 
-def figures(steps: dict[str, Callable[[], None]], rounds: int, bases: tuple[str, ...]) -> dict[str, dict[str, float]]:
-    """Returns, for each step, its median milliseconds and its ratio to each base, the first two rounds not counted.
-
-    All steps run in turn in each round; a ratio is the median of the ratios within a round, which a busy machine moves least.
-    """
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for i in range(rounds + 2):
-        for name, step in steps.items():
-            start = time.perf_counter()
-            step()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            if i >= 2:
-                times[name].append(time.perf_counter() - start)
-    return {
-        name: {"ms": 1000 * statistics.median(taken)}
-        | {base: statistics.median(t / b for t, b in zip(taken, times[base])) for base in bases}
-        for name, taken in times.items()
-    }
-
-
 def table(title: str, found: dict[str, dict[str, float]]) -> str:
     """Returns the figures as a Markdown table."""
-    bases = [name for name in next(iter(found.values())) if name != "ms"]
+    bases = [name for name in next(iter(found.values())) if name not in ("ms", "processor_ms")]
     lines = [f"| {title} | ms | {' | '.join(f'/ {b}' for b in bases)} |", "|---" * (2 + len(bases)) + "|"]
     for name, row in found.items():
         lines.append(f"| {name} | {row['ms']:.0f} | {' | '.join(f'{row[b]:.2f}' for b in bases)} |")
@@ -117,7 +95,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--kernels", default="auto", help="auto, cuda, cpp or reference")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--channels-last", action="store_true", help="images with the channels innermost")
+    parser.add_argument("--contiguous", action="store_true", help="images with the channels outermost; else innermost")
     parser.add_argument("--json", type=Path, help="file the figures are written to")
     args = parser.parse_args()
     settle()  # as run.py does
@@ -131,7 +109,7 @@ def main() -> None:
         configs = {q: compose("config", [*common, f"quant={q}"]) for q in args.quant.split(",")}
     torch.manual_seed(0)
     model = pipeline.instantiate(next(iter(configs.values())).model.net).to(args.device)
-    layout = torch.channels_last if args.channels_last else torch.contiguous_format
+    layout = torch.contiguous_format if args.contiguous else torch.channels_last
     images = torch.randn(args.batch, *next(iter(configs.values())).model.input_size).contiguous(memory_format=layout)
     images, labels = images.to(args.device), torch.randint(0, 10, (args.batch,), device=args.device)
     result = {
@@ -160,7 +138,7 @@ def training(
     steps = {"float": train_step(copy.deepcopy(model), images, labels)}
     steps |= {q: train_step(quantized(cfg, model, images, fold=False), images, labels) for q, cfg in configs.items()}
     steps |= {name: train_step(peer, images, labels) for name, peer in peers(model, images).items()}
-    return figures(steps, rounds, ("float",))
+    return interleaved(steps, rounds, ("float",))
 
 
 def evaluations(
@@ -173,9 +151,15 @@ def evaluations(
     with ExitStack() as held:
         for name, cfg in configs.items():
             networks[name] = quantized(cfg, model, images, fold=True)
-            held.enter_context(baked_weights(networks[name]))
-            held.enter_context(lean(networks[name]))
-        return figures({n: evaluation(m, images) for n, m in networks.items()}, rounds, ("float", "float, BN folded"))
+            networks[f"{name}, on codes"] = quantized(cfg, model, images, fold=True)
+            for kind in (name, f"{name}, on codes"):
+                held.enter_context(baked_weights(networks[kind]))
+                if kind != name:
+                    print(f"{kind}: {held.enter_context(on_codes(networks[kind], images[:1])).line()}")
+                held.enter_context(lean(networks[kind], images[:1]))
+        return interleaved(
+            {n: evaluation(m, images) for n, m in networks.items()}, rounds, ("float", "float, BN folded")
+        )
 
 
 def peers(model: nn.Module, images: Tensor) -> dict[str, nn.Module]:

@@ -36,6 +36,7 @@ class Root:
     max_samples: Any = None
     kernels: Any = "auto"
     rounding: Any = "float"
+    evaluate: Any = "float"
     verify: Any = 0
     export: Any = None
     accumulator: Any = None

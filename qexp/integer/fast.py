@@ -2,8 +2,8 @@
 
 A sum of integer products whose every partial sum stays below 2^24 is exact in float32 for any order of addition, below 2^53 in
 float64. The executor chooses one of the two per layer in advance, from the weights and the possible input codes. The same holds for a
-requantization, whose product of accumulator and multiplier is exact in float64 below 2^53. If the tensors between them are not watched, a
-convolution's bias, clamp and requantization are one pass over its sums.
+requantization, whose product of accumulator and multiplier is exact in float64 below 2^53. Codes of 8 bits lie in memory as bytes, with
+the channels innermost. What lies between two convolutions is one pass over the elements, if the tensors inside are not watched.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from qexp.integer.fast_steps import STEPS, fused
+from qexp.integer.fast_steps import STEPS, sums
+from qexp.integer.fused import fused
 from qexp.integer.machine import Machine
+from qexp.integer.moves import Concat, Flatten, Permute, Reshape, Slice, StridedPad
 from qexp.integer.op import Op
-from qexp.integer.program import (
-    Add,
-    Clamp,
-    Conv,
-    IntegerProgram,
-    Linear,
-    Requantize,
-)
+from qexp.integer.program import IntegerProgram, MaxPool
+from qexp.integer.regions import Region, regions
 from qexp.integer.register import Accumulator
+from qexp.integer.reorder import narrow_first
+
+Step = tuple[tuple[str, ...], list[str], Callable[..., list[Tensor]]]  # inputs, outputs, what makes them
+AS_KEPT = (Concat, Flatten, MaxPool, Permute, Reshape, Slice, StridedPad)  # take bytes or floating point alike
 
 
 class Fast(Machine):
@@ -46,17 +46,15 @@ class Fast(Machine):
         device: str | torch.device = "cpu",
         watched: Container[str] | None = None,
     ) -> None:
-        super().__init__(program, accumulator, device)
+        super().__init__(program if watched is None else narrow_first(program, watched), accumulator, device)
         self.watched = watched
-        self.steps: list[tuple[tuple[str, ...], str, Callable[..., Tensor]]] = []  # inputs, output, what makes it
-        done: set[str] = set()
-        for op in program.ops:
-            if op.output not in done:
-                chain = self._chain(op)
-                whole = fused(self, chain) if len(chain) > 1 else None
-                chain = chain if whole is not None else chain[:1]
-                done |= {link.output for link in chain}
-                self.steps.append((op.inputs, chain[-1].output, whole or STEPS[type(op)](self, op)))
+        self.steps: list[Step] = []
+        for part in self.program.ops if watched is None else regions(self, watched):
+            whole = fused(self, part, sums) if isinstance(part, Region) else None
+            if isinstance(part, Region) and whole is not None:
+                self.steps.append((part.inputs, part.leaves, whole))
+            else:
+                self.steps += [self._single(op) for op in (part.ops if isinstance(part, Region) else [part])]
         self.last = {name: i for i, (inputs, _, _) in enumerate(self.steps) for name in inputs}
 
     @torch.inference_mode()
@@ -66,27 +64,31 @@ class Fast(Machine):
         `keep` is called with name and codes (whole numbers, any dtype) of the watched tensors, at least.
         """
         codes = torch.as_tensor(codes)
-        tensors = {self.program.input: codes.to(self.device, torch.float32)}
+        tensors = {self.program.input: self._enters(codes)}
         if keep:
             keep(self.program.input, codes)
-        for i, (inputs, output, step) in enumerate(self.steps):
-            y = step(*(tensors[name] for name in inputs))
-            tensors[output] = y
-            if keep:
-                keep(output, y)
+        for i, (inputs, outputs, step) in enumerate(self.steps):
+            for output, y in zip(outputs, step(*(tensors[name] for name in inputs)), strict=True):
+                tensors[output] = y
+                if keep:
+                    keep(output, self.codes(output, y))
             for name in inputs:
                 if self.last[name] == i and name != self.program.output:
                     tensors.pop(name, None)
         return tensors[self.program.output].long()
 
-    def _chain(self, op: Op) -> list[Op]:
-        """Returns a layer or sum with the clamp and requantization behind it, if nothing else reads or watches the tensors between."""
-        if not isinstance(op, Conv | Linear | Add) or getattr(op, "unit", None) or self.accumulator is not None:
-            return [op]
-        chain = [op]
-        for kind in (Clamp,) if isinstance(op, Add) else (Clamp, Requantize):
-            readers = [later for later in self.program.ops if chain[-1].output in later.inputs]
-            seen = self.watched is None or chain[-1].output in self.watched or chain[-1].output == self.program.output
-            if not seen and len(readers) == 1 and isinstance(readers[0], kind):
-                chain.append(readers[0])
-        return chain if isinstance(op, Add) or isinstance(chain[-1], Requantize) else [op]
+    def _enters(self, codes: Tensor) -> Tensor:
+        """Returns the input as it is kept, with the channels innermost."""
+        kept = self.kept(self.program.input, codes.to(self.device))
+        return kept.contiguous(memory_format=torch.channels_last) if kept.dim() == 4 else kept
+
+    def _single(self, op: Op) -> Step:
+        """Returns the step of one operation, which takes and gives tensors as they are kept."""
+        step = STEPS[type(op)](self, op)
+        if isinstance(op, AS_KEPT) and len({self.stored(name) for name in (*op.inputs, op.output)}) == 1:
+            return op.inputs, [op.output], lambda *kept: [step(*kept)]
+
+        def run(*kept: Tensor) -> list[Tensor]:
+            return [self.kept(op.output, step(*map(self.codes, op.inputs, kept)))]
+
+        return op.inputs, [op.output], run

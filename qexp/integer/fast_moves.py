@@ -14,13 +14,20 @@ from qexp.integer.op import Op
 
 
 def _strided_pad(fast: Machine, op: StridedPad) -> Callable[..., Tensor]:
-    around = (0, 0, 0, 0, op.before, op.after)
-    return lambda x: F.pad(x[:, :, :: op.stride, :: op.stride], around, value=int(op.zero[0]))
+    around, zero = (0, 0, 0, 0, op.before, op.after), int(op.zero[0])
+    offset = fast.stored(op.inputs[0]).offset
+
+    def step(x: Tensor) -> Tensor:
+        x = x[:, :, :: op.stride, :: op.stride]
+        return F.pad(x, around, value=zero + offset if x.dtype is torch.uint8 else zero)
+
+    return step
 
 
 def _concat(fast: Machine, op: Concat) -> Callable[..., Tensor]:
     dtype = fast.exact(*op.inputs)
-    return lambda *xs: torch.cat([x.to(dtype) for x in xs], op.axis + 1)
+    axis = op.axis + 1
+    return lambda *xs: torch.cat(xs if len({x.dtype for x in xs}) == 1 else [x.to(dtype) for x in xs], axis)
 
 
 def _reshape(fast: Machine, op: Reshape) -> Callable[..., Tensor]:

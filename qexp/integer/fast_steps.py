@@ -7,7 +7,6 @@ from collections.abc import Callable
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from qexp_kernels import rescale
 from torch import Tensor
 
@@ -17,26 +16,18 @@ from qexp.integer.bounds import partial_sums
 from qexp.integer.fast_moves import MOVES
 from qexp.integer.fast_products import PRODUCTS
 from qexp.integer.fast_statistics import STATISTICS
-from qexp.integer.machine import DOUBLE, Machine
+from qexp.integer.lines import mapped
+from qexp.integer.machine import Machine
 from qexp.integer.op import Op
-from qexp.integer.program import (
-    Add,
-    Clamp,
-    Conv,
-    Linear,
-    Lookup,
-    MaxPool,
-    Requantize,
-    SumPool,
-)
-from qexp.integer.reference import Reference, requantize
+from qexp.integer.program import Add, Clamp, Conv, Linear, Lookup, MaxPool, Requantize, SumPool
+from qexp.integer.reference import Reference
 
 
 def _weighted(fast: Machine, op: Conv | Linear) -> Callable[..., Tensor]:
     if op.unit:
         return _own_unit(fast, op)
-    sums = _sums(fast, op)
-    if sums is None:  # beyond 53 bits: computes as the reference does
+    products = sums(fast, op)
+    if products is None:  # beyond 53 bits: computes as the reference does
         return lambda x: torch.from_numpy(Reference(fast.program).weighted(op, x.cpu().long().numpy())).to(fast.device)
     source = fast.program.tensors[op.inputs[0]]
     low, high = partial_sums(op, source.low, source.high)
@@ -45,7 +36,7 @@ def _weighted(fast: Machine, op: Conv | Linear) -> Callable[..., Tensor]:
     register = fast.accumulator if fast.accumulator is not None and fast.accumulator.bits < 64 else None
 
     def step(x: Tensor) -> Tensor:
-        y = sums(x)
+        y = products(fast.kept(op.inputs[0], x))
         if register is not None:
             y, lost = limit(y.long(), register.bits, register.overflow)
             register.overflows[op.layer] = register.overflows.get(op.layer, 0) + lost
@@ -54,18 +45,19 @@ def _weighted(fast: Machine, op: Conv | Linear) -> Callable[..., Tensor]:
     return step
 
 
-def _sums(fast: Machine, op: Conv | Linear) -> Callable[[Tensor], Tensor] | None:
-    """Returns a function that computes a layer's sums of products exactly; None if no floating type holds them."""
+def sums(fast: Machine, op: Conv | Linear) -> Callable[[Tensor], Tensor] | None:
+    """Returns a function from a layer's input, as it is kept, to its exact sums of products; None if no floating type holds them."""
     source = fast.program.tensors[op.inputs[0]]
     if fast.in_bytes(op):
-        return int8.convolution(op, source.low)
+        return int8.sums(op, source.low, source.high)
     low, high = partial_sums(op, source.low, source.high)
     widest = max(abs(source.low - int(op.zero.max())), abs(source.high - int(op.zero.min())))
     dtype = fast.exact(most=max(widest, int(np.abs(op.weight).max(initial=0)), -low, high))
     if dtype is torch.int64:
         return None
     weight = torch.from_numpy(op.weight).to(fast.device, dtype)
-    zero = fast.constant(op.zero, dtype, fast.ndim(op.inputs[0]), _axis(fast, op)) if np.any(op.zero) else None
+    moved = op.zero + fast.stored(op.inputs[0]).offset
+    zero = fast.constant(moved, dtype, fast.ndim(op.inputs[0]), _axis(fast, op)) if np.any(moved) else None
 
     def step(x: Tensor) -> Tensor:
         x = x.to(dtype)
@@ -75,31 +67,6 @@ def _sums(fast: Machine, op: Conv | Linear) -> Callable[[Tensor], Tensor] | None
         return F.conv2d(x, weight, None, op.stride, op.padding, op.dilation, op.groups)
 
     return step
-
-
-def fused(fast: Machine, chain: list[Op]) -> Callable[..., Tensor] | None:
-    """Returns consecutive operations (a layer or sum, a clamp, a requantization) as one pass; None if this is not exact."""
-    first, last = chain[0], chain[-1]
-    if isinstance(first, Add):
-        return _clamped_sum(fast, first, last) if isinstance(last, Clamp) else None
-    if last.rounding in RUNTIMES:
-        return None
-    sums = _sums(fast, first)
-    source = fast.program.tensors[first.inputs[0]]
-    most = max(map(abs, partial_sums(first, source.low, source.high))) << first.align
-    most += int(np.abs(first.bias).max(initial=0))
-    line, limits = _line(last, most), (last.low, last.high)
-    if len(chain) == 3:
-        limits = _clamp_behind(last, chain[1], most)
-    if sums is None or line is None or limits is None:
-        return None
-    factor, summand = line
-    summand = torch.from_numpy(np.array(summand + factor * first.bias)).to(fast.device)
-    factor = torch.from_numpy(np.array(factor * 2.0**first.align)).to(fast.device)
-    dtype = fast.codes_type(last.output)
-    low, high = limits if dtype is not torch.uint8 else (max(limits[0], 0), min(limits[1], 255))  # no others can come
-    axis = _axis(fast, first)
-    return lambda x: _rescaled(sums(x), factor, summand, low, high, last.rounding, dtype, axis)
 
 
 def _axis(fast: Machine, op: Conv | Linear) -> int:
@@ -115,42 +82,6 @@ def _rescaled(x: Tensor, factor: Tensor, summand: Tensor, low, high, rounding: s
     return rescale(x, factor, summand, low, high, rounding=rounding, dtype=dtype)
 
 
-def _clamp_behind(op: Requantize, clamp: Clamp, most: int) -> tuple[int, int] | None:
-    """Returns limits behind a requantization that replace a clamp before it; None if no single pair does.
-
-    A requantization keeps the order, so it maps a limit like a code; a limit beyond `most`, the greatest sum, has no effect.
-    """
-    limits = [op.low, op.high]
-    if (op.multiplier <= 0).any():
-        return None
-    for i, end in enumerate((clamp.low, clamp.high)):
-        if (end <= -most).all() if i == 0 else (end >= most).all():
-            continue
-        if _line(op, int(np.abs(end).max())) is None:
-            return None
-        codes = np.unique(requantize(op, end.reshape(1, -1)))
-        if len(codes) > 1:
-            return None
-        limits[i] = int(codes[0])
-    return limits[0], limits[1]
-
-
-def _clamped_sum(fast: Machine, op: Add, clamp: Clamp) -> Callable[..., Tensor] | None:
-    if clamp.low.size > 1 or clamp.high.size > 1:
-        return None
-    total, low, high = _add(fast, op), int(clamp.low[0]), int(clamp.high[0])
-    return lambda *xs: total(*xs).clamp_(low, high)
-
-
-def _line(op: Requantize, reach: int) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
-    """Returns a requantization of integers up to `reach` as `x * factor + summand`; None if float64 does not hold every step exactly."""
-    most = (reach + int(np.abs(op.zero).max())) * int(np.abs(op.multiplier).max()) + int(np.abs(op.addend).max())
-    if most >= DOUBLE:
-        return None
-    factor = np.ldexp(op.multiplier.astype(np.float64), -op.shift)
-    return factor, np.ldexp((op.addend - op.zero * op.multiplier).astype(np.float64), -op.shift)
-
-
 def _own_unit(fast: Machine, op: Conv | Linear) -> Callable[..., Tensor]:
     """A layer with a special unit runs the unit itself, on NumPy integers."""
     reference = Reference(fast.program, fast.accumulator)
@@ -161,15 +92,14 @@ def _requantize(fast: Machine, op: Requantize) -> Callable[..., Tensor]:
     if op.rounding in RUNTIMES:
         return _as_runtimes(fast, op)
     source = fast.program.tensors[op.inputs[0]]
-    line = _line(op, max(abs(source.low), abs(source.high)))
-    if line is not None:
+    line = mapped(op, max(abs(source.low), abs(source.high)))
+    dtype = fast.exact(op.output)
+    if line is not None and dtype is not torch.int64:
         factor, summand = (torch.from_numpy(np.array(v)).to(fast.device) for v in line)
-        dtype = fast.codes_type(op.output)
-        low, high = (op.low, op.high) if dtype is not torch.uint8 else (max(op.low, 0), min(op.high, 255))
 
         def step(x: Tensor) -> Tensor:
             x = x if x.dtype in (torch.float32, torch.float64) else x.double()
-            return _rescaled(x, factor, summand, low, high, op.rounding, dtype, op.axis)
+            return _rescaled(x, factor, summand, op.low, op.high, op.rounding, dtype, op.axis)
 
         return step
     ndim, small = fast.ndim(op.inputs[0]), op.low >= -(2**23) and op.high < 2**23
@@ -186,7 +116,7 @@ def _requantize(fast: Machine, op: Requantize) -> Callable[..., Tensor]:
 
 def _as_runtimes(fast: Machine, op: Requantize) -> Callable[..., Tensor]:
     """A requantization in float32 is one pass, except for its zero point."""
-    ndim, dtype = fast.ndim(op.inputs[0]), fast.codes_type(op.output)
+    ndim, dtype = fast.ndim(op.inputs[0]), fast.exact(op.output)
     factor = fast.constant(np.ldexp(op.multiplier.astype(np.float64), -op.shift), torch.float32, ndim, op.axis)
     after = fast.constant(op.addend >> op.shift, torch.float32, ndim, op.axis)
     zero = fast.constant(op.zero, torch.float64, ndim, op.axis) if np.any(op.zero) else None
@@ -242,11 +172,29 @@ def _sum_pool(fast: Machine, op: SumPool) -> Callable[..., Tensor]:
 
 def _max_pool(fast: Machine, op: MaxPool) -> Callable[..., Tensor]:
     def step(x: Tensor) -> Tensor:
+        if x.dtype is torch.uint8:
+            return _greatest(_greatest(x, op, 2), op, 3)
         # At least the requested number.
         y = F.max_pool2d(x, op.window, op.stride, op.padding, op.dilation, ceil_mode=True)
         return y[:, :, : op.size[0], : op.size[1]]
 
     return step
+
+
+def _greatest(x: Tensor, op: MaxPool, axis: int) -> Tensor:
+    """Returns the greatest bytes of windows along one axis; beyond the border lies zero, the least byte."""
+    size, window, stride, padding, dilation = (
+        v[axis - 2] for v in (op.size, op.window, op.stride, op.padding, op.dilation)
+    )
+    need = (size - 1) * stride + dilation * (window - 1) + 1
+    around = [padding, max(need - x.shape[axis] - padding, 0)]
+    x = F.pad(x, [0, 0, *around] if axis == 2 else around)
+    y = None
+    for first in range(0, dilation * window, dilation):
+        part = x.narrow(axis, first, (size - 1) * stride + 1)
+        part = part[:, :, ::stride] if axis == 2 else part[..., ::stride]
+        y = part if y is None else torch.maximum(y, part)
+    return y
 
 
 def _lookup(fast: Machine, op: Lookup) -> Callable[..., Tensor]:

@@ -1,8 +1,8 @@
-"""Exact convolutions on 8-bit codes with the processor's dot products, through PyTorch's oneDNN."""
+"""Exact sums of 8-bit codes with the processor's dot products, through PyTorch's oneDNN."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 
 import numpy as np
@@ -10,59 +10,152 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from qexp.integer.bounds import partial_sums
-from qexp.integer.program import Conv
+from qexp.integer.bounds import by_output
+from qexp.integer.program import Conv, Linear
 
 _EXACT = 2**24  # below it float32, in which the sums come back, holds every integer
+_PAIR = 2**15 - 1  # greatest sum of two products that processors without dot products add exactly
+_BLOCK = 16  # input channels of a part are a multiple of it
+Sums = Callable[[Tensor], Tensor]
 
 
-def suits(op: Conv, low: int, high: int) -> bool:
-    """Returns whether a convolution of codes between `low` and `high` can run in this form exactly on this machine."""
-    shift = _shift(low)
-    fits = low + shift >= 0 and high + shift <= 255 and np.abs(op.weight).max(initial=0) <= 127 and op.zero.size == 1
-    return bool(fits) and max(map(abs, partial_sums(op, low, high))) < _EXACT and available()
+def offset(low: int) -> int:
+    """Returns what is added to codes from `low` on so that they are bytes from 0 on."""
+    return max(-low, 0)
 
 
-def convolution(op: Conv, low: int) -> Callable[[Tensor], Tensor]:
-    """Returns the sums of a convolution that `suits` as a function, float32, channels innermost; `low` is the least code."""
-    weight, shift = torch.from_numpy(op.weight.astype(np.int8)), _shift(low)
-    return _through_onednn(weight, int(op.zero[0]) + shift, op.stride, op.padding, op.dilation, op.groups, shift)
+def suits(op: Conv | Linear, low: int, high: int) -> bool:
+    """Returns whether the sums of codes between `low` and `high` can be computed in this form exactly on this machine."""
+    most, moved = int(np.abs(op.weight).max(initial=0)), high + offset(low)
+    if moved > 255 or most > 127 or op.zero.size > 1:
+        return False
+    return exact_pairs(moved, most) and (
+        _fits(op, 0, op.weight.shape[1], low, high) or _parts(op, low, high) is not None
+    )
 
 
-def _shift(low: int) -> int:
-    return 128 if low < 0 else 0  # signed codes are moved into 0..255, and their zero with them
+def exact_pairs(byte: int, weight: int) -> bool:
+    """Returns whether this machine adds products of bytes up to `byte` and weights up to `weight` exactly."""
+    return available() or (2 * byte * weight <= _PAIR and available(127))
 
 
-def _through_onednn(weight: Tensor, zero: int, stride, padding, dilation, groups: int, shift: int = 0):
-    ones, none = torch.ones(len(weight)), torch.zeros(len(weight), dtype=torch.int32)
+def sums(op: Conv | Linear, low: int, high: int) -> Sums:
+    """Returns the sums of a layer that `suits` as a function of bytes.
+
+    Where a sum can pass the integers that float32 holds, the input channels are split into parts whose sums cannot, and float64 adds
+    the parts.
+
+    Returns:
+        A function from bytes, codes plus `offset(low)`, to sums: float32, or float64 of parts; channels innermost.
+    """
+    parts = [(0, op.weight.shape[1])] if _fits(op, 0, op.weight.shape[1], low, high) else _parts(op, low, high)
+    steps = [(first, last, _part(op, first, last, offset(low))) for first, last in parts or []]
+    if len(steps) == 1:
+        step = steps[0][2]
+        return (lambda x: step(x[:, :, None, None]).flatten(1)) if isinstance(op, Linear) else step
+
+    def added(x: Tensor) -> Tensor:
+        x = x[:, :, None, None] if isinstance(op, Linear) else x
+        total = None
+        for first, last, step in steps:
+            y = step(x[:, first:last])
+            total = y.double() if total is None else total.add_(y)
+        return total.flatten(1) if isinstance(op, Linear) else total
+
+    return added
+
+
+def _parts(op: Conv | Linear, low: int, high: int) -> list[tuple[int, int]] | None:
+    """Returns ranges of input channels whose sums float32 holds; None if there are none."""
+    inputs = op.weight.shape[1]
+    if getattr(op, "groups", 1) > 1 or inputs <= _BLOCK:
+        return None
+    found, first = [], 0
+    for last in _ends(inputs):
+        if not _fits(op, first, last, low, high):
+            return None  # a single block is too wide
+        if last == inputs or not _fits(op, first, min(last + _BLOCK, inputs), low, high):
+            found.append((first, last))
+            first = last
+    return found
+
+
+def _ends(inputs: int) -> Iterator[int]:
+    yield from range(_BLOCK, inputs, _BLOCK)
+    yield inputs
+
+
+def _fits(op: Conv | Linear, first: int, last: int, low: int, high: int) -> bool:
+    least, most = by_output(op.weight[:, first:last], op.zero, getattr(op, "groups", 1), low, high)
+    return max(-int(least.min(initial=0)), int(most.max(initial=0))) < _EXACT
+
+
+def _part(op: Conv | Linear, first: int, last: int, moved: int) -> Sums:
+    weight = torch.from_numpy(op.weight[:, first:last].astype(np.int8))
+    weight = weight[:, :, None, None] if weight.dim() == 2 else weight
+    window = (1, 1), (0, 0), (1, 1), 1
+    if isinstance(op, Conv):
+        window = op.stride, op.padding, op.dilation, op.groups
+    return through_onednn(weight.contiguous(), int(op.zero[0]) + moved, *window)
+
+
+def through_onednn(
+    weight: Tensor,
+    zero: int,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    *,
+    scale: float = 1.0,
+    scales: Tensor | None = None,
+    bias: Tensor | None = None,
+) -> Sums:
+    """Returns a function from bytes `[N, C, H, W]` to `sum (byte - zero) * weight * scale * scales + bias`, float32.
+
+    The sum is a 32-bit integer; the rest is applied once, in float32. Beyond the border a byte is `zero`.
+
+    Args:
+        weight: int8 `[O, I / groups, kh, kw]`.
+        zero: Byte of zero.
+        stride, padding, dilation, groups: Of the convolution.
+        scale: Value of a byte's step.
+        scales: Value of a weight's step, one per output; by default 1.
+        bias: One per output.
+    """
+    scales = torch.ones(len(weight)) if scales is None else scales
+    none = torch.zeros(len(weight), dtype=torch.int32)
     window = list(stride), list(padding), list(dilation), groups
-    packed = torch.ops.onednn.qconv_prepack(weight, ones, 1.0, zero, *window, None)
+    packed: dict[
+        torch.Size, Tensor
+    ] = {}  # for one shape of input: a weight packed for another takes up to 20 times as long
 
     def step(x: Tensor) -> Tensor:
-        if x.dtype is not torch.uint8:
-            x = (x + shift if shift else x).to(torch.uint8)
+        if x.shape not in packed:
+            packed.clear()
+            packed[x.shape] = torch.ops.onednn.qconv_prepack(weight, scales, scale, zero, *window, list(x.shape))
         x = x.contiguous(memory_format=torch.channels_last)
         return torch.ops.onednn.qconv2d_pointwise(
-            x, 1.0, zero, packed, ones, none, None, *window, 1.0, 0, torch.float32, "none", [], ""
+            x, scale, zero, packed[x.shape], scales, none, bias, *window, 1.0, 0, torch.float32, "none", [], ""
         )
 
     return step
 
 
 @cache
-def available() -> bool:
-    """Whether this PyTorch has oneDNN's convolutions and they add the greatest possible products exactly.
+def available(most: int = 255) -> bool:
+    """Returns whether this PyTorch has oneDNN's convolutions and they add the greatest possible products of codes up to `most` exactly.
 
-    Processors without dot-product instructions add pairs of products in 16 bits, which saturates.
+    Processors without dot-product instructions add pairs of products in 16 bits, which saturates for codes above 127.
     """
-    codes = torch.full((1, 64, 5, 5), 255, dtype=torch.uint8)
+    codes = torch.full((1, 64, 5, 5), most, dtype=torch.uint8)
     codes[:, ::3] = 0
     weight = torch.full((16, 64, 3, 3), 127, dtype=torch.int8)
     weight[1::2] = -127
     weight[:, ::5] = 1
     try:
-        for zero in (0, 97, 255):
-            got = _through_onednn(weight, zero, (2, 1), (1, 1), (1, 1), 1)(codes)
+        for zero in (0, 97, most):
+            got = through_onednn(weight, zero, (2, 1), (1, 1), (1, 1), 1)(codes)
             wanted = F.conv2d(codes.double() - zero, weight.double(), None, (2, 1), (1, 1))
             if not torch.equal(got.double(), wanted):
                 return False

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -9,11 +11,18 @@ from torch import Tensor
 
 from qexp.integer import int8
 from qexp.integer.op import Op
-from qexp.integer.program import Conv, IntegerProgram, channels
+from qexp.integer.program import Conv, IntegerProgram, Linear, channels
 from qexp.integer.register import Accumulator
 
 SINGLE = 2**24  # below it float32 holds every integer
 DOUBLE = 2**53  # below it float64 holds every integer
+
+
+class Stored(NamedTuple):
+    """How a tensor is kept: codes plus `offset`, in a dtype."""
+
+    dtype: torch.dtype
+    offset: int = 0
 
 
 class Machine:
@@ -36,19 +45,35 @@ class Machine:
             return torch.float32
         return torch.float64 if most < DOUBLE else torch.int64
 
-    def codes_type(self, name: str) -> torch.dtype:
-        """Returns uint8 for a tensor that only 8-bit convolutions read, else the narrowest floating type that holds its codes."""
+    def stored(self, name: str) -> Stored:
+        """Returns how a tensor is kept: bytes where its codes are 8 bits wide, else the narrowest floating type."""
         spec = self.program.tensors[name]
-        readers = [op for op in self.program.ops if name in op.inputs]
-        small = spec.low >= 0 and spec.high <= 255 and name != self.program.output
-        return torch.uint8 if small and readers and all(map(self.in_bytes, readers)) else self.exact(name)
+        offset = int8.offset(spec.low)
+        if name != self.program.output and spec.high + offset <= 255:
+            return Stored(torch.uint8, offset)
+        return Stored(self.exact(name))
+
+    def codes(self, name: str, kept: Tensor) -> Tensor:
+        """Returns the codes of a tensor as it is kept, as floating-point numbers or int64."""
+        offset = self.stored(name).offset
+        if kept.dtype is not torch.uint8:
+            return kept
+        return kept.float().sub_(offset) if offset else kept.float()
+
+    def kept(self, name: str, codes: Tensor) -> Tensor:
+        """Returns codes of a tensor as it is kept."""
+        dtype, offset = self.stored(name)
+        codes = codes.to(dtype)  # bytes wrap around, so that the sum is right in them
+        return codes + offset if offset else codes
 
     def in_bytes(self, op: Op) -> bool:
-        """Returns whether an operation is a convolution that runs on 8-bit codes here."""
-        if not isinstance(op, Conv) or op.unit or self.accumulator is not None or self.device.type != "cpu":
+        """Returns whether the sums of an operation are computed on bytes here."""
+        if not isinstance(op, Conv | Linear) or op.unit or self.accumulator is not None or self.device.type != "cpu":
             return False
         source = self.program.tensors[op.inputs[0]]
-        return int8.suits(op, source.low, source.high)
+        if isinstance(op, Linear) and len(source.shape) > 1:  # several vectors per image
+            return False
+        return self.stored(op.inputs[0]).dtype is torch.uint8 and int8.suits(op, source.low, source.high)
 
     def constant(self, values: NDArray, dtype: torch.dtype, ndim: int, axis: int = 0) -> Tensor:
         """Returns a constant that broadcasts against `[N, ...]`; its channels lie along `axis`, the batch not counted."""

@@ -2,7 +2,7 @@
 
 import html
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from importlib.resources import files
 from pathlib import Path
@@ -41,18 +41,33 @@ SCRIPTS = (
 )
 
 
-def write_dashboard(study_dir: str | Path) -> Path:
-    """Returns the path of the study's `dashboard.html`, rebuilt from its point folders."""
-    return write_page([study_dir], Path(study_dir) / "dashboard.html")
+def write_dashboard(study_dir: str | Path, points: pd.DataFrame | None = None) -> Path:
+    """Returns the path of the study's `dashboard.html`, rebuilt from its point folders; `points` is what `collect` returned."""
+    known = {} if points is None else {Path(study_dir): points}
+    return write_page([study_dir], Path(study_dir) / "dashboard.html", known=known)
 
 
-def write_page(study_dirs: Sequence[str | Path], out: Path, budget: int = payload.BUDGET) -> Path:
+def write_page(
+    study_dirs: Sequence[str | Path],
+    out: Path,
+    budget: int = payload.BUDGET,
+    known: Mapping[Path, pd.DataFrame] | None = None,
+) -> Path:
     """Writes one page over all the studies to `out`, and returns `out`.
+
+    Args:
+        study_dirs: Folders of the studies.
+        out: The page.
+        budget: See `payload.build`.
+        known: What `collect` returned for a folder, where that is known.
 
     Raises:
         QexpError: a folder is missing, or none of them holds a point.
     """
-    frames = {Path(folder): collect(folder) for folder in study_dirs}
+    known = known or {}
+    frames = {
+        Path(folder): known[Path(folder)].copy() if Path(folder) in known else collect(folder) for folder in study_dirs
+    }
     same_name = len({folder.resolve().name for folder in frames}) < len(frames)
     for folder, frame in frames.items():
         if same_name:

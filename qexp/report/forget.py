@@ -77,9 +77,9 @@ def forget(study: Path, points: Iterable[str] = (), failed: bool = False) -> lis
 
 def renew(study: Path) -> None:
     """Rewrites the table and the page of a study; removes them if no point is left."""
-    if len(collect(study)):
-        write_results(study)
-        write_dashboard(study)
+    if len(points := collect(study)):
+        write_results(study, points)
+        write_dashboard(study, points)
     else:
         for name in ("results.csv", "dashboard.html"):
             (study / name).unlink(missing_ok=True)

@@ -39,6 +39,7 @@ class Pool:
         self.values: list[str] = []
         self.size = 0
         self._index: dict[str, int] = {}
+        self._columns: dict[tuple[str, ...], int | None] = {}
 
     def add(self, value: Any) -> int:
         """Returns the number of the value, storing it at its first appearance."""
@@ -48,6 +49,19 @@ class Pool:
             self.values.append(text)
             self.size += len(text) + 1
         return self._index[text]
+
+    def column(self, texts: tuple[str, ...], names: bool = False) -> int | None:
+        """Returns the number of a column of a table, given as text; None for one without values.
+
+        Args:
+            texts: Its fields; an empty one is a gap.
+            names: Whether the fields stay text, whatever they look like.
+        """
+        key = (*texts, "names") if names else texts
+        if key not in self._columns:
+            values = [text or None for text in texts] if names else parsed(texts)
+            self._columns[key] = self.add(tidy(values, 4)) if any(v is not None for v in values) else None
+        return self._columns[key]
 
 
 def build(df: pd.DataFrame, budget: int = BUDGET) -> dict[str, Any]:
@@ -161,6 +175,27 @@ def tidy(value: Any, digits: int = 6) -> Any:
     return str(value)
 
 
+def parsed(texts: tuple[str, ...]) -> list[Any]:
+    """Returns the fields of a column as whole numbers, numbers, or true and false, if all are; else as text. An empty field is None.
+
+    >>> parsed(("3", "4")), parsed(("3", "")), parsed(("True", "False")), parsed(("3.10", "b"))
+    ([3, 4], [3.0, None], [True, False], ['3.10', 'b'])
+    """
+    given = [text for text in texts if text]
+    if given and all(text in ("True", "False") for text in given):
+        return [None if not text else text == "True" for text in texts]
+    try:
+        if any("_" in text for text in given):
+            raise ValueError
+        numbers = [float(text) for text in given]
+    except ValueError:
+        return [text or None for text in texts]
+    if len(given) == len(texts) and all(text.lstrip("+-").isdigit() for text in given):
+        return [int(text) for text in texts]
+    known = iter(numbers)
+    return [next(known) if text else None for text in texts]
+
+
 def _record(row: dict[str, Any]) -> dict[str, Any]:
     """Returns the row without its gaps, and with its widths in words."""
     clean = {str(name): value for name, item in row.items() if (value := tidy(item)) not in (None, "", [])}
@@ -169,10 +204,9 @@ def _record(row: dict[str, Any]) -> dict[str, Any]:
 
 def _layers(folder: Path, pool: Pool) -> dict[str, int] | None:
     """Returns column -> number in the pool of the point's plan, columns without any value left out."""
-    df = run_folder_read.read_layers(folder)
-    if df.empty:
-        return None
-    return {str(name): pool.add(tidy(df[name].tolist(), 4)) for name in df.columns if df[name].notna().any()}
+    columns = run_folder_read.layer_columns(folder)
+    found = {name: pool.column(texts, name in ("layer", "site", "name")) for name, texts in columns.items()}
+    return {name: number for name, number in found.items() if number is not None} or None
 
 
 def _curves(folder: Path, pool: Pool) -> dict[str, list[int]] | None:

@@ -13,10 +13,10 @@ from qexp.results.table_csv import collect, write_results
 
 def finish(study: Path, marked: Collection[str] = ()) -> None:
     """Writes a study's CSV and page and prints its table and their paths; the lines of the points `marked` begin with `>`."""
-    csv = write_results(study)
-    page = write_dashboard(study)
-    print()
     points = collect(study)
+    csv = write_results(study, points)
+    page = write_dashboard(study, points)
+    print()
     correct = {p: hits for p in points["point"] if (hits := read_correct(study / p)) is not None}
     print(closing_table(points, correct=correct, marked=marked))
     print(f"\n  table  {csv}\n  page   {page}")

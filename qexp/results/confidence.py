@@ -107,11 +107,31 @@ def aggregate_seeds(df: pd.DataFrame) -> pd.DataFrame:
     ok = df[(df["status"] == "ok") & df["value"].notna()]
     keys = [name for name in CELL if name in ok.columns and ok[name].notna().any()]
     cells = []
-    for key, group in ok.groupby(keys, dropna=False, sort=False) if len(ok) else []:
-        same_seed = "seed" not in group or group["seed"].duplicated().any()
-        for part in [group.loc[[index]] for index in group.index] if same_seed else [group]:
-            cells.append({**dict(zip(keys, key)), **_spread(part), "rows": list(part.index)})
+    if len(ok):  # rows by their places: a table per group would take most of the time of a large study
+        index, columns, shares = ok.index.to_numpy(), _ends(ok), _shares(ok)
+        seeds = ok["seed"].tolist() if "seed" in ok else [None] * len(ok)
+        grouped = ok.groupby(keys, dropna=False, sort=False)
+        names = grouped.size().index.tolist()
+        numbers = grouped.ngroup().to_numpy()
+        order = np.argsort(numbers, kind="stable")
+        for key, places in zip(names, np.split(order, np.flatnonzero(np.diff(numbers[order])) + 1), strict=True):
+            key = key if len(keys) > 1 else (key,)
+            same_seed = len({seeds[place] for place in places}) < len(places) or "seed" not in ok
+            for part in [places[i : i + 1] for i in range(len(places))] if same_seed else [places]:
+                spread = _spread(*(column[part] for column in columns), shares[part[0]])
+                cells.append({**dict(zip(keys, key)), **spread, "rows": [int(i) for i in index[part]]})
     return pd.DataFrame(cells, columns=[*keys, "mean", "sd", "n", "ci_low", "ci_high", "rows"])
+
+
+def _ends(points: pd.DataFrame) -> list[np.ndarray]:
+    """Returns the points' values and the ends of their intervals."""
+    return [points[name].to_numpy(float, na_value=math.nan) for name in ("value", "ci_low", "ci_high")]
+
+
+def _shares(points: pd.DataFrame) -> list[bool]:
+    """Returns whether each point's numbers are shares in percent."""
+    about = [name for name in ("metric", "metric_label", "unit", "is_share", "higher_is_better") if name in points]
+    return [Measure.of(row).is_share for row in points[about].to_dict("records")]
 
 
 def ties(cells: pd.DataFrame, points: pd.DataFrame, correct: Mapping[str, np.ndarray]) -> tuple[int, list[int]] | None:
@@ -170,26 +190,28 @@ def float_references(df: pd.DataFrame) -> pd.DataFrame:
         if one["value_float"].nunique() == 1:
             one = one.head(1)
         sides = {side: one.get(f"{side}_float", pd.Series(math.nan, one.index)) for side in ("ci_low", "ci_high")}
-        rows.append({**dict(zip(keys, key)), **_spread(one.assign(value=one["value_float"], **sides))})
+        joined = one.assign(value=one["value_float"], **sides)
+        rows.append({**dict(zip(keys, key)), **_spread(*_ends(joined), _shares(joined)[0])})
     return pd.DataFrame(rows, columns=[*keys, "mean", "sd", "n", "ci_low", "ci_high"])
 
 
-def _spread(points: pd.DataFrame) -> dict[str, float]:
+def _spread(value: np.ndarray, low: np.ndarray, high: np.ndarray, is_share: bool) -> dict[str, float]:
     """Returns mean, standard deviation, count and the interval of points that differ in the seed only."""
-    value, n = points["value"].astype(float), len(points)
-    mean = float(value.mean())
-    below, above = (float((points[side].astype(float) - value).abs().mean()) for side in ("ci_low", "ci_high"))
+    n, mean = len(value), float(value.mean())
+    below, above = (_mean_distance(end, value) for end in (low, high))
     sd = float(value.std(ddof=1)) if n > 1 else math.nan
     seeds = (T95[n - 2] if n - 2 < len(T95) else Z95) * sd / math.sqrt(n) if n > 1 else 0.0
-    low, high = (mean - math.hypot(seeds, _known(below)), mean + math.hypot(seeds, _known(above)))
-    if Measure.of(points.iloc[0]).is_share:
+    low, high = (mean - math.hypot(seeds, below), mean + math.hypot(seeds, above))
+    if is_share:
         low, high = max(0.0, low), min(100.0, high)
     return {"mean": mean, "sd": sd, "n": n, "ci_low": low, "ci_high": high}
 
 
-def _known(half_width: float) -> float:
-    """Returns the half width, or 0 where no interval was recorded."""
-    return 0.0 if math.isnan(half_width) else half_width
+def _mean_distance(end: np.ndarray, value: np.ndarray) -> float:
+    """Returns the mean half width of intervals, 0 where none was recorded."""
+    distance = np.abs(end - value)
+    known = distance[~np.isnan(distance)]
+    return float(known.mean()) if len(known) else 0.0
 
 
 def surely_better(

@@ -1,5 +1,6 @@
 """Reads the files of one point's folder besides its metrics: the plan, histograms, curves, configuration."""
 
+import csv
 import json
 import logging
 from pathlib import Path
@@ -14,6 +15,27 @@ log = logging.getLogger(__name__)
 def read_layers(point_dir: Path) -> pd.DataFrame:
     """Returns `layers.csv`, one row per (layer, site); an empty frame where there is none or it cannot be read."""
     return _csv(point_dir / "layers.csv", required={"layer", "site"})
+
+
+def layer_columns(point_dir: Path) -> dict[str, tuple[str, ...]]:
+    """Returns the columns of `layers.csv` as text; empty where `read_layers` returns no rows.
+
+    Many points of a study share most columns, so that a reader of thousands converts each distinct one only once.
+    """
+    path = point_dir / "layers.csv"
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            head, *rows = [row for row in csv.reader(file, strict=True) if row]
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, csv.Error) as error:
+        log.warning("%s is left out: %s", path, error)
+        return {}
+    if not {"layer", "site"} <= set(head) or any(len(row) > len(head) for row in rows):
+        log.warning("%s is left out: no column layer, site, or a line that is too long", path)
+        return {}
+    rows = [row + [""] * (len(head) - len(row)) for row in rows]
+    return dict(zip(head, zip(*rows))) if rows else {}
 
 
 def worst_layer(point_dir: Path) -> str:

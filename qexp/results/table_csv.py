@@ -125,12 +125,16 @@ def _whole(column: pd.Series) -> pd.Series:
     return column.astype("Int64") if (column.dropna() % 1 == 0).all() else column
 
 
-def write_results(study_dir: str | Path) -> Path:
+def write_results(study_dir: str | Path, points: pd.DataFrame | None = None) -> Path:
     """Returns the path of `results.csv`, rebuilt from the points and replaced in one step.
 
     Where a configuration ran with several seeds, its rows also hold the statistics over them (`seed_columns`).
+
+    Args:
+        study_dir: The study's folder.
+        points: What `collect` returned for it, where that is known.
     """
-    df = collect(study_dir)
+    df = collect(study_dir) if points is None else points
     path = Path(study_dir) / "results.csv"
     several = seed_columns(df).dropna(how="all", axis="columns")
     return write_text(path, df.map(_cell).join(several).to_csv(index=False))

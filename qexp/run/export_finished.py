@@ -18,7 +18,7 @@ from qexp.results.run_folder import Record
 from qexp.run import exporters, integer_proof, pixels, saved_network, zoo_unpack
 from qexp.run.datasets import load_data
 from qexp.run.experiment import Experiment
-from qexp.run.settings import Integers, Settings
+from qexp.run.settings import Settings
 
 log = logging.getLogger(__name__)
 EXPORTS = ("verify", *exporters.FORMS)
@@ -98,6 +98,7 @@ def _finished(settings: Settings) -> tuple[Record, Settings]:
     if form in exporters.NEEDS:  # checked before the network is loaded
         exporters.NEEDS[form]()
     own = Settings.of({**settings.resolved, **yaml.safe_load((folder / "config.yaml").read_text())})
-    asked = Integers(own.integers.rounding, settings.integers.verify or IMAGES, settings.integers.accumulator, form)
+    images, widths = settings.integers.verify or IMAGES, settings.integers.accumulator
+    asked = replace(own.integers, verify=images, accumulator=widths, export=form)
     trainer = replace(own.trainer, progress=settings.trainer.progress)
     return record, replace(own, integers=asked, trainer=trainer, study=folder.parent.name)

@@ -32,6 +32,7 @@ PLACES_DATA = ("root", "pack_dir", "workers", "weights")  # not content: where i
 # part of a point's name only where they are set
 _ABSENT = {
     "rounding": "float",
+    "evaluate": "float",
     "passes": {},
     "callbacks": {},
     "optimizer": None,

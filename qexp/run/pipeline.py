@@ -25,7 +25,18 @@ from qexp.passes.unchanged import edit_floats, unchanged
 from qexp.recipe import Recipe, apply, resolve
 from qexp.recipe.plan import Source
 from qexp.results.run_folder import Record, peak_mb
-from qexp.run import devices, export_finished, float_network, integer_proof, outcome, pixels, stages, teacher, training
+from qexp.run import (
+    codes,
+    devices,
+    export_finished,
+    float_network,
+    integer_proof,
+    outcome,
+    pixels,
+    stages,
+    teacher,
+    training,
+)
 from qexp.run.datasets import load_data
 from qexp.run.experiment import Experiment
 from qexp.run.naming import asked, check_study, point_hash, title
@@ -132,6 +143,7 @@ def experiment(settings: Settings, data: DataSet, record: Record, trackers: Trac
         "peak_mb": peak_mb(),
         **data.notes(),
         **run.context.findings,
+        **codes.finding(settings, run.model, data.example()),
         **integer_proof.prove(run),
     }
     training.task(settings, run.model).leave(run.folder, run.score, run.reference, data)

@@ -35,6 +35,7 @@ from qexp.errors import QexpError
 from qexp.layers.quantized import is_quantizer_parameter, latent_decays, quantizers
 from qexp.layers.swap import baked_weights
 from qexp.network.lean_evaluation import lean
+from qexp.run.codes import products
 from qexp.run.devices import processes, spread
 from qexp.run.settings import Schedule, Settings, TrainerOptions
 from qexp.run.settings.trainer import OWN
@@ -332,7 +333,8 @@ def evaluate(model: nn.Module, data: DataSet, settings: Settings, phase: str, fo
         return spread(settings, _evaluate_share, data, model, settings, phase, folder)
     trainer = make_trainer(settings, phase, folder, enable_checkpointing=False)
     start = time.perf_counter()
-    with baked_weights(model), lean(model, data.example()), interruptible(trainer):
+    example = data.example()
+    with baked_weights(model), products(settings, model, example), lean(model, example), interruptible(trainer):
         trainer.test(module, datamodule=data, verbose=False)
     return module.score(), time.perf_counter() - start
 

@@ -233,14 +233,15 @@ def test_a_layer_and_what_follows_it_in_one_pass(rounding, codes, clamped, narro
 
 
 def test_8_bit_products_are_used_where_they_are_exact():
-    """Nine greatest products fit; a weight of 8 bits and a sign does not, nor do sums beyond 24 bits."""
+    """Nine greatest products fit, and more in parts; a weight of 8 bits and a sign does not, nor do parts beyond 24 bits."""
     op = Conv(
         layer="c", inputs=("x",), output="y", weight=np.full((2, 3, 3, 3), -127), bias=whole(0, 0), zero=whole(200)
     )
     assert int8.suits(op, 0, 255) == int8.suits(op, -128, 127) == int8.available()
-    assert not int8.suits(op, 0, 256) and not int8.suits(op, -129, 0)
+    assert not int8.suits(op, 0, 256) and not int8.suits(op, -129, 127)
     assert not int8.suits(replace(op, weight=op.weight - 1), 0, 255)
-    assert not int8.suits(replace(op, weight=np.full((2, 999, 3, 3), 127)), 0, 255)
+    assert int8.suits(replace(op, weight=np.full((2, 999, 3, 3), 127)), 0, 255) == int8.available()
+    assert not int8.suits(replace(op, weight=np.full((2, 16, 9, 9), 127)), 0, 255)
     assert not int8.suits(replace(op, zero=whole(1, 2, 3)), 0, 255)
     for low, high in ((0, 255), (-128, 127)):
         for x in (np.full((2, 3, 4, 5), low), np.full((2, 3, 4, 5), high)):

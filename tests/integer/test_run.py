@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from qexp.errors import QexpError
+from qexp.integer import int8
 from qexp.integer.files import load
 
 
@@ -31,6 +32,24 @@ def test_integer_rounding_is_what_the_proof_computes(run):
     other = run("quant=minmax", "bits=w4a4")
     assert other["point"] != metrics["point"] and other["rounding"] == "half_even"
     assert abs(other["value"] - metrics["value"]) < 2
+
+
+@pytest.mark.skipif(not int8.available(), reason="no 8-bit dot products")
+def test_an_evaluation_on_codes_is_its_own_point(run, caplog):
+    on_codes = run("quant=minmax", "bits=w4a4", "evaluate=codes")
+    assert on_codes["status"] == "ok" and on_codes["evaluate"] == "codes" and on_codes["products_on_codes"] == 100
+    assert "evaluate=codes: 100.0 % of the products on codes" in caplog.text
+    plain = run("quant=minmax", "bits=w4a4")
+    assert (
+        plain["point"] != on_codes["point"]
+        and "evaluate" not in plain
+        and abs(plain["value"] - on_codes["value"]) < 0.5
+    )
+    assert run("quant=minmax", "bits=w4a4", "evaluate=float")["point"] == plain["point"]
+    with pytest.raises(QexpError, match="evaluate=byte is not allowed; use float"):
+        run("evaluate=byte")
+    with pytest.raises(QexpError, match="evaluate=codes is not allowed with rounding=integer; leave out one of them"):
+        run("evaluate=codes", "rounding=integer")
 
 
 def test_narrow_accumulators_cost_accuracy(run, tmp_path: Path):

@@ -5,10 +5,12 @@ import re
 import pytest
 import qexp_kernels as kernels
 import torch
+from qexp_kernels.regrid import Step
 
 NAN, INF = float("nan"), float("inf")
 X = torch.arange(24.0).reshape(1, 4, 2, 3)
 ONE, ZERO = torch.ones(1), torch.zeros(1)
+ROWS, BYTES = torch.ones(6, 1, dtype=torch.float64), torch.zeros(256, dtype=torch.uint8)
 
 MISTAKES = {
     "scale of zero": (lambda: kernels.fake_quantize(X, ZERO, ZERO, 0, 3), "scale"),
@@ -54,6 +56,16 @@ MISTAKES = {
     "output": (lambda: kernels.rescale(X, torch.ones(1), torch.ones(1), 0, 256, dtype=torch.uint8), "low, high"),
     "kind": (lambda: kernels.rescale(X, torch.ones(1), torch.ones(1), 0, 9, dtype=torch.int32), "dtype"),
     "noise there": (lambda: kernels.rescale(X, torch.ones(1), torch.ones(1), 0, 9, rounding="stochastic"), "rounding"),
+    "no steps": (lambda: kernels.regrid([X], [], [torch.uint8], [ROWS]), "steps"),
+    "kind of step": (lambda: kernels.regrid([X], [Step("ceil", 0, 1, 0)], [torch.uint8], [ROWS]), "kind"),
+    "read early": (lambda: kernels.regrid([X], [Step("trunc", 2, 1, 0)], [torch.uint8], [ROWS]), "steps"),
+    "written input": (lambda: kernels.regrid([X], [Step("trunc", 0, 0, 0)], [torch.uint8], [ROWS]), "steps"),
+    "left open": (lambda: kernels.regrid([X], [Step("trunc", 0, 2, 0)], [torch.uint8], [ROWS]), "steps"),
+    "rows": (lambda: kernels.regrid([X], [Step("trunc", 0, 1, 0)], [torch.uint8], [ROWS[:5]]), "constants"),
+    "no such rows": (lambda: kernels.regrid([X], [Step("trunc", 0, 1, 1)], [torch.uint8], [ROWS]), "steps"),
+    "table of floats": (lambda: kernels.regrid([X], [Step("table", 0, 1, 0)], [torch.uint8], [], [BYTES]), "steps"),
+    "dtype of result": (lambda: kernels.regrid([X], [Step("trunc", 0, 1, 0)], [torch.int8], [ROWS]), "dtypes"),
+    "shapes differ": (lambda: kernels.regrid([X, X[:, :1]], [Step("trunc", 0, 2, 0)], [torch.uint8], [ROWS]), "xs"),
     "state": (lambda: kernels.hysteresis(X, torch.ones(3), 0.1), "state"),
     "tau": (lambda: kernels.hysteresis(X, X, -0.1), "tau"),
     "bins": (lambda: kernels.tensor_stats(X, bins=4), "bins"),

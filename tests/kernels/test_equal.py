@@ -3,6 +3,7 @@
 import pytest
 import qexp_kernels as kernels
 import torch
+from qexp_kernels.regrid import Step
 
 
 def test_forward_and_gradient_of_x_are_bitwise_those_of_the_reference(case, x, compiled, evaluate):
@@ -42,6 +43,31 @@ def test_another_grid_is_that_of_the_reference(x, compiled):
                 kernels.load("reference")
                 want = kernels.rescale(x, *given, rounding=rounding, dtype=dtype)
                 assert torch.equal(got, want) and got.dtype == dtype and got.stride() == want.stride()
+
+
+def test_several_results_of_one_pass_are_those_of_the_reference(x, compiled):
+    x = x if x.dtype == torch.float64 else x.float()
+    codes = (x * 40).clamp(-128, 127).round().add(128).to(torch.uint8).contiguous()  # of another layout than x
+    low, high, rest = torch.full((6,), -9.0), torch.full((6,), 200.0), torch.linspace(-0.5, 3, 6)
+    rows = torch.stack([torch.linspace(0.1, 90, 6), torch.arange(-3.0, 3), low, high, low * 0 + 9, rest]).double()
+    varied = rows.clone()
+    varied[2], varied[4] = torch.arange(6.0), torch.arange(6.0)
+    constants = [c.to(x.device) for c in (rows, rows[:, :1].contiguous(), varied)]
+    table = torch.arange(65536, device=x.device).mul(7).remainder(256).to(torch.uint8)
+    for kind in ("half_even", "half_up", "half_away", "floor", "trunc", "none", "float32", "grid"):
+        for at in range(3):
+            second = -1 if kind in ("float32", "grid") else 1
+            steps = [
+                Step("half_even", 0, 5, at), Step(kind, 0, 2, at), Step(kind, 5, 3, at, second),
+                Step("table", 5, 4, 0, 1), Step("table", 4, 6, 1), Step("trunc", 6, 4, at),
+            ]  # fmt: skip
+            found = []
+            for which in (compiled, "reference"):
+                kernels.load(which)
+                dtypes = (torch.float64, torch.float32, torch.uint8)
+                found.append(kernels.regrid([x, codes], steps, dtypes, constants, [table, table[:256].contiguous()]))
+            for got, want in zip(*found, strict=True):
+                assert torch.equal(got, want) and got.dtype == want.dtype and got.stride() == want.stride()
 
 
 def test_statistics_are_those_of_the_reference(x, compiled):

@@ -48,6 +48,8 @@ def calls(x: Tensor, g: Tensor, s: Tensor, z: Tensor, axis: int | None) -> dict:
         "tensor_stats": lambda: q.tensor_stats(x, axis, z, (z - 9).round(), s, 21, True),
     }
     if x.dtype in (torch.float32, torch.float64) and (axis == 1 or axis is None) and x.dim() > 1:
+        rows = torch.stack([s.double() * 9, *(torch.full_like(s.double(), v) for v in (0.5, -9.0, 9.0, 9.0, 0.0))])
+        found["regrid"] = lambda: tuple(q.regrid([x], [rows], [], [0, 0, -1, 1, 0, 3, 0, -1, 2, 0], [2, 0]))
         found["rescale"] = lambda: q.rescale(x, s.double() * 9, z.double(), -9.0, 9.0, "half_even", torch.int8)
     return found
 

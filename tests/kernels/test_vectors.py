@@ -3,6 +3,7 @@
 import pytest
 import qexp_kernels as kernels
 import torch
+from qexp_kernels.regrid import Step
 from torch import tensor
 
 DOREFA = [-1.5, -0.6, -0.2, 0, 0.05, 0.3, 0.9, 1.2]
@@ -173,6 +174,27 @@ def test_rescale(t):
     assert upwards.tolist() == [[[-3, 1, 2, 3, 450], [-2, 1, 1, 2, 225]]]
     large = torch.full((1, 1), 2.0**23 + 1)  # the product needs 47 bits
     assert kernels.rescale(large, t(2.0**23 - 1).double(), zero, 0, 2**60, dtype=torch.float64).item() == 2**46 - 1
+
+
+def test_regrid():
+    """Sums become codes, and the sum of two codes those of two other grids, by a line and by a table."""
+    sums = torch.tensor([[-7.0], [3.0], [5.0], [900.0]], dtype=torch.float64)
+    other = torch.tensor([[1], [2], [3], [250]], dtype=torch.uint8)
+    constants = [torch.tensor([v], dtype=torch.float64).T for v in ([0.5, 0, -3, 100, 3, 0], [2, 1, 0, 255, 0, 0.25])]
+    table = (torch.arange(256)[:, None] + torch.arange(256)[None]).clamp(max=255).flatten().to(torch.uint8)
+    steps = [Step("half_even", 0, 4, 0), Step("half_even", 4, 2, 1, 1), Step("table", 4, 3, 0, 1)]
+    line, tabled = kernels.regrid([sums, other], steps, [torch.float32, torch.uint8], constants, [table])
+    assert line.flatten().tolist() == [1, 12, 12, 255]  # 3 + -3, 2, 2, 100 -> 0, 5, 5, 103; 2 v + other / 4 + 1
+    assert tabled.flatten().tolist() == [1, 7, 8, 255]
+    runtimes = kernels.regrid([torch.full((1, 1), 2.0**24 + 2)], [Step("float32", 0, 1, 0)], [torch.float64], [
+        torch.tensor([[0.5, 9, -1e9, 1e9, 4, 0]], dtype=torch.float64).T
+    ])  # fmt: skip
+    assert runtimes[0].item() == 2**23 + 1 + 4
+    x = torch.randn(4, 3, 5, generator=torch.Generator().manual_seed(0))
+    grid = torch.tensor([[0.3, 2, -4, 5, 4, 0]], dtype=torch.float64).T
+    codes = kernels.regrid([x], [Step("grid", 0, 1, 0)], [torch.uint8], [grid])[0]
+    wanted = kernels.quantize(x, torch.tensor([0.3]), torch.tensor([2.0]), -4, 5)
+    assert torch.equal(codes.int() - 4, wanted) and wanted.min() == -4 and wanted.max() == 5
 
 
 def test_hysteresis(t):

@@ -212,6 +212,33 @@ def test_low_precision_and_layouts_give_the_same_codes(site, spec, fitted):
 
 
 @every
+def test_autocast_changes_neither_codes_nor_scales_nor_gradients(site, spec, fitted):
+    """In `trainer.precision=bf16-mixed` convolutions run in bfloat16; a quantizer computes as without it."""
+    x = values("laplace", (4, 6, 5, 5) if site != "bias" else (60,), 3)
+
+    def seen(given: torch.Tensor, dtype: torch.dtype | None) -> tuple[torch.Tensor, ...]:
+        with torch.autocast("cpu", dtype or torch.bfloat16, enabled=dtype is not None):
+            q = fitted(spec, width(spec, 4), x, site)
+            q.train()
+            leaf = given.clone().requires_grad_()
+            y = q(leaf)
+            assert y.dtype == given.dtype
+            codes = q.codes(given)
+        (y.float() * torch.linspace(-1, 1, x.numel()).reshape(x.shape)).sum().backward()
+        with torch.autocast("cpu", dtype or torch.bfloat16, enabled=dtype is not None):
+            q.on_optimizer_step(x if site == "weight" else None)
+        state = [*q.parameters(), *(b for b in q.buffers() if b.is_floating_point())]
+        assert all(t.dtype in (torch.float32, torch.float64) for t in state), "scales and statistics are never narrower"
+        grads = [p.grad for p in q.parameters() if p.requires_grad]
+        assert all(g is not None and g.dtype == torch.float32 for g in grads)
+        return (y.detach(), codes, leaf.grad, *state, *grads)
+
+    for tensor_in in (x, x.bfloat16()):
+        for one, two in zip(seen(tensor_in, torch.bfloat16), seen(tensor_in, None), strict=True):
+            assert torch.equal(one, two)
+
+
+@every
 @few
 @given(data=st.data())
 def test_gradients_are_finite(site, spec, fitted, data):

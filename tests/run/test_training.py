@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import torch
 from pytorch_lightning import Callback
+from safetensors.torch import load_file
 
 from qexp.layers import quantizers
 from qexp.run import pipeline, training
@@ -215,3 +216,14 @@ def test_evaluation_uses_every_quantizer(run, monkeypatch):
     assert all(n == 1 for k, n in counts.items() if k.endswith("weight")) and counts["conv2.input"] == 4, (
         "three batches; the first is also computed without the shortcuts of evaluation"
     )
+
+
+@pytest.mark.parametrize("evaluate", ["float", "codes"])
+def test_training_in_bfloat16_keeps_scales_in_float32(run, tmp_path, evaluate):
+    short = ("schedule.epochs=1", "+trainer.limit_train_batches=3")
+    metrics = run("quant=lsq", "bits=w4a4", *short, "trainer.precision=bf16-mixed", f"evaluate={evaluate}")
+    assert metrics["status"] == "ok" and 0 <= metrics["value"] <= 100
+    assert metrics["point"] != run("quant=lsq", "bits=w4a4", *short)["point"]
+    saved = load_file(next((tmp_path / "runs").glob(f"*/{metrics['point']}/state.safetensors")))
+    floating = [t for t in saved.values() if t.is_floating_point()]
+    assert len(floating) > 4 and {t.dtype for t in floating} <= {torch.float32, torch.float64}

@@ -96,6 +96,9 @@ class Integers:
     rounding: str = (
         "float"  # float | integer: the evaluated network rounds with real scales, or like its integer program
     )
+    evaluate: str = (
+        "float"  # float | codes: products of the evaluated network in float32, or on integer codes where that is exact
+    )
     verify: int = 0  # number of images that the program is proved on
     accumulator: Sequence[int] = ()  # accumulator widths whose accuracy is measured
     export: str | None = None  # the form in which a finished run is exported

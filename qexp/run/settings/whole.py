@@ -207,8 +207,13 @@ def _widths(cfg: Mapping[str, Any]) -> Widths:
 def _integers(cfg: Mapping[str, Any]) -> Integers:
     widths = cfg.get("accumulator")
     widths = [] if widths is None else [widths] if isinstance(widths, int) else listed(widths, "accumulator")
+    rounding = choice(cfg.get("rounding", "float"), "rounding", ("float", "integer"))
+    evaluate = choice(cfg.get("evaluate", "float"), "evaluate", ("float", "codes"))
+    if rounding == "integer" and evaluate == "codes":
+        raise QexpError("evaluate=codes is not allowed with rounding=integer; leave out one of them")
     return Integers(
-        rounding=choice(cfg.get("rounding", "float"), "rounding", ("float", "integer")),
+        rounding=rounding,
+        evaluate=evaluate,
         verify=whole(cfg.get("verify", 0), "verify", 0),
         accumulator=[whole(width, "accumulator", 2, 64) for width in widths],
         export=none_or(text, cfg.get("export"), "export"),

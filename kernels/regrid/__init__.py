@@ -1,0 +1,112 @@
+"""Maps sums and codes to the codes of the next layers: several results of one pass over the same elements."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..errors import KernelError
+from ..library import constant, define
+from . import reference
+from .reference import FORMS, GRID, KINDS, TABLE
+
+INPUTS = (torch.float32, torch.float64, torch.uint8)
+MOST = 4  # inputs, results and tensors in between, each
+STEPS = 8
+
+define(
+    "regrid(Tensor[] xs, Tensor[] constants, Tensor[] tables, int[] steps, int[] forms) -> Tensor[]",
+    reference.forward,
+    lambda xs, constants, tables, steps, forms: [torch.empty_like(xs[0], dtype=FORMS[f]) for f in forms],
+)
+constant("regrid")
+
+
+class Step(NamedTuple):
+    """One step of a pass.
+
+    Places are numbered: the inputs first, then the results, then up to four tensors of bytes in between.
+
+    Attributes:
+        kind: A rounding (see `round_to`), `none`, `float32` (what runtimes do), `grid` (what `quantize` does), or `table`.
+        source: Place that is read.
+        target: Place that is written.
+        at: Number of the step's constants or of its table.
+        other: Second place that is read, of bytes.
+    """
+
+    kind: str
+    source: int
+    target: int
+    at: int
+    other: int = -1
+
+
+def regrid(
+    xs: Sequence[Tensor],
+    steps: Sequence[Step],
+    dtypes: Sequence[torch.dtype],
+    constants: Sequence[Tensor] = (),
+    tables: Sequence[Tensor] = (),
+) -> list[Tensor]:
+    """Returns tensors of the shape of the inputs; no gradient.
+
+    A step with constants gives `clip(round(x * factor + other * factor of other + summand), low, high) + after`, in float64. With
+    `float32`, number and product are rounded to float32 first, as runtimes do; other and summand are not used. With `grid`, it is
+    `round(clip(x / factor + summand, low, high)) + after`, in float32. A step with a table gives `table[x]` or
+    `table[256 * x + other]` of bytes.
+
+    Args:
+        xs: `[N, C, ...]`, up to four of one shape, float32, float64 or uint8. The results have the memory layout of the first.
+        steps: What is computed, in order.
+        dtypes: Dtype of each result: float32, float64 or uint8, which must hold its values.
+        constants: Float64 `[6, C]` or `[6, 1]`: factor, summand, low, high, after, factor of other; one column or one per channel.
+        tables: uint8, 256 or 65,536 entries.
+
+    Raises:
+        KernelError: An argument does not fit the others.
+    """
+    forms = [FORMS.index(d) if d in FORMS else -1 for d in dtypes]
+    _check(xs, steps, dtypes, forms, constants, tables)
+    flat = [n for s in steps for n in (KINDS.index(s.kind), s.source, s.other, s.target, s.at)]
+    return torch.ops.qexp.regrid(list(xs), list(constants), list(tables), flat, forms)
+
+
+def _check(xs, steps, dtypes, forms, constants, tables) -> None:
+    for name, given, most in (("xs", xs, MOST), ("dtypes", dtypes, MOST), ("steps", steps, STEPS)):
+        if not 1 <= len(given) <= most:
+            raise KernelError(f"{name}: got {len(given)}, expected 1 to {most}")
+    if -1 in forms:
+        raise KernelError(f"dtypes: got {list(dtypes)}, expected float32, float64 or uint8")
+    if any(x.dtype not in INPUTS or x.shape != xs[0].shape or x.device != xs[0].device for x in xs):
+        raise KernelError("xs: expected float32, float64 or uint8, of one shape and on one device")
+    channels = xs[0].shape[1] if xs[0].dim() > 1 else 1
+    if any(
+        c.dtype != torch.float64 or c.dim() != 2 or c.shape[0] != 6 or c.shape[1] not in (1, channels)
+        for c in constants
+    ):
+        raise KernelError(f"constants: expected float64 [6, 1] or [6, {channels}]")
+    if any(t.dtype != torch.uint8 or t.numel() not in (256, 65536) for t in tables):
+        raise KernelError("tables: expected uint8 of 256 or 65,536 entries")
+    kinds = [x.dtype for x in xs] + list(dtypes) + [torch.uint8] * MOST
+    written = set(range(len(xs)))
+    for s in steps:
+        if s.kind not in KINDS:
+            raise KernelError(f"kind: got {s.kind!r}, expected one of {', '.join(KINDS)}")
+        reads = {s.source} | ({s.other} if s.other >= 0 else set())
+        if not reads <= written or not len(xs) <= s.target < len(kinds):
+            raise KernelError(f"steps: {s} reads what is not there yet, or writes where it cannot")
+        if s.kind == TABLE:
+            wide = 256 if s.other < 0 else 65536
+            if any(kinds[p] != torch.uint8 for p in {*reads, s.target}) or not (
+                0 <= s.at < len(tables) and tables[s.at].numel() == wide
+            ):
+                raise KernelError(f"steps: {s} needs bytes and a table of {wide:,} entries")
+        elif not 0 <= s.at < len(constants):
+            raise KernelError(f"steps: {s} needs constants")
+        elif s.other >= 0 and (s.kind in ("float32", GRID) or {kinds[s.source], kinds[s.other]} != {torch.uint8}):
+            raise KernelError(f"steps: {s} needs bytes, and a kind that rounds once, to read two places")
+        written.add(s.target)
+    if not set(range(len(xs), len(xs) + len(dtypes))) <= written:
+        raise KernelError("steps: a result is not written")
