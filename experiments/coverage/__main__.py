@@ -32,6 +32,7 @@ from qexp.system.whole_files import whole
 
 HERE = Path(__file__).parent
 FILE = HERE / "coverage.json"
+QUESTION = "Which networks quantize, fold, lower to integers that are proven equal, and export, as they are?"
 SECONDS = 240  # of processor time
 WAITING = 20  # seconds on the clock for each of them, where other programs run beside
 
@@ -103,7 +104,7 @@ def reached(row: dict[str, Any], column: str) -> bool:
 
 def page(rows: dict[str, dict[str, Any]]) -> str:
     """Returns the page: how many networks of each source reach each column, and every row."""
-    lines = ["# Coverage", "", *__doc__.strip().splitlines()[2:], ""]
+    lines = ["# Coverage", "", f"**Question.** {QUESTION}", "", *__doc__.strip().splitlines()[2:], ""]
     lines += ["| networks | " + " | ".join(COLUMNS) + " |", "|---" * (len(COLUMNS) + 1) + "|"]
     for source in dict.fromkeys(key.split("/")[0] for key in rows):
         mine = [row for key, row in rows.items() if key.startswith(f"{source}/")]

@@ -28,6 +28,7 @@ from qexp.layers.quantized import GRADIENT, QUANTIZED, WEIGHTED, float_class, ma
 from qexp.layers.running import reading
 from qexp.layers.swap import evaluating, quantizers_off
 from qexp.network.graph import Graph, Ref, Step, mapped, same, tensors
+from qexp.network.made_calls import MadeCall, MadeCalls, alike
 from qexp.network.two_runs import Refused, merge
 from qexp.network.unreachable_weights import Products
 from qexp.system.within import hooked
@@ -76,22 +77,6 @@ class Recording:
     made: dict[tuple[str, str], MadeCall] = field(default_factory=dict)
 
 
-@dataclass
-class MadeCall:
-    """A function call in the `forward` of a module.
-
-    Attributes:
-        kind, number: Its kind, and its place among the module's calls of this kind.
-        of: How many calls of this kind the module makes; None if that differs.
-        forms: The call as one of a module, for each time the module ran; None where there is no such module.
-    """
-
-    kind: str
-    number: int
-    of: int | None
-    forms: list[Form | None] = field(default_factory=list)
-
-
 @torch.no_grad()
 def record(model: nn.Module, example: Tensor, leaves: tuple[type[nn.Module], ...] = ()) -> Recording:
     """Returns the recording of one run of the float network in evaluation mode; leaves the model unchanged.
@@ -121,7 +106,15 @@ def record(model: nn.Module, example: Tensor, leaves: tuple[type[nn.Module], ...
         except Exception as reason:  # the forward of a user's model may raise anything on other images
             error = f"{type(reason).__name__}: {reason}".splitlines()[0]
         before = _before_weights(run)
-        return Recording(graph, error, len(images), run.shapes, run.products, before, _made_alike(run, seconds))
+        return Recording(
+            graph,
+            error,
+            len(images),
+            run.shapes,
+            run.products,
+            before,
+            alike(run.made, [other.made for other in seconds]),
+        )
 
 
 def _before_weights(run: _Run) -> frozenset[str]:
@@ -133,34 +126,6 @@ def _before_weights(run: _Run) -> frozenset[str]:
         if weighted or step.function in PRODUCTS or step in feeding:
             feeding.update(step.sources)
     return frozenset(step.module for step in feeding if step.op == "module")
-
-
-def _made_alike(run: _Run, others: list[_Run]) -> dict[tuple[str, str], MadeCall]:
-    """Returns the function calls of a run that the other runs make too, in the same modules; how many of a kind they all make."""
-    alike = {}
-    for key, made in run.made.items():
-        if all(key in other.made and _same_forms(made.forms, other.made[key].forms) for other in others):
-            alike[key] = made
-    for (owner, _), made in alike.items():
-        counts = {n for one in (run, *others) for n in one.counted.get((owner, made.kind), ())}
-        made.of = counts.pop() if len(counts) == 1 else None
-    return alike if others else {}
-
-
-def _same_forms(ours: list[Form | None], theirs: list[Form | None]) -> bool:
-    """Whether two runs made a call with the same arguments beside tensors: others hold values that depend on the images."""
-    if len(ours) != len(theirs):
-        return False
-    return all(
-        a is b is None or (a is not None and b is not None and a.kind is b.kind and _same_options(a.options, b.options))
-        for a, b in zip(ours, theirs)
-    )
-
-
-def _same_options(a: dict[str, Any], b: dict[str, Any]) -> bool:
-    return a.keys() == b.keys() and all(
-        same(v, b[k]) if isinstance(v, Tensor) or isinstance(b[k], Tensor) else v == b[k] for k, v in a.items()
-    )
 
 
 def _proved(
@@ -306,8 +271,7 @@ class _Run:
         self.steps: list[Step] = []
         self.shapes: dict[str, tuple[Shapes, ...]] = {}
         self.reads: list[str] = []
-        self.made: dict[tuple[str, str], MadeCall] = {}
-        self.counted: dict[tuple[str, str], list[int]] = {}  # by module and kind: calls in each run of the module
+        self.made = MadeCalls()
         self.products = Products(model)
         self._refs: dict[int, Ref] = {}
         self._alive: list[Tensor] = []  # ids are reused as soon as a tensor is gone
@@ -372,8 +336,7 @@ class _Run:
         frame.kinds[kind] += 1
         local = local_name(frame.module, kind, number)
         if image and self._frames:
-            call = self.made.setdefault((self.names[id(frame.module)], local), MadeCall(kind, number, None))
-            call.forms.append(self._bare(form(function, args, kwargs)))
+            self.made.add((self.names[id(frame.module)], local), kind, number, self._bare(form(function, args, kwargs)))
         return ".".join(filter(None, (frame.name, local)))
 
     def _bare(self, found: Form | None) -> Form | None:
@@ -440,8 +403,7 @@ class _Run:
     def _after(self, module: nn.Module, args: tuple, kwargs: dict, out: Any) -> None:
         while (frame := self._frames.pop()).module is not module:  # the call raised, and the network caught it
             pass
-        for kind, number in frame.kinds.items():
-            self.counted.setdefault((self.names[id(module)], kind), []).append(number)
+        self.made.ran(self.names[id(module)], frame.kinds)
         if out is None:  # the call raised, and its caller continues without a result
             return
         with torch._C.DisableTorchFunction():

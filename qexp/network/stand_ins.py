@@ -13,7 +13,8 @@ from qexp.layers.forms import STEPS, Form
 from qexp.layers.quantized import QUANTIZED, WEIGHTED, Quantized
 from qexp.layers.swap import evaluating, quantizers_off
 from qexp.network.graph import same
-from qexp.network.recorder import MadeCall, Recording, record, several
+from qexp.network.made_calls import MadeCall
+from qexp.network.recorder import Recording, record, several
 from qexp.network.subclasses import adopt
 
 log = logging.getLogger(__name__)

@@ -56,6 +56,8 @@ def adopt(model: nn.Module, images: Any) -> None:
 def _is_candidate(module: nn.Module) -> bool:
     if isinstance(module, torch.jit.ScriptModule) or not isinstance(module, WEIGHTED):
         return False
+    if module._parameters.get("weight") is None:  # it is computed from other parameters (`qexp.passes.permanent`)
+        return False
     return float_class(module) not in QUANTIZED and "forward" not in vars(module)
 
 

@@ -20,12 +20,6 @@ SITES = {"input": UNIFORM, "weight": UNIFORM}
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
-class Standardised(nn.Conv2d):
-    def forward(self, x):
-        mean, var = self.weight.mean((1, 2, 3), keepdim=True), self.weight.var((1, 2, 3), keepdim=True)
-        return self._conv_forward(x, (self.weight - mean) / torch.sqrt(var + 1e-5), self.bias)
-
-
 class Equalised(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -84,7 +78,6 @@ class Net(nn.Module):
 @pytest.mark.parametrize(
     ("odd", "macs"),
     [
-        (lambda: Standardised(4, 4, 3, padding=1), 64 * 144),
         (Equalised, 64 * 144),
         (Cosine, 256 * 8),
         (lambda: parametrizations.weight_norm(nn.Conv2d(4, 4, 3, padding=1)), 64 * 144),
