@@ -10,7 +10,7 @@ from qexp.calibration.calibrate import calibrate
 from qexp.layers import bake, quantizers_off, swap
 from qexp.layers.quantized import QUANTIZED
 from qexp.models.modules import Add, Concat
-from qexp.models.operations import Mean, Multiply, Subtract
+from qexp.models.operations import MatMul, Mean, Multiply, Subtract
 from qexp.network.facts import facts
 from qexp.network.lean_evaluation import lean
 from qexp.quantizers.uniform import Uniform
@@ -80,12 +80,18 @@ MAKE = {
     nn.AdaptiveAvgPool2d: (lambda: nn.AdaptiveAvgPool2d(2), (2, 3, 8, 8)),
     nn.MaxPool2d: (lambda: nn.MaxPool2d(2), (2, 3, 8, 8)),
     nn.Upsample: (lambda: nn.Upsample(scale_factor=2), (2, 3, 8, 8)),
+    nn.Softmax: (lambda: nn.Softmax(1), (2, 3, 8, 8)),
+    nn.LayerNorm: (lambda: nn.LayerNorm(8), (2, 3, 8, 8)),
+    nn.GroupNorm: (lambda: nn.GroupNorm(3, 3), (2, 3, 8, 8)),
+    nn.InstanceNorm2d: (lambda: nn.InstanceNorm2d(3), (2, 3, 8, 8)),
     Mean: (lambda: Mean((2, 3)), (2, 3, 8, 8)),
 }
 
 
 @pytest.mark.parametrize(
-    "kind", [k for k in QUANTIZED if not issubclass(k, Add | Concat | Subtract | Multiply)], ids=lambda k: k.__name__
+    "kind",
+    [k for k in QUANTIZED if not issubclass(k, Add | Concat | Subtract | Multiply | MatMul)],
+    ids=lambda k: k.__name__,
 )
 @torch.no_grad()
 def test_every_layer_can_be_called_by_keyword(kind):
