@@ -64,13 +64,22 @@ def write(kind: str, name: str) -> list[Path]:
     words = {
         "name": name,
         "title": name.replace("_", " ").capitalize(),
-        "Class": "".join(word.capitalize() for word in name.split("_")),
+        "Class": class_name(name),
         "module": module,
     }
     for path, template in ((source, f"{kind}.py.template"), (choice, f"{kind}.yaml.template")):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(Template((TEMPLATES / template).read_text()).substitute(words))
     return [source, choice]
+
+
+def class_name(name: str) -> str:
+    """Returns the name of the class in a file.
+
+    >>> class_name("my_method2")
+    'MyMethod2'
+    """
+    return "".join(word.capitalize() for word in name.split("_"))
 
 
 def in_clone() -> bool:
@@ -94,5 +103,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
     print(f"try it:      {called()} {KINDS[given.kind].tried.format(name=given.name)}")
     if in_clone():
-        print(f"its tests:   python -m pytest -q {KINDS[given.kind].tests} -k {given.name}")
+        print(
+            f"its tests:   python -m pytest -q {KINDS[given.kind].tests} -k '{given.name} or {class_name(given.name)}'"
+        )
     return 0
