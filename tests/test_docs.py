@@ -11,7 +11,7 @@ from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from qexp.command.choices import check_choices
+from qexp.command.choices import check_choices, rules_added
 from qexp.command.folders import CONF
 from qexp.command.listing import offered
 from qexp.command.root import register
@@ -47,10 +47,9 @@ def commands() -> list[tuple[str, str]]:
 @pytest.mark.parametrize(("page", "command"), commands())
 def test_every_command_composes(page, command):
     register()
-    check_choices(shlex.split(command), ROOT / "conf")
-    words = [
-        word for word in shlex.split(command) if "=" in word and not word.startswith("hydra")
-    ]  # launchers are plugins
+    typed = rules_added(shlex.split(command))
+    check_choices(typed, ROOT / "conf")
+    words = [word for word in typed if "=" in word and not word.startswith("hydra")]  # launchers are plugins
     overrides = []
     for word, override in zip(words, OverridesParser.create().parse_overrides(words)):
         key = word.split("=", 1)[0]
