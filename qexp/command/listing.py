@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -73,6 +74,19 @@ def all_groups(conf: Path = CONF) -> str:
     return "\n".join(f"{group}\n{grouped(group, offered(folders, group))}" for group in groups)
 
 
+def explained(conf: Path = CONF) -> str:
+    """Returns the keys at the root with the comments that stand beside them in `config.yaml`, and where the other keys are explained."""
+    found = [re.match(r"(\w+):(.*?)\s+# (.*)", line) for line in (conf / "config.yaml").read_text().splitlines()]
+    rows = [(match[1], match[3]) for match in found if match]
+    width = max(len(name) for name, _ in rows)
+    lines = [
+        textwrap.fill(f"{name:{width}}  {text}", LINE, initial_indent="  ", subsequent_indent=" " * (width + 4))
+        for name, text in rows
+    ]
+    return "\n".join([*lines, f"  The keys of a choice are explained in its file, {conf}/GROUP/CHOICE.yaml"])
+
+
 def register() -> None:
-    """Registers the list as `${choices:}`, for the text of `--help` in `conf/config.yaml`."""
+    """Registers the lists as `${choices:}` and `${explained:}`, for the text of `--help` in `conf/config.yaml`."""
     OmegaConf.register_new_resolver("choices", all_groups, replace=True)
+    OmegaConf.register_new_resolver("explained", explained, replace=True)

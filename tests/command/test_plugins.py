@@ -274,3 +274,15 @@ def test_a_folder_without_groups_is_answered(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("QEXP_CONFIG_PATH", str(tmp_path))
     assert check_plugin.main([str(tmp_path)]) == 2
     assert "no choices in it" in capsys.readouterr().err
+
+
+def test_help_explains_every_key_at_the_root():
+    from dataclasses import fields
+
+    from qexp.command.listing import explained
+    from qexp.command.root import Root
+
+    groups = {group.name for group in CONF.iterdir() if group.is_dir()}
+    text = explained()
+    missing = [f.name for f in fields(Root) if f.name not in groups and not re.search(rf"^  {f.name} +\S", text, re.M)]
+    assert not missing
