@@ -1,0 +1,32 @@
+"""Scores a finished run's network on another data set: `python -m experiments.detection.score RUN_FOLDER GROUP=CHOICE ...`."""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+from hydra import compose, initialize_config_dir
+
+import qexp
+from qexp.command.folders import CONF
+from qexp.command.root import register
+from qexp.run import training
+from qexp.run.datasets import load_data
+from qexp.run.settings import read
+
+
+@torch.no_grad()
+def main() -> None:
+    folder, *words = sys.argv[1:]
+    register()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        settings = read(compose("config", words))
+    data = load_data(settings.data.module)
+    network = qexp.load(folder).eval()
+    task = training.task(settings, network)
+    score = task.score_of([task.evidence(network(images), targets) for images, targets in data.test_dataloader()])
+    print(f"{task.label} {100 * score.value:.2f} % [{100 * score.low:.2f}, {100 * score.high:.2f}] on {score.n} images")
+
+
+if __name__ == "__main__":
+    main()
