@@ -1,0 +1,1 @@
+"""Detectors at low bit widths, on the VOC images at hand."""
