@@ -27,6 +27,7 @@ from qexp.layers.forms import STEPS, Form, form
 from qexp.layers.quantized import GRADIENT, QUANTIZED, WEIGHTED, float_class, main
 from qexp.layers.running import reading
 from qexp.layers.swap import evaluating, quantizers_off
+from qexp.models.operations import MatMul
 from qexp.network.graph import Graph, Ref, Step, mapped, same, tensors
 from qexp.network.made_calls import MadeCall, MadeCalls, alike
 from qexp.network.two_runs import Refused, merge
@@ -213,6 +214,12 @@ def other_images(images: Tensor) -> Tensor:
     return torch.cat([noise, low + high - images[:1], upside_down])
 
 
+def _counted_elsewhere(module: nn.Module) -> bool:
+    """Returns whether a module is a layer whose products are counted from its shapes, or that has none; a matrix product is neither."""
+    kind = float_class(module)
+    return kind in QUANTIZED and not issubclass(kind, MatMul)
+
+
 def is_leaf(module: nn.Module, leaves: tuple[type[nn.Module], ...] = ()) -> bool:
     """Returns whether a module is one step: a quantizable layer, a sum, a concatenation, or one of torch's own modules."""
     if float_class(module) in QUANTIZED or isinstance(module, (*STEPS, torch.jit.ScriptModule, *leaves)):
@@ -314,7 +321,7 @@ class _Run:
             name, made = function_name(func), tensors(out)
             self._alive.extend(made)
             self.products.through(given, [*made, *(t for t, version in versions if _version(t) != version)])
-            known = any(float_class(frame.module) in QUANTIZED for frame in self._frames)
+            known = any(_counted_elsewhere(frame.module) for frame in self._frames)
             if not known:
                 self.products.count(name, args, kwargs, out, self._frames[-1].name if self._frames else "")
             if any(frame.leaf for frame in self._frames):

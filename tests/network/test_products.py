@@ -110,7 +110,7 @@ def test_a_rule_leaves_a_stray_in_float_and_the_plan_names_it():
     ("odd", "products"),
     [
         (Blur, {"odd (conv2d)": 64 * 36}),
-        (Attention, {"odd (matmul)": 4 * 4 * 64, "odd (bmm)": 4 * 4 * 64}),
+        (Attention, {"odd.matmul (matmul)": 4 * 4 * 64, "odd.bmm (matmul)": 4 * 4 * 64}),
         (lambda: nn.Conv2d(4, 4, 3, padding=1), {}),
         (lambda: nn.utils.weight_norm(nn.Conv2d(4, 4, 3, padding=1)), {}),
     ],
