@@ -35,7 +35,12 @@ def words_of(command: str) -> list[str]:
     """Returns a command's overrides; of a sweep, also of one that an experiment holds, the first value of each."""
     words = [word for word in shlex.split(command) if word != "-m"]
     for name in re.findall(r"experiment=(\w+)", command):
-        held = yaml.safe_load((CONF / "experiment" / f"{name}.yaml").read_text()).get("hydra", {}).get("sweeper", {}).get("params", {})
+        held = (
+            yaml.safe_load((CONF / "experiment" / f"{name}.yaml").read_text())
+            .get("hydra", {})
+            .get("sweeper", {})
+            .get("params", {})
+        )
         words += [f"{key}={value}" for key, value in held.items()]
     out = []
     for word, override in zip(words, OverridesParser.create().parse_overrides(rules_added(words))):
