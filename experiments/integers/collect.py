@@ -92,7 +92,8 @@ def speed(path: Path) -> list[str]:
     """Returns the tables of images per second that a measurement left."""
     found = json.loads(path.read_text())
     lines = [
-        f"{found['threads']} threads, torch {found['torch']}, kernels {found['kernels']}, medians of {found['rounds']} rounds in random "
+        f"{found['threads']} thread{'s' * (found['threads'] > 1)}, torch {found['torch']}, kernels {found['kernels']}, medians of "
+        f"{found['rounds']} rounds in random "
         "order, random weights. Baseline: PyTorch float32, channels innermost, batch norms folded. *Beside / alone*: the greatest ratio of "
         "a way's processor time beside the others to that in a process of its own.",
         "",

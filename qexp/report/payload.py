@@ -76,9 +76,13 @@ def build(df: pd.DataFrame, budget: int = BUDGET) -> dict[str, Any]:
     df = rank(df, correct)
     cells = aggregate_seeds(df)
     cells["near"] = near(cells, df, correct)
+    shown = df.drop(columns=list(HIDDEN & set(df.columns)))
+    rows, of_rows = _shared([_record(row) for row in shown.to_dict("records")])
+    cells, of_cells = _shared([_record(cell) for cell in cells.to_dict("records")])
     head = {
-        "rows": [_record(row) for row in df.drop(columns=list(HIDDEN & set(df.columns))).to_dict("records")],
-        "cells": [_record(cell) for cell in cells.to_dict("records")],
+        "common": {"rows": of_rows, "cells": of_cells},
+        "rows": rows,
+        "cells": cells,
         "references": [_record(one) for one in float_references(df).to_dict("records")],
         "paired": bool(correct),
     }
@@ -200,6 +204,19 @@ def _record(row: dict[str, Any]) -> dict[str, Any]:
     """Returns the row without its gaps, and with its widths in words."""
     clean = {str(name): value for name, item in row.items() if (value := tidy(item)) not in (None, "", [])}
     return {**clean, "width": wording.width(row)}
+
+
+def _shared(records: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Returns the records without what all of them hold, and that: a sweep changes few of the fields."""
+    if len(records) < 2:
+        return records, {}
+    common = {name: value for name, value in records[0].items() if all(_holds(other, name, value) for other in records)}
+    return [{name: value for name, value in record.items() if name not in common} for record in records], common
+
+
+def _holds(record: dict[str, Any], name: str, value: Any) -> bool:
+    found = record.get(name)
+    return type(found) is type(value) and found == value
 
 
 def _layers(folder: Path, pool: Pool) -> dict[str, int] | None:

@@ -22,7 +22,18 @@ EVIL = "<script>alert(1)</script>"
 def data_of(page: Path, name: str = "data") -> dict:
     """Returns the data inside the page."""
     found = re.search(rf'<script type="application/json" id="qexp-{name}">(.*?)</script>', page.read_text(), re.S)
-    return json.loads(found[1])
+    data = json.loads(found[1])
+    for part, common in data.get("common", {}).items():
+        data[part] = [common | own for own in data[part]]
+    return data
+
+
+def test_what_all_points_hold_is_on_the_page_once():
+    records = [{"model": "net", "bits": 4, "flag": True, "n": i} for i in range(5)]
+    records[3] = records[3] | {"flag": 1}  # equal, but shown otherwise
+    rows, common = payload._shared(records)
+    assert common == {"model": "net", "bits": 4} and [common | row for row in rows] == records
+    assert payload._shared(records[:1]) == (records[:1], {})
 
 
 def test_every_point_is_on_the_page_with_its_layers(study: Path) -> None:

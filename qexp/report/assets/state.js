@@ -13,8 +13,9 @@ window.addEventListener("unhandledrejection", (event) => qexp.problem(String(eve
 
 qexp.data = JSON.parse(qexp.byId("qexp-data").textContent);
 qexp.about = JSON.parse(qexp.byId("qexp-about").textContent);
-qexp.rows = qexp.data.rows;
-qexp.cells = qexp.data.cells;
+const whole = (name) => qexp.data[name].map((own) => ({ ...qexp.data.common[name], ...own }));
+qexp.rows = whole("rows");
+qexp.cells = whole("cells");
 qexp.view = { x: null, size: "weight_bytes", y: "value", zoom: "all", grid: null, width: null };
 qexp.filter = { off: new Set(), text: "", study: "", model: "", dataset: "", schedule: "", status: "" };
 qexp.selected = null;
