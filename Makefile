@@ -20,7 +20,7 @@ $(READY): pyproject.toml setup.py
 	@$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check -e ".[dev]"
 	@touch $@
 
-demo: $(READY)  ## quantize a small CNN on real handwritten digits: a table and a page, in under a minute once it is installed
+demo: $(READY)  ## quantize a small CNN on real handwritten digits: a table and a page
 	$(BIN)/python run.py -m experiment=demo quant=minmax,mse bits=w8a8,w4a4,w3a3,w2a2
 	$(BIN)/python run.py -m experiment=demo quant=lsq schedule=qat bits=w4a4,w2a2
 

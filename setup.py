@@ -1,4 +1,4 @@
-"""Packaging that pyproject.toml cannot express: `kernels/` is imported as `qexp_kernels`, and `conf/` becomes `qexp/conf`."""
+"""Packaging that pyproject.toml cannot express: `kernels/` is imported as `qexp_kernels`; `conf/` and `zoo/` move into `qexp/`."""
 
 from pathlib import Path
 
@@ -27,13 +27,15 @@ setup(
     packages=[
         *find_packages(include=["qexp", "qexp.*"]),
         "qexp.conf",
+        "qexp.zoo",
         "qexp_kernels",
         *(f"qexp_kernels.{name}" for name in find_packages("kernels")),
     ],
-    package_dir={"qexp_kernels": "kernels", "qexp.conf": "conf"},
+    package_dir={"qexp_kernels": "kernels", "qexp.conf": "conf", "qexp.zoo": "zoo"},
     package_data={
         "qexp_kernels": ["*/*.cpp", "*/*.cu", "*/*.cuh", "*/*.h", "compiled/*.so"],
         "qexp.conf": ["**/*.yaml"],
+        "qexp.zoo": ["SHA256SUMS", "*/*", "*/files/*"],
         "qexp.command": ["templates/*"],
         "qexp.report": ["assets/*"],
         "qexp.integer.package": ["*.c", "*.h"],

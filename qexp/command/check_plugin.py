@@ -21,7 +21,7 @@ from qexp.command.plugins import GROUP, VARIABLE, folder_of, own_folders, plugin
 from qexp.errors import QexpError, near
 from qexp.run.settings import Settings
 
-USAGE = "usage: python -m qexp.command.check_plugin NAME|FOLDER   (NAME of an installed plugin; FOLDER that holds model/, quant/, ...)"
+USAGE = "usage: qexp check-plugin NAME|FOLDER   (NAME of an installed plugin; FOLDER that holds model/, quant/, ...)"
 SITES = ("input", "weight", "bias", "output")
 
 

@@ -45,11 +45,11 @@ def name_of(source: Any) -> str | None:
 
 
 def root() -> Path:
-    """Returns the folder of the zoo: `$QEXP_ZOO`, or `zoo` beside the package (in a clone), or `zoo` in the working directory."""
+    """Returns the folder of the zoo: `$QEXP_ZOO`, or the one in the package (a wheel) or beside it (a clone), or `zoo` where the user stands."""
     if os.environ.get("QEXP_ZOO"):
         return Path(os.environ["QEXP_ZOO"])
-    beside = Path(__file__).parents[2] / "zoo"
-    return beside if beside.is_dir() else Path("zoo")
+    package = Path(__file__).parents[1]
+    return next((folder for folder in (package / "zoo", package.parent / "zoo") if folder.is_dir()), Path("zoo"))
 
 
 def names(folder: Path | None = None) -> list[str]:
