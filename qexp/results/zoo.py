@@ -45,7 +45,7 @@ def name_of(source: Any) -> str | None:
 
 
 def root() -> Path:
-    """Returns the folder of the zoo: `$QEXP_ZOO`, or the one in the package (a wheel) or beside it (a clone), or `zoo` where the user stands."""
+    """Returns the zoo: `$QEXP_ZOO`, or the folder in the package (a wheel) or beside it (a clone), or `zoo` where the user stands."""
     if os.environ.get("QEXP_ZOO"):
         return Path(os.environ["QEXP_ZOO"])
     package = Path(__file__).parents[1]
