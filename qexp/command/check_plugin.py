@@ -28,9 +28,12 @@ SITES = ("input", "weight", "bias", "output")
 def main(words: Sequence[str] | None = None) -> int:
     """Prints a line per choice, and the faults of those that have some; returns the exit status."""
     words = list(sys.argv[1:] if words is None else words)
+    if words in (["--help"], ["-h"]):
+        print(USAGE)
+        return 0
     if len(words) != 1 or words[0].startswith("-"):
         print(USAGE, file=sys.stderr)
-        return 0 if words in (["--help"], ["-h"]) else 2
+        return 2
     logging.basicConfig(level=logging.ERROR, format="%(message)s")
     try:
         folder = located(words[0])

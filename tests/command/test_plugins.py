@@ -267,7 +267,8 @@ def test_each_choice_of_a_folder_is_tried_and_its_faults_are_printed(folder, mon
 )
 def test_what_is_no_plugin_is_answered(word, status, words, capsys):
     assert check_plugin.main([word]) == status
-    assert words in capsys.readouterr().err
+    printed = capsys.readouterr()
+    assert words in (printed.out if status == 0 else printed.err)
 
 
 def test_a_folder_without_groups_is_answered(tmp_path, capsys, monkeypatch):
