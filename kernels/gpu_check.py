@@ -52,7 +52,7 @@ def differences(device: torch.device, images: int = 64, size: int = 33) -> dict[
     here, there = arguments(torch.device("cpu"), images, size), arguments(device, images, size)
     for name in REFERENCES:
         op = getattr(torch.ops.qexp, name).default
-        pairs = [(t if isinstance(t, tuple) else (t,)) for t in (op(*here[name]), op(*there[name]))]
+        pairs = [(t if isinstance(t, tuple | list) else (t,)) for t in (op(*here[name]), op(*there[name]))]
         found[name] = [_difference(a.detach(), b.detach().cpu()) for a, b in zip(*pairs, strict=True)]
     return found
 

@@ -101,7 +101,8 @@ def resolve(model: nn.Module, facts: Facts, recipe: Recipe) -> Plan:
             if rule_name in left.values():  # one effect is enough
                 rule = {**rule, "optional": True}
             with _saying_what_was_folded(model):
-                hits = [n for n in layers if n not in facts.bn_of.values()] if rule.get("alone") else layers
+                alone = isinstance(rule, Mapping) and rule.get("alone")
+                hits = [n for n in layers if n not in facts.bn_of.values()] if alone else layers
                 touched = _apply_rule(rule_name, rule, table, hits, model, recipe, places, (wbits, abits), weighted)
             if rule.get("own_width"):
                 own_width |= {layer for layer, site in touched if site == "output"}

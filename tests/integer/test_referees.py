@@ -17,6 +17,7 @@ from qexp.results.run_folder import Record
 from qexp.run import datasets, integer_proof, pipeline
 from qexp.run.exporters import first
 from qexp.run.settings import Settings, read
+from qexp.run.trackers import Trackers
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -35,7 +36,7 @@ EXACT = [
 def exported(settings: Settings, path: Path, count: int) -> tuple[IntegerProgram, np.ndarray]:
     """Writes the file of a network that is quantized as a run would do; returns its program and test images."""
     data = datasets.load_data(settings.data.module)
-    run = pipeline.start(settings, data, Record(path.parent / "run"))
+    run = pipeline.start(settings, data, Record(path.parent / "run"), Trackers())
     pipeline.fold(run)
     pipeline.attach(run)
     pipeline.find_ranges(run)

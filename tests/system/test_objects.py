@@ -35,7 +35,10 @@ def test_partial_and_more_arguments():
         ({"width": 3}, "mapping with _target_"),
         ({"_target_": "nowhere_at_all.Net"}, "no module 'nowhere_at_all'"),
         ({"_target_": "torch.nn.Conv3000"}, "has no 'Conv3000'"),
-        ({"_target_": "torch.nn.ReLU", "inplac": True}, "takes no argument 'inplac'; allowed are inplace"),
+        (
+            {"_target_": "torch.nn.ReLU", "inplac": True},
+            "takes no argument 'inplac' (did you mean 'inplace'?); allowed are inplace",
+        ),
         ({"_target_": "torch.nn.Linear", "in_features": "abc", "out_features": 2}, "torch.nn.Linear raises TypeError"),
         (
             {"_target_": "builtins.dict", "deep": {"_target_": "torch.nn.Nothing"}},
