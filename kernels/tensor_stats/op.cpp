@@ -15,7 +15,7 @@ enum Moment {
 };
 constexpr bool is_extreme(int m) { return m == kMinimum || m == kMaximum; }
 
-// What is asked for: powers = all but the deviation, apart = the deviation from a center.
+// Which sums to compute: powers = all but the deviation, apart = the deviation from a center.
 template <bool powers, bool apart>
 struct Asked {
   static constexpr bool kPowers = powers, kApart = apart;
