@@ -14,7 +14,7 @@ import pytest
 from qexp_kernels import build
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = ("qexp", "conf", "kernels")
+FOLDERS = ("qexp", "conf", "kernels", "zoo", "examples")
 FILES = ("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "CITATION.cff", "run.py", "CHANGELOG.md")
 
 pytest.importorskip("setuptools", minversion="77", reason="the build needs it")
@@ -56,7 +56,7 @@ def wheel(clone, tmp_path_factory) -> Path:
 
 def test_the_wheel_carries_configuration_kernels_command_and_licence(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
-    for folder, inside in (("conf", "qexp/conf"), ("kernels", "qexp_kernels"), ("qexp", "qexp")):
+    for folder, inside in (("conf", "qexp/conf"), ("zoo", "qexp/zoo"), ("kernels", "qexp_kernels"), ("qexp", "qexp")):
         files = [path for path in (ROOT / folder).rglob("*") if path.is_file() and "kernels/kernels" not in str(path)]
         kept = [p for p in files if not {"__pycache__", "compiled"} & set(p.parts) and p.suffix not in (".so", ".pyc")]
         assert {f"{inside}/{p.relative_to(ROOT / folder)}" for p in kept} <= names
