@@ -34,7 +34,7 @@ __device__ __forceinline__ void write(const Place& p, int64_t i, double v) {
 __global__ void __launch_bounds__(kThreads) pass_kernel(Pass pass, Extent extent) {
   const int64_t stride = static_cast<int64_t>(gridDim.x) * blockDim.x;
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < extent.numel; i += stride) {
-    uint8_t between[kMost];
+    uint8_t between[kMost] = {};
     const auto value = [&](int64_t p) {
       return p < pass.places ? read(pass.place[p], i) : static_cast<double>(between[p - pass.places]);
     };
