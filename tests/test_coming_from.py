@@ -17,7 +17,7 @@ from qexp.run import pipeline
 
 PAGES = sorted((Path(__file__).parents[1] / "docs" / "pages" / "coming_from").glob("*.md"))
 QUIET = ["debug=fast", "n_calibrate=32", "trainer=cpu", "trainer.enable_progress_bar=false", "kernels=reference"]
-# what takes minutes even on few images, or is told in another test: searches, an export of a finished run
+# what takes minutes even on few images, or has a test of its own: searches, an export of a finished run
 ELSEWHERE = ("search=", "export=", "experiment=")
 
 

@@ -95,7 +95,7 @@ def settle(model: nn.Module, images: Any) -> None:
     for norm in norms:
         norm.momentum = 1.0
         norm.train()
-    with suppress(Exception):  # a norm of one value a channel has no statistics
+    with suppress(Exception):  # a norm of one value per channel has no statistics
         model.eval()
         for norm in norms:
             norm.train()

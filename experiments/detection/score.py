@@ -5,22 +5,18 @@ from __future__ import annotations
 import sys
 
 import torch
-from hydra import compose, initialize_config_dir
 
 import qexp
-from qexp.command.folders import CONF
-from qexp.command.root import register
+from qexp.command.compose import settings_of
 from qexp.run import training
 from qexp.run.datasets import load_data
-from qexp.run.settings import read
 
 
 @torch.no_grad()
 def main() -> None:
+    """Prints the score with its interval and the number of images."""
     folder, *words = sys.argv[1:]
-    register()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        settings = read(compose("config", words))
+    settings = settings_of(words)
     data = load_data(settings.data.module)
     network = qexp.load(folder).eval()
     task = training.task(settings, network)

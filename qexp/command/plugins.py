@@ -8,15 +8,10 @@ package itself where it has no `conf/`.
 from __future__ import annotations
 
 import os
-import sys
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
 from pathlib import Path
-
-from hydra.core.config_search_path import ConfigSearchPath
-from hydra.core.plugins import Plugins
-from hydra.plugins.search_path_plugin import SearchPathPlugin
 
 from qexp.errors import QexpError
 
@@ -67,22 +62,3 @@ def folder_of(plugin: EntryPoint) -> Path:
         )
     package = Path(places[0])
     return package / "conf" if (package / "conf").is_dir() else package
-
-
-class OwnFolders(SearchPathPlugin):
-    """Appends the folders to Hydra's search path, so that their files join the groups."""
-
-    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        for folder in own_folders():
-            search_path.append("qexp.plugins", f"file://{folder}")
-
-
-def register() -> None:
-    """Registers the folders with Hydra, and puts the folder where the user stands at the end of Python's path; twice changes nothing.
-
-    So `_target_: mypkg.nets.Net` finds a package that lies beside the user.
-    """
-    here = str(Path.cwd())
-    if here not in sys.path and "" not in sys.path:
-        sys.path.append(here)
-    Plugins.instance().register(OwnFolders)

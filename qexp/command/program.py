@@ -6,7 +6,6 @@ import importlib
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
-from pathlib import Path
 
 from qexp.command.commands import COMMANDS, called
 
@@ -18,9 +17,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The words after the program's name; None takes them from the command line.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    here = str(Path.cwd())
-    if here not in sys.path and "" not in sys.path:
-        sys.path.append(here)  # the user's own modules; last, so that none hides a library's
     first = words[0] if words else ""
     if first in COMMANDS:
         return importlib.import_module(COMMANDS[first].module).main(words[1:]) or 0

@@ -8,7 +8,7 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
-from qexp.command import commands, listing, plugins, resolvers, search_path, widths
+from qexp.command import commands, listing, resolvers, search_path, widths
 
 
 @dataclass
@@ -54,4 +54,3 @@ def register() -> None:
     resolvers.register()
     commands.register()
     search_path.register()
-    plugins.register()

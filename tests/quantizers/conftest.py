@@ -8,32 +8,18 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from qexp.calibration.site_stats import SiteStats
-from qexp.numerics.granularity import PerChannel, granularity
+from qexp.command.contracts import quantizer as contract
 from qexp.quantizers.base import Quantizer
-from qexp.statistics.stats import TensorStats
-from qexp.system.objects import make
 
 Make = Callable[..., Quantizer]
 
 
 def _build(spec: dict[str, Any], bits: int, x: Tensor, site: str, **changes: Any) -> Quantizer:
-    spec = {**spec, **changes}
-    axis = 0 if site in ("weight", "bias") else 1
-    shape = tuple(x.shape) if axis == 0 else (1, *x.shape[1:])
-    shared = granularity(spec.pop("granularity", "tensor"), axis)
-    return make(spec, as_partial=True)(bits=bits, shape=shape, granularity=shared)
+    return contract.built({**spec, **changes}, bits, x, site)
 
 
 def _fit(quantizer: Quantizer, x: Tensor, site: str) -> Quantizer:
-    if site in ("weight", "bias"):
-        quantizer.fit(TensorStats.of(x, quantizer.granularity))
-        return quantizer
-    seen = SiteStats(channel=TensorStats(PerChannel(1), 512))
-    seen.update(x, quantizer.collectors)
-    stats = seen.tensor if quantizer.granularity.axis is None else seen.channel
-    stats.extra = seen.extra
-    quantizer.fit(stats)
+    contract.fit(quantizer, x, site)
     return quantizer
 
 

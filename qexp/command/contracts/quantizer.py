@@ -88,15 +88,20 @@ def built(spec: Mapping[str, Any], bits: int, x: Tensor, site: str) -> Quantizer
 def fitted(spec: Mapping[str, Any], bits: int, x: Tensor, site: str) -> Quantizer:
     """Returns the quantizer, fitted on the tensor as calibration fits it."""
     q = built(spec, bits, x, site)
+    fit(q, x, site)
+    return q
+
+
+def fit(q: Quantizer, x: Tensor, site: str) -> None:
+    """Fits a quantizer on its tensor as calibration fits it, in place."""
     if site in CONSTANTS:
         q.fit(TensorStats.of(x, q.granularity))
-        return q
+        return
     seen = SiteStats(channel=TensorStats(PerChannel(1), 512))
     seen.update(x, q.collectors)
     stats = seen.tensor if q.granularity.axis is None else seen.channel
     stats.extra = seen.extra
     q.fit(stats)
-    return q
 
 
 def _broken(q: Quantizer, x: Tensor, spec: Mapping[str, Any], bits: int, site: str) -> Iterator[str]:
