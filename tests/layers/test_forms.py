@@ -100,3 +100,9 @@ def test_a_weight_of_the_call_is_the_module_s():
     weight = nn.Parameter(torch.ones(2, 3))
     made = form("linear", (torch.ones(1, 3), weight), {}).module()
     assert made.weight is weight and made.bias is None
+
+
+def test_a_batch_norm_of_the_call_holds_no_tensor_without_memory():
+    mean, var = torch.zeros(3), torch.ones(3)
+    made = form("batch_norm", (torch.ones(1, 3, 2, 2), mean, var), {}).module()
+    assert made.running_mean is mean and all(tensor.device.type == "cpu" for tensor in made.state_dict().values())
