@@ -75,7 +75,8 @@ class Form:
                 given = tensor if isinstance(tensor, nn.Parameter) else nn.Parameter(tensor, requires_grad=False)
                 module.register_parameter(name, given)
         for name, buffer in module._buffers.items():
-            if buffer is not None and buffer.device.type == "meta":  # no argument of the call: a batch norm's count of batches
+            # No argument of the call gives a batch norm's count of batches.
+            if buffer is not None and buffer.device.type == "meta":
                 module._buffers[name] = torch.zeros(buffer.shape, dtype=buffer.dtype)
         return module.eval()
 
