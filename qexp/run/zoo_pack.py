@@ -155,7 +155,9 @@ def _write(
         golden["scores"] = Reference(program).run(golden["codes"].astype(np.int64))
     scores, right = _scores(loaded, settings, program, sample)
     _as_recorded(run, row, settings, scores)
-    (place / zoo.GOLDEN).write_bytes(zoo.compressed(save({**golden, **right})))
+    (place / zoo.GOLDEN).write_bytes(
+        zoo.compressed(save({k: np.ascontiguousarray(v) for k, v in {**golden, **right}.items()}))
+    )
     card = _card(name, row, record, settings, data, scores, command) | {"published": dict(published or {}) or None}
     if program is None:
         card["no_program"] = why

@@ -227,3 +227,24 @@ def test_c_requantizes_as_runtimes_do(bits, deployed, tmp_path):
     assert any(op.kind == "requantize" and op.rounding == "float32" for op in lowered.program.ops)
     package.write(lowered.program, tmp_path / "p", images.numpy())
     assert package.check(tmp_path / "p")["differ"] == 0
+
+
+class Rows(nn.Module):
+    """Numbers `[N, 64, 5]` of images `[N, 3, 8, 8]`, one row per pixel, as detectors return them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 5, 3, padding=1)
+
+    def forward(self, x):
+        return self.conv(x).flatten(2).transpose(1, 2)
+
+
+@pytest.mark.parametrize("innermost", [False, True], ids=["plain", "channels_last"])
+def test_golden_codes_are_those_of_the_program_in_any_memory_layout(quantize, tmp_path, innermost):
+    model, images = quantize(Rows())
+    program = lower(model, images[:1]).program
+    given = images[:2].numpy()
+    given = np.ascontiguousarray(given.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2) if innermost else given
+    package.write(program, tmp_path / "p", given)
+    assert package.check(tmp_path / "p")["differ"] == 0
