@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from qexp.calibration.site_stats import Calibration, SiteStats
-from qexp.layers.quantized import float_class, quantized_layers, quantizers
+from qexp.layers.quantized import QUANTIZED, float_class, quantized_layers, quantizers
 from qexp.numerics.granularity import PerChannel, PerTensor
 from qexp.quantizers.base import Quantizer
 from qexp.results import identity
@@ -53,7 +53,9 @@ def content_hash(
     own = {id(t) for _, _, q in quantizers(model) for t in [*q.parameters(), *q.buffers()]}
     weights = {k: v for k, v in [*model.named_parameters(), *model.named_buffers()] if id(v) not in own}
     carried = {id(layer.site(site)) for _, layer in quantized_layers(model) for site in layer.sites}
-    modules = [(name, *behaviour(m)) for name, m in model.named_modules() if id(m) not in carried]
+    modules = [  # whether a module's tensors are watched changes when a later version can quantize its class
+        (name, *behaviour(m), float_class(m) in QUANTIZED) for name, m in model.named_modules() if id(m) not in carried
+    ]
     names = [c.name for c in collectors]
     sources = [code_of(model), identity.code(collectors)]
     text = json.dumps(

@@ -14,6 +14,7 @@ from torch import nn
 from qexp.calibration.cache import behaviour, content_hash, load_stats, save_stats
 from qexp.calibration.calibrate import calibrate, collect
 from qexp.layers import swap, unswap
+from qexp.layers.quantized import QUANTIZED
 from qexp.models.cifar_resnet import CifarResNet
 from qexp.quantizers.lsq import LSQ
 from qexp.quantizers.uniform import Uniform
@@ -204,6 +205,15 @@ def test_other_images_have_another_hash(model):
     regrouped = [torch.cat(BATCHES[:2]), BATCHES[2]]  # averaged ranges depend on the batches
     hashes = {base, *(content_hash(model, b, False) for b in (brighter, regrouped, BATCHES[:2], BATCHES[::-1]))}
     assert len(hashes) == 5 and content_hash(model, BATCHES, True) not in hashes
+
+
+def test_a_version_that_quantizes_more_classes_looks_anew(model, tmp_path, monkeypatch):
+    with monkeypatch.context() as older:
+        older.delitem(QUANTIZED, nn.Conv2d)
+        calibrate(model, BATCHES, cache_dir=tmp_path, progress=False)
+    put(model, Uniform)
+    calibrate(model, BATCHES, cache_dir=tmp_path, progress=False)
+    assert model.get_submodule("conv").input_quantizer.scale > 0
 
 
 def test_the_method_does_not_enter_the_hash(model):
