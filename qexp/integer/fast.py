@@ -64,18 +64,19 @@ class Fast(Machine):
         `keep` is called with name and codes (whole numbers, any dtype) of the watched tensors, at least.
         """
         codes = torch.as_tensor(codes)
-        tensors = {self.program.input: self._enters(codes)}
-        if keep:
-            keep(self.program.input, codes)
-        for i, (inputs, outputs, step) in enumerate(self.steps):
-            for output, y in zip(outputs, step(*(tensors[name] for name in inputs)), strict=True):
-                tensors[output] = y
-                if keep:
-                    keep(output, self.codes(output, y))
-            for name in inputs:
-                if self.last[name] == i and name != self.program.output:
-                    tensors.pop(name, None)
-        return tensors[self.program.output].long()
+        with torch.autocast(torch.device(self.device).type, enabled=False):  # which rounds sums in float32 to bfloat16
+            tensors = {self.program.input: self._enters(codes)}
+            if keep:
+                keep(self.program.input, codes)
+            for i, (inputs, outputs, step) in enumerate(self.steps):
+                for output, y in zip(outputs, step(*(tensors[name] for name in inputs)), strict=True):
+                    tensors[output] = y
+                    if keep:
+                        keep(output, self.codes(output, y))
+                for name in inputs:
+                    if self.last[name] == i and name != self.program.output:
+                        tensors.pop(name, None)
+            return tensors[self.program.output].long()
 
     def _enters(self, codes: Tensor) -> Tensor:
         """Returns the input as it is kept, with the channels innermost."""
