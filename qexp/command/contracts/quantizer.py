@@ -21,8 +21,7 @@ from qexp.system.objects import find, make
 SHAPES = {"weight": (4, 3, 3, 3), "bias": (6,)}
 ACTIVATION = (4, 3, 5, 5)
 CONSTANTS = {"weight": 0, "bias": 0}  # axis of the channels; 1 for activations
-EVERY = ("idempotent", "monotone", "half_step", "needs_calibration")
-EXPLAINED = {
+EXPLAINED = {  # each property, with the word by which a docstring says why it does not hold
     "idempotent": "idempotent",
     "monotone": "monoton",
     "half_step": "half a step",
@@ -54,9 +53,9 @@ def faults(spec: Mapping[str, Any], site: str) -> Iterator[str]:
                 return  # one fault at a time: others often follow from it
     yield from _refusals(kind, spec, site)
     said = " ".join((kind.__doc__ or "").split()).lower()
-    for promise in EVERY:
-        if promise not in kind.properties and EXPLAINED[promise] not in said:
-            yield f"{kind.__name__} does not promise {promise}, and its docstring does not say why ({EXPLAINED[promise]!r})"
+    for promise, word in EXPLAINED.items():
+        if promise not in kind.properties and word not in said:
+            yield f"{kind.__name__} does not promise {promise}, and its docstring does not say why ({word!r})"
 
 
 def tensors(site: str) -> Iterator[tuple[str, Tensor]]:
@@ -106,7 +105,15 @@ def fit(q: Quantizer, x: Tensor, site: str) -> None:
 
 def _broken(q: Quantizer, x: Tensor, spec: Mapping[str, Any], bits: int, site: str) -> Iterator[str]:
     """Yields what a fitted quantizer does wrong with its own tensor."""
-    before = x.clone()
+    yield from wrong_values(q, x)
+    yield from broken_promises(q, x)
+    yield from lost_state(q, built(spec, bits, x, site), x)
+    yield from wrong_gradients(q, x)
+
+
+def wrong_values(q: Quantizer, x: Tensor) -> Iterator[str]:
+    """Yields what is wrong with the values and codes that a fitted quantizer makes of a tensor."""
+    before, state = x.clone(), copy.deepcopy(q.state_dict())
     y, codes = q(x), q.codes(x)
     if y.shape != x.shape or y.dtype != x.dtype:
         yield f"forward returns {y.dtype} {list(y.shape)} for {x.dtype} {list(x.shape)}"
@@ -125,17 +132,16 @@ def _broken(q: Quantizer, x: Tensor, spec: Mapping[str, Any], bits: int, site: s
         yield "forward(x) differs from dequantize(codes(x))"
     if any(len(row.unique()) > q.levels for row in rows(y.detach())):
         yield f"forward returns more than its {q.levels} levels"
-    if "needs_calibration" in q.properties and not torch.equal(q(x), y):
+    if not torch.equal(q(x), y):
         yield "a second call returns something else"
-    yield from _promises(q, x, y)
-    yield from _state(q, x, y, spec, bits, site)
-    x = x.clone().requires_grad_()
-    (q(x) * torch.linspace(-1, 1, x.numel()).reshape(x.shape)).sum().backward()
-    if x.grad is None or not bool(torch.isfinite(x.grad).all()):
-        yield "its gradient is missing or not finite"
+    after = q.state_dict()
+    if "needs_calibration" in q.properties and not all(torch.equal(after[k], v) for k, v in state.items()):
+        yield "forward changes its scales or other state"
 
 
-def _promises(q: Quantizer, x: Tensor, y: Tensor) -> Iterator[str]:
+def broken_promises(q: Quantizer, x: Tensor) -> Iterator[str]:
+    """Yields each of its declared properties that a fitted quantizer does not have on a tensor."""
+    y = q(x)
     xr, yr = (q.granularity.rows(t.detach()).double() for t in (x, y))
     if "idempotent" in q.properties and not torch.equal(q(y), y):
         yield "it promises idempotent, and quantizes its own result to something else"
@@ -145,23 +151,39 @@ def _promises(q: Quantizer, x: Tensor, y: Tensor) -> Iterator[str]:
         scale, zero = _per_row(q.scale, len(xr)), _per_row(q.zero_point, len(xr))
         low, high = ((_per_row(limit, len(xr)) - zero) * scale for limit in q.limits)
         inside = (xr >= low) & (xr <= high)
-        if not bool(((xr - yr).abs() <= 0.5002 * scale + 2.0**-23 * xr.abs())[inside].all()):
+        rounded = 2.0**-23 * xr.abs()  # what float32 makes of a value that is millions of steps from zero
+        if not bool(((xr - yr).abs() <= 0.5002 * scale + rounded)[inside].all()):
             yield "it promises half_step, and has an error of more than half a step inside its range"
 
 
-def _state(q: Quantizer, x: Tensor, y: Tensor, spec: Mapping[str, Any], bits: int, site: str) -> Iterator[str]:
+def lost_state(q: Quantizer, fresh: Quantizer, x: Tensor) -> Iterator[str]:
+    """Yields each way to carry a quantizer's state that loses some of it or shares it; `fresh` is the same one, not yet fitted."""
+    q, y = copy.deepcopy(q), q(x)
     buffer = io.BytesIO()
     torch.save(q.state_dict(), buffer)
     buffer.seek(0)
-    fresh = built(spec, bits, x, site)
     fresh.load_state_dict(torch.load(buffer, weights_only=True), strict=True)
-    for how, other in (
-        ("loaded from its state_dict", fresh),
-        ("copied", copy.deepcopy(q)),
-        ("pickled", pickle.loads(pickle.dumps(q))),
-    ):
+    twin, pickled = copy.deepcopy(q), pickle.loads(pickle.dumps(q))
+    with torch.no_grad():
+        for t in [*q.parameters(), *q.buffers()]:
+            if t.is_floating_point():
+                t.mul_(3)  # what follows from it must not reach the others
+    for how, other in (("loaded from its state_dict", fresh), ("copied", twin), ("pickled", pickled)):
         if not torch.equal(other(x), y):
             yield f"{how} it returns something else"
+        limits = zip(other.limits, twin.limits)
+        if other.describe() != twin.describe() or not all(torch.equal(*map(torch.as_tensor, pair)) for pair in limits):
+            yield f"{how} it describes itself otherwise"
+
+
+def wrong_gradients(q: Quantizer, x: Tensor) -> Iterator[str]:
+    """Yields each gradient that a fitted quantizer does not give, or gives as NaN or infinity."""
+    x = x.detach().clone().requires_grad_()
+    (q(x) * torch.linspace(-1, 1, x.numel()).reshape(x.shape)).sum().backward()
+    learned = {f"of its parameter {name}": p for name, p in q.named_parameters() if p.requires_grad}
+    for name, t in {"of its tensor": x, **learned}.items():
+        if t.grad is None or not bool(torch.isfinite(t.grad).all()):
+            yield f"the gradient {name} is missing or not finite"
 
 
 def _refusals(kind: type[Quantizer], spec: Mapping[str, Any], site: str) -> Iterator[str]:
