@@ -48,6 +48,19 @@ def test_help_answers_without_loading_torch(words, tmp_path):
     assert started(cwd=tmp_path, program=("-c", code)).stdout.endswith("[]\n")
 
 
+@pytest.mark.parametrize(
+    ("given", "count"), [({}, "1000"), ({"GOMP_SPINCOUNT": "5"}, "5"), ({"OMP_WAIT_POLICY": "active"}, None)]
+)
+def test_threads_wait_briefly_unless_the_environment_says_otherwise(given, count, monkeypatch):
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    assert program.main(["frobnicate"]) == 2
+    assert os.environ.get("GOMP_SPINCOUNT") == count
+    os.environ.pop("GOMP_SPINCOUNT", None)
+
+
 def test_every_command_names_a_module_that_answers_help(tmp_path):
     for name in commands.COMMANDS:
         done = started(name, "--help", cwd=tmp_path)
