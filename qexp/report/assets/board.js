@@ -56,7 +56,7 @@ qexp.drawBoard = () => {
   qexp.order = rows.map((row) => row.index);
   const known = rows.filter((row) => row.status === "ok" && qexp.finite(row.ci_low) && qexp.finite(row.ci_high));
   // The bars show the top and the whole interval of the best point; with a point near chance, all others would shrink to a dash at the right.
-  const ends = known.reduce(([low, high], row) => [Math.min(low, row.ci_low), Math.max(high, row.ci_high)], [Infinity, -Infinity]);
+  const ends = [qexp.ends(known.map((row) => row.ci_low))[0], qexp.ends(known.map((row) => row.ci_high))[1]];
   const best = known.reduce((a, b) => (qexp.better(b, a) ? b : a), known[0]);
   const { share, sign } = qexp.measure(best);
   const reach = known.length ? Math.max(share ? 8 : 0.1 * (ends[1] - ends[0]), 2 * (sign > 0 ? ends[1] - best.ci_low : best.ci_high - ends[0])) : 0;

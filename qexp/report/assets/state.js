@@ -54,8 +54,10 @@ qexp.better = (one, other, name = "value") => qexp.measure(one).sign * (one[name
 qexp.basis = qexp.data.paired ? "5 %, McNemar's test on the same images, corrected for the number compared; seeds, runs without kept hits, and places after the first 1000 by their 95 % intervals" : "their 95 % intervals overlap";
 
 // A series is a method (with its schedule where that varies): one colour. A network is a marker where there are several.
-const seriesOf = (row) => [row.quant, several("schedule") ? row.schedule : null].filter(Boolean).join(" · ") || "none";
-const networkOf = (row) => ["study", "model", "dataset"].filter(several).map((name) => row[name]).filter(Boolean).join(" / ");
+// What varies is found once, not anew for each of thousands of rows.
+const schedules = several("schedule"), places = ["study", "model", "dataset"].filter(several);
+const seriesOf = (row) => [row.quant, schedules ? row.schedule : null].filter(Boolean).join(" · ") || "none";
+const networkOf = (row) => places.map((name) => row[name]).filter(Boolean).join(" / ");
 const VARIED = ["plan", "ends_bit", "rounding", "granularity", "bn", "add", "quantize_input", "n_calibrate", "n_eval", "weights", "kernels", "device"].filter(several);
 
 for (const row of [...qexp.rows, ...qexp.cells]) {
@@ -117,10 +119,13 @@ qexp.plain = (value) => {
 };
 qexp.columns = (names, records) => Object.fromEntries(names.map((name) => [name, records.map((record) => record[name])]));
 
+// The least and the greatest number; as arguments of one call, those of a hundred thousand points overflow the stack.
+qexp.ends = (values) => values.reduce(([low, high], x) => [Math.min(low, x), Math.max(high, x)], [Infinity, -Infinity]);
+
 // Sets an axis to hold the values with some room; `log` multiplies the room, `least` keeps one value from filling it.
 qexp.span = (range, values, { room = 0.06, log = false, least = 0 } = {}) => {
   const known = values.filter((x) => qexp.finite(x) && (!log || x > 0));
-  let [start, end] = known.length ? [Math.min(...known), Math.max(...known)] : [log ? 1 : 0, log ? 10 : 1];
+  let [start, end] = known.length ? qexp.ends(known) : [log ? 1 : 0, log ? 10 : 1];
   if (log) {
     const grow = Math.max((end / start) ** room, 1.15);
     [start, end] = [start / grow, end * grow];
