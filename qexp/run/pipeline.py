@@ -158,6 +158,7 @@ def start(settings: Settings, data: DataSet, record: Record, trackers: Trackers)
     """Returns the run with its calibration images and its float network, which is scored if it has been trained."""
     training.check_trainer(settings)
     kernels = load_kernels(settings.kernels)
+    devices.share_machine(settings.trainer)
     devices.set_products(settings.trainer)
     devices.lay_out_images(data, settings.trainer)
     training.seed(settings.seed)
