@@ -13,7 +13,8 @@ from bokeh.resources import INLINE
 
 from experiments.optimal_clip.study import BITS, PRIORS, allocation, curve, samples, tables
 from qexp.ranges.aciq import analytic_alpha, exact_alpha
-from qexp.report.style import PALETTE, card_figure, hover
+from qexp.report.colours import PALETTE
+from qexp.report.style import card_figure, hover
 
 _NAMES = {"gauss": "normal", "laplace": "Laplace"}
 

@@ -32,6 +32,7 @@ from qexp.passes.fold_bn import fold_bn
 from qexp.run import pipeline
 from qexp.run.settings import read
 from qexp.system.allocator import settle
+from qexp.system.objects import make
 
 PARTS = ("training step", "evaluation")
 
@@ -108,7 +109,7 @@ def main() -> None:
         common = [f"model={args.model}", "dataset=cifar10", f"bits={args.bits}"]
         configs = {q: compose("config", [*common, f"quant={q}"]) for q in args.quant.split(",")}
     torch.manual_seed(0)
-    model = pipeline.instantiate(next(iter(configs.values())).model.net).to(args.device)
+    model = make(read(next(iter(configs.values()))).network.net).to(args.device)
     layout = torch.contiguous_format if args.contiguous else torch.channels_last
     images = torch.randn(args.batch, *next(iter(configs.values())).model.input_size).contiguous(memory_format=layout)
     images, labels = images.to(args.device), torch.randint(0, 10, (args.batch,), device=args.device)

@@ -73,19 +73,16 @@ class Eight {
     std::memcpy(&v, from, sizeof v);
     const Doubles wide = __builtin_convertvector(v, Doubles);
     if constexpr (A::kPowers) {
-      const Values size = v < 0 ? -v : v;
       const Doubles square = wide * wide, positive = wide < 0 ? Doubles{} : wide;  // NaN stays
       sum_ += wide;
       squares_ += square;
       cubes_ += square * wide;
       fourths_ += square * square;
-      absolute_ += __builtin_convertvector(size, Doubles);
+      absolute_ += wide < 0 ? -wide : wide;
       positive_sum_ += positive;
       positive_squares_ += positive * positive;
       zeros_ -= v == 0;  // a comparison that holds is -1
       positives_ -= v > 0;
-      finite_ -= size < static_cast<C>(INFINITY);
-      nans_ -= v != v;
       low_ = v < low_ ? v : low_;
       high_ = v > high_ ? v : high_;
     }
@@ -95,13 +92,22 @@ class Eight {
     }
   }
 
-  // Adds what `steps` calls have summed: sum k to channel c + k * step.
-  void flush(int64_t steps, Moments& m, int64_t c, int64_t step) const {
+  // Adds what `steps` calls have summed, from x[0], x[apart], ...: sum k to channel c + k * step.
+  void flush(const C* x, int64_t apart, int64_t steps, Moments& m, int64_t c, int64_t step) const {
+    Masks nonfinite{}, nans{};
+    // Values that are not finite leave no finite sum of squares; so they are counted only where they may be.
+    for (int64_t r = 0; A::kPowers && r < steps && !finite_squares(); ++r) {
+      Values v;
+      std::memcpy(&v, x + r * apart, sizeof v);
+      const Values size = v < 0 ? -v : v;
+      nonfinite -= ~(size < static_cast<C>(INFINITY));
+      nans -= v != v;
+    }
     for (int k = 0; k < 8; ++k, c += step) {
       if constexpr (A::kApart) m.at(kDeviation, c) += deviation_[k];
       if constexpr (!A::kPowers) continue;
       m.at(kZeros, c) += zeros_[k];
-      m.at(kNonfinite, c) += static_cast<double>(steps - finite_[k]);
+      m.at(kNonfinite, c) += static_cast<double>(nonfinite[k]);
       m.at(kSum, c) += sum_[k];
       m.at(kSquares, c) += squares_[k];
       m.at(kCubes, c) += cubes_[k];
@@ -110,15 +116,21 @@ class Eight {
       m.at(kPositives, c) += positives_[k];
       m.at(kPositiveSum, c) += positive_sum_[k];
       m.at(kPositiveSquares, c) += positive_squares_[k];
-      m.minimum(c, nans_[k] ? NAN : static_cast<double>(low_[k]));
-      m.maximum(c, nans_[k] ? NAN : static_cast<double>(high_[k]));
+      m.minimum(c, nans[k] ? NAN : static_cast<double>(low_[k]));
+      m.maximum(c, nans[k] ? NAN : static_cast<double>(high_[k]));
     }
   }
 
  private:
+  bool finite_squares() const {
+    for (int k = 0; k < 8; ++k)
+      if (!(squares_[k] < INFINITY)) return false;
+    return true;
+  }
+
   Doubles sum_{}, squares_{}, cubes_{}, fourths_{}, absolute_{}, positive_sum_{}, positive_squares_{}, deviation_{};
   Doubles middle_;
-  Masks zeros_{}, positives_{}, finite_{}, nans_{};
+  Masks zeros_{}, positives_{};
   Values low_ = Values{} + static_cast<C>(INFINITY), high_ = -low_;
 };
 
@@ -151,7 +163,7 @@ void add_run(const C* x, int64_t n, C center, Moments& m, int64_t c) {
   Eight<A, C> sums(&center, 0);
   const int64_t steps = n / 8;
   for (int64_t r = 0; r < steps; ++r) sums.add(x + r * 8);
-  if (steps) sums.flush(steps, m, c, 0);
+  if (steps) sums.flush(x, 8, steps, m, c, 0);
   for (int64_t i = steps * 8; i < n; ++i) add_across<A>(x + i, 1, &center, m, c);
 }
 
@@ -162,7 +174,7 @@ void add_varying(const C* x, int64_t n, const C* center, Moments& m, int64_t cha
   for (int64_t first = 0; first < whole; first += 8) {
     Eight<A, C> sums(center + first, 1);
     for (int64_t r = 0; r < rows; ++r) sums.add(x + r * channels + first);
-    sums.flush(rows, m, first, 1);
+    sums.flush(x + first, channels, rows, m, first, 1);
   }
   for (int64_t r = 0; r < rows; ++r)
     add_across<A>(x + r * channels + whole, channels - whole, center + whole, m, whole);
@@ -173,24 +185,38 @@ void add_varying(const C* x, int64_t n, const C* center, Moments& m, int64_t cha
   }
 }
 
-// Bins of n elements; what is not counted gets the spare bin `bins`.
-template <class C, bool V>
+// Bins of n elements; what is not counted gets the spare bin `bins`. Positions are x / width, or with `times` x * width.
+template <class C, bool V, bool times = false>
 void find_bins(const C* __restrict x, int32_t* __restrict index, int64_t n, const C* __restrict first,
                const C* __restrict width, int64_t bins) {
   const C last = static_cast<C>(bins - 1);
   for (int64_t i = 0; i < n; ++i) {
-    const C at = std::floor(x[i] / width[V ? i : 0]) - first[V ? i : 0];
+    const C by = width[V ? i : 0], at = std::floor(times ? x[i] * by : x[i] / by) - first[V ? i : 0];
     const bool counted = (x[i] != C(0)) & (std::fabs(x[i]) < C(INFINITY)) & (at == at);
     const C inside = at > C(0) ? (at < last ? at : last) : C(0);
     index[i] = counted ? static_cast<int32_t>(inside) : static_cast<int32_t>(bins);
   }
 }
 
-// Counts kept by one worker. Neighbours go to different copies: two equal bins in a row need not wait for each other.
+// The same for elements that share one width. The inverse of a power of two is exact, so that a product, which takes a fraction of the
+// time of a division, has the bits of the quotient.
+template <class C>
+void find_bins_of_one(const C* x, int32_t* index, int64_t n, const C* first, const C* width, int64_t bins) {
+  int exponent = 0;
+  if (std::frexp(*width, &exponent) != C(0.5) || exponent < -120 || exponent > 120) {
+    find_bins<C, false>(x, index, n, first, width, bins);
+    return;
+  }
+  const C inverse = C(1) / *width;
+  find_bins<C, false, true>(x, index, n, first, &inverse, bins);
+}
+
+// Counts kept by one worker. Neighbours go to different copies: two equal bins in a row need not wait for each other. The copies of a
+// single channel fill at most about 16 KiB: with twice that, an element takes twice the time.
 class Counts {
  public:
   Counts(int64_t channels, int64_t bins)
-      : channels_(channels), bins_(bins), copies_(channels == 1 ? 4 : 1), stride_(bins + 1),
+      : channels_(channels), bins_(bins), copies_(channels > 1 ? 1 : bins > 1024 ? 2 : 4), stride_(bins + 1),
         data_(bins > 0 ? copies_ * channels * stride_ : 0, 0) {}
   uint32_t* row(int64_t channel, int copy) { return data_.data() + (channel * copies_ + copy) * stride_; }
 
@@ -260,7 +286,7 @@ void fill(const Tensor& x, const Walk& walk, const OptionalTensor& center, const
             if (!walk.varies) {
               add_run<A>(v, b.n, *centers.at(b.channel), partial[k], b.channel);
               if (bins == 0) return;
-              find_bins<C, false>(v, index, b.n, firsts.at(b.channel), widths.at(b.channel), bins);
+              find_bins_of_one<C>(v, index, b.n, firsts.at(b.channel), widths.at(b.channel), bins);
               counts[w].add_run(index, b.n, b.channel);
               return;
             }

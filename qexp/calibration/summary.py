@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -28,17 +29,24 @@ def summary(seen: Mapping[tuple[str, str], Any]) -> pd.DataFrame:
         tensor, channel = seen[layer, site].tensor, seen[layer, site].channel
         if tensor.empty:
             continue
-        row = {"layer": layer, "site": site, "count": int(tensor.count.sum())}
-        row |= {measure: _of(tensor, measure)[0] for measure in MEASURES}
-        if not channel.empty:
-            row["channels"] = channel.count.numel()
-        for measure in MEASURES if not channel.empty else ():
-            each = _of(channel, measure)
-            row |= {f"{measure}_channels_{end}": getattr(each, end)() for end in ("min", "mean", "max")}
-        rows.append({key: float(v) if hasattr(v, "dtype") else v for key, v in row.items()})
+        found = tensor.remember("summary", partial(_measures, tensor))
+        found = found | ({} if channel.empty else channel.remember("summary", partial(_over_channels, channel)))
+        rows.append({"layer": layer, "site": site, **found})
     ends = [f"{measure}_channels_{end}" for measure in MEASURES for end in ("min", "mean", "max")]
     table = pd.DataFrame(rows, columns=["layer", "site", "count", "channels", *MEASURES, *ends])
     return table.astype({"channels": "Int64"})
+
+
+def _measures(tensor: TensorStats) -> dict[str, float]:
+    return {"count": int(tensor.count.sum())} | {measure: float(_of(tensor, measure)[0]) for measure in MEASURES}
+
+
+def _over_channels(channel: TensorStats) -> dict[str, float]:
+    row: dict[str, float] = {"channels": channel.count.numel()}
+    for measure in MEASURES:
+        each = _of(channel, measure)
+        row |= {f"{measure}_channels_{end}": float(getattr(each, end)()) for end in ("min", "mean", "max")}
+    return row
 
 
 def _of(stats: TensorStats, measure: str) -> Tensor:

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import yaml
 from hydra.conf import HydraConf
@@ -18,13 +19,26 @@ _NAMED = ("model", "dataset", "quant", "schedule")  # groups whose `name` the ta
 
 def named(cfg: DictConfig, choices: Mapping[str, str | None]) -> DictConfig:
     """Returns the configuration in which each model, data set, recipe and schedule without a `name` gets the name of its file."""
+    for node, name in _unnamed(cfg, choices):
+        with read_write(node), open_dict(node):
+            node.name = name
+    return cfg
+
+
+def study_of(cfg: DictConfig, choices: Mapping[str, str | None]) -> str:
+    """Returns the name of a point's study, which may be named after models without a name too."""
+    if any(True for _ in _unnamed(cfg, choices)):
+        cfg = named(cfg.copy(), choices)  # not the job's own; a copy takes longer than all else here
+    return str(cfg.study)
+
+
+def _unnamed(cfg: DictConfig, choices: Mapping[str, str | None]) -> Iterator[tuple[DictConfig, str]]:
+    """Yields each model, data set, recipe and schedule without a `name`, and the name of its file."""
     for key, choice in choices.items():
         group, _, package = key.partition("@")
         node = None if group not in _NAMED or choice is None else _node(cfg, package or group)
         if isinstance(node, DictConfig) and "name" not in node:
-            with read_write(node), open_dict(node):
-                node.name = PurePosixPath(choice).name
-    return cfg
+            yield node, PurePosixPath(choice).name
 
 
 def _node(cfg: DictConfig, path: str) -> DictConfig | None:
@@ -67,13 +81,19 @@ def chosen_by(choices: Mapping[str, str | None], typed: Sequence[str], folders: 
     return found
 
 
+@cache  # as Hydra's choices of this process, which each point of a sweep asks for
+def _defaults(file: Path) -> list[Any]:
+    """Returns the defaults list of a configuration file."""
+    content = yaml.safe_load(file.read_text())
+    return (content.get("defaults") or []) if isinstance(content, dict) else []
+
+
 def _overrides(folders: Sequence[Path], group: str, choice: str) -> Iterator[tuple[str, str]]:
     """Yields the choices that a file and its defaults make for other groups."""
     file = next((path for folder in folders if (path := folder / group / f"{choice}.yaml").is_file()), None)
     if file is None:  # a pair of widths
         return
-    content = yaml.safe_load(file.read_text())
-    for entry in content.get("defaults") or [] if isinstance(content, dict) else []:
+    for entry in _defaults(file):
         if isinstance(entry, str) and entry != "_self_":
             path = entry.partition("@")[0]
             above, _, name = path.lstrip("/").partition("/") if path.startswith("/") else (group, "", path)

@@ -13,7 +13,7 @@ from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from qexp.command.chosen import named
+from qexp.command.chosen import study_of
 from qexp.command.sweeps import points_of
 from qexp.errors import QexpError
 from qexp.results import receipts
@@ -86,11 +86,9 @@ class StudyPage(Callback):
     def _study(self, config: DictConfig) -> Path:
         """Returns the study that a job wrote to: for an export, the study of the exported run."""
         if config.get("export") is None:
-            config = named(
-                config.copy(), config.hydra.runtime.choices
-            )  # the study is named after models without a name too
-            inside = not {"..", "."} & set(str(config.study).split("/")) and not str(config.study).startswith("/")
-            return Path(config.runs_dir) / (config.study if inside else "?")  # the run itself raises for other names
+            study = study_of(config, config.hydra.runtime.choices)
+            inside = not {"..", "."} & set(study.split("/")) and not study.startswith("/")
+            return Path(config.runs_dir) / (study if inside else "?")  # the run itself raises for other names
         self.exports = True
         return Path(str(config.weights)).parent
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+import pickle
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +16,7 @@ from hydra.experimental.callback import Callback
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
+from qexp.command.point_configs import PointConfigs
 from qexp.errors import QexpError
 
 SHOWN = 5  # greatest number of refused points that the error names
@@ -48,10 +49,11 @@ class CheckPoints(Callback):
     """Reads the settings of every point of a sweep before the first one runs: `-m seed=0,-1` is refused with no point run.
 
     The check covers what the configuration alone determines: types, bounds, choices, references to keys that do not exist. Composing a
-    point takes a tenth of a second. A sweeper that chooses points while it runs (Optuna's) has no points to check yet.
+    point takes hundredths of a second. A sweeper that chooses points while it runs (Optuna's) has no points to check yet.
     """
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        PointConfigs.install(GlobalHydra.instance().config_loader())
         try:
             every = points(config) or []
             refused = list(_refused(config, every))
@@ -90,7 +92,7 @@ def _told(refused: Sequence[tuple[Sequence[str], QexpError]], total: int) -> Ite
 
 def _task(composed: DictConfig) -> DictConfig:
     """Returns a configuration in the form of a run: without Hydra's own keys."""
-    config = copy.deepcopy(composed)
+    config = pickle.loads(pickle.dumps(composed))  # a third of the time of a deep copy
     with read_write(config), open_dict(config):
         del config["hydra"]
     return config
@@ -101,7 +103,7 @@ def _running(composed: DictConfig) -> Iterator[None]:
     """Makes `${hydra:...}` read, inside the block, a point's configuration, as it does when the point runs."""
     held = HydraConfig.instance()
     before = held.cfg
-    held.set_config(composed)
+    held.cfg = composed  # not `set_config`, which copies it
     try:
         yield
     finally:

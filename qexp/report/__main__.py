@@ -72,23 +72,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.serve:
             serve(args.studies, out, args.address, args.port)
             return 0
-        page = write_page(args.studies, out)  # first: it raises where there is no point, before anything is written
+        frames = {study: collect(study) for study in args.studies}
+        page = write_page(
+            args.studies, out, known=frames
+        )  # first: it raises where there is no point, before a table is written
         tables = []
         for study in args.studies:
             try:
-                tables += [write_results(study)] if any(study.glob("*/metrics.json")) else []
+                tables += [write_results(study, frames[study])] if any(study.glob("*/metrics.json")) else []
             except OSError as error:
                 if args.out is None:
                     raise
                 log.warning("%s stays as it is: %s", study / "results.csv", error)  # another user's file, or read-only
         if not args.quiet:
-            frames = [collect(study) for study in args.studies]
-            worst = {
-                point: worst_layer(study / point)
-                for study, frame in zip(args.studies, frames)
-                for point in frame.loc[frame["status"] == "ok", "point"]
-            }
-            print(closing_table(pd.concat(frames, ignore_index=True) if several else frames[0], worst), end="\n\n")
+            rows = pd.concat(frames.values(), ignore_index=True) if several else frames[args.studies[0]]
+            folders = {point: study / point for study, frame in frames.items() for point in frame["point"]}
+            print(closing_table(rows, lambda point: worst_layer(folders[point])), end="\n\n")
     except (QexpError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -6,7 +6,8 @@ from bokeh.palettes import Cividis256
 from bokeh.plotting import figure
 from bokeh.transform import linear_cmap
 
-from qexp.report.style import FONT, HALO, card_figure, empty, hover, tap
+from qexp.report.colours import FONT, HALO
+from qexp.report.style import card_figure, empty, hover, tap
 
 TIPS = [("", "@title"), ("mean", "@accuracy"), ("worse than float", "@drop"), ("seeds", "@seeds"), ("note", "@verdict")]
 

@@ -9,19 +9,11 @@ from pathlib import Path
 from string import Template
 
 import pandas as pd
-from bokeh.document import Document
-from bokeh.embed import components
-from bokeh.events import DocumentReady
-from bokeh.models import CustomJS
-from bokeh.resources import Resources
 
 from qexp.errors import QexpError
-from qexp.report import payload, style
-from qexp.report.cell_figures import cell_figures
-from qexp.report.overview_figures import overview_figures
-from qexp.report.point_figures import point_figures
+from qexp.report import colours, payload
+from qexp.report.figures import figures
 from qexp.report.point_pages import write_point_pages
-from qexp.report.search_figures import search_figures
 from qexp.results.table_csv import collect
 from qexp.system.whole_files import write_text
 
@@ -93,32 +85,22 @@ def render(df: pd.DataFrame, skipped: Sequence[str] = (), budget: int = payload.
         "skipped": list(skipped),
         "layers": built["layers"],
         "histograms": built["histograms"],
-        "palette": style.PALETTE,
-        "markers": style.MARKERS,
-        "sites": {"weight": style.WEIGHT, "input": style.INPUT},
+        "palette": colours.PALETTE,
+        "markers": colours.MARKERS,
+        "sites": {"weight": colours.WEIGHT, "input": colours.INPUT},
     }
-    script, roots = _plots()
+    drawn = figures()
     values = {
         "title": html.escape(" + ".join(studies)),
         "style": _asset("page.css"),
-        "bokeh": Resources(mode="inline", components=["bokeh"], log_level="warn").render_js(),
+        "bokeh": drawn.library,
         "data": built["data"],
         "about": payload.dump(about),
         "page": "\n".join(_asset(f"{name}.js") for name in SCRIPTS),
-        "plots": script,
-        **{f"plot_{name}": div for name, div in roots.items()},
+        "plots": drawn.script,
+        **{f"plot_{name}": div for name, div in drawn.roots.items()},
     }
     return Template(_asset("page.html")).substitute(values)
-
-
-def _plots() -> tuple[str, dict[str, str]]:
-    """Returns the script that builds all figures as one document, and the element of each."""
-    document = Document()
-    figures = [*overview_figures(), *cell_figures(), *point_figures(), *search_figures()]
-    for fig in figures:
-        document.add_root(fig)
-    document.js_on_event(DocumentReady, CustomJS(code="window.qexp.start()"))
-    return components({fig.name: fig for fig in figures})
 
 
 def _asset(name: str) -> str:

@@ -110,7 +110,10 @@ def _failed(study: Path, flag: str = "status") -> list[Path]:
     found = []
     for path in study.glob("*/metrics.json"):
         try:
-            metrics = json.loads(path.read_text(encoding="utf-8"))
+            content = path.read_bytes()
+            if b'"failed"' not in content:  # parsing the records of a large study takes seconds
+                continue
+            metrics = json.loads(content.decode("utf-8"))
         except (OSError, ValueError, RecursionError):
             continue
         if isinstance(metrics, dict) and metrics.get("status") == "failed" and metrics.get(flag):

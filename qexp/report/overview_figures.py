@@ -4,7 +4,8 @@ from bokeh.core.properties import value
 from bokeh.models import ColumnDataSource, CustomJSTickFormatter, FixedTicker, LabelSet, Range1d
 from bokeh.plotting import figure
 
-from qexp.report.style import FONT, HALO, RING, card_figure, empty, hover, tap
+from qexp.report.colours import FONT, HALO, RING
+from qexp.report.style import card_figure, empty, hover, tap
 
 TIPS = [
     ("", "@title"),

@@ -7,7 +7,7 @@ column and every histogram is stored once, in a pool, and points refer to it by 
 import json
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -76,21 +76,17 @@ def build(df: pd.DataFrame, budget: int = BUDGET) -> dict[str, Any]:
     df = rank(df, correct)
     cells = aggregate_seeds(df)
     cells["near"] = near(cells, df, correct)
-    shown = df.drop(columns=list(HIDDEN & set(df.columns)))
-    rows, of_rows = _shared([_record(row) for row in shown.to_dict("records")])
-    cells, of_cells = _shared([_record(cell) for cell in cells.to_dict("records")])
     head = {
-        "common": {"rows": of_rows, "cells": of_cells},
-        "rows": rows,
-        "cells": cells,
+        "rows": packed(df.drop(columns=list(HIDDEN & set(df.columns)))),
+        "cells": packed(cells),
         "references": [_record(one) for one in float_references(df).to_dict("records")],
         "paired": bool(correct),
     }
     pool = Pool()
     points: list[dict[str, Any]] = [{} for _ in range(len(df))]
-    worth = df["value"] * np.array([Measure.of(row).sign for row in df.to_dict("records")])
+    worth = df["value"] * np.array([measure.sign for measure in _measures(df)])
     order = df.assign(worth=worth).sort_values(["rank_low", "worth"], ascending=[True, False], kind="stable").index
-    folders = {i: Path(df.at[i, "study_dir"]) / df.at[i, "point"] for i in range(len(df))}
+    folders = [Path(study, point) for study, point in zip(df["study_dir"], df["point"])]
     used = len(dump(head))
     embedded = {}
     for name, read, share in READERS:
@@ -152,8 +148,22 @@ def near(cells: pd.DataFrame, df: pd.DataFrame, correct: Mapping[int, np.ndarray
 
 def _correct(df: pd.DataFrame) -> dict[int, np.ndarray]:
     """Returns which images each row's point got right, where its folder holds this."""
-    kept = {i: run_folder_read.read_correct(Path(df.at[i, "study_dir"]) / df.at[i, "point"]) for i in df.index}
-    return {i: hits for i, hits in kept.items() if hits is not None}
+    folders = zip(df.index, df["study_dir"], df["point"])
+    kept = ((i, run_folder_read.read_correct(Path(study, point))) for i, study, point in folders)
+    return {i: hits for i, hits in kept if hits is not None}
+
+
+def _measures(df: pd.DataFrame) -> list[Measure]:
+    """Returns the measure of each row."""
+    names = [name for name in ("metric", "metric_label", "unit", "is_share", "higher_is_better") if name in df]
+    known: dict[tuple, Measure] = {}
+    found = []
+    for values in zip(*(df[name] for name in names)):
+        key = tuple((type(value), str(value)) for value in values)
+        if key not in known:
+            known[key] = Measure.of(dict(zip(names, values)))
+        found.append(known[key])
+    return found if names else [Measure.of({})] * len(df)
 
 
 def dump(value: Any) -> str:
@@ -206,17 +216,64 @@ def _record(row: dict[str, Any]) -> dict[str, Any]:
     return {**clean, "width": wording.width(row)}
 
 
-def _shared(records: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Returns the records without what all of them hold, and that: a sweep changes few of the fields."""
-    if len(records) < 2:
-        return records, {}
-    common = {name: value for name, value in records[0].items() if all(_holds(other, name, value) for other in records)}
-    return [{name: value for name, value in record.items() if name not in common} for record in records], common
+def packed(df: pd.DataFrame) -> dict[str, Any]:
+    """Returns the rows of a table in a form that the page unpacks: thousands of points differ in few fields.
+
+    `length` is the number of rows; `common` holds what is the same in all of them, where there are several; `columns` holds the other
+    columns, a gap as null. A column of few different values is `{"of": the values, "at": the place of each row's in them, -1 for a gap}`.
+    """
+    columns = {str(name): _tidied(df[name].tolist()) for name in df} | {"width": _widths(df)}
+    common = {name: values[0] for name, values in columns.items() if len(df) > 1 and _is_one(values)}
+    kept = {name: values for name, values in columns.items() if name not in common}
+    coded = {name: _coded(values) for name, values in kept.items() if any(value is not None for value in values)}
+    return {"length": len(df), "common": common, "columns": coded}
 
 
-def _holds(record: dict[str, Any], name: str, value: Any) -> bool:
-    found = record.get(name)
-    return type(found) is type(value) and found == value
+def _tidied(values: list[Any]) -> list[Any]:
+    """Returns a column's values in a form for JSON, empty ones as gaps; each distinct value is converted once."""
+    known: dict[tuple[type, Any], Any] = {}
+    out = []
+    for value in values:
+        key = _key(value)
+        if key not in known:
+            clean = tidy(value)
+            known[key] = None if clean in ("", []) else clean
+        out.append(known[key])
+    return out
+
+
+def _widths(df: pd.DataFrame) -> list[str]:
+    """Returns the widths of each row in words."""
+    names = [name for name in wording.WIDTHS if name in df]
+    known: dict[str, str] = {}
+    out = []
+    for values in zip(*(df[name] for name in names)) if names else [()] * len(df):
+        key = repr(values)
+        if key not in known:
+            known[key] = wording.width(dict(zip(names, values)))
+        out.append(known[key])
+    return out
+
+
+def _is_one(values: list[Any]) -> bool:
+    """Returns whether all values of a column are the same one; 1 and true are not."""
+    first = values[0]
+    return first is not None and all(type(value) is type(first) and value == first for value in values)
+
+
+def _coded(values: list[Any]) -> list[Any] | dict[str, list[Any]]:
+    """Returns a column as it is, or by the places of its different values where these are few."""
+    keys = [_key(value) for value in values]
+    of = {key: value for key, value in zip(keys, values) if value is not None}
+    if len(values) < 20 or len(of) > len(values) // 2:
+        return values
+    places = {key: i for i, key in enumerate(of)}
+    return {"of": list(of.values()), "at": [places.get(key, -1) for key in keys]}
+
+
+def _key(value: Any) -> tuple[type, Any]:
+    """Returns what tells a value from others: 1 and true are equal, lists cannot be looked up."""
+    return type(value), value if isinstance(value, Hashable) else repr(value)
 
 
 def _layers(folder: Path, pool: Pool) -> dict[str, int] | None:

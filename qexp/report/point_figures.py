@@ -3,7 +3,8 @@
 from bokeh.models import BoxAnnotation, CustomJSTickFormatter, FactorRange, NumeralTickFormatter, Range1d
 from bokeh.plotting import figure
 
-from qexp.report.style import ALARM, INPUT, card_figure, empty, hover, legend_above, tap
+from qexp.report.colours import ALARM, INPUT
+from qexp.report.style import card_figure, empty, hover, legend_above, tap
 
 
 def point_figures() -> list[figure]:

@@ -4,7 +4,8 @@ from bokeh.core.properties import value
 from bokeh.models import CustomJSTickFormatter, FactorRange, NumeralTickFormatter, Range1d
 from bokeh.plotting import figure
 
-from qexp.report.style import FONT, HALO, card_figure, empty, hover, legend_above
+from qexp.report.colours import FONT, HALO
+from qexp.report.style import card_figure, empty, hover, legend_above
 
 
 def search_figures() -> list[figure]:

@@ -1,4 +1,4 @@
-"""The style of the page's figures: palette, markers, an empty figure that fills its card.
+"""The style of the page's figures: an empty figure that fills its card, its axes, tooltips and clicks.
 
 Colours that depend on light or dark (text, axes, grid) are set in the browser from the page's own style sheet.
 """
@@ -8,13 +8,7 @@ from typing import Any
 from bokeh.models import ColumnDataSource, CustomJS, HoverTool, ResetTool, TapTool, WheelZoomTool
 from bokeh.plotting import figure
 
-# Okabe and Ito (2008), distinguishable with every common colour vision; black is left to the float reference.
-PALETTE = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#B3A100")
-MARKERS = ("circle", "square", "triangle", "diamond", "inverted_triangle", "hex", "star")
-WEIGHT, INPUT, ALARM = "#0072B2", "#E69F00", "#D55E00"
-# Stand-ins: the page replaces them by its card colour and its text colour, in light and in dark.
-HALO, RING = "white", "black"
-FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
+from qexp.report.colours import FONT
 
 
 def card_figure(name: str, x: str, y: str, height: int = 340, **options: Any) -> figure:

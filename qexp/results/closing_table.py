@@ -1,7 +1,7 @@
 """The short plain-text table at the end of a run or a sweep."""
 
 import textwrap
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -31,7 +31,7 @@ WORDS = ("study", "schedule", "weights")  # columns whose values need no name be
 
 def closing_table(
     df: pd.DataFrame,
-    worst: Mapping[str, str] | None = None,
+    worst: Callable[[str], str] | None = None,
     limit: int = 30,
     correct: Mapping[str, np.ndarray] | None = None,
     marked: Collection[str] = (),
@@ -42,7 +42,7 @@ def closing_table(
 
     Args:
         df: the table that `collect` returned.
-        worst: point -> text about its worst layer, for an extra column.
+        worst: Returns a text about a point's worst layer, for an extra column.
         limit: greatest number of configurations to print; the most accurate ones are printed.
         correct: point -> which images it got right; with it, a line names the cells that do not differ significantly from the best one.
         marked: Points whose lines begin with `>`: those of the command that prints the table; they are never left out.
@@ -52,7 +52,9 @@ def closing_table(
     blocks = []
     for (model, dataset, _), group in df.groupby(["model", "dataset", "metric"], dropna=False, sort=False):
         measure = Measure.of(group.iloc[0])
-        for extra in (worst, {}) if worst else ({},):  # without the extra column if it leaves too little room for names
+        for extra in (
+            (worst, None) if worst else (None,)
+        ):  # without the extra column if it leaves too little room for names
             head = [
                 "method",
                 "bits",
@@ -74,18 +76,21 @@ def closing_table(
     return "\n\n".join(blocks)
 
 
-def _lines(group: pd.DataFrame, worst: Mapping[str, str], limit: int, marked: Collection[str] = ()) -> list[list[str]]:
+def _lines(
+    group: pd.DataFrame, worst: Callable[[str], str] | None, limit: int, marked: Collection[str] = ()
+) -> list[list[str]]:
     """Returns the cells of one network's lines: float, the configurations in the order of the table, the number left out."""
     cells, measure = aggregate_seeds(group), Measure.of(group.iloc[0])
     if cells.empty:
         return []
     varied = [name for name in VARIED if name in cells and cells[name].nunique(dropna=False) > 1]
     lines = _float_lines(group, bool(worst))
-    mine = [bool(set(marked) & set(group.loc[rows, "point"])) for rows in cells["rows"]]
+    mine = set(group.index[group["point"].isin(set(marked))])
     worth = cells["mean"] * measure.sign
-    best = worth.nlargest(limit).index
+    best = set(worth.nlargest(limit).index)
     order = worth.sort_values(ascending=False).index
-    shown = cells.loc[[i for i in order if i in best or mine[cells.index.get_loc(i)]]] if len(cells) > limit else cells
+    kept = [i for i in order if i in best or mine & set(cells.at[i, "rows"])] if len(cells) > limit else []
+    shown = cells.loc[kept] if kept else cells
     for cell in shown.to_dict("records"):
         points = group.loc[cell["rows"]]
         # points without a plan have none
@@ -103,7 +108,7 @@ def _lines(group: pd.DataFrame, worst: Mapping[str, str], limit: int, marked: Co
             measure.number(drop) if drop == drop else "-",
         ]
         if worst:
-            line.append(_cut(worst.get(points["point"].iloc[0]) or "-", 30))
+            line.append(_cut(worst(points["point"].iloc[0]) or "-", 30))
         lines.append([*line, wording.seconds(_seconds(points))])
     return lines if shown is cells else [*lines, [f"the best {limit} of {len(cells)}; all are in results.csv"]]
 
@@ -115,13 +120,14 @@ def _noise(group: pd.DataFrame, correct: Mapping[str, np.ndarray]) -> str:
     if found is None:
         return ""
     best, tied = found
-    name = {i: f"{_text(cells.at[i, 'quant'])} {wording.width(dict(cells.loc[i]))}" for i in (best, *tied)}
-    measure = Measure.of(group.iloc[0])
+    measure, means = Measure.of(group.iloc[0]), cells["mean"].to_dict()
+    nearest = sorted(tied, key=lambda i: -measure.sign * means[i])[:6]
+    name = {i: f"{_text(cells.at[i, 'quant'])} {wording.width(dict(cells.loc[i]))}" for i in (best, *nearest)}
     known = [correct.get(point) is not None for point in group["point"]]
     how = "5 %, paired on the same images" if any(known) else "their 95 % intervals overlap or not"
     if not tied:
         return f"\n\nbest: {name[best]}; every other is {'below' if measure.higher_is_better else 'above'} it beyond chance ({how})"
-    listed = ", ".join(name[i] for i in sorted(tied, key=lambda i: -measure.sign * cells.at[i, "mean"])[:6])
+    listed = ", ".join(name[i] for i in nearest)
     more = f" and {len(tied) - 6} more" if len(tied) > 6 else ""
     text = f"best: {name[best]}; the distance of these from it may be chance ({how}): {listed}{more}"
     return "\n\n" + "\n".join(textwrap.wrap(text, WIDTH))

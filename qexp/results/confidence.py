@@ -12,6 +12,7 @@ import pandas as pd
 from qexp.results.measure import Measure
 
 Z95 = 1.959963984540054
+PAIRED = 1000  # entries that are ranked by their answers to the same images, each against each
 # Student's t, 97.5 % quantile for 1..30 degrees of freedom; studies rarely have more than a few seeds.
 T95 = (
     *(12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281),
@@ -149,9 +150,9 @@ def ties(cells: pd.DataFrame, points: pd.DataFrame, correct: Mapping[str, np.nda
     measure = Measure.of(points.loc[cells["rows"].iloc[0][0]])
     best = (cells["mean"] * measure.sign).idxmax()
     ends = (cells[name].to_numpy(float) for name in ("mean", "ci_low", "ci_high"))
-    sure = surely_better(*upwards(*ends, measure), hits_of(cells, points, correct))
     place = list(cells.index).index(best)
-    return best, [index for i, index in enumerate(cells.index) if i != place and not sure[place, i]]
+    sure = surely_better(*upwards(*ends, measure), hits_of(cells, points, correct), of=[place])[0]
+    return best, [index for i, index in enumerate(cells.index) if i != place and not sure[i]]
 
 
 def upwards(
@@ -169,11 +170,10 @@ def hits_of(cells: pd.DataFrame, points: pd.DataFrame, correct: Mapping[str, np.
 def seed_columns(df: pd.DataFrame) -> pd.DataFrame:
     """Returns `seeds, seed_mean, seed_sd, seed_ci_low, seed_ci_high` of the cell each row belongs to; gaps where it has one seed."""
     names = {"n": "seeds", "mean": "seed_mean", "sd": "seed_sd", "ci_low": "seed_ci_low", "ci_high": "seed_ci_high"}
-    out = pd.DataFrame(math.nan, index=df.index, columns=list(names.values()))
-    for cell in aggregate_seeds(df).to_dict("records"):
-        if cell["n"] > 1:
-            out.loc[cell["rows"]] = [cell[name] for name in names]
-    return out.astype({"seeds": "Int64"})
+    cells = aggregate_seeds(df)
+    several = cells[cells["n"] > 1].explode("rows") if len(cells) else cells
+    out = several[list(names)].set_axis(pd.Index(several["rows"], dtype=df.index.dtype)).rename(columns=names)
+    return out.reindex(df.index).astype(float).astype({"seeds": "Int64"})
 
 
 def float_references(df: pd.DataFrame) -> pd.DataFrame:
@@ -219,6 +219,8 @@ def surely_better(
     low: Sequence[float],
     high: Sequence[float],
     hits: Sequence[np.ndarray | None] | None = None,
+    of: Sequence[int] | None = None,
+    others: int | None = None,
 ) -> np.ndarray:
     """Returns `[n, n]` booleans: whether entry i is better than entry j beyond chance.
 
@@ -230,20 +232,31 @@ def surely_better(
         value: Scores of which more is better, see `upwards`.
         low, high: Their intervals; an unknown one (NaN) counts as the value itself.
         hits: Which images each got right, booleans `[images]`, or None.
+        of: The entries i to compare with all others; all by default.
+        others: Number of others that an entry is compared with, where these entries are only some of them.
     """
-    low = np.where(np.isnan(np.asarray(low, float)), value, low)
-    high = np.where(np.isnan(np.asarray(high, float)), value, high)
-    sure = low[:, None] > high[None, :]
+    low, high = _known_ends(value, low, high)
+    rows = np.arange(len(low)) if of is None else np.asarray(of)
+    sure = low[rows, None] > high[None, :]
+    others = len(low) - 1 if others is None else others
     images: dict[int, list[int]] = {}
     for i, hit in enumerate(hits or ()):
         if hit is not None and len(hit):
             images.setdefault(len(hit), []).append(i)
     for group in images.values():
-        if len(group) > 1:
+        mine = np.flatnonzero(np.isin(rows, group))
+        if len(group) > 1 and len(mine):
             right = np.stack([hits[i] for i in group]).astype(np.float32)
-            only = np.rint(right @ (1 - right).T).astype(int)  # [i, j]: images that i got right and j did not
-            sure[np.ix_(group, group)] = _beyond_chance(only, only.T, len(low) - 1)
+            ours = right[np.searchsorted(group, rows[mine])]
+            won = np.rint(ours @ (1 - right).T).astype(int)  # [i, j]: images that i got right and j did not
+            lost = np.rint((1 - ours) @ right.T).astype(int)
+            sure[np.ix_(mine, group)] = _beyond_chance(won, lost, others)
     return sure
+
+
+def _known_ends(value: Sequence[float], low: Sequence[float], high: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the ends of intervals; the value itself where one is unknown."""
+    return tuple(np.where(np.isnan(np.asarray(end, float)), value, end) for end in (low, high))
 
 
 def _beyond_chance(won: np.ndarray, lost: np.ndarray, comparisons: int) -> np.ndarray:
@@ -252,8 +265,10 @@ def _beyond_chance(won: np.ndarray, lost: np.ndarray, comparisons: int) -> np.nd
     critical = NormalDist().inv_cdf(1 - 0.025 / comparisons)
     z = (won - lost - 1) / np.sqrt(np.maximum(total, 1))
     sure = z > critical
-    for i, j in np.argwhere((won > lost) & ((total < 50) | (np.abs(z - critical) < 0.5))):
-        sure[i, j] = sign_test(int(won[i, j]), int(lost[i, j])) * comparisons < 0.05
+    near = (won > lost) & ((total < 50) | (np.abs(z - critical) < 0.5))
+    pairs, place = np.unique(np.stack([won[near], lost[near]]), axis=1, return_inverse=True)  # few of them differ
+    tested = [sign_test(a, b) * comparisons < 0.05 for a, b in pairs.T.tolist()]
+    sure[near] = np.array(tested, dtype=bool)[place.reshape(-1)]
     return sure
 
 
@@ -263,6 +278,25 @@ def rank_ranges(
     high: Sequence[float],
     hits: Sequence[np.ndarray | None] | None = None,
 ) -> list[tuple[int, int]]:
-    """Returns the best and the worst rank (1 = highest value, see `upwards`) of each entry, from `surely_better`."""
-    sure = surely_better(value, low, high, hits)
-    return [(int(above) + 1, len(sure) - int(below)) for above, below in zip(sure.sum(0), sure.sum(1))]
+    """Returns the best and the worst rank (1 = highest value, see `upwards`) of each entry, from `surely_better`.
+
+    Of more than `PAIRED` entries, the best ones are compared with each other in this way, and all other pairs by their intervals, so
+    that the time grows with the entries and not with their square.
+    """
+    value = np.asarray(value, float)
+    low, high = _known_ends(value, low, high)
+    best = np.argsort(-value, kind="stable")[:PAIRED]
+    above, below = _by_intervals(low, high)
+    above_best, below_best = _by_intervals(low[best], high[best])
+    sure = surely_better(
+        value[best], low[best], high[best], None if hits is None else [hits[i] for i in best], others=len(value) - 1
+    )
+    above[best] += sure.sum(0) - above_best
+    below[best] += sure.sum(1) - below_best
+    return [(int(more) + 1, len(value) - int(less)) for more, less in zip(above, below)]
+
+
+def _by_intervals(low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the number of entries whose whole interval lies above each one's, and the number of those below."""
+    above = len(low) - np.searchsorted(np.sort(low), high, side="right")
+    return above, np.searchsorted(np.sort(high), low, side="left")

@@ -159,9 +159,15 @@ def _file(name: str) -> Path | None:
     module = sys.modules.get(name)
     if module is not None:
         file = getattr(module, "__file__", None) or getattr(getattr(module, "__spec__", None), "origin", None)
-        return Path(file) if file and Path(file).is_file() else None
+        return _present(file) if file else None
     spec = _spec(name)
     return Path(spec.origin) if spec is not None and spec.origin and Path(spec.origin).is_file() else None
+
+
+@cache  # of a loaded module, whose code stays what it was when the file is removed
+def _present(file: str) -> Path | None:
+    path = Path(file)
+    return path if path.is_file() else None
 
 
 def _spec(name: str) -> Any:

@@ -137,7 +137,8 @@ def write_results(study_dir: str | Path, points: pd.DataFrame | None = None) -> 
     df = collect(study_dir) if points is None else points
     path = Path(study_dir) / "results.csv"
     several = seed_columns(df).dropna(how="all", axis="columns")
-    return write_text(path, df.map(_cell).join(several).to_csv(index=False))
+    texts = df.assign(**{name: df[name].map(_cell) for name in df if df[name].dtype == object})
+    return write_text(path, texts.join(several).to_csv(index=False))
 
 
 def _cell(value: Any) -> Any:

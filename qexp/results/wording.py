@@ -57,6 +57,10 @@ def bits(spec: Any, mean: Any) -> str:
     return "mixed" if text.startswith(("[", "{")) else text if len(text) <= 20 else f"{text[:19]}…"
 
 
+# The columns that `width` reads.
+WIDTHS = ("layer_wbit", "layer_abit", "mean_wbit", "mean_abit", "plan", "quant", "quantized_macs")
+
+
 def width(row: Mapping[str, Any]) -> str:
     """Returns the widths of a point in the form `W4A8`; for a run with a plan that failed before its bits were known, the plan."""
     if row.get("layer_wbit") == PLAN and not is_number(row.get("mean_wbit")):

@@ -17,19 +17,17 @@ log = logging.getLogger(__name__)
 
 
 @contextmanager
-def products(settings: Settings, model: nn.Module, example: Tensor) -> Iterator[None]:
-    """Computes the products of a quantized network on codes inside the block, if the settings ask for it; prints which."""
-    if settings.integers.evaluate == "float" or not any(True for _ in quantized_layers(model)):
-        yield
+def products(settings: Settings, model: nn.Module, example: Tensor) -> Iterator[dict[str, Any]]:
+    """Computes the products of a quantized network on codes inside the block, if the settings ask for it; prints which.
+
+    Yields what the record says: nothing for an evaluation in float, else the share of products on codes, in percent.
+    """
+    if settings.integers.evaluate == "float":
+        yield {}
+        return
+    if not any(True for _ in quantized_layers(model)):
+        yield {"evaluate": "codes", "products_on_codes": 0.0}
         return
     with on_codes(model, example) as found:
         log.info("evaluate=codes: %s", found.line())
-        yield
-
-
-def finding(settings: Settings, model: nn.Module, example: Tensor) -> dict[str, Any]:
-    """Returns what the record says: nothing for an evaluation in float, else the share of products on codes, in percent."""
-    if settings.integers.evaluate == "float":
-        return {}
-    with on_codes(model, example) as found:
-        return {"evaluate": "codes", "products_on_codes": round(100 * found.share, 2)}
+        yield {"evaluate": "codes", "products_on_codes": round(100 * found.share, 2)}

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +17,8 @@ from qexp.data.contract import DataSet
 from qexp.errors import QexpError
 from qexp.run.settings import Settings, TrainerOptions
 from qexp.system import ranks
+
+_threads_before: list[int] = []  # the process's own, while a point's are set
 
 
 def device_name(trainer: TrainerOptions) -> str:
@@ -35,6 +40,20 @@ def set_products(trainer: TrainerOptions) -> None:
     """
     torch.backends.cudnn.allow_tf32 = trainer.tf32
     torch.backends.cuda.matmul.allow_tf32 = trainer.tf32
+
+
+def share_machine(trainer: TrainerOptions) -> None:
+    """Sets the threads of this process and how far it stands back behind other work; no priority is ever raised again."""
+    if trainer.threads:
+        _threads_before.append(torch.get_num_threads())
+        torch.set_num_threads(trainer.threads)
+    elif _threads_before:  # an earlier point of the sweep has changed them
+        torch.set_num_threads(_threads_before[0])
+        _threads_before.clear()
+    for thread in Path("/proc/self/task").glob("*") if trainer.nice else ():
+        with suppress(OSError):  # it has ended
+            number = int(thread.name)
+            os.setpriority(os.PRIO_PROCESS, number, max(os.getpriority(os.PRIO_PROCESS, number), trainer.nice))
 
 
 def lay_out_images(data: DataSet, trainer: TrainerOptions) -> None:

@@ -48,6 +48,8 @@ _NOT_CONTENT_TRAINER = (
     "enable_progress_bar",
     "logger",
     "channels_last",
+    "threads",
+    "nice",
 )
 
 

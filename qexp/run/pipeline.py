@@ -26,7 +26,6 @@ from qexp.recipe import Recipe, apply, resolve
 from qexp.recipe.plan import Source
 from qexp.results.run_folder import Record, peak_mb
 from qexp.run import (
-    codes,
     devices,
     export_finished,
     float_network,
@@ -137,13 +136,14 @@ def experiment(settings: Settings, data: DataSet, record: Record, trackers: Trac
         for edit in run.passes:
             edit.on_trained(run.model, run.context)
     with integer_proof.rounding(run):
-        run.score, run.seconds["evaluate"] = training.evaluate(run.model, data, settings, run.title, run.folder)
+        run.score, run.seconds["evaluate"] = training.evaluate(
+            run.model, data, settings, run.title, run.folder, run.context.findings
+        )
     run.metrics = {
         **outcome.metrics(run),
         "peak_mb": peak_mb(),
         **data.notes(),
         **run.context.findings,
-        **codes.finding(settings, run.model, data.example()),
         **integer_proof.prove(run),
     }
     training.task(settings, run.model).leave(run.folder, run.score, run.reference, data)
@@ -158,6 +158,7 @@ def start(settings: Settings, data: DataSet, record: Record, trackers: Trackers)
     """Returns the run with its calibration images and its float network, which is scored if it has been trained."""
     training.check_trainer(settings)
     kernels = load_kernels(settings.kernels)
+    devices.share_machine(settings.trainer)
     devices.set_products(settings.trainer)
     devices.lay_out_images(data, settings.trainer)
     training.seed(settings.seed)

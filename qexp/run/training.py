@@ -325,22 +325,40 @@ def check_recipe(module: nn.Module, checkpoint: Path) -> None:
         )
 
 
-def evaluate(model: nn.Module, data: DataSet, settings: Settings, phase: str, folder: Path) -> tuple[Score, float]:
-    """Returns the score on the test samples and the seconds it took."""
+def evaluate(
+    model: nn.Module,
+    data: DataSet,
+    settings: Settings,
+    phase: str,
+    folder: Path,
+    findings: dict[str, Any] | None = None,
+) -> tuple[Score, float]:
+    """Returns the score on the test samples and the seconds it took; puts into `findings` what the record says of the products."""
+    findings = {} if findings is None else findings
     module = task(settings, model)
     module.data = data
     if processes(settings.trainer) > ranks.world() and module.merges:
-        return spread(settings, _evaluate_share, data, model, settings, phase, folder)
+        score, seconds, found = spread(settings, _evaluate_share, data, model, settings, phase, folder)
+        findings |= found
+        return score, seconds
     trainer = make_trainer(settings, phase, folder, enable_checkpointing=False)
     start = time.perf_counter()
     example = data.example()
-    with baked_weights(model), products(settings, model, example), lean(model, example), interruptible(trainer):
+    with (
+        baked_weights(model),
+        products(settings, model, example) as found,
+        lean(model, example),
+        interruptible(trainer),
+    ):
+        findings |= found
         trainer.test(module, datamodule=data, verbose=False)
     return module.score(), time.perf_counter() - start
 
 
-def _evaluate_share(data: DataSet, model: nn.Module, *args: Any) -> tuple[Score, float]:
-    return evaluate(model, data, *args)
+def _evaluate_share(data: DataSet, model: nn.Module, *args: Any) -> tuple[Score, float, dict[str, Any]]:
+    found: dict[str, Any] = {}
+    score, seconds = evaluate(model, data, *args, findings=found)
+    return score, seconds, found
 
 
 def seed(value: int) -> None:

@@ -49,11 +49,17 @@ class Classification(Task):
         self.distill, self.sharpness = distill, sharpness
         self.loss = nn.CrossEntropyLoss(label_smoothing=label_smoothing)
         self.num_classes, self.k = num_classes, min(5, num_classes)
-        self.train_top1 = MulticlassAccuracy(num_classes, average="micro")
-        self.top1 = nn.ModuleDict({p: MulticlassAccuracy(num_classes, average="micro") for p in ("val", "test")})
-        self.top5 = nn.ModuleDict(
-            {p: MulticlassAccuracy(num_classes, average="micro", top_k=self.k) for p in ("val", "test")}
-        )
+        self.train_top1: MulticlassAccuracy | None = None
+        self.top1, self.top5 = nn.ModuleDict(), nn.ModuleDict()
+
+    def setup(self, stage: str | None = None) -> None:
+        """Makes what counts right answers, which a task that only judges outputs does without."""
+        if self.train_top1 is not None:
+            return
+        self.train_top1 = MulticlassAccuracy(self.num_classes, average="micro")
+        for part in ("val", "test"):
+            self.top1[part] = MulticlassAccuracy(self.num_classes, average="micro")
+            self.top5[part] = MulticlassAccuracy(self.num_classes, average="micro", top_k=self.k)
 
     def take_network(self, example: Tensor) -> None:
         """Makes the network return class scores alone; raises where its result has no recognisable ones."""
@@ -105,6 +111,7 @@ class Classification(Task):
         return self.scored(top1, low / 100, high / 100, "Wilson", n, others={"top5": top5}, outcomes=outcomes)
 
     def _score(self, batch: tuple[Tensor, Tensor], part: str) -> Tensor:
+        self.setup()  # without a Trainer, nothing else calls it
         images, labels = batch
         logits = self.model(images)
         self.top1[part](logits, labels)

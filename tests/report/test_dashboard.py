@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from qexp.errors import QexpError
@@ -23,17 +24,38 @@ def data_of(page: Path, name: str = "data") -> dict:
     """Returns the data inside the page."""
     found = re.search(rf'<script type="application/json" id="qexp-{name}">(.*?)</script>', page.read_text(), re.S)
     data = json.loads(found[1])
-    for part, common in data.get("common", {}).items():
-        data[part] = [common | own for own in data[part]]
+    for part in {"rows", "cells"} & set(data):
+        data[part] = unpacked(data[part])
     return data
 
 
-def test_what_all_points_hold_is_on_the_page_once():
-    records = [{"model": "net", "bits": 4, "flag": True, "n": i} for i in range(5)]
-    records[3] = records[3] | {"flag": 1}  # equal, but shown otherwise
-    rows, common = payload._shared(records)
-    assert common == {"model": "net", "bits": 4} and [common | row for row in rows] == records
-    assert payload._shared(records[:1]) == (records[:1], {})
+def unpacked(table: dict) -> list[dict]:
+    """Returns the rows of a table of the page, as its script unpacks them."""
+    rows = [dict(table["common"]) for _ in range(table["length"])]
+    for name, column in table["columns"].items():
+        values = [column["of"][i] if i >= 0 else None for i in column["at"]] if isinstance(column, dict) else column
+        for row, value in zip(rows, values, strict=True):
+            row |= {} if value is None else {name: value}
+    return rows
+
+
+@pytest.mark.parametrize("count", [5, 40])
+def test_what_points_share_is_on_the_page_once(count: int):
+    records = [
+        {"model": "net", "bits": 4, "flag": True, "n": i, "quant": "ab"[i % 2], "left": [i % 2]} for i in range(count)
+    ]
+    records[3] |= {"flag": 1}  # equal, but shown otherwise
+    del records[1]["quant"]
+    table = payload.packed(pd.DataFrame(records))
+    rows = [
+        {key: value for key, value in row.items() if key != "width"}
+        for row in unpacked(json.loads(payload.dump(table)))
+    ]
+    assert rows == records and {type(row["flag"]) for row in rows} == {bool, int}
+    assert table["common"] == {"model": "net", "bits": 4, "width": "W?A?"}
+    assert isinstance(table["columns"]["quant"], dict) == (count == 40)
+    one = payload.packed(pd.DataFrame(records[:1]))
+    assert one["common"] == {} and unpacked(one)[0] | records[0] == unpacked(one)[0]
 
 
 def test_every_point_is_on_the_page_with_its_layers(study: Path) -> None:

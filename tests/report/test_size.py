@@ -15,7 +15,11 @@ const loaded = performance.now();
 const at = qexp.model("bits-dots").data.row.length - 1;
 qexp.model("bits-dots").selected.indices = [at];
 await wait(0);
-return { loaded, selected: performance.now() - loaded, dots: at + 1, problems: qexp.byId("problems").textContent,
+const selected = performance.now() - loaded;
+const lines = () => document.querySelectorAll("#board tbody tr").length;
+const first = lines();
+document.querySelector("#board tfoot button").click();
+return { first, more: lines(), loaded, selected, dots: at + 1, problems: qexp.byId("problems").textContent,
   title: qexp.byId("h-point").textContent, layers: document.querySelectorAll("#plan tbody tr").length };
 """
 
@@ -35,3 +39,4 @@ def test_500_points_load_and_answer(
     assert page.stat().st_size < 5_000_000
     assert (report["dots"], report["problems"], report["layers"]) == (POINTS, "", 44)
     assert report["loaded"] < 60_000
+    assert (report["first"], report["more"]) == (200, 400)

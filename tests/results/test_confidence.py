@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from qexp.results import confidence
 from qexp.results.confidence import (
     aggregate_seeds,
     float_references,
@@ -220,3 +221,29 @@ def test_each_float_network_is_a_reference_and_those_of_seeds_are_joined() -> No
     assert found["n"].to_dict() == {"a@1": 1, "b@2": 1, "trained 5 epochs": 2}
     assert (found.loc["a@1", "ci_low"], found.loc["a@1", "ci_high"]) == (89.0, 91.0)
     assert found.loc["trained 5 epochs", "ci_high"] > 75, "two seeds say little"
+
+
+def test_ranks_of_many_points_need_no_square_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(3)
+    value = random.normal(90, 3, 200).round(1)
+    low, high = value - random.random(200), value + random.random(200)
+    low[::17] = np.nan
+    hits = [random.random(60) < score / 100 for score in value]
+    by_intervals, paired = rank_ranges(value, low, high), rank_ranges(value, low, high, hits)
+    monkeypatch.setattr(confidence, "PAIRED", 30)
+    assert rank_ranges(value, low, high) == by_intervals
+    few = rank_ranges(value, low, high, hits)
+    best = np.argsort(-value, kind="stable")[:30]
+    rest = [i for i in range(200) if i not in set(best)]
+    assert [few[i] for i in rest] == [by_intervals[i] for i in rest]
+    monkeypatch.setattr(confidence, "PAIRED", 200)
+    assert rank_ranges(value, low, high, hits) == paired != few
+
+
+def test_one_entry_against_all_others_is_its_row_of_the_whole() -> None:
+    random = np.random.default_rng(4)
+    value = random.normal(80, 8, 25)
+    hits = [None if i % 6 == 0 else random.random(40 if i % 5 else 90) < score / 100 for i, score in enumerate(value)]
+    whole = surely_better(value, value - 3, value + 3, hits)
+    for i in range(25):
+        assert (surely_better(value, value - 3, value + 3, hits, of=[i])[0] == whole[i]).all()

@@ -1,4 +1,8 @@
-// The leaderboard: every visible point, sortable, ranks as ranges where the intervals leave them open.
+// The leaderboard: the visible points, sortable, ranks as ranges where the intervals leave them open. A browser takes seconds to lay out
+// thousands of lines, so the first ones are shown, and more on demand.
+
+const STEP = 200;
+qexp.boardLength = STEP;
 
 const scaleBar = (row, low, high) => {
   if (!qexp.finite(row.ci_low) || !qexp.finite(row.ci_high)) return null;
@@ -52,7 +56,7 @@ qexp.drawBoard = () => {
   qexp.order = rows.map((row) => row.index);
   const known = rows.filter((row) => row.status === "ok" && qexp.finite(row.ci_low) && qexp.finite(row.ci_high));
   // The bars show the top and the whole interval of the best point; with a point near chance, all others would shrink to a dash at the right.
-  const ends = [Math.min(...known.map((row) => row.ci_low)), Math.max(...known.map((row) => row.ci_high))];
+  const ends = [qexp.ends(known.map((row) => row.ci_low))[0], qexp.ends(known.map((row) => row.ci_high))[1]];
   const best = known.reduce((a, b) => (qexp.better(b, a) ? b : a), known[0]);
   const { share, sign } = qexp.measure(best);
   const reach = known.length ? Math.max(share ? 8 : 0.1 * (ends[1] - ends[0]), 2 * (sign > 0 ? ends[1] - best.ci_low : best.ci_high - ends[0])) : 0;
@@ -67,13 +71,19 @@ qexp.drawBoard = () => {
     return qexp.el("th", { class: column.text ? "text" : "", "aria-sort": mine ? (qexp.sort.down ? "descending" : "ascending") : "none" },
       qexp.el("button", { type: "button", onclick: press }, `${column.name}${arrow}`));
   });
-  const body = rows.map((row) => {
+  const body = rows.slice(0, qexp.boardLength).map((row) => {
     const open = () => qexp.choose(row.index, true);
     const key = (event) => { if (event.key === "Enter") open(); };
     const cells = qexp.boardColumns.map((column) => qexp.el("td", { class: column.text ? "text long" : "" }, column.show(row, span) ?? ""));
     return qexp.el("tr", { "data-row": row.index, tabindex: 0, "aria-selected": String(row.index === qexp.selected), onclick: open, onkeydown: key }, ...cells);
   });
-  qexp.fill("board", qexp.el("thead", {}, qexp.el("tr", {}, ...head)), qexp.el("tbody", {}, ...body));
+  const left = rows.length - body.length;
+  const more = () => {
+    qexp.boardLength += STEP;
+    qexp.drawBoard();
+  };
+  const rest = left > 0 ? [qexp.el("tfoot", {}, qexp.el("tr", {}, qexp.el("td", { class: "text", colspan: head.length }, qexp.el("button", { type: "button", onclick: more }, `Show ${Math.min(STEP, left)} more of ${left}`))))] : [];
+  qexp.fill("board", qexp.el("thead", {}, qexp.el("tr", {}, ...head)), qexp.el("tbody", {}, ...body), ...rest);
   const networks = new Set(qexp.rows.map((row) => `${row.model}|${row.dataset}`)).size;
   const near = rows.filter(qexp.nearBest).length;
   const noise = near > 1 ? ` ${near} points are within noise of the best.` : "";

@@ -100,7 +100,8 @@ const drawLines = (rows) => {
     if (!qexp.finite(x)) continue;
     if (!groups.has(key)) groups.set(key, { color: qexp.color(row), at: new Map() });
     const at = groups.get(key).at;
-    at.set(x, [...(at.get(x) || []), row]);
+    if (!at.has(x)) at.set(x, []);
+    at.get(x).push(row);
   }
   const lines = [];
   for (const { color, at } of groups.values()) {
@@ -117,11 +118,12 @@ const drawFront = () => {
   for (const dot of qexp.dots.size) {
     const { model, dataset, metric } = qexp.rows[dot.row];
     const key = `${model}|${dataset}|${metric}`;
-    networks.set(key, [...(networks.get(key) || []), dot]);
+    if (!networks.has(key)) networks.set(key, []);
+    networks.get(key).push(dot);
   }
   const steps = [...networks.values()].flatMap((dots) => {
     const front = qexp.front(dots);
-    return [...front, { x: Math.max(...dots.map((dot) => dot.x)), y: front[front.length - 1].y }, { x: NaN, y: NaN }];
+    return [...front, { x: qexp.ends(dots.map((dot) => dot.x))[1], y: front[front.length - 1].y }, { x: NaN, y: NaN }];
   });
   qexp.put("size-front", qexp.columns(["x", "y"], steps));
 };
@@ -129,7 +131,7 @@ const drawFront = () => {
 const scale = (rows, lines) => {
   const base = (row) => (qexp.view.y === "delta" ? row.value_float : 0);
   const values = [...lines.map((line) => line.y), ...rows.flatMap((row) => [(row.ci_low ?? row.value) - base(row), (row.ci_high ?? row.value) - base(row)])];
-  let [low, high] = values.length ? [Math.min(...values), Math.max(...values)] : [0, 100];
+  let [low, high] = values.length ? qexp.ends(values) : [0, 100];
   if (qexp.view.zoom === "near" && lines.length) {
     const { share, sign } = qexp.measure(rows[0]), ends = lines.map((line) => line.y);
     const unit = share ? 1 : Math.max(1e-9, ...ends.map(Math.abs)) / 50;  // a point, or a fiftieth of the float network's number

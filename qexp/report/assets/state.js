@@ -13,9 +13,19 @@ window.addEventListener("unhandledrejection", (event) => qexp.problem(String(eve
 
 qexp.data = JSON.parse(qexp.byId("qexp-data").textContent);
 qexp.about = JSON.parse(qexp.byId("qexp-about").textContent);
-const whole = (name) => qexp.data[name].map((own) => ({ ...qexp.data.common[name], ...own }));
-qexp.rows = whole("rows");
-qexp.cells = whole("cells");
+// Rows come as columns, see `packed` in qexp/report/payload.py.
+const unpacked = ({ length, common, columns }) => {
+  const rows = Array.from({ length }, () => ({ ...common }));
+  for (const [name, column] of Object.entries(columns)) {
+    rows.forEach((row, i) => {
+      const value = Array.isArray(column) ? column[i] : column.of[column.at[i]];
+      if (value !== null && value !== undefined) row[name] = value;
+    });
+  }
+  return rows;
+};
+qexp.rows = unpacked(qexp.data.rows);
+qexp.cells = unpacked(qexp.data.cells);
 qexp.view = { x: null, size: "weight_bytes", y: "value", zoom: "all", grid: null, width: null };
 qexp.filter = { off: new Set(), text: "", study: "", model: "", dataset: "", schedule: "", status: "" };
 qexp.selected = null;
@@ -41,11 +51,13 @@ qexp.lost = (row, x) => (qexp.finite(row.value_float) ? qexp.measure(row).sign *
 qexp.better = (one, other, name = "value") => qexp.measure(one).sign * (one[name] - other[name]) > 0;
 
 // How differences were judged (see surely_better in qexp/results/confidence.py).
-qexp.basis = qexp.data.paired ? "5 %, McNemar's test on the same images, corrected for the number compared; seeds and runs without kept hits by their 95 % intervals" : "their 95 % intervals overlap";
+qexp.basis = qexp.data.paired ? "5 %, McNemar's test on the same images, corrected for the number compared; seeds, runs without kept hits, and places after the first 1000 by their 95 % intervals" : "their 95 % intervals overlap";
 
 // A series is a method (with its schedule where that varies): one colour. A network is a marker where there are several.
-const seriesOf = (row) => [row.quant, several("schedule") ? row.schedule : null].filter(Boolean).join(" · ") || "none";
-const networkOf = (row) => ["study", "model", "dataset"].filter(several).map((name) => row[name]).filter(Boolean).join(" / ");
+// What varies is found once, not anew for each of thousands of rows.
+const schedules = several("schedule"), places = ["study", "model", "dataset"].filter(several);
+const seriesOf = (row) => [row.quant, schedules ? row.schedule : null].filter(Boolean).join(" · ") || "none";
+const networkOf = (row) => places.map((name) => row[name]).filter(Boolean).join(" / ");
 const VARIED = ["plan", "ends_bit", "rounding", "granularity", "bn", "add", "quantize_input", "n_calibrate", "n_eval", "weights", "kernels", "device"].filter(several);
 
 for (const row of [...qexp.rows, ...qexp.cells]) {
@@ -107,10 +119,13 @@ qexp.plain = (value) => {
 };
 qexp.columns = (names, records) => Object.fromEntries(names.map((name) => [name, records.map((record) => record[name])]));
 
+// The least and the greatest number; as arguments of one call, those of a hundred thousand points overflow the stack.
+qexp.ends = (values) => values.reduce(([low, high], x) => [Math.min(low, x), Math.max(high, x)], [Infinity, -Infinity]);
+
 // Sets an axis to hold the values with some room; `log` multiplies the room, `least` keeps one value from filling it.
 qexp.span = (range, values, { room = 0.06, log = false, least = 0 } = {}) => {
   const known = values.filter((x) => qexp.finite(x) && (!log || x > 0));
-  let [start, end] = known.length ? [Math.min(...known), Math.max(...known)] : [log ? 1 : 0, log ? 10 : 1];
+  let [start, end] = known.length ? qexp.ends(known) : [log ? 1 : 0, log ? 10 : 1];
   if (log) {
     const grow = Math.max((end / start) ** room, 1.15);
     [start, end] = [start / grow, end * grow];

@@ -30,6 +30,7 @@ from qexp.run.settings.schedule import Schedule
 from qexp.run.settings.trainer import TrainerOptions
 from qexp.system.objects import TARGET
 
+_DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)  # the same text in a tenth of the time
 # what Lightning's loggers import, by class; any one of them is enough
 _PACKAGES = {
     "TensorBoardLogger": ("tensorboard", "tensorboardX"),
@@ -102,7 +103,7 @@ class Settings:
     @property
     def yaml(self) -> str:
         """The whole configuration as text."""
-        return yaml.safe_dump(dict(self.resolved), sort_keys=False, allow_unicode=True, width=1000)
+        return yaml.dump(dict(self.resolved), Dumper=_DUMPER, sort_keys=False, allow_unicode=True, width=1000)
 
     @property
     def trains(self) -> bool:

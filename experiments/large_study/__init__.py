@@ -1,0 +1,1 @@
+"""What a study of many points costs to report and to open."""
