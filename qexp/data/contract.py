@@ -6,6 +6,7 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from pytorch_lightning import LightningDataModule
@@ -70,6 +71,17 @@ class DataSet(LightningDataModule, ABC):
     @cached_property
     def _fingerprint(self) -> str:
         return self.content_hash()
+
+    def sources(self) -> list[Path]:
+        """Returns the files that `setup` read: while they do not change, a finished point is found without reading them.
+
+        A class has to state this itself, since a subclass may read other files; see `known_sources`.
+        """
+        raise NotImplementedError
+
+    def known_sources(self) -> list[Path] | None:
+        """Returns `sources()` of a class that defines it itself; None for others."""
+        return self.sources() if "sources" in vars(type(self)) else None
 
     def notes(self) -> dict[str, Any]:
         """Returns the columns about the images in the results, by name."""
