@@ -14,7 +14,6 @@ import logging
 import time
 from collections.abc import Mapping
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ import qexp
 from qexp.callbacks.observers import others
 from qexp.errors import QexpError
 from qexp.results import identity
-from qexp.results.run_folder import Record
+from qexp.results.run_folder import Record, version_of
 from qexp.run.contents import contents, names
 from qexp.run.naming import check_study, point_hash, title
 from qexp.run.settings import Integers, Settings
@@ -103,6 +102,6 @@ def keep(settings: Settings, images: str, sources: list[Path] | None) -> None:
 def _path(settings: Settings) -> Path:
     """Returns the file of a request: another one in another folder, for other versions, and for another source of qexp."""
     package = stamp([Path(qexp.__file__).parent]).digest
-    asked = [settings.resolved, str(Path.cwd()), package, {name: version(name) for name in _DECODERS}]
+    asked = [settings.resolved, str(Path.cwd()), package, {name: version_of(name) for name in _DECODERS}]
     text = json.dumps(asked, sort_keys=True, default=str)
     return settings.shared / "seen" / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
