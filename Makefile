@@ -28,17 +28,20 @@ test: $(READY)  ## the tests that take a few minutes
 	$(PYTEST) -m "not slow"
 
 # One part a day, so that its time holds; PART=0 to 6 chooses one.
-PARTS := kernels "integer ranges" quantizers run "layers network passes calibration" "models data tasks" "command search results system"
+PARTS := kernels "integer numerics ranges statistics" quantizers run "analysis calibration layers network passes recipe" "callbacks data models tasks" "command report results search system verbs"
 PART ?= $(shell expr $$(date +%j) % 7)
 OLD := .venv-oldest
 
-oldest:  ## one part of the tests under the oldest torch that is allowed, 2.11; another part every day, or PART=0 to 6
+oldest: $(OLD)/.ready  ## one part of the tests under the oldest torch that is allowed, 2.11; another part every day, or PART=0 to 6
+	@set -- $(PARTS); shift $(PART); set -- $$(printf 'tests/%s ' $$1); \
+	  echo "torch $$($(OLD)/bin/python -c 'import torch; print(torch.__version__)'): $$*" && \
+	  OMP_NUM_THREADS=1 $(OLD)/bin/python -m pytest -q -n 2 --dist worksteal -m "not slow and not browser" $$*
+
+$(OLD)/.ready: pyproject.toml setup.py
 	@test -x $(OLD)/bin/python || $(PYTHON) -m venv $(OLD)
 	@$(OLD)/bin/python -m pip install --quiet --quiet --disable-pip-version-check "torch==2.11.*" "torchvision==0.26.*"
-	@$(OLD)/bin/python -m pip install --quiet --quiet --disable-pip-version-check -e ".[dev,export]"
-	@set -- $(PARTS); shift $(PART); cd tests && \
-	  echo "torch $$(../$(OLD)/bin/python -c 'import torch; print(torch.__version__)'): tests/ $$1" && \
-	  OMP_NUM_THREADS=1 ../$(OLD)/bin/python -m pytest -q -n 2 --dist worksteal -m "not slow and not browser" $$1
+	@$(OLD)/bin/python -m pip install --quiet --quiet --disable-pip-version-check -e ".[dev,export]" "torch==2.11.*" "torchvision==0.26.*"
+	@touch $@
 
 test-all: $(READY)  ## all tests; with QEXP_DATA_DIR those on real data too, with Chromium those of the page
 	$(PYTEST)

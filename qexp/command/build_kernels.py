@@ -7,7 +7,6 @@ import logging
 import sys
 from typing import Any
 
-import qexp_kernels
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
@@ -19,6 +18,8 @@ class BuildKernels(Callback):
     """
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        import qexp_kernels  # imports torch, which a single finished point does not need
+
         asked = OmegaConf.select(config, "kernels")
         builder, printed = logging.getLogger(qexp_kernels.build.__name__), logging.StreamHandler(sys.stdout)
         level = builder.level

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 import hydra
+from hydra._internal.hydra import Hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
@@ -24,11 +25,9 @@ register()
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def point(cfg: DictConfig) -> dict:
     """Runs one point, which Hydra has composed."""
-    from qexp.run.pipeline import run  # imported here, so that --help and --cfg start fast
+    from qexp.run import earlier  # imported here, so that --help and --cfg start fast
     from qexp.run.settings import read
-    from qexp.system.allocator import settle
 
-    settle()
     hydra_config = HydraConfig.get()
     if hydra_config.job.chdir:  # it would move the weights, plans and results that relative paths name
         os.chdir(hydra_config.runtime.cwd)
@@ -41,6 +40,12 @@ def point(cfg: DictConfig) -> dict:
             sys.exit(str(mistake))
         logging.getLogger("qexp").error("%s", mistake)  # the sweep continues; a point of this name cannot exist
         return {"status": "failed", "error": f"QexpError: {mistake}"}
+    if (metrics := earlier.finished(settings)) is not None:
+        return metrics
+    from qexp.run.pipeline import run  # seconds to import, which a finished point does not need
+    from qexp.system.allocator import settle
+
+    settle()
     return run(settings)
 
 
@@ -54,6 +59,8 @@ def main(words: Sequence[str]) -> int:
         print(mistake, file=sys.stderr)
         return 1
     sys.argv[1:] = words  # Hydra reads them there
+    if {"--help", "-h"} & set(words):  # Hydra takes a second to collect lists that our text of the help does not hold
+        Hydra.list_all_config_groups = lambda *_: []
     try:
         point()
     except KeyboardInterrupt:

@@ -136,14 +136,8 @@ class ImageData(DataSet):
     @cached_property
     def calibration_part(self) -> Tensor:
         """Positions in the training split that are held out for calibration and validation, classes alternating."""
-        n = len(self.arrays.train_labels)
-        if not 0 < self.calibration_size < n:
-            raise QexpError(
-                f"{type(self).__name__}: dataset.data.calibration_size={self.calibration_size}; the training split has {n} images, "
-                f"of which at least 1 must be held out and 1 left to train on; name another number, "
-                f"dataset.data.calibration_size={(n + 1) // 2}"
-            )
-        return balanced(self.arrays.train_labels, self.calibration_size, self.seed)
+        labels = self.arrays.train_labels
+        return balanced(labels, self.held_out_of(len(labels)), self.seed)
 
     @cached_property
     def train_part(self) -> Tensor:
@@ -153,6 +147,8 @@ class ImageData(DataSet):
         return keep.nonzero().flatten()
 
     def train_dataloader(self) -> TensorLoader:
+        if not len(self.train_part):
+            raise self.nothing_left(len(self.arrays.train_labels))
         return TensorLoader(
             self.arrays.train_images,
             self.arrays.targets("train"),

@@ -57,6 +57,9 @@ class CIFAR10(ImageData):
         super().__init__(batch_size=batch_size, eval_batch_size=eval_batch_size, mean=mean, std=std, **options)
         self.root, self.download = Path(root), download
 
+    def sources(self) -> list[Path]:
+        return [self.root / self.npz, self.root / self.folder]
+
     def prepare_data(self) -> None:
         if not (self.root / self.npz).is_file() and self.download:
             self._torchvision(train=True, download=True)
@@ -89,6 +92,7 @@ class CIFAR100(CIFAR10):
     """60,000 colour images 32x32 of 100 classes (the fine labels), in the same two formats as CIFAR-10."""
 
     num_classes = 100
+    sources = CIFAR10.sources
     class_names = tuple(FINE_CLASSES.split())
     npz = "cifar100.npz"
     folder = "cifar-100-python"

@@ -6,6 +6,7 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from pytorch_lightning import LightningDataModule
@@ -25,10 +26,12 @@ class DataSet(LightningDataModule, ABC):
     Attributes:
         class_names: Names of the classes; empty without classes.
         max_samples: Number of test samples; None is all.
+        calibration_size: Number of images asked for as the calibration part.
     """
 
     class_names: tuple[str, ...] = ()
     max_samples: int | None = None
+    calibration_size: int = 0
 
     @abstractmethod
     def setup(self, stage: str | None = None) -> None:
@@ -71,6 +74,17 @@ class DataSet(LightningDataModule, ABC):
     def _fingerprint(self) -> str:
         return self.content_hash()
 
+    def sources(self) -> list[Path]:
+        """Returns the files that `setup` read: while they do not change, a finished point is found without reading them.
+
+        A class has to state this itself, since a subclass may read other files; see `known_sources`.
+        """
+        raise NotImplementedError
+
+    def known_sources(self) -> list[Path] | None:
+        """Returns `sources()` of a class that defines it itself; None for others."""
+        return self.sources() if "sources" in vars(type(self)) else None
+
     def notes(self) -> dict[str, Any]:
         """Returns the columns about the images in the results, by name."""
         return {}
@@ -81,6 +95,35 @@ class DataSet(LightningDataModule, ABC):
             raise QexpError(
                 f"{type(self).__name__}: max_samples={self.max_samples} is not allowed; use at least 1, or null for {what}"
             )
+
+    def held_out_of(self, there: int, what: str = "training images", least: int = 1, most: int | None = None) -> int:
+        """Returns the number of images to hold out for calibration: `calibration_size`, or all that may be where it is larger.
+
+        Args:
+            there: Number of images that are drawn from.
+            what: What they are, for messages.
+            least: Smallest number that may be held out.
+            most: Greatest number; None is all.
+
+        Raises:
+            QexpError: `calibration_size` is below `least`.
+        """
+        name, asked, most = type(self).__name__, self.calibration_size, there if most is None else most
+        if asked < least:
+            raise QexpError(
+                f"{name}: dataset.data.calibration_size={asked} is not allowed; hold out at least {least} of the {there} {what}"
+            )
+        if asked > most:
+            words = "%s: dataset.data.calibration_size=%d, but there are %d %s; %d are held out for calibration"
+            log.warning(words, name, asked, there, what, most)
+        return min(asked, most)
+
+    def nothing_left(self, there: int) -> QexpError:
+        """Returns the error of a training whose images are all held out for calibration."""
+        return QexpError(
+            f"{type(self).__name__}: dataset.data.calibration_size={self.calibration_size} holds out all {there} training images, so "
+            f"that none is left to train on; name a smaller number, dataset.data.calibration_size={(there + 1) // 2}, or give weights=..."
+        )
 
     def check_draw(self, n: int, held_out: int, more: str) -> None:
         """Checks that calibration images can be drawn; logs a warning if fewer are held out than requested.

@@ -131,12 +131,8 @@ class DetectionData(DataSet):
     def calibration_part(self) -> Tensor:
         """Places in the training split held out for calibration and validation: a draw balanced over each picture's largest object."""
         pictures = self.splits["train"]
-        if not 0 < self.calibration_size <= len(pictures):
-            raise QexpError(
-                f"{type(self).__name__}: dataset.data.calibration_size={self.calibration_size}; the training split has "
-                f"{len(pictures)} images, of which at least 1 must be held out"
-            )
-        return balanced(torch.tensor([_largest(p.objects) for p in pictures]), self.calibration_size, self.seed)
+        size = self.held_out_of(len(pictures))
+        return balanced(torch.tensor([_largest(p.objects) for p in pictures]), size, self.seed)
 
     @cached_property
     def train_part(self) -> Tensor:
@@ -147,9 +143,7 @@ class DetectionData(DataSet):
 
     def train_dataloader(self) -> DataLoader:
         if not len(self.train_part):
-            raise QexpError(
-                f"{type(self).__name__}: all training images are held out; lower dataset.data.calibration_size to train"
-            )
+            raise self.nothing_left(len(self.splits["train"]))
         pictures = Pictures(self, "train", augment=self.augment)
         draws = Draws(self.train_part, self.seed)
         return DataLoader(

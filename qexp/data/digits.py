@@ -1,5 +1,7 @@
 """The 1,797 handwritten digits that ship inside scikit-learn: real images without a download."""
 
+from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -41,6 +43,9 @@ class Digits(ImageData):
             calibration_size=calibration_size,
             **options,
         )
+
+    def sources(self) -> list[Path]:
+        return [Path(str(files("sklearn.datasets.data") / "digits.csv.gz"))]
 
     def read(self) -> Arrays:
         from sklearn.datasets import load_digits  # a second to import

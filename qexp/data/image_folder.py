@@ -116,12 +116,6 @@ class ImageFolder(ImageData):
         test = self._packed(evaluation, "test")
         if training is None:
             return Arrays(test, test.labels, test, test.labels)
-        if not 0 < self.calibration_size < len(training):
-            raise QexpError(
-                f"{self.name}: dataset.data.calibration_size={self.calibration_size}; there are {len(training)} training images, of "
-                "which at least 1 must be held out and 1 left to train on; name another number, "
-                f"dataset.data.calibration_size={(len(training) + 1) // 2}"
-            )
         chosen = self._packed(training.take(self._drawn), "calibration")
         return Arrays(chosen, chosen.labels, test, test.labels)
 
@@ -170,7 +164,8 @@ class ImageFolder(ImageData):
     @cached_property
     def _drawn(self) -> list[int]:
         """Positions in the training listing of the calibration images."""
-        return balanced(torch.tensor(self.listings[1].labels), self.calibration_size, self.seed).tolist()
+        labels = torch.tensor(self.listings[1].labels)
+        return balanced(labels, self.held_out_of(len(labels)), self.seed).tolist()
 
     @cached_property
     def calibration_part(self) -> Tensor:
@@ -178,13 +173,11 @@ class ImageFolder(ImageData):
         labels = self.arrays.train_labels
         if self.listings[1] is not None:
             return torch.arange(len(labels))
-        if not 0 <= self.calibration_size < len(labels):
-            raise QexpError(
-                f"{self.name}: dataset.data.calibration_size={self.calibration_size}; without training images they are set aside "
-                f"from the {len(labels)} evaluation images, of which at least 1 must be left; name another number, "
-                f"dataset.data.calibration_size={len(labels) // 2}"
-            )
-        return balanced(labels, self.calibration_size, self.seed)
+        most = self.calibration_size if self.calibration_size < len(labels) else len(labels) // 2
+        # both parts come from one pool: where it is too small, half is left to test on
+        return balanced(
+            labels, self.held_out_of(len(labels), "evaluation images to set aside from", least=0, most=most), self.seed
+        )
 
     @property
     def test_candidates(self) -> Tensor:
@@ -204,6 +197,8 @@ class ImageFolder(ImageData):
                 "(schedule=ptq) from weights=... (weights=random to try a network), or name them, dataset.data.train"
             )
         held = set(self._drawn)
+        if len(held) == len(training):
+            raise self.nothing_left(len(training))
         rest = training.take([i for i in range(len(training)) if i not in held])
         return TrainingFiles(rest, self.resize, **self.random_crop).loader(
             self.batch_size, self.normalize, self.seed, self.drop_last, self.workers, self.channels_last

@@ -3,7 +3,6 @@
 Only tensors are unpickled (`weights_only=True`, or safetensors), and every key must fit.
 """
 
-import hashlib
 import http.client
 import json
 import logging
@@ -27,6 +26,7 @@ from qexp.models.matching import listed, match
 from qexp.models.packed_state import float_state
 from qexp.models.timm_networks import timm_address
 from qexp.results import zoo
+from qexp.system.file_hash import sha256
 from qexp.system.whole_files import whole
 
 log = logging.getLogger(__name__)
@@ -120,12 +120,6 @@ def _as_mapping(key_map: Mapping[str, str | None] | str | None) -> Mapping[str, 
     if not isinstance(said, Mapping):
         raise QexpError(f"key_map={key_map} is not allowed; use a mapping: {EXAMPLE}")
     return said
-
-
-def sha256(path: Path) -> str:
-    """The sha256 of a file's bytes, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _from_run(folder: Path) -> Path:

@@ -33,10 +33,16 @@ SCRIPTS = (
 )
 
 
-def write_dashboard(study_dir: str | Path, points: pd.DataFrame | None = None) -> Path:
-    """Returns the path of the study's `dashboard.html`, rebuilt from its point folders; `points` is what `collect` returned."""
+def write_dashboard(study_dir: str | Path, points: pd.DataFrame | None = None, made_from: str = "") -> Path:
+    """Returns the path of the study's `dashboard.html`, rebuilt from its point folders.
+
+    Args:
+        study_dir: The study's folder.
+        points: What `collect` returned for it, where that is known.
+        made_from: A last line of the page, which no reader sees.
+    """
     known = {} if points is None else {Path(study_dir): points}
-    return write_page([study_dir], Path(study_dir) / "dashboard.html", known=known)
+    return write_page([study_dir], Path(study_dir) / "dashboard.html", known=known, made_from=made_from)
 
 
 def write_page(
@@ -44,6 +50,7 @@ def write_page(
     out: Path,
     budget: int = payload.BUDGET,
     known: Mapping[Path, pd.DataFrame] | None = None,
+    made_from: str = "",
 ) -> Path:
     """Writes one page over all the studies to `out`, and returns `out`.
 
@@ -52,6 +59,7 @@ def write_page(
         out: The page.
         budget: See `payload.build`.
         known: What `collect` returned for a folder, where that is known.
+        made_from: See `write_dashboard`.
 
     Raises:
         QexpError: a folder is missing, or none of them holds a point.
@@ -72,7 +80,7 @@ def write_page(
     if df.empty:
         where = ", ".join(repr(str(folder)) for folder in frames)
         raise QexpError(f"no point with a readable metrics.json under {where}; give the folder above the point folders")
-    return write_text(out, render(df, skipped, budget))
+    return write_text(out, render(df, skipped, budget) + made_from)
 
 
 def render(df: pd.DataFrame, skipped: Sequence[str] = (), budget: int = payload.BUDGET) -> str:

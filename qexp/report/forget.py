@@ -11,8 +11,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from qexp.errors import QexpError, near
-from qexp.report.dashboard import write_dashboard
-from qexp.results.table_csv import collect, write_results
 
 EXAMPLES = """examples:
   qexp report forget runs/widths 3fa2b1c04d5e    one point, by its folder or the start of its name
@@ -77,6 +75,9 @@ def forget(study: Path, points: Iterable[str] = (), failed: bool = False) -> lis
 
 def renew(study: Path) -> None:
     """Rewrites the table and the page of a study; removes them if no point is left."""
+    from qexp.report.dashboard import write_dashboard  # a second to import, which `mistakes` does not need
+    from qexp.results.table_csv import collect, write_results
+
     if len(points := collect(study)):
         write_results(study, points)
         write_dashboard(study, points)

@@ -20,7 +20,7 @@ import importlib.util
 import inspect
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache, partial
 from importlib.machinery import PathFinder
 from importlib.metadata import packages_distributions, version
@@ -60,14 +60,20 @@ def named(node: Any) -> Iterator[str]:
         yield node
 
 
-def code(things: Iterable[Any]) -> dict[str, str]:
+def code(things: Iterable[Any], owners: Mapping[str, Sequence[str]] | None = None) -> dict[str, str]:
     """Returns what identifies the code of some things: the source hash of each module, the version of each distribution.
 
     Args:
         things: Classes, functions, objects (their classes), or dotted names of these; a name that does not exist adds nothing.
+        owners: What `owners` returned for names in `things`; these are not imported.
     """
     found: dict[str, str] = {}
-    waiting = [name for thing in things for name in _modules(thing, found)]
+    known = owners or {}
+    waiting = [
+        name
+        for thing in things
+        for name in (known[thing] if isinstance(thing, str) and thing in known else _modules(thing, found))
+    ]
     seen = set()
     while waiting:
         name = waiting.pop()
@@ -88,6 +94,11 @@ def code(things: Iterable[Any]) -> dict[str, str]:
             found[name] = digest
             waiting += [other for other in imported if top != "qexp" or _beside(other, name, path)]
     return dict(sorted(found.items()))
+
+
+def owners(names: Iterable[str]) -> dict[str, list[str]]:
+    """Returns, for each name in qexp, the modules that define it and its base classes; the modules of other names need no import."""
+    return {name: _modules(name, {}) for name in names if name.startswith("qexp.")}
 
 
 def digest(found: dict[str, str]) -> str:

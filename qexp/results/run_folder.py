@@ -138,7 +138,7 @@ def environment() -> dict[str, Any]:
     packages = ("torch", "torchvision", "pytorch-lightning", "hydra-core", "numpy", "safetensors", "qexp")
     return {
         "python": platform.python_version(),
-        "packages": {name: _version(name) for name in packages},
+        "packages": {name: version_of(name) for name in packages},
         "platform": platform.platform(),
         "processor": platform.machine(),
         "cpus": os.cpu_count(),
@@ -171,7 +171,8 @@ def peak_mb() -> float:
     return round(most / (2**20 if sys.platform == "darwin" else 2**10), 1)
 
 
-def _version(name: str) -> str:
+def version_of(name: str) -> str:
+    """Returns the version of an installed distribution; empty where it is not installed."""
     try:
         return version(name)
     except ModuleNotFoundError:  # importlib's PackageNotFoundError

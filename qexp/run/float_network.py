@@ -19,13 +19,13 @@ from qexp.calibration.cache import behaviour, code_of, tensor_hash
 from qexp.callbacks.observers import others
 from qexp.data.contract import DataSet
 from qexp.errors import QexpError
-from qexp.models.weights import load_weights, save_weights, sha256
-from qexp.results import identity, zoo
+from qexp.models.weights import load_weights, save_weights
+from qexp.results import identity
 from qexp.run import training
+from qexp.run.contents import structure
 from qexp.run.devices import processes
 from qexp.run.naming import PLACES_DATA, trainer_content
-from qexp.run.settings import Network, Settings
-from qexp.run.settings.checks import Spec
+from qexp.run.settings import Settings
 from qexp.system.locks import locked
 from qexp.system.objects import make
 from qexp.tasks.base import Score
@@ -45,73 +45,6 @@ def build(settings: Settings, data: DataSet) -> nn.Module:
             )
     training.task(settings, model).take_network(data.example())
     return model
-
-
-def contents(settings: Settings) -> dict[str, str]:
-    """Returns the content hashes of the files that the settings name, by their keys, and of the code they name, as `code`.
-
-    Weights (or a run's last checkpoint) and the plan are always included; files of the network, and weights and files of a teacher,
-    where there are any.
-    """
-    return {
-        "weights": _content(settings.weights),
-        "plan": _content(settings.widths.plan),
-        **_structure(settings.network),
-        **_teacher(settings.schedule.distill.teacher),
-        "code": identity.digest(code(settings)),
-    }
-
-
-def code(settings: Settings) -> dict[str, str]:
-    """Returns a hash of the code of every class that the settings name, by module; callbacks that only observe are left out."""
-    return identity.code(identity.named({**settings.resolved, "callbacks": others(settings.callbacks), "logger": {}}))
-
-
-def about(settings: Settings) -> dict[str, Any]:
-    """Returns the origin of a point: its weights, and the code it depends on (see `results/identity.py`)."""
-    return {
-        "weights": {"source": settings.weights, "sha256": _content(settings.weights)},
-        "code": code(settings),
-    }
-
-
-def _structure(network: Network) -> dict[str, str]:
-    own = {"cfg": _content(network.definition)} if network.definition else {}
-    return own | _files("model.net", network.net, besides=network.definition)
-
-
-def _teacher(teacher: Network | None) -> dict[str, str]:
-    if teacher is None:
-        return {}
-    key, weights = "schedule.distill.teacher", teacher.weights
-    found = {} if _content(weights) == str(weights) else {f"{key}.weights": _content(weights)}
-    return found | _files(f"{key}.net", teacher.net)
-
-
-def _files(key: str, net: Spec, besides: str | None = None) -> dict[str, str]:
-    """Returns the hash of each existing file that an argument of a network names (`backbone`), by the argument's key."""
-    named = {name: value for name, value in net.items() if isinstance(value, str) and value != besides}
-    return {f"{key}.{name}": _content(value) for name, value in named.items() if _at_hand(value)}
-
-
-def _at_hand(name: str) -> bool:
-    try:
-        return Path(name).is_file()
-    except OSError:  # a text too long for a name
-        return False
-
-
-def _content(source: str | Path | None) -> str:
-    """Returns a file's hash, or the name itself where there is no such file (a torchvision name, a URL with its own hash)."""
-    path = Path(str(source))
-    if (name := zoo.name_of(source)) is not None:
-        return zoo.content(str(source)) if name in zoo.names() else str(source)
-    try:
-        if path.is_dir():
-            path = path / "checkpoints" / "last.ckpt"
-        return sha256(path) if source is not None and path.is_file() else str(source)
-    except OSError:  # a name too long for a file, or an unreadable file: opening it later raises the error
-        return str(source)
 
 
 def float_model(settings: Settings, data: DataSet, observers: Sequence[Callback] = ()) -> nn.Module:
@@ -174,7 +107,7 @@ def _float_hash(settings: Settings, data: DataSet) -> str:
     if callbacks := others(_asked_for(settings).callbacks):
         content.append({"callbacks": callbacks})
     content.append(identity.code(identity.named([content, images, trainer])))
-    if files := _structure(settings.network):
+    if files := structure(settings.network):
         content.append(files)
     text = json.dumps([content, images, trainer, settings.seed, data.fingerprint()], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

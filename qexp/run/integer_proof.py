@@ -22,21 +22,12 @@ from qexp.run import exporters
 from qexp.run.experiment import Experiment
 from qexp.run.exporters import first
 from qexp.run.naming import asked
-from qexp.run.settings import Integers
 from qexp.run.training import task
 from qexp.tasks.base import Task
 
 log = logging.getLogger(__name__)
 FAR = 2.0  # percent of codes that may differ between real and integer scales without a warning
 KEPT = ("verify", "accumulator", *(f"{form}_" for form in exporters.FORMS))  # columns of proofs and exports
-
-
-def is_given(integers: Integers, finished: Mapping[str, Any]) -> bool:
-    """Returns whether a finished point's record holds this proof: at these widths, on as many images or on all there are."""
-    held, images = int(finished.get("verify_images") or 0), integers.verify
-    known = {str(name).split()[0] for name in finished.get("accumulator") or {}}
-    widths = {str(width) for width in integers.accumulator}
-    return held >= min(images, int(finished.get("n_eval") or images)) and (not images or widths <= known)
 
 
 def rounding(run: Experiment) -> AbstractContextManager[None]:

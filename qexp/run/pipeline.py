@@ -26,7 +26,9 @@ from qexp.recipe import Recipe, apply, resolve
 from qexp.recipe.plan import Source
 from qexp.results.run_folder import Record, peak_mb
 from qexp.run import (
+    contents,
     devices,
+    earlier,
     export_finished,
     float_network,
     integer_proof,
@@ -71,13 +73,14 @@ def run(settings: Settings) -> dict[str, Any]:
     record = Record(study / f"failed-{request}", request)  # until the contents that name the point are known
     try:
         data = load_data(settings.data.module)
-        contents = {**float_network.contents(settings), "data": data.fingerprint()}
-        record = Record(study / point_hash(settings, contents), request, float_network.about(settings))
+        held = {**contents.contents(settings), "data": data.fingerprint()}
+        record = Record(study / point_hash(settings, held), request, contents.about(settings))
+        earlier.keep(settings, data.fingerprint(), data.known_sources())
         with record.locked(title(settings)):
             finished = record.finished()
             if finished is not None and not settings.force:
                 log.info("%s: finished earlier, %s", title(settings), record.folder)
-                is_given = integer_proof.is_given(settings.integers, finished)
+                is_given = earlier.is_proven(settings.integers, finished)
                 return finished if is_given else export_finished.proven(settings, data, record)
             trackers = Trackers()
             try:

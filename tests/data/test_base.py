@@ -122,8 +122,8 @@ def test_broken_splits_are_named(tweak, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"calibration_size": 300}, "split has 300 images, .* another number, dataset.data.calibration_size=150"),
-        ({"calibration_size": 0}, "calibration_size=0"),
+        ({"calibration_size": 0}, "calibration_size=0 is not allowed; hold out at least 1 of the 300 training images"),
+        ({"calibration_size": -1}, "calibration_size=-1 is not allowed"),
         ({"mean": [0.5]}, "3 channels, but mean has 1"),
         ({"std": [0.2, 0.0, 0.2]}, "above 0"),
         ({"max_samples": 0}, "max_samples=0"),
@@ -133,6 +133,25 @@ def test_broken_splits_are_named(tweak, message):
 def test_impossible_arguments_are_refused(options, message):
     with pytest.raises(QexpError, match=message):
         colours(**options).setup()
+
+
+@pytest.mark.parametrize("asked", [300, 301, 50_000])
+def test_more_calibration_images_than_there_are_means_all(asked, caplog):
+    data = colours(calibration_size=asked)
+    data.setup()
+    assert (
+        sorted(data.calibration_part.tolist()) == list(range(300))
+        and sum(len(t) for _, t in data.val_dataloader()) == 300
+    )
+    assert data.notes()["calibration_from"] == "300 images of the training side, seed 0"
+    said = [r.getMessage() for r in caplog.records]
+    line = f"dataset.data.calibration_size={asked}, but there are 300 training images; 300 are held out for calibration"
+    assert [line in text for text in said] == ([True] if asked > 300 else [])
+    assert sum(map(len, data.calibration_batches(400, 64, 0))) == 300
+    with pytest.raises(
+        QexpError, match=r"none is left to train on; name a smaller number, dataset.data.calibration_size=150"
+    ):
+        data.train_dataloader()
 
 
 def test_no_calibration_images_is_an_error():

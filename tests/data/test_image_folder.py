@@ -62,8 +62,18 @@ def test_all_images_are_evaluated_where_nothing_is_calibrated(pets):
     assert len(seen(one.test_dataloader())) == 24 and one.notes()["calibration_from"] == "none"
     with pytest.raises(QexpError, match="calibration_size=0 leaves no calibration images"):
         one.calibration_batches(4, 2, seed=0)
-    with pytest.raises(QexpError, match=r"of which at least 1 must be left; .* dataset.data.calibration_size=12"):
-        data(pets, calibration_size=24).setup()
+
+
+@pytest.mark.parametrize("asked", [24, 1000])
+def test_half_is_set_aside_where_the_evaluation_images_do_not_suffice(asked, pets, caplog):
+    one = data(pets, calibration_size=asked)
+    assert len(seen(one.val_dataloader())) == len(seen(one.test_dataloader())) == 12
+    assert not seen(one.val_dataloader()) & seen(one.test_dataloader())
+    assert one.notes()["calibration_from"] == "12 images set aside from the evaluation images, seed 0"
+    assert (
+        f"calibration_size={asked}, but there are 24 evaluation images to set aside from; 12 are held out"
+        in caplog.text
+    )
 
 
 def test_calibration_images_come_from_the_training_folder_where_there_is_one(whole):
@@ -76,8 +86,19 @@ def test_calibration_images_come_from_the_training_folder_where_there_is_one(who
     training = one.listings[1]
     held, trained = {training.names[i] for i in one._drawn}, set(one.train_dataloader().dataset.listing.names)
     assert not held & trained and len(held | trained) == 21
-    with pytest.raises(QexpError, match=r"there are 21 training .* another number, dataset.data.calibration_size=11"):
-        data(whole, calibration_size=21).setup()
+    with pytest.raises(QexpError, match="calibration_size=0 is not allowed; hold out at least 1 of the 21"):
+        data(whole, calibration_size=0).setup()
+
+
+def test_all_training_images_serve_calibration_where_more_are_asked_for(whole, caplog):
+    one = data(whole, calibration_size=1000)
+    assert len(seen(one.val_dataloader())) == 21 and len(seen(one.test_dataloader())) == 24
+    assert one.notes()["calibration_from"] == "21 images of the training side, seed 0"
+    assert "calibration_size=1000, but there are 21 training images; 21 are held out" in caplog.text
+    with pytest.raises(
+        QexpError, match=r"none is left to train on; name a smaller number, dataset.data.calibration_size=11"
+    ):
+        one.train_dataloader()
 
 
 def batches(loader, epoch):

@@ -65,12 +65,13 @@ def test_a_box_of_the_whole_image_spans_it_and_faults_are_cut_or_left_out_and_co
 
 
 def test_images_of_any_mode_become_rgb_batches_with_targets(devkit):
-    data = opened(devkit, calibration_size=3)
+    data = opened(devkit, calibration_size=4)
     images, targets = next(iter(data.val_dataloader()))
     assert images.shape == (2, 3, 16, 8) and 0 <= float(images.min()) <= float(images.max()) <= 1
     assert all(t["boxes"].shape == (len(t["labels"]), 4) and t["difficult"].dtype == torch.bool for t in targets)
-    with pytest.raises(QexpError, match=r"lower dataset\.data\.calibration_size"):
+    with pytest.raises(QexpError, match=r"holds out all 3 training images, .* dataset\.data\.calibration_size=2"):
         data.train_dataloader()
+    assert data.notes()["calibration_from"] == "3 images of the training side, seed 0"
     assert [b.shape for b in data.calibration_batches(3, 2, 0)] == [(2, 3, 16, 8), (1, 3, 16, 8)]
 
 

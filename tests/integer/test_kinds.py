@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from qexp.integer.verify import verify
 from qexp.models import modules
 from tests.integer.conftest import UNIFORM
 
+ROOT = Path(__file__).parents[2]
 IMAGES = (24, 3, 8, 8)
 STEM = {"stem": {"layers": "stem", "input": UNIFORM, "output": UNIFORM}}
 FLOAT = {"stem": {"layers": "stem", "input": UNIFORM}}  # the body reads sums, whose channels have scales of their own
@@ -184,7 +186,7 @@ def test_simulation_and_integers_are_the_same_numbers(kind, fold, quantize):
 
 
 def _deployed(name: str) -> dict:
-    return OmegaConf.to_container(OmegaConf.load(f"conf/deploy/{name}.yaml").quant.rules)
+    return OmegaConf.to_container(OmegaConf.load(ROOT / "conf" / "deploy" / f"{name}.yaml").quant.rules)
 
 
 class Everything(nn.Module):

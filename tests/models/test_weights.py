@@ -19,7 +19,8 @@ import torch
 from torch import nn
 
 from qexp.errors import QexpError
-from qexp.models.weights import WeightsRecord, load_weights, save_weights, sha256
+from qexp.models.weights import WeightsRecord, load_weights, save_weights
+from qexp.system.file_hash import sha256
 
 
 def net(out=4) -> nn.Module:

@@ -13,7 +13,7 @@ import torch
 
 from qexp.calibration.cache import content_hash
 from qexp.results import identity
-from qexp.run import float_network, pipeline
+from qexp.run import contents, float_network, pipeline
 from qexp.run.datasets import load_data
 from qexp.run.naming import point_hash
 from qexp.run.settings import read
@@ -93,7 +93,7 @@ def names(compose: Callable, project: Path) -> Callable[..., dict[str, str]]:
         torch.manual_seed(0)
         model = make(settings.network.net)
         return {
-            "point": point_hash(settings, float_network.contents(settings)),
+            "point": point_hash(settings, contents.contents(settings)),
             "float": float_network._float_hash(settings, data),
             "score": float_network._score_hash(settings, model, data),
             "statistics": content_hash(model, [data.example()], False),
