@@ -34,6 +34,7 @@ class Value:
         runtimes: How runtimes round such sums.
         dims: Number of dimensions over which the channels spread, from `axis` on: 2 between the two reshapings of a channel shuffle.
         batch: Place of the batch in the network's tensor, which the program's tensor has first.
+        lead: How many dimensions of an image the network's tensor holds in the batch's: 1 for `[N * windows, ...]`, `[windows, ...]` here.
         real: The numbers of a constant, which has no tensor in the program.
         left: Name of a tensor and what the rounding of a summand left out of it, where the simulation does not round there.
     """
@@ -50,8 +51,19 @@ class Value:
     runtimes: str = FLOAT32
     dims: int = 1
     batch: int = 0
+    lead: int = 0
     real: Reals | None = None
     left: tuple[str, Reals] | None = None
+
+    @property
+    def ndim(self) -> int:
+        """Number of dimensions of the network's tensor."""
+        return len(self.shape) + 1 - self.lead
+
+    def axis_of(self, dim: int) -> int | None:
+        """Returns the place in `shape` of a dimension of the network's tensor; None for the batch."""
+        dim %= self.ndim
+        return None if dim == self.batch else self.lead + dim - (dim > self.batch)
 
     @property
     def span(self) -> Reals:

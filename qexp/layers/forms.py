@@ -10,7 +10,7 @@ Each part that treats layers by their type treats function calls so, too:
   depend on the batch size stay `qexp.network.graph.PerImage`. A constant tensor of a sum or product is in the module (`Affine`).
 
 The types, of `qexp.models.modules` and `qexp.models.operations`, by function: `Add Subtract Multiply MatMul` (two tensors), `Affine`
-(`+ - * /` with a number or a constant tensor), `Concat`, `Mean Permute Transpose Reshape Split Index Pad`, and torch's `ReLU ReLU6
+(`+ - * /` with a number or a constant tensor), `Concat`, `Mean Permute Transpose Reshape Split Index Roll Pad`, `Attention`, and torch's `ReLU ReLU6
 LeakyReLU SiLU Hardswish Hardsigmoid Sigmoid Tanh GELU Softmax Flatten AdaptiveAvgPool2d AvgPool2d MaxPool2d Upsample PixelShuffle
 LayerNorm BatchNorm2d Conv2d Linear`, `Identity` for what does nothing in evaluation mode.
 """
@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from qexp.models import operations
+from qexp.models.attention import Attention
 from qexp.models.modules import Add, Concat
 from qexp.models.operations import (
     Affine,
@@ -35,6 +36,7 @@ from qexp.models.operations import (
     Pad,
     Permute,
     Reshape,
+    Roll,
     Split,
     Subtract,
     Transpose,
@@ -268,6 +270,14 @@ def _index(given: _Given) -> Form:
     return Form(Index, (given.tensor(),), {"index": index})
 
 
+def _roll(given: _Given) -> Form:
+    shifts, dims = given(1, "shifts"), given(2, "dims", ())
+    shifts, dims = ((v,) if isinstance(v, int) else tuple(v) for v in (shifts, dims))
+    if not dims:  # of the flattened tensor
+        raise _Unlike
+    return Form(Roll, (given.tensor(),), {"shifts": shifts, "dims": dims})
+
+
 def _pad(given: _Given) -> Form:
     options = {"sizes": tuple(given(1, "pad")), "mode": given(2, "mode", "constant"), "value": given(3, "value", None)}
     return Form(Pad, (given.tensor(),), options)
@@ -330,6 +340,15 @@ def _conv(given: _Given) -> Form:
     return Form(nn.Conv2d, (given.tensor(),), sizes | options, {"weight": weight, "bias": bias})
 
 
+def _attention(given: _Given) -> Form:
+    q, k, v = (given.tensor(i, name) for i, name in enumerate(("query", "key", "value")))
+    mask = given(3, "attn_mask", None)
+    if given(7, "enable_gqa", False) or (mask is not None and not isinstance(mask, Tensor)):
+        raise _Unlike
+    options = {"mask": mask, "causal": given(5, "is_causal", False), "dropout": given(4, "dropout_p", 0.0)}
+    return Form(Attention, (q, k, v), options | {"scale": given(6, "scale", None)})
+
+
 def _nothing(given: _Given) -> Form:
     return Form(nn.Identity, (given.tensor(),))
 
@@ -376,6 +395,7 @@ def _forms() -> dict[str, Callable[[_Given], Form]]:
         "chunk": _chunk,
         "__getitem__": _index,
         "pad": _pad,
+        "roll": _roll,
         "pixel_shuffle": _pool(nn.PixelShuffle, first="upscale_factor"),
         "adaptive_avg_pool2d": _pool(nn.AdaptiveAvgPool2d, first="output_size"),
         "avg_pool2d": _pool(
@@ -394,6 +414,7 @@ def _forms() -> dict[str, Callable[[_Given], Form]]:
         "conv2d": _conv,
         **dict.fromkeys(("contiguous", "clone", "detach"), _nothing),
         "dropout": _dropout,
+        "scaled_dot_product_attention": _attention,
     }
     return found
 

@@ -169,6 +169,21 @@ class Index(nn.Module):
         return f"index={self.index}"
 
 
+class Roll(nn.Module):
+    """A tensor whose entries move along some dimensions; those that leave at one end come in at the other."""
+
+    def __init__(self, shifts: tuple[int, ...], dims: tuple[int, ...]) -> None:
+        super().__init__()
+        self.shifts = shifts
+        self.dims = dims
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.roll(x, self.shifts, self.dims)
+
+    def extra_repr(self) -> str:
+        return f"shifts={self.shifts}, dims={self.dims}"
+
+
 class Pad(nn.Module):
     """A tensor with a border: (left, right, top, bottom, front, back) as torch counts them."""
 

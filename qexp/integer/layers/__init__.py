@@ -19,6 +19,7 @@ from qexp.integer.layers.moves import (
     pixel_shuffle,
     pixel_unshuffle,
     reshape,
+    roll,
     split,
     strided_pad,
     transpose,
@@ -97,9 +98,18 @@ LAYERS: dict[type[nn.Module], Callable] = {
     operations.Split: split,
     operations.Index: index,
     operations.Pad: pad,
+    operations.Roll: roll,
     modules.Concat: concat,
     modules.StridedPad: strided_pad,
 }
+
+# those that find the dimensions of a tensor themselves, wherever its images lie
+MOVING = {nn.Flatten, operations.Permute, operations.Transpose, operations.Reshape, operations.Split, operations.Index}
+MOVING |= {operations.Roll, nn.Identity, nn.Dropout, nn.Unflatten}
+# those that treat the entries of all dimensions alike, or of all but the last ones or the one that they name
+ANYWHERE = {*TABLES, nn.ReLU, nn.ReLU6, nn.Linear, nn.LayerNorm, nn.Softmax, modules.Add, modules.Concat, operations.Affine}
+ANYWHERE |= {operations.Add, operations.Subtract, operations.Multiply, operations.MatMul, operations.Mean}
+ANYWHERE -= {nn.PReLU}  # its slopes lie along dimension 1
 
 # functions and methods that no layer computes, by name
 FUNCTIONS: dict[str, Callable] = {"dropout": passed_call, "contiguous": passed_call, "unbind": unbind_call}

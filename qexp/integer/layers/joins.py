@@ -62,6 +62,8 @@ def multiply(walk: Walk, step: Step, name: str, layer: nn.Module | None, a: Valu
 def matmul(walk: Walk, step: Step, name: str, layer: nn.Module | None, a: Value, b: Value) -> Value:
     """A product of two matrices of activations."""
     a, b = (unified(walk, name, x) for x in factors(walk, name, operands(walk, name, layer, (a, b))))
+    if a.batch >= a.ndim - 2 or b.batch >= b.ndim - 2:
+        raise cannot(name, "its matrices hold images of a batch", "move the images to dimension 0 before: x.permute(...)")
     if len(a.shape) != len(b.shape) or a.shape[:-2] != b.shape[:-2]:
         raise cannot(
             name, f"it multiplies matrices {list(a.shape)} and {list(b.shape)}", "give both the same dimensions"
@@ -133,7 +135,9 @@ def _with_constants(walk: Walk, name: str, xs: list[Value], dim: int) -> Value:
     if len(moving) != 1:
         raise cannot(name, "it joins several tensors with constants", "concatenate the tensors first")
     x = walk.integers(xs[moving[0]], name)
-    axis = dim % (len(x.shape) + 1) - 1
+    axis = x.axis_of(dim)
+    if axis is None or x.batch or x.lead:
+        raise cannot(name, "it joins constants to tensors whose images are not in dimension 0", "do so before it")
     parts = [np.zeros(x.shape) if other.real is None else other.real[0] for other in xs]
     sizes = [part.shape[axis] for part in parts]
     before, after = ([0] * len(x.shape) for _ in range(2))
@@ -144,8 +148,8 @@ def _with_constants(walk: Walk, name: str, xs: list[Value], dim: int) -> Value:
 
 def joined(walk: Walk, name: str, xs: list[Value], dim: int) -> Value:
     """Returns operands side by side; along the channels, each keeps its step and its zero point until the next quantizer."""
-    axis = dim % (len(xs[0].shape) + 1) - 1
-    if axis < 0:
+    axis = xs[0].axis_of(dim)
+    if axis is None:
         raise cannot(name, "it puts more images into the batch", "concatenate another dimension")
     apart = {(x.unit.tobytes(), x.zero.tobytes()) for x in xs}
     if len(apart) > 1 and (axis or any(x.axis != axis for x in xs if not x.uniform)):

@@ -85,9 +85,10 @@ def adaptive_pool(walk: Walk, step: Step, name: str, layer: nn.AdaptiveAvgPool2d
 def mean(walk: Walk, step: Step, name: str, layer: operations.Mean, x: Value) -> Value:
     """A mean over some dimensions: they come last and are one window."""
     x = _summands(walk, name, layer, x)
-    dims = sorted(d % (len(x.shape) + 1) - 1 for d in layer.dims)
-    if dims[0] < 0:
+    axes = [x.axis_of(d) for d in layer.dims]
+    if None in axes or (not layer.keepdim and any(axis < x.batch + x.lead for axis in axes)):
         raise cannot(name, "it averages over the images of a batch", "average over dimensions of an image")
+    dims = sorted(axes)
     kept = [k for k in range(len(x.shape)) if k not in dims]
     shape = (
         tuple(1 if k in dims else n for k, n in enumerate(x.shape))
