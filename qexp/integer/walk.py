@@ -112,7 +112,9 @@ class Walk:
         operands = [self.operand(ref, step.name) for ref in call.operands]
         return self._by(rule, step, step.name, call.module(), operands)
 
-    def _by(self, rule: Callable, step: Step, name: str, layer: nn.Module, args: list[Value]) -> Value | tuple[Value, ...]:
+    def _by(
+        self, rule: Callable, step: Step, name: str, layer: nn.Module, args: list[Value]
+    ) -> Value | tuple[Value, ...]:
         """Returns what a rule makes of values; where the batch lies in another place, or holds parts of images, it does afterwards."""
         kind = float_class(layer)
         places = {Place(x.batch, x.lead) for x in args if x.real is None} or {Place()}

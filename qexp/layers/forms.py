@@ -9,10 +9,10 @@ Each part that treats layers by their type treats function calls so, too:
   values are those of the step's operands, in order. A rule may return a tuple of values, one per result (`Split`). Arguments that
   depend on the batch size stay `qexp.network.graph.PerImage`. A constant tensor of a sum or product is in the module (`Affine`).
 
-The types, of `qexp.models.modules` and `qexp.models.operations`, by function: `Add Subtract Multiply MatMul` (two tensors), `Affine`
-(`+ - * /` with a number or a constant tensor), `Concat`, `Mean Permute Transpose Reshape Split Index Roll Pad`, `Attention`, and torch's `ReLU ReLU6
-LeakyReLU SiLU Hardswish Hardsigmoid Sigmoid Tanh GELU Softmax Flatten AdaptiveAvgPool2d AvgPool2d MaxPool2d Upsample PixelShuffle
-LayerNorm BatchNorm2d Conv2d Linear`, `Identity` for what does nothing in evaluation mode.
+The types, of `qexp.models.modules`, `qexp.models.operations` and `qexp.models.attention`, by function: `Add Subtract Multiply MatMul`
+(two tensors), `Affine` (`+ - * /` with a number or a constant tensor), `Concat`, `Mean Permute Transpose Reshape Split Index Roll Pad`,
+`Attention`, and torch's `ReLU ReLU6 LeakyReLU SiLU Hardswish Hardsigmoid Sigmoid Tanh GELU Softmax Flatten AdaptiveAvgPool2d AvgPool2d
+MaxPool2d Upsample PixelShuffle LayerNorm BatchNorm2d Conv2d Linear`, `Identity` for what does nothing in evaluation mode.
 """
 
 from __future__ import annotations

@@ -323,7 +323,9 @@ class _Run:
         with torch._C.DisableTorchFunction():
             name, made = function_name(func), tensors(out)
             self._alive.extend(made)
-            self.products.through([] if name in _FRESH else given, [*made, *(t for t, version in versions if _version(t) != version)])
+            self.products.through(
+                [] if name in _FRESH else given, [*made, *(t for t, version in versions if _version(t) != version)]
+            )
             known = any(_counted_elsewhere(frame.module) for frame in self._frames)
             if not known:
                 self.products.count(name, args, kwargs, out, self._frames[-1].name if self._frames else "")

@@ -107,7 +107,17 @@ LAYERS: dict[type[nn.Module], Callable] = {
 MOVING = {nn.Flatten, operations.Permute, operations.Transpose, operations.Reshape, operations.Split, operations.Index}
 MOVING |= {operations.Roll, nn.Identity, nn.Dropout, nn.Unflatten}
 # those that treat the entries of all dimensions alike, or of all but the last ones or the one that they name
-ANYWHERE = {*TABLES, nn.ReLU, nn.ReLU6, nn.Linear, nn.LayerNorm, nn.Softmax, modules.Add, modules.Concat, operations.Affine}
+ANYWHERE = {
+    *TABLES,
+    nn.ReLU,
+    nn.ReLU6,
+    nn.Linear,
+    nn.LayerNorm,
+    nn.Softmax,
+    modules.Add,
+    modules.Concat,
+    operations.Affine,
+}
 ANYWHERE |= {operations.Add, operations.Subtract, operations.Multiply, operations.MatMul, operations.Mean}
 ANYWHERE -= {nn.PReLU}  # its slopes lie along dimension 1
 

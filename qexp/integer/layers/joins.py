@@ -63,7 +63,9 @@ def matmul(walk: Walk, step: Step, name: str, layer: nn.Module | None, a: Value,
     """A product of two matrices of activations."""
     a, b = (unified(walk, name, x) for x in factors(walk, name, operands(walk, name, layer, (a, b))))
     if a.batch >= a.ndim - 2 or b.batch >= b.ndim - 2:
-        raise cannot(name, "its matrices hold images of a batch", "move the images to dimension 0 before: x.permute(...)")
+        raise cannot(
+            name, "its matrices hold images of a batch", "move the images to dimension 0 before: x.permute(...)"
+        )
     if len(a.shape) != len(b.shape) or a.shape[:-2] != b.shape[:-2]:
         raise cannot(
             name, f"it multiplies matrices {list(a.shape)} and {list(b.shape)}", "give both the same dimensions"
