@@ -27,12 +27,11 @@ class Place:
     def inside(self, x: Tensor, shape: tuple[int, ...]) -> Tensor:
         """Returns a tensor of the network as the program has it: `[N, *shape]`."""
         x = x.movedim(self.batch, 0) if self.batch else x
-        return x.reshape(-1, *shape) if self.lead else x
+        return x if x.shape[1:] == shape else x.reshape(-1, *shape)
 
-    def outside(self, x: Tensor) -> Tensor:
-        """Returns a tensor of the program as the network has it."""
-        x = x.flatten(0, self.lead) if self.lead else x
-        return x.movedim(0, self.batch) if self.batch else x
+    def outside(self, x: Tensor, like: Tensor) -> Tensor:
+        """Returns a tensor of the program as the network has it, in the shape of another one."""
+        return x.reshape(like.movedim(self.batch, 0).shape).movedim(0, self.batch)
 
 
 @dataclass(frozen=True)

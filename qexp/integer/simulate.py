@@ -54,7 +54,7 @@ class IntegerSite(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         here, leaving = self.here, self.here.leaving
-        x = here.place.inside(x, leaving.shape)
+        given, x = x, here.place.inside(x, leaving.shape)
         zero, unit = (_spread(v, x, leaving.axis) for v in (leaving.zero, leaving.unit))
         if here.arriving is None:
             codes = self.inner.codes(x.float()).long()
@@ -67,7 +67,7 @@ class IntegerSite(nn.Module):
             codes = requantized(units, factor, addend, shift, op.rounding).clamp(op.low, op.high)
         if self.keep is not None:
             self.keep(here.tensor, codes)
-        return here.place.outside((codes - zero).double() * unit)
+        return here.place.outside((codes - zero).double() * unit, given)
 
 
 class _Constant(nn.Module):
@@ -167,14 +167,15 @@ def _compute(layer: nn.Module, here: Computed) -> Callable[[], None]:
     arriving, leaving = here.arriving, here.leaving
 
     def forward(x: Tensor) -> Tensor:
-        x = here.place.inside(getattr(layer, attribute("input"), nn.Identity())(x), arriving.shape)
+        given = getattr(layer, attribute("input"), nn.Identity())(x)
+        x = here.place.inside(given, arriving.shape)
         codes = _units(x, arriving.unit, arriving.axis) + _spread(arriving.zero, x, arriving.axis)
         if isinstance(here.op, Normalize):
             sign, bias = (_spread(v, x, here.op.axis) for v in (here.op.sign, here.op.bias))
             codes = normalized(here.op, codes, sign, bias)
         else:
             codes = shares(here.op, codes, torch.from_numpy(np.array(here.op.table)).to(x.device))
-        y = here.place.outside(codes.double() * _spread(leaving.unit, x, leaving.axis))
+        y = here.place.outside(codes.double() * _spread(leaving.unit, x, leaving.axis), given)
         return getattr(layer, attribute("output"), nn.Identity())(y)
 
     layer.forward = forward

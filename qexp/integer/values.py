@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 
 from qexp.integer.arithmetic import FLOAT32, SUM_BITS, float32_factor, multiplier, requantized, width
 from qexp.integer.grids import Grid, cannot, is_power_of_two
+from qexp.integer.moves import Reshape
 from qexp.integer.program import Add, IntegerProgram, Op, Requantize, TensorSpec
 
 Ints = NDArray[np.int64]
@@ -129,6 +131,17 @@ class Writer:
         while f"{name}#{n}" in names:
             n += 1
         return f"{name}#{n}"
+
+    def joined(self, value: Value, layer: str) -> Value:
+        """Returns a value whose channels, which spread over several dimensions, lie along one."""
+        axis, end = value.axis, value.axis + value.dims
+        channels = math.prod(value.shape[axis:end])
+        return replace(self.reshaped(value, (*value.shape[:axis], channels, *value.shape[end:]), layer), dims=1)
+
+    def reshaped(self, value: Value, shape: tuple[int, ...], layer: str) -> Value:
+        """Returns a value in another shape, where its channels stay in place or have one unit."""
+        op = Reshape(layer=layer, inputs=(value.tensor,), output=self.fresh(layer), shape=shape)
+        return self.emit(op, replace(value, tensor=op.output, shape=shape))
 
     def maker(self, value: Value) -> Op | None:
         """Returns the operation that made a tensor, None if it is the input."""

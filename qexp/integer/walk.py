@@ -185,9 +185,13 @@ class Walk:
         grid = activation_grid(quantizer, where)
         if not value.tensor:
             return self._encode(where, (name, site), grid, value)
+        shape = value.shape
+        if value.dims > 1:
+            one = max(grid.scale.size, grid.zero.size) == 1
+            value = self.writer.joined(value, name) if one else self.integers(value, where)
         new, op = self.writer.requantize(value, grid, name, where)
         self.lowered.sites[name, site] = Site(new.tensor, value, op, new, quantized=True)
-        return new
+        return self.writer.reshaped(new, shape, name) if new.shape != shape else new
 
     def _encode(self, where: str, key: tuple[str, str], grid: Grid, value: Value) -> Value:
         program = self.writer.program

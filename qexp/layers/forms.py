@@ -10,8 +10,8 @@ Each part that treats layers by their type treats function calls so, too:
   depend on the batch size stay `qexp.network.graph.PerImage`. A constant tensor of a sum or product is in the module (`Affine`).
 
 The types, of `qexp.models.modules`, `qexp.models.operations` and `qexp.models.attention`, by function: `Add Subtract Multiply MatMul`
-(two tensors), `Affine` (`+ - * /` with a number or a constant tensor), `Concat`, `Mean Permute Transpose Reshape Split Index Roll Pad`,
-`Attention`, and torch's `ReLU ReLU6 LeakyReLU SiLU Hardswish Hardsigmoid Sigmoid Tanh GELU Softmax Flatten AdaptiveAvgPool2d AvgPool2d
+(two tensors), `Affine` (`+ - * /` with a number or a constant tensor), `Concat Stack Mean Sum Permute Transpose Reshape Split Index Roll
+Pad Attention`, and torch's `ReLU ReLU6 LeakyReLU SiLU Hardswish Hardsigmoid Sigmoid Tanh GELU Softmax Flatten AdaptiveAvgPool2d AvgPool2d
 MaxPool2d Upsample PixelShuffle LayerNorm BatchNorm2d Conv2d Linear`, `Identity` for what does nothing in evaluation mode.
 """
 
@@ -38,7 +38,9 @@ from qexp.models.operations import (
     Reshape,
     Roll,
     Split,
+    Stack,
     Subtract,
+    Sum,
     Transpose,
 )
 
@@ -84,7 +86,7 @@ class Form:
 
 
 # classes of this module's making that are one step of a network
-STEPS = (Add, Affine, Concat, MatMul, Mean, Multiply, Subtract)
+STEPS = (Add, Affine, Concat, MatMul, Mean, Multiply, Stack, Subtract, Sum)
 
 
 def form(function: str, args: tuple, kwargs: dict[str, Any], tensors: tuple[type, ...] = (Tensor,)) -> Form | None:
@@ -197,6 +199,13 @@ def _matmul(given: _Given) -> Form:
     return Form(MatMul, (a, b))
 
 
+def _stack(given: _Given) -> Form:
+    xs = given(0, "tensors")
+    if not isinstance(xs, tuple | list) or not all(map(given.is_tensor, xs)):
+        raise _Unlike
+    return Form(Stack, tuple(xs), {"dim": given(1, "dim", 0)})
+
+
 def _concat(given: _Given) -> Form:
     xs = given(0, "tensors")
     if not isinstance(xs, tuple | list) or not all(map(given.is_tensor, xs)):
@@ -216,12 +225,15 @@ def _activation(kind: type[nn.Module], *options: tuple[str, Any], inplace: bool 
     return make
 
 
-def _mean(given: _Given) -> Form:
-    dims = given(1, "dim", None)
-    if dims is None or given.kwargs.get("dtype") is not None:
-        raise _Unlike
-    dims = (dims,) if isinstance(dims, int) else tuple(dims)
-    return Form(Mean, (given.tensor(),), {"dims": dims, "keepdim": bool(given(2, "keepdim", False))})
+def _reduction(kind: type[nn.Module]) -> Callable:
+    def make(given: _Given) -> Form:
+        dims = given(1, "dim", None)
+        if dims is None or given.kwargs.get("dtype") is not None or given.kwargs.get("axis") is not None:
+            raise _Unlike
+        dims = (dims,) if isinstance(dims, int) else tuple(dims)
+        return Form(kind, (given.tensor(),), {"dims": dims, "keepdim": bool(given(2, "keepdim", False))})
+
+    return make
 
 
 def _flatten(given: _Given) -> Form:
@@ -384,7 +396,9 @@ def _forms() -> dict[str, Callable[[_Given], Form]]:
         "tanh": _activation(nn.Tanh),
         "gelu": _activation(nn.GELU, ("approximate", "none")),
         "softmax": _activation(nn.Softmax, ("dim", None)),
-        "mean": _mean,
+        "mean": _reduction(Mean),
+        "sum": _reduction(Sum),
+        "stack": _stack,
         "flatten": _flatten,
         "permute": _permute,
         **dict.fromkeys(("transpose", "swapaxes", "swapdims"), _transpose),

@@ -18,7 +18,9 @@ UNIFORM = {"_target_": "qexp.quantizers.uniform.Uniform"}
 SITES = {"input": UNIFORM | {"symmetric": False}, "weight": UNIFORM | {"signed": True, "granularity": "channel"}}
 
 
-@pytest.mark.parametrize(("name", "size"), [("resnet18", 32), ("mobilenet_v2", 32), ("squeezenet1_1", 64), ("swin_t", 32)])
+@pytest.mark.parametrize(
+    ("name", "size"), [("resnet18", 32), ("mobilenet_v2", 32), ("squeezenet1_1", 64), ("swin_t", 32)]
+)
 def test_every_layer_is_covered(name, size):
     torch.manual_seed(0)
     model = models.get_model(name, weights=None).eval()

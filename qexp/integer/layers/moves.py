@@ -373,6 +373,15 @@ def roll(walk: Walk, step: Step, name: str, layer: operations.Roll, x: Value) ->
     return x
 
 
+def repeated(walk: Walk, name: str, x: Value, axis: int, times: int) -> Value:
+    """Returns a value whose only entry along a dimension comes several times."""
+    if axis == x.axis and not x.uniform:
+        x = unified(walk, name, x)
+    op = Concat(layer=name, inputs=(x.tensor,) * times, output=walk.writer.fresh(name), axis=axis)
+    shape = (*x.shape[:axis], times, *x.shape[axis + 1 :])
+    return walk.writer.emit(op, replace(x, tensor=op.output, shape=shape))
+
+
 def pixel_shuffle(walk: Walk, step: Step, name: str, layer: nn.PixelShuffle, x: Value) -> Value:
     """[C r r, H, W] -> [C, H r, W r]."""
     return shuffled(walk, name, x, layer.upscale_factor)
