@@ -77,7 +77,7 @@ class _Constant(nn.Module):
 
     def __init__(self, values: np.ndarray, step: np.ndarray) -> None:
         super().__init__()
-        self.values = torch.from_numpy(np.array(values))
+        self.values = torch.from_numpy(values if values.flags.writeable else np.array(values))
         step = step[:1] if (step == step[0]).all() else step
         self.scale, self.zero_point = torch.from_numpy(np.array(step)), torch.zeros(1)
 

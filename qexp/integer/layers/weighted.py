@@ -168,6 +168,9 @@ def _real(weight: np.ndarray, unit: np.ndarray, x: Value, groups: int) -> np.nda
     """Returns the weights' real values: what was absorbed of the input's units comes out again."""
     spread = [1] * (weight.ndim - 1)
     values = weight * unit.reshape(-1, *spread)
+    if x.even:
+        values /= x.unit
+        return values
     inside = np.broadcast_to(x.unit, (weight.shape[1] * groups,)).reshape(groups, -1)
     return values / np.repeat(inside, len(weight) // groups, axis=0).reshape(*weight.shape[:2], *spread[1:])
 
