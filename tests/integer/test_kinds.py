@@ -192,7 +192,10 @@ KINDS: dict[str, tuple[Callable[[], nn.Module], dict | str]] = {
         lambda: Calls(on_lines, nn.Conv1d(8, 6, 5, 2, 2, 3, groups=2, padding_mode="circular"), nn.BatchNorm1d(6)),
         DEPLOY,
     ),
-    "sums of lines": (lambda: Calls(lambda x, c: c(x.flatten(2)).sum(-1), nn.Conv1d(8, 6, 5, padding="same", dilation=3)), DEPLOY),
+    "sums of lines": (
+        lambda: Calls(lambda x, c: c(x.flatten(2)).sum(-1), nn.Conv1d(8, 6, 5, padding="same", dilation=3)),
+        DEPLOY,
+    ),
     "norms of numbers": (
         lambda: Calls(of_numbers, nn.Linear(512, 12), nn.BatchNorm1d(12), nn.BatchNorm1d(12)),
         DEPLOY,
