@@ -11,8 +11,8 @@ Writes `coverage.json` beside this file after each network, in a process of its 
 * c99: scores that differ between the compiled package and the program.
 
 A cell without a number holds the reason. The images are random float numbers. Rows with differing codes in the column `onnx` come from runs
-before the file encoded images in the program's order; of these, googlenet of `conf` and resnet26d of `timm` were run again and have none. The
-cause of the others was not examined.
+before the file encoded images in the program's order; googlenet of `conf` and resnet26d of `timm`, which had some, were run again and have
+none. The cause of the others was not examined.
 """
 
 from __future__ import annotations
