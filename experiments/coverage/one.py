@@ -130,7 +130,8 @@ def quantize(model: nn.Module, images: Any, found: Facts, rules: dict[str, Any])
 
 def share(model: nn.Module, plan: Any, found: Facts) -> float:
     """Returns the percentage of products that stay in float."""
-    part, _ = quantized_macs(layer_costs(model, found), found.products, plan.bits("weight"), plan.bits("input"))
+    bits = plan.bits("weight"), plan.bits("input")
+    part, _ = quantized_macs(layer_costs(model, found), found.products, *bits, plan.operand_bits())
     return round(100 - part, 2)
 
 

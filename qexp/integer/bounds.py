@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 
 from qexp.integer.program import Conv, Linear
 
 Ints = NDArray[np.int64]
+ROOM = (
+    2**20
+)  # weights that are treated at a time: those of a large linear layer fill the memory several times otherwise
 
 
 def partial_sums(op: Conv | Linear, low: int, high: int) -> tuple[int, int]:
@@ -35,11 +40,30 @@ def by_output(weight: Ints, zero: Ints, groups: int, low: int, high: int) -> tup
         groups: Groups of the convolution.
         low, high: Least and greatest code of the input.
     """
+    least, most = by_input(weight, zero, groups, low, high)
+    return least.sum(1), most.sum(1)
+
+
+def by_input(weight: Ints, zero: Ints, groups: int, low: int, high: int, block: int = 0) -> tuple[Ints, Ints]:
+    """Returns what each block of input channels adds at least and at most to the sum of each output, `[O, blocks]` twice.
+
+    Args:
+        weight, zero, groups, low, high: See `by_output`.
+        block: Channels of a block, the last one may have fewer; 0 takes all of them as one.
+    """
     outputs, per = weight.shape[:2]
+    block = block or max(per, 1)
+    starts = np.arange(0, max(per, 1), block)
     zero = np.broadcast_to(zero, (per * groups,)).reshape(groups, per)
-    spread = (outputs, per, *[1] * (weight.ndim - 2))
-    ends = [np.repeat(end - zero, outputs // groups, axis=0).reshape(spread) for end in (low, high)]
-    ends = np.minimum(ends[0], 0), np.maximum(ends[1], 0)  # beyond the border an input is zero
-    axes = tuple(range(1, weight.ndim))
-    products = weight * ends[0], weight * ends[1]
-    return np.minimum(*products).sum(axes), np.maximum(*products).sum(axes)
+    below, above = np.minimum(low - zero, 0), np.maximum(high - zero, 0)  # beyond the border an input is zero
+    least, most = (np.zeros((outputs, len(starts)), np.int64) for _ in range(2))
+    for first in range(0, outputs, rows := max(1, ROOM // max(weight[:1].size, 1))):
+        part = weight[first : first + rows].reshape(-1, per, math.prod(weight.shape[2:]))
+        positive = np.maximum(part, 0).sum(2)
+        negative = part.sum(2) - positive
+        group = np.arange(first, first + len(part)) // (outputs // groups)
+        ends = below[group], above[group]
+        if per:
+            least[first : first + rows] = np.add.reduceat(positive * ends[0] + negative * ends[1], starts, axis=1)
+            most[first : first + rows] = np.add.reduceat(positive * ends[1] + negative * ends[0], starts, axis=1)
+    return least, most

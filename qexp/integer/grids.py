@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from qexp.quantizers.base import Quantizer
 Ints = NDArray[np.int64]
 Reals = NDArray[np.float64]
 _PROBES = 33  # number of codes of a wide grid that are probed
+_ROOM = 2**20  # weights that are treated at a time
 _NEAR = 1e-3  # distance of the probes from a decision, in steps
 _MOST = 2**15  # greatest integer weight of a set of levels
 # And the least of the greatest: levels without a common step are rounded to a finer one than that of 12 bits.
@@ -175,31 +177,57 @@ def integer_weight(
     Raises:
         QexpError: There are more levels than the bits allow: the quantizer does not keep its weights on a grid.
     """
-    arrange = arrange or (lambda values: values)
-    values = arrange(quantizer(weight).detach().cpu().double()).numpy()
-    outputs = len(values)
     if quantizer.gain is None:
-        spread = weight.new_ones(weight.shape)
-        scale, zero = (
-            quantizer.rows(spread)[0] * torch.as_tensor(v).detach().to(weight)
-            for v in (quantizer.scale, quantizer.zero_point)
-        )
-        codes = quantizer.codes(weight)
-        scale, zero, codes = (
-            arrange(v.reshape(weight.shape).cpu().double()).reshape(outputs, -1).numpy() for v in (scale, zero, codes)
-        )
-        values32 = values.reshape(outputs, -1)  # rounded to float32, like all results of the network
-        exact = np.abs((codes - zero) * scale - values32) <= np.maximum(1e-4 * scale, np.abs(values32) * 2.0**-21)
-        if exact.all() and (scale == scale[:, :1]).all():
-            twice = 2 if (zero != np.rint(zero)).any() else 1  # a binary method's zero lies half-way between its codes
-            whole = twice * (codes - zero)
-            if np.array_equal(whole, np.rint(whole)):
-                return whole.astype(np.int64).reshape(values.shape), scale[:, 0] / twice
+        found = _of_codes(weight, quantizer, arrange)
+        if found is not None:
+            return found
+    values = (arrange or _unchanged)(quantizer(weight).detach().cpu().double()).numpy()
+    outputs = len(values)
     if quantizer.granularity.axis is not None or quantizer.gain is not None:
         parts = [_multiples(row[None], where, quantizer, reach) for row in values]
         return np.concatenate([p[0] for p in parts]), np.array([p[1] for p in parts])
     whole, step = _multiples(values, where, quantizer, reach)
     return whole, np.full(outputs, step)
+
+
+def _of_codes(
+    weight: Tensor, quantizer: Quantizer, arrange: Callable[[Tensor], Tensor] | None
+) -> tuple[Ints, Reals] | None:
+    """Returns codes minus their zero points as integers, and one scale per output; None where they are not the weight's values.
+
+    It goes through the outputs in parts: large linear layers fill the memory several times otherwise.
+    """
+    values, codes = (t.detach().cpu() for t in (quantizer(weight), quantizer.codes(weight)))
+    values, codes = (arrange or _unchanged)(values), (arrange or _unchanged)(codes)
+    scales, zeros = (_by_output(weight, quantizer, v, arrange) for v in (quantizer.scale, quantizer.zero_point))
+    outputs, found = len(values), np.empty(values.shape, np.int64)
+    # a binary method's zero lies half-way between its codes
+    twice = 2 if bool((zeros.double() != zeros.double().round()).any()) else 1
+    rows = max(1, _ROOM // max(values[:1].numel(), 1))
+    for first in range(0, outputs, rows):
+        scale, zero, code, value = (
+            t[first : first + rows].double().flatten(1).numpy() for t in (scales, zeros, codes, values)
+        )  # the values are rounded to float32, like all results of the network
+        exact = np.abs((code - zero) * scale - value) <= np.maximum(1e-4 * scale, np.abs(value) * 2.0**-21)
+        whole = twice * (code - zero)
+        if not exact.all() or not (scale == scale[:, :1]).all() or not np.array_equal(whole, np.rint(whole)):
+            return None
+        found[first : first + rows] = whole.reshape(-1, *values.shape[1:])
+    return found, scales.double().flatten(1).numpy()[:, 0] / twice
+
+
+def _unchanged(values: Tensor) -> Tensor:
+    return values
+
+
+def _by_output(weight: Tensor, quantizer: Quantizer, value: Any, arrange: Callable | None) -> Tensor:
+    """Returns a quantizer's scales or zero points, `[O, 1]` where each output has one, else one per weight."""
+    rows, value = quantizer.rows(weight)[0], torch.as_tensor(value).detach().to(weight)
+    aligned = arrange is None and quantizer.granularity.axis in (None, 0) and len(rows) in (1, len(weight))
+    if aligned and value.numel() in (1, len(weight)):
+        return value.reshape(-1, 1).expand(len(weight), 1).cpu()
+    whole = (quantizer.rows(weight.new_ones(weight.shape))[0] * value).reshape(weight.shape).cpu()
+    return (arrange or _unchanged)(whole)
 
 
 def _multiples(values: Reals, where: str, quantizer: Quantizer, reach: int) -> tuple[Ints, float]:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
-from qexp.integer.bounds import by_output
+from qexp.integer.bounds import by_input, by_output
 from qexp.integer.program import Conv, Linear
 
 _EXACT = 2**24  # below it float32, in which the sums come back, holds every integer
@@ -70,23 +71,25 @@ def _parts(op: Conv | Linear, low: int, high: int) -> list[tuple[int, int]] | No
     inputs = op.weight.shape[1]
     if getattr(op, "groups", 1) > 1 or inputs <= _BLOCK:
         return None
-    found, first = [], 0
-    for last in _ends(inputs):
-        if not _fits(op, first, last, low, high):
+    least, most = by_input(op.weight, op.zero, 1, low, high, _BLOCK)
+    found, first, sums = [], 0, None
+    for number, here in enumerate(zip(least.T, most.T)):
+        if not _exact(*here):
             return None  # a single block is too wide
-        if last == inputs or not _fits(op, first, min(last + _BLOCK, inputs), low, high):
-            found.append((first, last))
-            first = last
-    return found
-
-
-def _ends(inputs: int) -> Iterator[int]:
-    yield from range(_BLOCK, inputs, _BLOCK)
-    yield inputs
+        more = here if sums is None else (sums[0] + here[0], sums[1] + here[1])
+        if not _exact(*more):
+            found.append((first, number * _BLOCK))
+            first, more = number * _BLOCK, here
+        sums = more
+    return [*found, (first, inputs)]
 
 
 def _fits(op: Conv | Linear, first: int, last: int, low: int, high: int) -> bool:
-    least, most = by_output(op.weight[:, first:last], op.zero, getattr(op, "groups", 1), low, high)
+    return _exact(*by_output(op.weight[:, first:last], op.zero, getattr(op, "groups", 1), low, high))
+
+
+def _exact(least: NDArray, most: NDArray) -> bool:
+    """Whether float32 holds all whole numbers between bounds of sums."""
     return max(-int(least.min(initial=0)), int(most.max(initial=0))) < _EXACT
 
 

@@ -5,10 +5,33 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
+from torch import Tensor
 
 from qexp.integer.op import Op
 from qexp.integer.program import IntegerProgram, Requantize
 from qexp.integer.values import Value
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the network's tensor has its batch, which the program's tensor has first.
+
+    Attributes:
+        batch: The dimension.
+        lead: How many dimensions of an image it holds besides (`[N * windows, ...]`: 1).
+    """
+
+    batch: int = 0
+    lead: int = 0
+
+    def inside(self, x: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """Returns a tensor of the network as the program has it: `[N, *shape]`."""
+        x = x.movedim(self.batch, 0) if self.batch else x
+        return x if x.shape[1:] == shape else x.reshape(-1, *shape)
+
+    def outside(self, x: Tensor, like: Tensor) -> Tensor:
+        """Returns a tensor of the program as the network has it, in the shape of another one."""
+        return x.reshape(like.movedim(self.batch, 0).shape).movedim(0, self.batch)
 
 
 @dataclass(frozen=True)
@@ -21,6 +44,7 @@ class Site:
         op: The requantization; None if the tensor is on its grid already.
         leaving: The value after.
         quantized: Whether the network has a quantizer there; otherwise the tensor is float in the ordinary simulation.
+        place: Where the network has the batch.
     """
 
     tensor: str
@@ -28,6 +52,7 @@ class Site:
     op: Requantize | None
     leaving: Value
     quantized: bool
+    place: Place = Place()
 
 
 @dataclass(frozen=True)
@@ -38,11 +63,13 @@ class Computed:
         arriving: The value before.
         op: The operation.
         leaving: The value after.
+        place: Where the network has the batch.
     """
 
     arriving: Value
     op: Op
     leaving: Value
+    place: Place = Place()
 
 
 @dataclass

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from qexp.integer.grids import CannotLowerError, cannot, together
-from qexp.integer.layers import FUNCTIONS, LAYERS
+from qexp.integer.layers import ANYWHERE, FUNCTIONS, LAYERS, MOVING
 from qexp.integer.lowered import Lowered
 from qexp.integer.walk import Walk
 from qexp.layers.calls import all_calls
 from qexp.layers.swap import evaluating, quantizers_off
 from qexp.models.modules import StridedPad
-from qexp.network.graph import Graph, Step
+from qexp.network.graph import Graph, Ref, Step
 from qexp.network.recorder import record, several
 
 
@@ -37,10 +37,10 @@ def lower(model: nn.Module, example: Tensor, about: dict[str, Any] | None = None
         raise cannot(
             type(model).__name__, f"its graph is not known ({seen.error})", "write it without data-dependent steps"
         )
-    walk = Walk(model, example, LAYERS, FUNCTIONS, as_runtimes)
+    walk = Walk(model, example, LAYERS, FUNCTIONS, as_runtimes, ANYWHERE, MOVING)
     refusals: list[CannotLowerError] = []
     shapes: dict[Step, list[tuple[int, ...]]] = {}
-    for step in seen.graph.steps:
+    for step in _needed(seen.graph):
         try:
             if step.depends:
                 walk.visit(step)
@@ -54,6 +54,16 @@ def lower(model: nn.Module, example: Tensor, about: dict[str, Any] | None = None
         raise together(refusals)
     walk.lowered.program.about = dict(about or {})
     return walk.lowered
+
+
+def _needed(graph: Graph) -> list[Step]:
+    """Returns the steps on which the result depends: attention returns its shares too, which few networks read."""
+    needed = {graph.output, *graph.inputs}
+    for step in reversed(graph.steps):
+        if step in needed:  # a tensor that another step wrote into is a result of that step
+            needed.update(step.sources)
+            needed.update(leaf.step for leaf in step.changed if isinstance(leaf, Ref))
+    return [step for step in graph.steps if step in needed]
 
 
 def _shapes(model: nn.Module, graph: Graph, example: Tensor) -> dict[Step, list[tuple[int, ...]]]:

@@ -36,6 +36,7 @@ class Machine:
 
     def __init__(self, program: IntegerProgram, accumulator: Accumulator | None, device: str | torch.device) -> None:
         self.program, self.accumulator, self.device = program, accumulator, torch.device(device)
+        self.suited: dict[str, bool] = {}  # layers on bytes: whether their sums are exact on this machine
 
     def exact(self, *tensors: str, most: int = 0) -> torch.dtype:
         """Returns the narrowest floating type that holds all codes of some tensors, or integers up to `most`."""
@@ -73,7 +74,11 @@ class Machine:
         source = self.program.tensors[op.inputs[0]]
         if isinstance(op, Linear) and len(source.shape) > 1:  # several vectors per image
             return False
-        return self.stored(op.inputs[0]).dtype is torch.uint8 and int8.suits(op, source.low, source.high)
+        if self.stored(op.inputs[0]).dtype is not torch.uint8:
+            return False
+        if op.output not in self.suited:
+            self.suited[op.output] = int8.suits(op, source.low, source.high)
+        return self.suited[op.output]
 
     def constant(self, values: NDArray, dtype: torch.dtype, ndim: int, axis: int = 0) -> Tensor:
         """Returns a constant that broadcasts against `[N, ...]`; its channels lie along `axis`, the batch not counted."""

@@ -121,7 +121,8 @@ class Graph:
     def _images(self, grid: TensorSpec) -> str:
         """Returns the images, already on the grid where `QuantizeLinear` alone would give other codes: it adds the zero point last.
 
-        The difference is at ties, where an odd zero point makes another neighbour even; pixels with mean = std = 1/2 are all ties.
+        The difference is at ties, where an odd zero point makes another neighbour even (pixels with mean = std = 1/2 are all ties), and
+        beside them: a number so near to one that float32 holds only the tie once the zero point is added.
         """
         if grid.unit.size > 1 or grid.zero_point.size > 1 or not self._order_matters(grid):
             return "images"
@@ -142,7 +143,7 @@ class Graph:
         """Whether a pixel has other codes when the zero point is added after rounding; of unknown pixels, whether one could."""
         pixels = normalized_pixels(self.program.about.get("preprocessing"))
         if pixels is None:
-            return bool(grid.zero_point[0] % 2)
+            return bool(grid.zero_point[0])
         steps = pixels / np.float32(grid.unit[0])
         after = np.clip(np.rint(steps) + grid.zero_point[0], grid.low, grid.high)
         return not np.array_equal(after, self.program.encode(pixels))

@@ -49,10 +49,12 @@ class IntegerSite(nn.Module):
     def codes(self, x: Tensor) -> Tensor:
         """Returns the codes of values that lie on the grid, int64."""
         leaving = self.here.leaving
+        x = self.here.place.inside(x, leaving.shape)
         return _units(x, leaving.unit, leaving.axis) + _spread(leaving.zero, x, leaving.axis)
 
     def forward(self, x: Tensor) -> Tensor:
         here, leaving = self.here, self.here.leaving
+        given, x = x, here.place.inside(x, leaving.shape)
         zero, unit = (_spread(v, x, leaving.axis) for v in (leaving.zero, leaving.unit))
         if here.arriving is None:
             codes = self.inner.codes(x.float()).long()
@@ -65,7 +67,7 @@ class IntegerSite(nn.Module):
             codes = requantized(units, factor, addend, shift, op.rounding).clamp(op.low, op.high)
         if self.keep is not None:
             self.keep(here.tensor, codes)
-        return (codes - zero).double() * unit
+        return here.place.outside((codes - zero).double() * unit, given)
 
 
 class _Constant(nn.Module):
@@ -75,7 +77,7 @@ class _Constant(nn.Module):
 
     def __init__(self, values: np.ndarray, step: np.ndarray) -> None:
         super().__init__()
-        self.values = torch.from_numpy(np.array(values))
+        self.values = torch.from_numpy(values if values.flags.writeable else np.array(values))
         step = step[:1] if (step == step[0]).all() else step
         self.scale, self.zero_point = torch.from_numpy(np.array(step)), torch.zeros(1)
 
@@ -165,14 +167,15 @@ def _compute(layer: nn.Module, here: Computed) -> Callable[[], None]:
     arriving, leaving = here.arriving, here.leaving
 
     def forward(x: Tensor) -> Tensor:
-        x = getattr(layer, attribute("input"), nn.Identity())(x)
+        given = getattr(layer, attribute("input"), nn.Identity())(x)
+        x = here.place.inside(given, arriving.shape)
         codes = _units(x, arriving.unit, arriving.axis) + _spread(arriving.zero, x, arriving.axis)
         if isinstance(here.op, Normalize):
             sign, bias = (_spread(v, x, here.op.axis) for v in (here.op.sign, here.op.bias))
             codes = normalized(here.op, codes, sign, bias)
         else:
             codes = shares(here.op, codes, torch.from_numpy(np.array(here.op.table)).to(x.device))
-        y = codes.double() * _spread(leaving.unit, x, leaving.axis)
+        y = here.place.outside(codes.double() * _spread(leaving.unit, x, leaving.axis), given)
         return getattr(layer, attribute("output"), nn.Identity())(y)
 
     layer.forward = forward

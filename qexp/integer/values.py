@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 
 from qexp.integer.arithmetic import FLOAT32, SUM_BITS, float32_factor, multiplier, requantized, width
 from qexp.integer.grids import Grid, cannot, is_power_of_two
+from qexp.integer.moves import Reshape
 from qexp.integer.program import Add, IntegerProgram, Op, Requantize, TensorSpec
 
 Ints = NDArray[np.int64]
@@ -34,6 +36,7 @@ class Value:
         runtimes: How runtimes round such sums.
         dims: Number of dimensions over which the channels spread, from `axis` on: 2 between the two reshapings of a channel shuffle.
         batch: Place of the batch in the network's tensor, which the program's tensor has first.
+        lead: How many dimensions of an image the network's tensor holds in the batch's: 1 for `[N * windows, ...]`, `[windows, ...]` here.
         real: The numbers of a constant, which has no tensor in the program.
         left: Name of a tensor and what the rounding of a summand left out of it, where the simulation does not round there.
     """
@@ -50,8 +53,19 @@ class Value:
     runtimes: str = FLOAT32
     dims: int = 1
     batch: int = 0
+    lead: int = 0
     real: Reals | None = None
     left: tuple[str, Reals] | None = None
+
+    @property
+    def ndim(self) -> int:
+        """Number of dimensions of the network's tensor."""
+        return len(self.shape) + 1 - self.lead
+
+    def axis_of(self, dim: int) -> int | None:
+        """Returns the place in `shape` of a dimension of the network's tensor; None for the batch."""
+        dim %= self.ndim
+        return None if dim == self.batch else self.lead + dim - (dim > self.batch)
 
     @property
     def span(self) -> Reals:
@@ -117,6 +131,17 @@ class Writer:
         while f"{name}#{n}" in names:
             n += 1
         return f"{name}#{n}"
+
+    def joined(self, value: Value, layer: str) -> Value:
+        """Returns a value whose channels, which spread over several dimensions, lie along one."""
+        axis, end = value.axis, value.axis + value.dims
+        channels = math.prod(value.shape[axis:end])
+        return replace(self.reshaped(value, (*value.shape[:axis], channels, *value.shape[end:]), layer), dims=1)
+
+    def reshaped(self, value: Value, shape: tuple[int, ...], layer: str) -> Value:
+        """Returns a value in another shape, where its channels stay in place or have one unit."""
+        op = Reshape(layer=layer, inputs=(value.tensor,), output=self.fresh(layer), shape=shape)
+        return self.emit(op, replace(value, tensor=op.output, shape=shape))
 
     def maker(self, value: Value) -> Op | None:
         """Returns the operation that made a tensor, None if it is the input."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from qexp.integer.fast import Fast
-from qexp.integer.lowered import Lowered
+from qexp.integer.lowered import Lowered, Site
 from qexp.integer.reference import Reference
 from qexp.integer.simulate import integer_rounding
 from qexp.layers.quantized import attribute
@@ -209,27 +209,27 @@ def _against_the_definition(
 @contextmanager
 def listening(model: nn.Module, lowered: Lowered, take: Take) -> Iterator[None]:
     """Context manager: calls `take(tensor, codes)` with the codes of every quantizer of the unchanged network."""
-    heard: dict[int, list[tuple[str, str, str]]] = {}
+    heard: dict[int, list[tuple[str, str, Site]]] = {}
     for (name, site), here in lowered.sites.items():
         if here.quantized:
-            heard.setdefault(id(model.get_submodule(name).site(site)), []).append((name, site, here.tensor))
+            heard.setdefault(id(model.get_submodule(name).site(site)), []).append((name, site, here))
     with ExitStack() as stack:
         stack.enter_context(evaluating(model))
         for places in heard.values():
-            for name, site, tensor in places:
+            for name, site, here in places:
                 layer = model.get_submodule(name)
                 inner = layer.site(site)
                 if len(places) == 1:
-                    stack.callback(inner.register_forward_pre_hook(_hears(take, tensor)).remove)
+                    stack.callback(inner.register_forward_pre_hook(_hears(take, here)).remove)
                 else:  # a quantizer on several tensors: each tensor gets its own wrapper
                     stack.callback(setattr, layer, attribute(site), inner)
-                    setattr(layer, attribute(site), _Ear(inner, tensor, take))
+                    setattr(layer, attribute(site), _Ear(inner, here, take))
         yield
 
 
-def _hears(take: Take, tensor: str) -> Callable[[nn.Module, tuple], None]:
+def _hears(take: Take, here: Site) -> Callable[[nn.Module, tuple], None]:
     def hook(quantizer: nn.Module, args: tuple) -> None:
-        take(tensor, quantizer.codes(args[0]))
+        take(here.tensor, here.place.inside(quantizer.codes(args[0]), here.leaving.shape))
 
     return hook
 
@@ -237,9 +237,9 @@ def _hears(take: Take, tensor: str) -> Callable[[nn.Module, tuple], None]:
 class _Ear(nn.Module):
     """Wraps a quantizer and passes its codes to a callback."""
 
-    def __init__(self, inner: nn.Module, tensor: str, take: Take) -> None:
+    def __init__(self, inner: nn.Module, here: Site, take: Take) -> None:
         super().__init__()
-        self.inner, self.tensor, self.take = inner, tensor, take
+        self.inner, self.here, self.take = inner, here, take
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -248,5 +248,5 @@ class _Ear(nn.Module):
             return getattr(super().__getattr__("inner"), name)
 
     def forward(self, x: Tensor) -> Tensor:
-        self.take(self.tensor, self.inner.codes(x))
+        self.take(self.here.tensor, self.here.place.inside(self.inner.codes(x), self.here.leaving.shape))
         return self.inner(x)

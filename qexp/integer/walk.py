@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from qexp.integer.grids import Grid, activation_grid, cannot
-from qexp.integer.lowered import Lowered, Site
+from qexp.integer.lowered import Lowered, Place, Site
 from qexp.integer.values import Value, Writer
 from qexp.layers.forms import form
 from qexp.layers.quantized import Quantized, float_class
@@ -32,6 +34,8 @@ class Walk:
             layer returns several tensors. It serves calls of functions too, as the layer that computes the same (`qexp.layers.forms`).
         functions: Conversion of functions and methods that no layer computes, by name: `(walk, step, name) -> value`.
         as_runtimes: Requantize results of layers in float32, as 8-bit runtimes do.
+        anywhere: Types of layers that treat the entries of all dimensions, or all but the last ones, alike.
+        moving: Types of layers whose conversion finds the dimensions itself, wherever the batch lies.
     """
 
     def __init__(
@@ -41,12 +45,15 @@ class Walk:
         layers: dict[type[nn.Module], Callable[..., Value]],
         functions: dict[str, Callable[..., Value]],
         as_runtimes: bool = False,
+        anywhere: Collection[type[nn.Module]] = (),
+        moving: Collection[type[nn.Module]] = (),
     ) -> None:
+        self.anywhere, self.moving = anywhere, moving
         self.model, self.writer = model, Writer(as_runtimes)
         self.layers, self.functions = layers, functions
         self.lowered = Lowered(self.writer.program)
         self.values: dict[Step, Value | tuple[Value, ...]] = {}
-        self.constants: dict[Step, Any] = {}  # results of steps that do not depend on the images
+        self.constants: dict[Step, list[Any]] = {}  # results of steps that do not depend on the images
         self.calls: set[str] = set()
         self.image = Value("", np.ones(1), np.zeros(1, np.int64), 0, 0, tuple(example.shape[1:]))
 
@@ -69,7 +76,7 @@ class Walk:
                 odd = next(a for a in given if not isinstance(a, Ref))
                 raise cannot(step.module, f"its argument {odd!r} is no tensor", "call layers with tensors alone")
             args = [self.operand(ref, step.module) for ref in step.operands]
-            self.values[step] = rule(self, step, step.module, layer, *args)
+            self.values[step] = self._by(rule, step, step.module, layer, args)
         elif step.function in self.functions:
             self.values[step] = self.functions[step.function](self, step, step.name)
         else:
@@ -103,25 +110,53 @@ class Walk:
         if step.changed:
             raise cannot(step.name, "it writes into a tensor that has another name too", "let it return a new tensor")
         operands = [self.operand(ref, step.name) for ref in call.operands]
-        return rule(self, step, step.name, call.module(), *operands)
+        return self._by(rule, step, step.name, call.module(), operands)
+
+    def _by(
+        self, rule: Callable, step: Step, name: str, layer: nn.Module, args: list[Value]
+    ) -> Value | tuple[Value, ...]:
+        """Returns what a rule makes of values; where the batch lies in another place, or holds parts of images, it does afterwards."""
+        kind = float_class(layer)
+        places = {Place(x.batch, x.lead) for x in args if x.real is None} or {Place()}
+        if places == {Place()}:
+            return rule(self, step, name, layer, *args)
+        if len(places) > 1 or kind not in (*self.moving, *self.anywhere):
+            raise cannot(
+                name,
+                "its input has no images in dimension 0, or parts of images",
+                "move dimension 0 back before it: x.permute(...), x.reshape(n, ...)",
+            )
+        place, sites, computed = places.pop(), self.lowered.sites, self.lowered.computed
+        before = {*sites, *computed}
+        made = rule(self, step, name, layer, *args)
+        for noted in (sites, computed):
+            noted |= {key: replace(noted[key], place=place) for key in noted.keys() - before}
+        return made if kind in self.moving else replace(made, batch=place.batch, lead=place.lead)
 
     def _held(self, leaf: Any) -> Any:
         """Returns an argument with constants in place of references to results that do not depend on the images."""
         if isinstance(leaf, Ref) and leaf.step in self.constants:
-            return tensors(self.constants[leaf.step])[leaf.index]
+            return self.constants[leaf.step][leaf.index]
         return leaf
 
     def constant(self, step: Step) -> None:
         """Computes a step that does not depend on the images; its result is an argument of later calls."""
         if step.op in ("module", "function"):
             args, kwargs = mapped(self._held, step.args), mapped(self._held, step.kwargs)
-            args, kwargs = mapped(_for_one_image, args), mapped(_for_one_image, kwargs)
-            self.constants[step] = step.call(*args, **kwargs)
+            args, kwargs = mapped(self._for_one_image, args), mapped(self._for_one_image, kwargs)
+            made = step.call(*args, **kwargs)
+            self.constants[step] = [*tensors(made), *mapped(self._held, list(step.changed))]
+
+    def _for_one_image(self, leaf: Any) -> Any:
+        """Returns a number for one image; for a tensor that depends on images, whose values are not read here, zeros of its size."""
+        if isinstance(leaf, Ref) and isinstance(value := self.values.get(leaf.step), Value):
+            return torch.zeros(value.shape if value.lead else (1, *value.shape))
+        return leaf.at(1) if isinstance(leaf, PerImage) else leaf
 
     def operand(self, ref: Ref, where: str) -> Value:
         """Returns the value of a tensor that a step reads."""
         if ref.step in self.constants:
-            real = tensors(self.constants[ref.step])[ref.index].detach().cpu().double().numpy()
+            real = self.constants[ref.step][ref.index].detach().cpu().double().numpy()
             return Value("", np.ones(1), np.zeros(1, np.int64), 0, 0, real.shape[1:], real=real)
         held = self.values.get(ref.step)
         held = held if isinstance(held, tuple) else (held,)
@@ -150,9 +185,13 @@ class Walk:
         grid = activation_grid(quantizer, where)
         if not value.tensor:
             return self._encode(where, (name, site), grid, value)
+        shape = value.shape
+        if value.dims > 1:
+            one = max(grid.scale.size, grid.zero.size) == 1
+            value = self.writer.joined(value, name) if one else self.integers(value, where)
         new, op = self.writer.requantize(value, grid, name, where)
         self.lowered.sites[name, site] = Site(new.tensor, value, op, new, quantized=True)
-        return new
+        return self.writer.reshaped(new, shape, name) if new.shape != shape else new
 
     def _encode(self, where: str, key: tuple[str, str], grid: Grid, value: Value) -> Value:
         program = self.writer.program
@@ -177,10 +216,6 @@ class Walk:
             raise cannot(
                 where, "it reads a constant tensor", "give the constant to a sum, a product or a concatenation"
             )
-        if value.batch:
-            raise cannot(
-                where, "the images of its batch are not in dimension 0", "take the tensor apart first: x.unbind(0)"
-            )
         if not value.tensor:
             raise cannot(where, "the images are not quantized", FLOAT_INPUT)
         if value.dims > 1:
@@ -200,6 +235,8 @@ class Walk:
         if not isinstance(result, Ref):
             raise cannot("the network", "its result is no single tensor", "lower a classifier")
         value = self.integers(self.operand(result, "the network's result"), "the network's result")
+        if value.batch or value.lead:
+            raise cannot("the network", "its result has no images in dimension 0", "move them there: x.permute(...)")
         if not value.even:
             (value,) = self.settle([value], "", ["output"])
         self.writer.program.output = value.tensor
@@ -208,10 +245,6 @@ class Walk:
 def _of(rules: dict[type, Callable], layer: nn.Module) -> Callable | None:
     kind = float_class(layer)
     return rules.get(type(layer)) or next((rules[c] for c in kind.__mro__ if c in rules), None)
-
-
-def _for_one_image(leaf: Any) -> Any:
-    return leaf.at(1) if isinstance(leaf, PerImage) else leaf
 
 
 def _known(rules: dict[type, Callable]) -> str:

@@ -50,6 +50,8 @@ class Call:
         of: How many calls of this kind the module makes; None if that differs from one run of the module to the next.
         form: The class of its stand-in.
         options: Arguments of the last call that are no tensors.
+        layer: Name inside the module of the layer whose parameters the call takes, and which is its stand-in then; empty for others.
+        read: Whether that layer is in use as the stand-in.
     """
 
     kind: str
@@ -57,6 +59,8 @@ class Call:
     of: int | None
     form: type[nn.Module]
     options: dict[str, Any] = field(default_factory=dict)
+    layer: str = ""
+    read: bool = False
 
 
 def function_name(function: Callable) -> str:
@@ -92,6 +96,8 @@ def calls(owner: nn.Module) -> dict[str, Call]:
 
 def stand_in(owner: nn.Module, name: str) -> nn.Module:
     """Returns the stand-in of a call, in use or not."""
+    if layer := calls(owner)[name].layer:
+        return owner.get_submodule(layer)
     modules = vars(owner)["_modules"]
     return modules[name] if name in modules else vars(owner)[name]
 
@@ -106,22 +112,32 @@ def standing(found: Form) -> nn.Module:
     return module
 
 
-def install(owner: nn.Module, name: str, call: Call, module: nn.Module) -> None:
-    """Gives a call of a module its stand-in, which is not in use yet."""
+def call_of(owner: nn.Module, module: nn.Module) -> Call | None:
+    """Returns the call for which a module stands, None for a module that stands for none."""
+    return next((call for name, call in calls(owner).items() if stand_in(owner, name) is module), None)
+
+
+def install(owner: nn.Module, name: str, call: Call, module: nn.Module | None) -> None:
+    """Gives a call of a module its stand-in, which is not in use yet; None where the call names a layer."""
     vars(owner).setdefault(CALLS, {})[name] = call
-    vars(owner)[name] = module.train(owner.training)
+    if module is not None:
+        vars(owner)[name] = module.train(owner.training)
 
 
 def remove(owner: nn.Module, name: str) -> None:
     """Removes the stand-in of a call."""
     use(owner, [n for n in _in_use(owner) if n != name])
-    del vars(owner)[name], vars(owner)[CALLS][name]
+    if not vars(owner)[CALLS].pop(name).layer:
+        del vars(owner)[name]
 
 
 def use(owner: nn.Module, names: list[str]) -> None:
     """Puts these stand-ins of a module's calls into use, and no others."""
     modules = vars(owner)["_modules"]
-    for name in calls(owner):  # in the order of the calls, behind all other modules
+    for name, call in calls(owner).items():  # in the order of the calls, behind all other modules
+        if call.layer:
+            call.read = name in names
+            continue
         module = modules.pop(name) if name in modules else vars(owner).pop(name)
         if name in names:
             modules[name] = module.train(owner.training)
@@ -146,7 +162,7 @@ def use_needed(model: nn.Module) -> None:
 
 
 def _needed(module: nn.Module, call: Call) -> bool:
-    return isinstance(module, Quantized) or type(module) is not call.form
+    return type(module) is not call.form or any(isinstance(m, Quantized) for m in module.modules())
 
 
 @contextmanager
@@ -162,7 +178,7 @@ def all_calls(model: nn.Module) -> Iterator[None]:
 
 
 def _in_use(owner: nn.Module) -> list[str]:
-    return [name for name in calls(owner) if name in vars(owner)["_modules"]]
+    return [name for name, call in calls(owner).items() if call.read or name in vars(owner)["_modules"]]
 
 
 def can_route(owner: nn.Module) -> bool:
@@ -239,12 +255,13 @@ class _Mode(TorchFunctionMode):
         super().__init__()
         self.owner = owner
         self.modules = dict(vars(owner)["_modules"])
-        self.routes = {(c.kind, c.number): n for n, c in calls(owner).items() if n in self.modules}
+        self.routes = {(c.kind, c.number): n for n, c in calls(owner).items() if c.read or n in self.modules}
+        self.own = [n for n in self.routes.values() if n in self.modules]
         self.counts = dict.fromkeys((kind for kind, _ in self.routes), 0)
 
     def __enter__(self) -> _Mode:
         if type(self.owner)._hides:
-            own = {n: self.modules[n] for n in self.routes.values()}
+            own = {n: self.modules[n] for n in self.own}
             vars(self.owner)["_modules"] = {n: m for n, m in self.modules.items() if n not in own}
             vars(self.owner).update(own)
         RUNNING.modes.append(self)
@@ -254,7 +271,7 @@ class _Mode(TorchFunctionMode):
         super().__exit__(kind, error, trace)
         RUNNING.modes.pop()
         if type(self.owner)._hides:
-            for name in self.routes.values():
+            for name in self.own:
                 vars(self.owner).pop(name, None)
             vars(self.owner)["_modules"] = self.modules
         if kind is None and not RUNNING.reading:
@@ -280,6 +297,8 @@ class _Mode(TorchFunctionMode):
                 f"{type(self.owner).__name__}: its call {local} is no {call.form.__name__} here as it was when the network was read; "
                 "write it so that it makes the same calls for all images, in training too, or leave the call in float with a rule"
             )
+        if call.layer:
+            return self.owner.get_submodule(call.layer)(*found.operands)
         module = self.modules[local]
         if found.constants and isinstance(module, call.form):
             vars(module).update(found.constants)

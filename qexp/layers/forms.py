@@ -9,10 +9,10 @@ Each part that treats layers by their type treats function calls so, too:
   values are those of the step's operands, in order. A rule may return a tuple of values, one per result (`Split`). Arguments that
   depend on the batch size stay `qexp.network.graph.PerImage`. A constant tensor of a sum or product is in the module (`Affine`).
 
-The types, of `qexp.models.modules` and `qexp.models.operations`, by function: `Add Subtract Multiply MatMul` (two tensors), `Affine`
-(`+ - * /` with a number or a constant tensor), `Concat`, `Mean Permute Transpose Reshape Split Index Pad`, and torch's `ReLU ReLU6
-LeakyReLU SiLU Hardswish Hardsigmoid Sigmoid Tanh GELU Softmax Flatten AdaptiveAvgPool2d AvgPool2d MaxPool2d Upsample PixelShuffle
-LayerNorm BatchNorm2d Conv2d Linear`, `Identity` for what does nothing in evaluation mode.
+The types, of `qexp.models.modules`, `qexp.models.operations` and `qexp.models.attention`, by function: `Add Subtract Multiply MatMul`
+(two tensors), `Affine` (`+ - * /` with a number or a constant tensor), `Concat Stack Mean Sum Permute Transpose Reshape Split Index Roll
+Pad Attention`, and torch's `ReLU ReLU6 LeakyReLU SiLU Hardswish Hardsigmoid Sigmoid Tanh GELU Softmax Flatten AdaptiveAvgPool2d AvgPool2d
+MaxPool2d Upsample PixelShuffle LayerNorm BatchNorm2d Conv2d Linear`, `Identity` for what does nothing in evaluation mode.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from qexp.models import operations
+from qexp.models.attention import Attention
 from qexp.models.modules import Add, Concat
 from qexp.models.operations import (
     Affine,
@@ -35,8 +36,11 @@ from qexp.models.operations import (
     Pad,
     Permute,
     Reshape,
+    Roll,
     Split,
+    Stack,
     Subtract,
+    Sum,
     Transpose,
 )
 
@@ -82,7 +86,7 @@ class Form:
 
 
 # classes of this module's making that are one step of a network
-STEPS = (Add, Affine, Concat, MatMul, Mean, Multiply, Subtract)
+STEPS = (Add, Affine, Concat, MatMul, Mean, Multiply, Stack, Subtract, Sum)
 
 
 def form(function: str, args: tuple, kwargs: dict[str, Any], tensors: tuple[type, ...] = (Tensor,)) -> Form | None:
@@ -195,6 +199,13 @@ def _matmul(given: _Given) -> Form:
     return Form(MatMul, (a, b))
 
 
+def _stack(given: _Given) -> Form:
+    xs = given(0, "tensors")
+    if not isinstance(xs, tuple | list) or not all(map(given.is_tensor, xs)):
+        raise _Unlike
+    return Form(Stack, tuple(xs), {"dim": given(1, "dim", 0)})
+
+
 def _concat(given: _Given) -> Form:
     xs = given(0, "tensors")
     if not isinstance(xs, tuple | list) or not all(map(given.is_tensor, xs)):
@@ -214,12 +225,15 @@ def _activation(kind: type[nn.Module], *options: tuple[str, Any], inplace: bool 
     return make
 
 
-def _mean(given: _Given) -> Form:
-    dims = given(1, "dim", None)
-    if dims is None or given.kwargs.get("dtype") is not None:
-        raise _Unlike
-    dims = (dims,) if isinstance(dims, int) else tuple(dims)
-    return Form(Mean, (given.tensor(),), {"dims": dims, "keepdim": bool(given(2, "keepdim", False))})
+def _reduction(kind: type[nn.Module]) -> Callable:
+    def make(given: _Given) -> Form:
+        dims = given(1, "dim", None)
+        if dims is None or given.kwargs.get("dtype") is not None or given.kwargs.get("axis") is not None:
+            raise _Unlike
+        dims = (dims,) if isinstance(dims, int) else tuple(dims)
+        return Form(kind, (given.tensor(),), {"dims": dims, "keepdim": bool(given(2, "keepdim", False))})
+
+    return make
 
 
 def _flatten(given: _Given) -> Form:
@@ -266,6 +280,14 @@ def _index(given: _Given) -> Form:
     if any(map(given.is_tensor, index if isinstance(index, tuple | list) else [index])):
         raise _Unlike
     return Form(Index, (given.tensor(),), {"index": index})
+
+
+def _roll(given: _Given) -> Form:
+    shifts, dims = given(1, "shifts"), given(2, "dims", ())
+    shifts, dims = ((v,) if isinstance(v, int) else tuple(v) for v in (shifts, dims))
+    if not dims:  # of the flattened tensor
+        raise _Unlike
+    return Form(Roll, (given.tensor(),), {"shifts": shifts, "dims": dims})
 
 
 def _pad(given: _Given) -> Form:
@@ -330,6 +352,15 @@ def _conv(given: _Given) -> Form:
     return Form(nn.Conv2d, (given.tensor(),), sizes | options, {"weight": weight, "bias": bias})
 
 
+def _attention(given: _Given) -> Form:
+    q, k, v = (given.tensor(i, name) for i, name in enumerate(("query", "key", "value")))
+    mask = given(3, "attn_mask", None)
+    if given(7, "enable_gqa", False) or (mask is not None and not isinstance(mask, Tensor)):
+        raise _Unlike
+    options = {"mask": mask, "causal": given(5, "is_causal", False), "dropout": given(4, "dropout_p", 0.0)}
+    return Form(Attention, (q, k, v), options | {"scale": given(6, "scale", None)})
+
+
 def _nothing(given: _Given) -> Form:
     return Form(nn.Identity, (given.tensor(),))
 
@@ -365,7 +396,9 @@ def _forms() -> dict[str, Callable[[_Given], Form]]:
         "tanh": _activation(nn.Tanh),
         "gelu": _activation(nn.GELU, ("approximate", "none")),
         "softmax": _activation(nn.Softmax, ("dim", None)),
-        "mean": _mean,
+        "mean": _reduction(Mean),
+        "sum": _reduction(Sum),
+        "stack": _stack,
         "flatten": _flatten,
         "permute": _permute,
         **dict.fromkeys(("transpose", "swapaxes", "swapdims"), _transpose),
@@ -376,6 +409,7 @@ def _forms() -> dict[str, Callable[[_Given], Form]]:
         "chunk": _chunk,
         "__getitem__": _index,
         "pad": _pad,
+        "roll": _roll,
         "pixel_shuffle": _pool(nn.PixelShuffle, first="upscale_factor"),
         "adaptive_avg_pool2d": _pool(nn.AdaptiveAvgPool2d, first="output_size"),
         "avg_pool2d": _pool(
@@ -394,6 +428,7 @@ def _forms() -> dict[str, Callable[[_Given], Form]]:
         "conv2d": _conv,
         **dict.fromkeys(("contiguous", "clone", "detach"), _nothing),
         "dropout": _dropout,
+        "scaled_dot_product_attention": _attention,
     }
     return found
 

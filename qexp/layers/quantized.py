@@ -19,7 +19,7 @@ from qexp.errors import QexpError
 from qexp.layers.running import RUNNING, left
 from qexp.models import operations
 from qexp.models.modules import Add, Concat
-from qexp.models.operations import MatMul, Mean, Multiply, Subtract
+from qexp.models.operations import MatMul, Mean, Multiply, Subtract, Sum
 from qexp.quantizers.base import Quantizer
 
 GRADIENT = "grad_output"  # the gradient with respect to a layer's result, before the layer uses it
@@ -166,14 +166,14 @@ class QuantLinear(Quantized, nn.Linear):
         return F.linear(x, weight, bias)
 
 
-class QuantBatchNorm2d(Quantized, nn.BatchNorm2d):
+class _QuantBatchNorm(Quantized):
     """Batch norm whose affine parameters and running statistics can be quantized; training uses the statistics of the batch."""
 
     sites = ("input", "weight", "bias", "running_mean", "running_var", "output")
 
     def forward(self, input: Tensor) -> Tensor:
         if not self.enabled:
-            return nn.BatchNorm2d.forward(self, input)
+            return self.float_class.forward(self, input)
         x = self.input_quantizer(input)
         if self.running_mean is None or (self.training and not self.track_running_stats):
             y = F.batch_norm(x, None, None, self.quantized_weight(), self.quantized_bias(), True, 0.0, self.eps)
@@ -197,6 +197,12 @@ class QuantBatchNorm2d(Quantized, nn.BatchNorm2d):
         self.num_batches_tracked.add_(1)
         momentum = self.momentum if self.momentum is not None else 1.0 / float(self.num_batches_tracked)
         return momentum, self.eps
+
+
+class QuantBatchNorm1d(_QuantBatchNorm, nn.BatchNorm1d): ...
+
+
+class QuantBatchNorm2d(_QuantBatchNorm, nn.BatchNorm2d): ...
 
 
 class Unweighted(Quantized):
@@ -291,6 +297,9 @@ class QuantUpsample(Unweighted, nn.Upsample): ...
 class QuantMean(Unweighted, Mean): ...
 
 
+class QuantSum(Unweighted, Sum): ...
+
+
 class OfTwo(Quantized):
     """An operation on two tensors, with a quantizer on each operand and on the result."""
 
@@ -348,6 +357,7 @@ QUANTIZED: dict[type[nn.Module], type[Quantized]] = {
     nn.Conv3d: QuantConv3d,
     nn.ConvTranspose2d: QuantConvTranspose2d,
     nn.Linear: QuantLinear,
+    nn.BatchNorm1d: QuantBatchNorm1d,
     nn.BatchNorm2d: QuantBatchNorm2d,
     nn.AvgPool2d: QuantAvgPool2d,
     nn.AdaptiveAvgPool2d: QuantAdaptiveAvgPool2d,
@@ -371,6 +381,7 @@ QUANTIZED: dict[type[nn.Module], type[Quantized]] = {
     nn.InstanceNorm2d: QuantInstanceNorm2d,
     nn.Upsample: QuantUpsample,
     Mean: QuantMean,
+    Sum: QuantSum,
     Add: QuantAdd,
     operations.Add: QuantAddInto,
     Subtract: QuantSubtract,

@@ -62,7 +62,9 @@ def swap(
     if not isinstance(layer, Quantized) and type(layer) is not kind:
         layer.__dict__[WRITTEN_AS] = type(layer)
     layer.__class__ = target
-    device = device or next((t.device for t in layer.parameters()), None)
+    device = device or next(
+        (t.device for t in (*layer.parameters(), *vars(layer).values()) if isinstance(t, Tensor)), None
+    )
     for site in target.sites:
         quantizer = site_quantizers.get(site, nn.Identity())
         setattr(layer, attribute(site), quantizer.to(device) if device else quantizer)

@@ -66,6 +66,35 @@ class Mean(nn.Module):
         return f"dims={self.dims}, keepdim={self.keepdim}"
 
 
+class Sum(nn.Module):
+    """The sum over some dimensions."""
+
+    def __init__(self, dims: tuple[int, ...], keepdim: bool = False) -> None:
+        super().__init__()
+        self.dims = dims
+        self.keepdim = keepdim
+
+    def forward(self, input: Tensor) -> Tensor:
+        return input.sum(self.dims, self.keepdim)
+
+    def extra_repr(self) -> str:
+        return f"dims={self.dims}, keepdim={self.keepdim}"
+
+
+class Stack(nn.Module):
+    """The operands side by side along a new dimension."""
+
+    def __init__(self, dim: int = 0) -> None:
+        super().__init__()
+        self.dim = dim
+
+    def forward(self, *xs: Tensor) -> Tensor:
+        return torch.stack(xs, self.dim)
+
+    def extra_repr(self) -> str:
+        return f"dim={self.dim}"
+
+
 class Affine(nn.Module):
     """A multiple of a tensor plus a summand, each a number or a constant tensor that spreads over it.
 
@@ -167,6 +196,21 @@ class Index(nn.Module):
 
     def extra_repr(self) -> str:
         return f"index={self.index}"
+
+
+class Roll(nn.Module):
+    """A tensor whose entries move along some dimensions; those that leave at one end come in at the other."""
+
+    def __init__(self, shifts: tuple[int, ...], dims: tuple[int, ...]) -> None:
+        super().__init__()
+        self.shifts = shifts
+        self.dims = dims
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.roll(x, self.shifts, self.dims)
+
+    def extra_repr(self) -> str:
+        return f"shifts={self.shifts}, dims={self.dims}"
 
 
 class Pad(nn.Module):

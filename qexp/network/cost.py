@@ -67,20 +67,33 @@ def layer_costs(model: nn.Module, facts: Facts) -> dict[str, LayerCost]:
 
 
 def quantized_macs(
-    layers: Mapping[str, LayerCost], outside: Mapping[str, int], wbits: Mapping[str, int], abits: Mapping[str, int]
+    layers: Mapping[str, LayerCost],
+    outside: Mapping[str, int],
+    wbits: Mapping[str, int],
+    abits: Mapping[str, int],
+    operands: Mapping[tuple[str, int], int] = MappingProxyType({}),
 ) -> tuple[float, list[str]]:
     """Returns the percentage of products with a quantized factor, and the layers that compute the others, largest first.
 
     Args:
         layers: Cost of each weighted layer.
-        outside: Multiply-accumulates outside the layers of known types, by name.
+        outside: Multiply-accumulates outside the weighted layers, by name.
         wbits, abits: Bits of the weight and of the input of each layer; 32 where not named.
+        operands: Bits of each operand of products of two tensors, by (layer, number); 32 where not named.
     """
     macs = {name: c.macs for name, c in layers.items()} | dict(outside)
-    left = [n for n in macs if n not in layers or min(wbits.get(n, FLOAT), abits.get(n, FLOAT)) >= FLOAT]
+    factors = {n: (wbits.get(n, FLOAT), abits.get(n, FLOAT)) for n in layers}
+    factors |= {n: _factor_bits(n, operands) for n in outside}
+    left = [n for n in macs if min(factors[n]) >= FLOAT]
     total = sum(macs.values())
     missing = sum(macs[n] for n in left)
     return 100 * (total - missing) / max(total, 1), sorted(left, key=lambda n: -macs[n])
+
+
+def _factor_bits(product: str, operands: Mapping[tuple[str, int], int]) -> tuple[int, int]:
+    """Returns the bits of both factors of a product of activations, which is named after its layer: `attn.matmul (matmul)`."""
+    layer = product.rpartition(" (")[0]
+    return operands.get((layer, 0), FLOAT), operands.get((layer, 1), FLOAT)
 
 
 def params(model: nn.Module) -> int:
@@ -94,6 +107,7 @@ def cost(
     abits: Mapping[str, int],
     params: int,
     others: Mapping[str, int] = MappingProxyType({}),
+    operands: Mapping[tuple[str, int], int] = MappingProxyType({}),
 ) -> Cost:
     """Returns the cost of a network whose layers have these weight and input bits (32 where not named).
 
@@ -101,17 +115,18 @@ def cost(
         layers: Cost of each weighted layer.
         wbits, abits: Bits of the weight and of the input of each layer.
         params: Parameters of the float network.
-        others: Multiply-accumulates outside the layers of known types; these are computed in float.
+        others: Multiply-accumulates outside the weighted layers, by name.
+        operands: Bits of each operand of products of two tensors, by (layer, number); others are computed in float.
     """
     w = {name: wbits.get(name, FLOAT) for name in layers}
     a = {name: abits.get(name, FLOAT) for name in layers}
     weights, inputs = sum(c.weights for c in layers.values()), sum(c.inputs for c in layers.values())
-    outside = sum(others.values())
+    outside = sum(n * math.prod(_factor_bits(name, operands)) for name, n in others.items())
     weight_bits = sum(c.weights * w[n] for n, c in layers.items())
     return Cost(
         params=params,
-        macs=sum(c.macs for c in layers.values()) + outside,
-        bops=sum(c.macs * w[n] * a[n] for n, c in layers.items()) + outside * FLOAT * FLOAT,
+        macs=sum(c.macs for c in layers.values()) + sum(others.values()),
+        bops=sum(c.macs * w[n] * a[n] for n, c in layers.items()) + outside,
         weight_bytes=math.ceil(weight_bits / 8),
         weight_bytes_float=weights * 4,
         mean_wbit=weight_bits / max(weights, 1),

@@ -195,3 +195,15 @@ def _equal(a: Tensor, b: Tensor) -> bool:
     if a.shape != b.shape or a.dtype != b.dtype:
         return False
     return torch.equal(a, b) or bool(((a == b) | ((a != a) & (b != b))).all())
+
+
+def near(one: Any, other: Any, most: float = 1e-4) -> bool:
+    """Returns whether two results are equal but for the rounding of other operations: relative to their norm, at most `most` apart."""
+    a, b = tensors(one), tensors(other)
+    return len(a) == len(b) and all(_near(x, y, most) for x, y in zip(a, b))
+
+
+def _near(a: Tensor, b: Tensor, most: float) -> bool:
+    if a.shape != b.shape or a.dtype != b.dtype or not a.is_floating_point():
+        return _equal(a, b)
+    return float((a - b).norm()) <= most * float(a.norm())

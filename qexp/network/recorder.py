@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
-from qexp.layers.calls import calls, function_name, kind_of, local_name
+from qexp.layers.calls import call_of, function_name, kind_of, local_name
 from qexp.layers.forms import STEPS, Form, form
 from qexp.layers.quantized import GRADIENT, QUANTIZED, WEIGHTED, float_class, main
 from qexp.layers.running import reading
@@ -48,6 +48,9 @@ _READS = {
     "allclose",
 }
 _READS |= {"is_nonzero", "__array__", "__contains__"}
+# functions of a tensor's size and type that read none of its values
+_FRESH = {f"new_{kind}" for kind in ("zeros", "ones", "full", "empty")}
+_FRESH |= {f"{kind}_like" for kind in ("zeros", "ones", "full", "empty")}
 PRODUCTS = {"linear", "conv1d", "conv2d", "conv3d"}
 _SITES = ("weight", "bias", "running_mean", "running_var")
 _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
@@ -320,7 +323,9 @@ class _Run:
         with torch._C.DisableTorchFunction():
             name, made = function_name(func), tensors(out)
             self._alive.extend(made)
-            self.products.through(given, [*made, *(t for t, version in versions if _version(t) != version)])
+            self.products.through(
+                [] if name in _FRESH else given, [*made, *(t for t, version in versions if _version(t) != version)]
+            )
             known = any(_counted_elsewhere(frame.module) for frame in self._frames)
             if not known:
                 self.products.count(name, args, kwargs, out, self._frames[-1].name if self._frames else "")
@@ -372,7 +377,7 @@ class _Run:
                 for other in (tensor, *self._shared.get(_memory(tensor), ())):
                     if id(other) not in returned:
                         changed[id(other)] = other
-        depends = any(map(self.products.is_image, (*given, *changed.values())))
+        depends = any(map(self.products.is_image, (*given, *changed.values()))) and target not in _FRESH
         step = Step(
             op,
             name,
@@ -394,7 +399,7 @@ class _Run:
     def _before(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         name = self.names[id(module)]
         inside = any(frame.leaf for frame in self._frames)
-        if self._frames and (call := calls(self._frames[-1].module).get(name.rpartition(".")[2])):
+        if self._frames and (call := call_of(self._frames[-1].module, module)) is not None:
             self._frames[-1].kinds[call.kind] += 1  # the module stands for a function call
         leaf = bool(name) and is_leaf(module, self.leaves)
         count = 0

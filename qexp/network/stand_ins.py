@@ -10,15 +10,17 @@ from torch import Tensor, nn
 
 from qexp.layers.calls import Call, all_calls, calls, can_route, install, remove, standing, use_all, use_needed
 from qexp.layers.forms import STEPS, Form
-from qexp.layers.quantized import QUANTIZED, WEIGHTED, Quantized
+from qexp.layers.quantized import QUANTIZED, WEIGHTED, Quantized, float_class
 from qexp.layers.swap import evaluating, quantizers_off
-from qexp.network.graph import same
+from qexp.models.attention import Attention
+from qexp.network.attention import take_apart
+from qexp.network.graph import near, same
 from qexp.network.made_calls import MadeCall
 from qexp.network.recorder import Recording, record, several
 from qexp.network.subclasses import adopt
 
 log = logging.getLogger(__name__)
-_KINDS = {*QUANTIZED, *STEPS}
+_KINDS = {*QUANTIZED, *STEPS, Attention}
 
 
 def recorded(model: nn.Module, example: Tensor) -> Recording:
@@ -30,6 +32,7 @@ def recorded(model: nn.Module, example: Tensor) -> Recording:
     quantized = any(isinstance(module, Quantized) for module in model.modules())
     if not quantized:
         adopt(model, several(example))
+        take_apart(model, several(example))
     try:
         with all_calls(model):
             seen = record(model, example)
@@ -49,11 +52,16 @@ def _install(model: nn.Module, seen: Recording, example: Tensor) -> int:
         owner, found = model.get_submodule(owner_name), _form(made)
         if found is None or local in calls(owner) or _is_ours(owner) or not can_route(owner):
             continue
+        read = _read_by(owner, owner_name, made, seen) if found.kind in WEIGHTED else ""
+        if read is None:
+            continue
         if not new:
             before = _result(model, example)
-        install(owner, local, Call(made.kind, made.number, made.of, found.kind, found.options), standing(found))
+        call = Call(made.kind, made.number, made.of, found.kind, found.options, read)
+        install(owner, local, call, None if read else standing(found))
         new.append((owner, local))
-    if new and not same(before, _result(model, example)):
+    alike = near if any(calls(owner)[local].form is Attention for owner, local in new) else same
+    if new and not alike(before, _result(model, example)):
         for owner, local in new:
             remove(owner, local)
         log.info(
@@ -69,10 +77,32 @@ def _is_ours(owner: nn.Module) -> bool:
     return type(owner).__module__.startswith("qexp.")
 
 
+def _read_by(owner: nn.Module, owner_name: str, made: MadeCall, seen: Recording) -> str | None:
+    """Returns the layer whose parameters a product takes, by its name inside the module that computes it; None if there is no such layer.
+
+    `F.linear(x, self.proj.weight, self.proj.bias)` is a call of `proj`, if nothing else calls `proj`.
+    """
+    form = made.forms[0]
+    for name, layer in owner.named_modules():
+        if not name or float_class(layer) is not form.kind or f"{owner_name}.{name}".strip(".") in seen.shapes:
+            continue
+        own = {key: getattr(layer, key) for key in form.constants}
+        if all(own[k] is v for k, v in form.constants.items()) and _configured(layer, form):
+            return name if len(made.forms) == 1 else None
+    return None
+
+
+def _configured(layer: nn.Module, form: Form) -> bool:
+    """Whether a layer has the arguments of a call: stride, padding and so on."""
+    with torch.device("meta"):
+        alike = form.kind(**form.options)
+    return all(getattr(layer, name, None) == getattr(alike, name, None) for name in form.kind.__constants__)
+
+
 def _form(made: MadeCall) -> Form | None:
     """Returns the form of a call; None where it could carry no quantizer, or is not of one form in each run of its module."""
     first = made.forms[0]
-    if first is None or first.kind not in _KINDS or first.kind in WEIGHTED:
+    if first is None or first.kind not in _KINDS:
         return None
     return first if all(f is not None and f.kind is first.kind for f in made.forms) else None
 

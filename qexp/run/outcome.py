@@ -63,7 +63,8 @@ def plan_line(plan: Plan, facts: Facts, model: nn.Module) -> str:
     """Returns the resolved plan in one line: how many quantizers, where, and which products stay in float."""
     head = f"plan: {sum(e.spec is not None for e in plan)} quantizers on {len({e.layer for e in plan})} layers"
     head = f"{head}; first layer {facts.first or 'none'}, last {facts.last or 'none'}"
-    share, left = quantized_macs(layer_costs(model, facts), facts.products, plan.bits("weight"), plan.bits("input"))
+    layers, bits = layer_costs(model, facts), (plan.bits("weight"), plan.bits("input"))
+    share, left = quantized_macs(layers, facts.products, *bits, plan.operand_bits())
     if not left or not any(e.spec is not None for e in plan):
         return head
     names = ", ".join(left[:4]) + (f" and {len(left) - 4} more" if len(left) > 4 else "")
@@ -133,8 +134,9 @@ def metrics(run: Experiment) -> dict[str, Any]:
     )
     seconds = run.seconds
     layers = layer_costs(model, facts)
-    price = cost(layers, plan.bits("weight"), plan.bits("input"), run.params, facts.products)
-    share, _ = quantized_macs(layers, facts.products, plan.bits("weight"), plan.bits("input"))
+    bits, operands = (plan.bits("weight"), plan.bits("input")), plan.operand_bits()
+    price = cost(layers, *bits, run.params, facts.products, operands)
+    share, _ = quantized_macs(layers, facts.products, *bits, operands)
     measure = score.measure
     value, value_float = measure.stored(score.value), measure.stored(reference.value) if reference else None
     carried = {e.by for e in plan}
@@ -293,7 +295,7 @@ def left_float(model: nn.Module, plan: Plan, facts: Facts) -> list[str]:
     carried = {e.layer for e in plan if e.spec is not None}
     skip = (*WEIGHTED, nn.ReLU, nn.ReLU6, nn.MaxPool2d)
     names += [n for n in facts.order if n not in carried and not issubclass(float_class(model.get_submodule(n)), skip)]
-    return [*names, *facts.products]
+    return [*names, *(n for n in facts.products if n.rpartition(" (")[0] not in carried)]
 
 
 def histograms(model: nn.Module, seen: Calibration) -> list[dict[str, Any]]:

@@ -34,7 +34,9 @@ class Net(nn.Module):
         super().__init__()
         torch.manual_seed(0)
         self.stem, self.body, self.fc = nn.Conv2d(3, 8, 3, padding=1), body, nn.LazyLinear(5)
-        for norm in (m for m in self.modules() if isinstance(m, nn.BatchNorm2d | nn.LayerNorm | nn.GroupNorm)):
+        for norm in (
+            m for m in self.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm | nn.LayerNorm | nn.GroupNorm)
+        ):
             nn.init.uniform_(norm.weight, -1, 1)
             nn.init.uniform_(norm.bias, -1, 1)
         self(torch.zeros(2, *IMAGES[1:]))
@@ -117,6 +119,24 @@ class Tokens(nn.Module):
         return x[:, 0]
 
 
+def selected(x: Tensor, a: nn.Module, b: nn.Module, squeeze: nn.Module) -> Tensor:
+    paths = torch.stack([a(x), b(x)], 1)
+    gates = squeeze(paths.sum(1).mean((2, 3), keepdim=True)).view(x.shape[0], 2, 8, 1, 1).softmax(1)
+    return (paths * gates).sum(dim=1)
+
+
+def of_channels(x: Tensor, conv: nn.Module) -> Tensor:
+    return x * torch.sigmoid(conv(x.mean((2, 3)).view(x.shape[0], 1, -1))).view(x.shape[0], -1, 1, 1).expand_as(x)
+
+
+def on_lines(x: Tensor, conv: nn.Module, norm: nn.Module) -> Tensor:
+    return norm(conv(x.flatten(2)).relu())
+
+
+def of_numbers(x: Tensor, linear: nn.Module, norm: nn.Module, again: nn.Module) -> Tensor:
+    return again(norm(linear(x.flatten(1))).relu())
+
+
 DEPLOY = "deploy"  # the rules of deploy=integer
 KINDS: dict[str, tuple[Callable[[], nn.Module], dict | str]] = {
     **{
@@ -165,6 +185,29 @@ KINDS: dict[str, tuple[Callable[[], nn.Module], dict | str]] = {
     "group norm": (lambda: nn.GroupNorm(2, 8), STEM),
     "instance norm": (lambda: nn.InstanceNorm2d(8, affine=True), STEM),
     "constants": (lambda: Scaled(lambda x: torch.relu((x * 2 + 1) / 3 - 0.1)), FLOAT),
+    "selective kernels": (
+        lambda: Calls(selected, nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 16, 1)),
+        DEPLOY,
+    ),
+    "channels in a line": (lambda: Calls(of_channels, nn.Conv1d(1, 1, 3, padding=1, bias=False)), DEPLOY),
+    "lines": (
+        lambda: Calls(on_lines, nn.Conv1d(8, 6, 5, 2, 2, 3, groups=2, padding_mode="circular"), nn.BatchNorm1d(6)),
+        DEPLOY,
+    ),
+    "sums of lines": (
+        lambda: Calls(lambda x, c: c(x.flatten(2)).sum(-1), nn.Conv1d(8, 6, 5, padding="same", dilation=3)),
+        DEPLOY,
+    ),
+    "norms of numbers": (
+        lambda: Calls(of_numbers, nn.Linear(512, 12), nn.BatchNorm1d(12), nn.BatchNorm1d(12)),
+        DEPLOY,
+    ),
+    "stacked": (
+        lambda: Calls(
+            lambda x: torch.stack([x.relu(), x[:, :, :1].expand(-1, -1, 8, -1)], -1).sum((2, 4), keepdim=True)
+        ),
+        STEM,
+    ),
     "tokens": (Tokens, DEPLOY),
     "attention": (lambda: Calls(attention, nn.Linear(8, 24), nn.Linear(8, 8)), DEPLOY),
 }

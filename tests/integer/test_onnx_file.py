@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -216,3 +217,21 @@ def test_a_run_for_old_processors(run, tmp_path: Path):
     exported = run("export=onnx", f"weights={tmp_path / 'runs' / 's' / metrics['point']}", "verify=32")
     assert exported["status"] == "ok", exported["error"]
     assert exported["onnx_saturates_without_vnni"] == 0 and metrics["mean_wbit"] == 7
+
+
+def test_numbers_beside_a_tie_are_encoded_as_the_program_does(deployed, tmp_path):
+    """Of a number next to a tie, float32 holds only the tie once the zero point is added, whether that is odd or even."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 5))
+    lowered, _, _ = deployed(model)
+    program = lowered.program
+    grid = program.tensors[program.input]
+    for zero in (128, 127):
+        grid = replace(grid, zero_point=np.array([zero]))
+        program.tensors[program.input] = grid
+        program.ops[0] = replace(program.ops[0], zero=np.array([zero]))
+        ties = (np.arange(-60, 60) + 0.5).astype(np.float32)
+        beside = np.nextafter(ties, np.float32(0)), ties, np.nextafter(ties, ties + ties)
+        images = np.resize(np.concatenate(beside), (4, 3, 8, 8)).astype(np.float32) * np.float32(grid.unit[0])
+        onnx_file.write(program, tmp_path / "n.onnx")
+        found = onnx_file.compare(program, tmp_path / "n.onnx", images)
+        assert found.equal, f"zero {zero}: {found.line()}"

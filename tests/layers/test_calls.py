@@ -10,7 +10,7 @@ from qexp.calibration.calibrate import calibrate
 from qexp.layers import bake, quantizers_off, swap
 from qexp.layers.quantized import QUANTIZED
 from qexp.models.modules import Add, Concat
-from qexp.models.operations import MatMul, Mean, Multiply, Subtract
+from qexp.models.operations import MatMul, Mean, Multiply, Subtract, Sum
 from qexp.network.facts import facts
 from qexp.network.lean_evaluation import lean
 from qexp.quantizers.uniform import Uniform
@@ -75,6 +75,7 @@ MAKE = {
     nn.Linear: (lambda: nn.Linear(8, 4), (2, 3, 8)),
     nn.Conv2d: (lambda: nn.Conv2d(3, 4, 1), (2, 3, 8, 8)),
     nn.ConvTranspose2d: (lambda: nn.ConvTranspose2d(3, 4, 2), (2, 3, 8, 8)),
+    nn.BatchNorm1d: (lambda: nn.BatchNorm1d(3), (2, 3, 8)),
     nn.BatchNorm2d: (lambda: nn.BatchNorm2d(3), (2, 3, 8, 8)),
     nn.AvgPool2d: (lambda: nn.AvgPool2d(2), (2, 3, 8, 8)),
     nn.AdaptiveAvgPool2d: (lambda: nn.AdaptiveAvgPool2d(2), (2, 3, 8, 8)),
@@ -85,6 +86,7 @@ MAKE = {
     nn.GroupNorm: (lambda: nn.GroupNorm(3, 3), (2, 3, 8, 8)),
     nn.InstanceNorm2d: (lambda: nn.InstanceNorm2d(3), (2, 3, 8, 8)),
     Mean: (lambda: Mean((2, 3)), (2, 3, 8, 8)),
+    Sum: (lambda: Sum((2, 3)), (2, 3, 2, 2)),
 }
 
 

@@ -8,8 +8,8 @@ from torch import nn
 
 from qexp.integer.layers.activations import relu, relu6, table
 from qexp.integer.layers.affine import affine
-from qexp.integer.layers.calls import passed_call, unbind_call
-from qexp.integer.layers.joins import add, concat, matmul, multiply, passed, subtract
+from qexp.integer.layers.calls import expand_call, passed_call, unbind_call
+from qexp.integer.layers.joins import add, concat, matmul, multiply, passed, stack, subtract
 from qexp.integer.layers.moves import (
     channel_shuffle,
     flatten,
@@ -19,6 +19,7 @@ from qexp.integer.layers.moves import (
     pixel_shuffle,
     pixel_unshuffle,
     reshape,
+    roll,
     split,
     strided_pad,
     transpose,
@@ -26,7 +27,7 @@ from qexp.integer.layers.moves import (
 )
 from qexp.integer.layers.normalize import group_norm, instance_norm, layer_norm
 from qexp.integer.layers.norms import batch_norm
-from qexp.integer.layers.pools import adaptive_pool, average_pool, max_pool, mean
+from qexp.integer.layers.pools import adaptive_pool, average_pool, max_pool, mean, total
 from qexp.integer.layers.resample import upsample
 from qexp.integer.layers.softmax import softmax
 from qexp.integer.layers.weighted import weighted
@@ -60,10 +61,11 @@ TABLES = (
 )
 LAYERS: dict[type[nn.Module], Callable] = {
     **dict.fromkeys(TABLES, table),
+    nn.Conv1d: weighted,
     nn.Conv2d: weighted,
     nn.ConvTranspose2d: weighted,
     nn.Linear: weighted,
-    nn.BatchNorm2d: batch_norm,
+    **dict.fromkeys((nn.BatchNorm1d, nn.BatchNorm2d), batch_norm),
     nn.LayerNorm: layer_norm,
     nn.GroupNorm: group_norm,
     nn.InstanceNorm2d: instance_norm,
@@ -91,15 +93,44 @@ LAYERS: dict[type[nn.Module], Callable] = {
     operations.MatMul: matmul,
     operations.Affine: affine,
     operations.Mean: mean,
+    operations.Sum: total,
+    operations.Stack: stack,
     operations.Permute: permute,
     operations.Transpose: transpose,
     operations.Reshape: reshape,
     operations.Split: split,
     operations.Index: index,
     operations.Pad: pad,
+    operations.Roll: roll,
     modules.Concat: concat,
     modules.StridedPad: strided_pad,
 }
 
+# those that find the dimensions of a tensor themselves, wherever its images lie
+MOVING = {nn.Flatten, operations.Permute, operations.Transpose, operations.Reshape, operations.Split, operations.Index}
+MOVING |= {operations.Roll, nn.Identity, nn.Dropout, nn.Unflatten}
+# those that treat the entries of all dimensions alike, or of all but the last ones or the one that they name
+ANYWHERE = {
+    *TABLES,
+    nn.ReLU,
+    nn.ReLU6,
+    nn.Linear,
+    nn.LayerNorm,
+    nn.Softmax,
+    modules.Add,
+    modules.Concat,
+    operations.Affine,
+}
+ANYWHERE |= {
+    operations.Add,
+    operations.Subtract,
+    operations.Multiply,
+    operations.MatMul,
+    operations.Mean,
+    operations.Sum,
+}
+ANYWHERE -= {nn.PReLU}  # its slopes lie along dimension 1
+
 # functions and methods that no layer computes, by name
 FUNCTIONS: dict[str, Callable] = {"dropout": passed_call, "contiguous": passed_call, "unbind": unbind_call}
+FUNCTIONS |= dict.fromkeys(("expand", "expand_as"), expand_call)

@@ -31,13 +31,14 @@ def affine(walk: Walk, step: Step, name: str, layer: operations.Affine, x: Value
 def _real(walk: Walk, name: str, constant: object, x: Value) -> np.ndarray:
     """Returns a constant in float64, in a shape that spreads over a value without its batch."""
     values = torch.as_tensor(constant, dtype=torch.float64).detach().cpu().numpy()
-    if values.ndim > len(x.shape):
-        if values.shape[0] != 1:
-            raise cannot(name, "its constant differs between the images of a batch", "use one constant for all images")
-        values = values[0]
+    values = values.reshape((1,) * max(x.ndim - values.ndim, 0) + values.shape)
+    if values.ndim > x.ndim or values.shape[x.batch] != 1:
+        raise cannot(name, "its constant differs between the images of a batch", "use one constant for all images")
+    values = np.moveaxis(values, x.batch, 0)
+    values = values if x.lead else values[0]
     if not np.isfinite(values).all():
         raise cannot(name, "its constant is not finite", "use finite numbers")
-    return values.reshape((1,) * (len(x.shape) - values.ndim) + values.shape)
+    return values
 
 
 def multiple(walk: Walk, name: str, x: Value, gain: np.ndarray, summand: np.ndarray) -> Value:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from qexp.integer.layers.moves import unbound
+from qexp.integer.grids import cannot
+from qexp.integer.layers.moves import repeated, unbound
 from qexp.integer.values import Value
 from qexp.integer.walk import Walk
 from qexp.network.graph import Step
@@ -16,3 +17,19 @@ def passed_call(walk: Walk, step: Step, where: str) -> Value:
 def unbind_call(walk: Walk, step: Step, where: str) -> tuple[Value, ...]:
     """The entries along a dimension, as the queries, keys and values of attention are taken apart."""
     return unbound(walk, where, walk.first(step), step.argument(1, "dim", 0))
+
+
+def expand_call(walk: Walk, step: Step, where: str) -> Value:
+    """Entries of dimensions of size 1 repeated, as those of a gate before it is multiplied."""
+    x = walk.integers(walk.first(step), where)
+    if len(step.operands) > 1:
+        sizes = walk.operand(step.operands[1], where).shape
+    else:
+        given = step.args[1:] or (step.kwargs["size"],)
+        sizes = tuple(given[0] if isinstance(given[0], tuple | list) else given)[1:]
+    if x.batch or x.lead or len(sizes) != len(x.shape):
+        raise cannot(where, f"it expands {list(x.shape)} to {list(sizes)}", "expand dimensions of an image")
+    for axis, (n, wanted) in enumerate(zip(x.shape, sizes)):
+        if wanted not in (-1, n):
+            x = repeated(walk, where, x, axis, wanted)
+    return x

@@ -10,13 +10,13 @@ from torch import nn
 from qexp.integer.arithmetic import FLOAT32_SUM, width
 from qexp.integer.grids import Grid, cannot
 from qexp.integer.layers.affine import multiple
-from qexp.integer.layers.moves import padded, simulated, unified
+from qexp.integer.layers.moves import padded, reshaped, simulated, unified
 from qexp.integer.lowered import Site
 from qexp.integer.moves import Concat
 from qexp.integer.products import MatMul, Multiply
 from qexp.integer.values import ZERO, Value
 from qexp.integer.walk import Walk
-from qexp.models import modules
+from qexp.models import modules, operations
 from qexp.network.graph import Step
 
 FACTOR_BITS = 22  # of the operands of a product that are wider in the simulation: their product leaves room for its requantization
@@ -62,6 +62,10 @@ def multiply(walk: Walk, step: Step, name: str, layer: nn.Module | None, a: Valu
 def matmul(walk: Walk, step: Step, name: str, layer: nn.Module | None, a: Value, b: Value) -> Value:
     """A product of two matrices of activations."""
     a, b = (unified(walk, name, x) for x in factors(walk, name, operands(walk, name, layer, (a, b))))
+    if a.batch >= a.ndim - 2 or b.batch >= b.ndim - 2:
+        raise cannot(
+            name, "its matrices hold images of a batch", "move the images to dimension 0 before: x.permute(...)"
+        )
     if len(a.shape) != len(b.shape) or a.shape[:-2] != b.shape[:-2]:
         raise cannot(
             name, f"it multiplies matrices {list(a.shape)} and {list(b.shape)}", "give both the same dimensions"
@@ -127,13 +131,30 @@ def concat(walk: Walk, step: Step, name: str, layer: modules.Concat, *xs: Value)
     return walk.site(name, layer, "output", y)
 
 
+def stack(walk: Walk, step: Step, name: str, layer: operations.Stack, *xs: Value) -> Value:
+    """Tensors side by side along a new dimension."""
+    dim = layer.dim % (xs[0].ndim + 1)
+    if not dim:
+        raise cannot(name, "it puts more images into the batch", "stack along another dimension")
+    xs = [walk.integers(x, name) for x in xs]
+    xs = walk.settle(xs, name, [f"input.{i}" for i in range(len(xs))]) if len(set(map(_grid, xs))) > 1 else xs
+    parts = [reshaped(walk, name, x, (*x.shape[: dim - 1], 1, *x.shape[dim - 1 :])) for x in xs]
+    return joined(walk, name, parts, dim)
+
+
+def _grid(x: Value) -> tuple[bytes, bytes]:
+    return x.unit.tobytes(), x.zero.tobytes()
+
+
 def _with_constants(walk: Walk, name: str, xs: list[Value], dim: int) -> Value:
     """Returns one tensor between constants (the token of a class, say): it is padded with zeros, to which they are added."""
     moving = [k for k, x in enumerate(xs) if x.real is None]
     if len(moving) != 1:
         raise cannot(name, "it joins several tensors with constants", "concatenate the tensors first")
     x = walk.integers(xs[moving[0]], name)
-    axis = dim % (len(x.shape) + 1) - 1
+    axis = x.axis_of(dim)
+    if axis is None or x.batch or x.lead:
+        raise cannot(name, "it joins constants to tensors whose images are not in dimension 0", "do so before it")
     parts = [np.zeros(x.shape) if other.real is None else other.real[0] for other in xs]
     sizes = [part.shape[axis] for part in parts]
     before, after = ([0] * len(x.shape) for _ in range(2))
@@ -144,17 +165,17 @@ def _with_constants(walk: Walk, name: str, xs: list[Value], dim: int) -> Value:
 
 def joined(walk: Walk, name: str, xs: list[Value], dim: int) -> Value:
     """Returns operands side by side; along the channels, each keeps its step and its zero point until the next quantizer."""
-    axis = dim % (len(xs[0].shape) + 1) - 1
-    if axis < 0:
+    axis = xs[0].axis_of(dim)
+    if axis is None:
         raise cannot(name, "it puts more images into the batch", "concatenate another dimension")
-    apart = {(x.unit.tobytes(), x.zero.tobytes()) for x in xs}
+    apart = set(map(_grid, xs))
     if len(apart) > 1 and (axis or any(x.axis != axis for x in xs if not x.uniform)):
         xs = walk.settle(xs, name, [f"input.{i}" for i in range(len(xs))])
         xs = _one_step(walk, name, xs)
     shape = (*xs[0].shape[:axis], sum(x.shape[axis] for x in xs), *xs[0].shape[axis + 1 :])
     op = Concat(layer=name, inputs=tuple(x.tensor for x in xs), output=walk.writer.fresh(name), axis=axis)
     low, high = min(x.low for x in xs), max(x.high for x in xs)
-    if len({(x.unit.tobytes(), x.zero.tobytes()) for x in xs}) == 1 and (xs[0].uniform or xs[0].axis != axis):
+    if len(set(map(_grid, xs))) == 1 and (xs[0].uniform or xs[0].axis != axis):
         first = replace(xs[0], tensor=op.output, shape=shape, low=low, high=high, most=None, sums=None)
         return walk.writer.emit(op, first)
     parts = {k: _side_by_side(xs, [getattr(x, k) for x in xs]) for k in ("unit", "zero", "span")}

@@ -11,7 +11,7 @@ from torch import nn
 
 from qexp.integer.grids import cannot
 from qexp.integer.lowered import Site
-from qexp.integer.moves import Flatten, Pad, Permute, Reshape, Slice, StridedPad
+from qexp.integer.moves import Concat, Flatten, Pad, Permute, Reshape, Slice, StridedPad
 from qexp.integer.products import Resample
 from qexp.integer.program import Linear
 from qexp.integer.values import ZERO, Value
@@ -20,6 +20,7 @@ from qexp.models import modules, operations
 from qexp.network.graph import PerImage, Step
 
 CHANNELWISE = ("unit", "zero", "most", "sums")  # fields of a value with one number, or one per channel
+_MIXED = "its shape mixes images of a batch"
 
 
 def strided_pad(walk: Walk, step: Step, name: str, layer: modules.StridedPad, x: Value) -> Value:
@@ -49,18 +50,23 @@ def flatten(walk: Walk, step: Step, name: str, layer: nn.Flatten | None, x: Valu
 
 def flattened(walk: Walk, name: str, x: Value, first: int, last: int) -> Value:
     """Returns a value whose dimensions `first` to `last` (the batch counted) are one."""
-    dims = len(x.shape) + 1
-    first, last = first % dims - 1, last % dims - 1
-    if first < 0:
+    whole = first % x.ndim == 0 and last % x.ndim == x.ndim - 1
+    start, stop = x.axis_of(first), x.axis_of(last)
+    if start is None and stop is not None and not x.batch and not whole:  # [N, parts, ...] -> [N * parts, ...]
+        return replace(reshaped(walk, name, x, (math.prod(x.shape[: stop + 1]), *x.shape[stop + 1 :])), lead=1)
+    if start is None or stop is None:
         raise cannot(name, "it joins the images of a batch", "flatten from dimension 1 on: torch.flatten(x, 1)")
-    return reshaped(walk, name, x, (*x.shape[:first], math.prod(x.shape[first : last + 1]), *x.shape[last + 1 :]))
+    if start < x.batch + x.lead <= stop:
+        raise cannot(name, "it joins the images of a batch", "move the images to dimension 0 before: x.permute(...)")
+    y = reshaped(walk, name, x, (*x.shape[:start], math.prod(x.shape[start : stop + 1]), *x.shape[stop + 1 :]))
+    return replace(y, batch=x.batch - (stop - start) * (stop < x.batch + x.lead))
 
 
 def unflatten(walk: Walk, step: Step, name: str, layer: nn.Unflatten, x: Value) -> Value:
     """Splits one dimension into several."""
-    at = layer.dim % (len(x.shape) + 1) - 1
+    at = x.axis_of(layer.dim)
     sizes = list(layer.unflattened_size)
-    if at < 0:
+    if at is None or x.batch:
         raise cannot(name, "it splits the batch", "split another dimension")
     if -1 in sizes:
         sizes[sizes.index(-1)] = x.shape[at] // -math.prod(sizes)
@@ -175,18 +181,17 @@ def permuted(walk: Walk, name: str, x: Value, order: Sequence[int]) -> Value:
 
 def permute_of(walk: Walk, name: str, x: Value, dims: Sequence[int]) -> Value:
     """Returns a value permuted by dimensions that count the batch."""
-    order = [d % (len(x.shape) + 1) for d in dims]
-    if x.batch:
-        x = walk.integers(x, name)
-    return replace(permuted(walk, name, x, [d - 1 for d in order if d]), batch=order.index(0))
+    order = [x.axis_of(d) for d in dims]
+    y = permuted(walk, name, x, [*range(x.lead), *(k for k in order if k is not None)])
+    return replace(y, batch=order.index(None))
 
 
 def unbound(walk: Walk, name: str, x: Value, dim: int) -> tuple[Value, ...]:
     """Returns the entries of a value along a dimension (the batch counted) as values of their own."""
-    dim %= len(x.shape) + 1
-    if dim == x.batch:
+    axis, dim = x.axis_of(dim), dim % x.ndim
+    if axis is None:
         raise cannot(name, "it takes the batch apart", "take a dimension of an image apart")
-    axis, batch = (dim, x.batch - 1) if dim < x.batch else (dim - 1, x.batch)
+    batch = x.batch - (dim < x.batch)
     shape = (*x.shape[:axis], *x.shape[axis + 1 :])
     parts = [sliced(walk, name, x, axis, k, 1) for k in range(x.shape[axis])]
     return tuple(replace(reshaped(walk, name, part, shape), batch=batch) for part in parts)
@@ -279,7 +284,7 @@ def permute(walk: Walk, step: Step, name: str, layer: operations.Permute, x: Val
 
 def transpose(walk: Walk, step: Step, name: str, layer: operations.Transpose, x: Value) -> Value:
     """Two dimensions exchanged."""
-    dims = list(range(len(x.shape) + 1))
+    dims = list(range(x.ndim))
     a, b = layer.dims
     dims[a], dims[b] = dims[b], dims[a]
     return permute_of(walk, name, x, dims)
@@ -287,21 +292,29 @@ def transpose(walk: Walk, step: Step, name: str, layer: operations.Transpose, x:
 
 def reshape(walk: Walk, step: Step, name: str, layer: operations.Reshape, x: Value) -> Value:
     """The same elements in another shape."""
-    images, *sizes = layer.sizes
-    every = images == PerImage(0, 1) or (images == -1 and -1 not in sizes)
-    if not every or any(isinstance(size, PerImage) for size in sizes):
-        raise cannot(name, "its shape mixes images of a batch", "keep the images in dimension 0: torch.flatten(x, 1)")
+    if x.batch:
+        raise cannot(name, "the images of its batch are not in dimension 0", "move them there: x.permute(...)")
+    whole = math.prod(x.shape)
+    first, *sizes = layer.sizes
+    if any(isinstance(size, PerImage) for size in sizes):
+        raise cannot(name, _MIXED, "keep the images in dimension 0: torch.flatten(x, 1)")
+    parts = first.each if isinstance(first, PerImage) and first.fixed == 0 else None
+    if first == -1 and -1 not in sizes and whole % math.prod(sizes) == 0:
+        parts = whole // math.prod(sizes)
+    if parts is None:
+        raise cannot(name, _MIXED, "keep the images in dimension 0: torch.flatten(x, 1)")
     if -1 in sizes:
-        sizes[sizes.index(-1)] = math.prod(x.shape) // -math.prod(sizes)
-    if math.prod(sizes) != math.prod(x.shape):
-        raise cannot(name, "its shape mixes images of a batch", "keep the images in dimension 0: torch.flatten(x, 1)")
-    return reshaped(walk, name, x, sizes)
+        sizes[sizes.index(-1)] = whole // (-math.prod(sizes) * parts)
+    if math.prod(sizes) * parts != whole:
+        raise cannot(name, _MIXED, "keep the images in dimension 0: torch.flatten(x, 1)")
+    lead = int(parts > 1)
+    return replace(reshaped(walk, name, x, (*[parts] * lead, *sizes)), lead=lead)
 
 
 def split(walk: Walk, step: Step, name: str, layer: operations.Split, x: Value) -> tuple[Value, ...]:
     """Parts along a dimension."""
-    axis = layer.dim % (len(x.shape) + 1) - 1
-    if axis < 0:
+    axis = x.axis_of(layer.dim)
+    if axis is None:
         raise cannot(name, "it takes the batch apart", "split a dimension of an image")
     n = x.shape[axis]
     sizes = -(-n // layer.parts) if layer.sizes is None else layer.sizes
@@ -317,14 +330,18 @@ def index(walk: Walk, step: Step, name: str, layer: operations.Index, x: Value) 
     taken = sum(1 for entry in given if entry is not None and entry is not Ellipsis)
     if Ellipsis in given:
         at = given.index(Ellipsis)
-        given[at : at + 1] = [slice(None)] * (len(x.shape) + 1 - taken)
-    first, *rest = given
-    if not isinstance(first, slice) or first != slice(None):
-        raise cannot(name, "it chooses images of the batch", "index the dimensions of an image: x[:, ...]")
-    shape, axis = [], 0
-    for entry in rest:
-        if entry is None:
+        given[at : at + 1] = [slice(None)] * (x.ndim - taken)
+    shape, axis, batch = list(x.shape[: x.lead]), x.lead, None
+    dims = 0  # of the network's tensor that are behind
+    for entry in given:
+        if entry is None and (batch is not None or x.batch > dims):
             shape.append(1)
+            continue
+        if dims == x.batch:
+            if not isinstance(entry, slice) or entry != slice(None):
+                raise cannot(name, "it chooses images of the batch", "index the dimensions of an image: x[:, ...]")
+            batch = len(shape) - x.lead
+            dims += 1
             continue
         n = x.shape[axis]
         if isinstance(entry, int):
@@ -335,8 +352,34 @@ def index(walk: Walk, step: Step, name: str, layer: operations.Index, x: Value) 
             shape.append(x.shape[axis])
         else:
             raise cannot(name, f"the index {entry!r} has no integer form", "use slices and numbers")
-        axis += 1
-    return reshaped(walk, name, x, (*shape, *x.shape[axis:]))
+        axis, dims = axis + 1, dims + 1
+    if batch is None:
+        batch = len(shape) - x.lead + x.batch - dims
+    return replace(reshaped(walk, name, x, (*shape, *x.shape[axis:])), batch=batch)
+
+
+def roll(walk: Walk, step: Step, name: str, layer: operations.Roll, x: Value) -> Value:
+    """Entries moved along dimensions; those that leave at one end come in at the other."""
+    x = walk.integers(x, name)
+    for shift, dim in zip(layer.shifts, layer.dims):
+        axis = x.axis_of(dim)
+        if axis is None:
+            raise cannot(name, "it moves the images of a batch", "roll the dimensions of an image")
+        n = x.shape[axis]
+        if first := -shift % n:
+            ends = sliced(walk, name, x, axis, first, n - first), sliced(walk, name, x, axis, 0, first)
+            op = Concat(layer=name, inputs=tuple(e.tensor for e in ends), output=walk.writer.fresh(name), axis=axis)
+            x = walk.writer.emit(op, replace(x, tensor=op.output))
+    return x
+
+
+def repeated(walk: Walk, name: str, x: Value, axis: int, times: int) -> Value:
+    """Returns a value whose only entry along a dimension comes several times."""
+    if axis == x.axis and not x.uniform:
+        x = unified(walk, name, x)
+    op = Concat(layer=name, inputs=(x.tensor,) * times, output=walk.writer.fresh(name), axis=axis)
+    shape = (*x.shape[:axis], times, *x.shape[axis + 1 :])
+    return walk.writer.emit(op, replace(x, tensor=op.output, shape=shape))
 
 
 def pixel_shuffle(walk: Walk, step: Step, name: str, layer: nn.PixelShuffle, x: Value) -> Value:

@@ -10,6 +10,7 @@ from torch import nn
 
 from qexp.integer.arithmetic import nearest, width
 from qexp.integer.grids import cannot
+from qexp.integer.layers.moves import reshaped, unified
 from qexp.integer.layers.weighted import BIAS_BITS, raised, result_range, room
 from qexp.integer.program import Conv, Linear, Requantize
 from qexp.integer.values import ZERO, Value
@@ -41,7 +42,12 @@ def batch_norm(walk: Walk, step: Step, name: str, layer: nn.BatchNorm2d, x: Valu
     channels = len(gain)
     op = walk.writer.maker(x)
     own = isinstance(op, Conv | Linear) and not op.unit and walk.sole_user(step) and not _sited(walk, x)
-    own = own and not isinstance(walk.model.get_submodule(op.layer), nn.ConvTranspose2d)
+    own = own and x.axis == 0 and not isinstance(walk.model.get_submodule(op.layer), nn.ConvTranspose2d)
+    inside = x.shape
+    if not own and len(inside) < 3:  # numbers, or lines: maps of one pixel, or of height 1
+        if x.axis and not x.uniform:
+            x = unified(walk, name, x)
+        x = reshaped(walk, name, x, (inside[0], 1, *(inside[1:] or (1,))))
     source = walk.writer.value(op.inputs[0]) if own else x
     groups = getattr(op, "groups", 1) if own else channels
     weight, align = (op.weight, op.align) if own else (np.ones((channels, 1, 1, 1), np.int64), 0)
@@ -79,6 +85,7 @@ def batch_norm(walk: Walk, step: Step, name: str, layer: nn.BatchNorm2d, x: Valu
         most = np.abs(gain) * x.span + np.abs(summand)
         sums = np.float32(x.unit) * (unit / x.unit).astype(np.float32) if x.even and not finer else None
         y = walk.writer.emit(op, Value(op.output, unit, ZERO, low, high, x.shape, most, sums))
+        y = reshaped(walk, name, y, inside)
     return walk.site(name, layer, "output", y)
 
 

@@ -83,11 +83,22 @@ def adaptive_pool(walk: Walk, step: Step, name: str, layer: nn.AdaptiveAvgPool2d
 
 
 def mean(walk: Walk, step: Step, name: str, layer: operations.Mean, x: Value) -> Value:
-    """A mean over some dimensions: they come last and are one window."""
+    """A mean over some dimensions."""
+    return _over(walk, name, layer, x, averaged=True)
+
+
+def total(walk: Walk, step: Step, name: str, layer: operations.Sum, x: Value) -> Value:
+    """A sum over some dimensions."""
+    return _over(walk, name, layer, x, averaged=False)
+
+
+def _over(walk: Walk, name: str, layer: operations.Mean | operations.Sum, x: Value, averaged: bool) -> Value:
+    """Returns a mean or a sum over some dimensions: they come last and are one window."""
     x = _summands(walk, name, layer, x)
-    dims = sorted(d % (len(x.shape) + 1) - 1 for d in layer.dims)
-    if dims[0] < 0:
+    axes = [x.axis_of(d) for d in layer.dims]
+    if None in axes or (not layer.keepdim and any(axis < x.batch + x.lead for axis in axes)):
         raise cannot(name, "it averages over the images of a batch", "average over dimensions of an image")
+    dims = sorted(axes)
     kept = [k for k in range(len(x.shape)) if k not in dims]
     shape = (
         tuple(1 if k in dims else n for k, n in enumerate(x.shape))
@@ -101,7 +112,7 @@ def mean(walk: Walk, step: Step, name: str, layer: operations.Mean, x: Value) ->
     x = permuted(walk, name, x, (*kept, *dims))
     n = math.prod(x.shape[len(kept) :])
     x = reshaped(walk, name, x, (math.prod(x.shape[: len(kept)]), n, 1))
-    y = _summed(walk, name, x, (n, 1), (n, 1), (0, 0), n)
+    y = _summed(walk, name, x, (n, 1), (n, 1), (0, 0), n if averaged else 1)
     return walk.site(name, layer, "output", reshaped(walk, name, y, shape))
 
 

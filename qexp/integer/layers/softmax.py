@@ -22,8 +22,8 @@ FRACTION = (
 def softmax(walk: Walk, step: Step, name: str, layer: nn.Softmax, x: Value) -> Value:
     """Shares of exponentials along a dimension."""
     x = walk.integers(walk.site(name, layer, "input", x), name)
-    axis = layer.dim if layer.dim is None else layer.dim % (len(x.shape) + 1) - 1
-    if axis is None or axis < 0:
+    axis = None if layer.dim is None else x.axis_of(layer.dim)
+    if axis is None:
         raise cannot(name, f"dim={layer.dim} names no dimension of an image", "name the dimension, such as dim=-1")
     if not x.uniform or width(x.low, x.high) > INPUT_BITS:
         at = f"{{layers: {name}, input: {{_target_: qexp.quantizers.uniform.Uniform, bits: 8, symmetric: false}}}}"

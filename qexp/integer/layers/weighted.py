@@ -6,6 +6,7 @@ from dataclasses import replace
 from functools import partial
 
 import numpy as np
+import torch
 from torch import nn
 
 from qexp.integer import families
@@ -13,7 +14,7 @@ from qexp.integer.arithmetic import nearest, width
 from qexp.integer.bounds import by_output
 from qexp.integer.grids import activation_grid, cannot, integer_weight, is_power_of_two
 from qexp.integer.hardware import winograd
-from qexp.integer.layers.moves import bordered, padded, unified
+from qexp.integer.layers.moves import bordered, padded, reshaped, unified
 from qexp.integer.layers.shapes import pair, windows
 from qexp.integer.layers.transposed import spread_out, turned, turned_back
 from qexp.integer.program import Conv, Linear
@@ -44,13 +45,17 @@ def weighted(walk: Walk, step: Step, name: str, layer: nn.Module, x: Value) -> V
     if not how:
         weight, unit = raised(_real_bias(layer) / x.unit.min(), weight, unit)
     walk.lowered.steps[name] = unit
+    line, geometry = isinstance(layer, nn.Conv1d), layer
+    if line:  # a convolution of a map of height 1
+        weight, geometry = weight[:, :, None], _flat(layer)
+        x = reshaped(walk, name, x, (x.shape[0], 1, *x.shape[1:]))
     if isinstance(layer, nn.Linear) and not x.uniform and x.axis != len(x.shape) - 1:
         x = unified(walk, name, x)
-    beyond = not transposed and weight.ndim == 4 and _beyond(layer)
+    beyond = not transposed and weight.ndim == 4 and _beyond(geometry)
     if transposed:
         x = spread_out(walk, name, layer, x)
     elif beyond:
-        x = _surrounded(walk, name, layer, x)
+        x = _surrounded(walk, name, geometry, x)
     groups = getattr(layer, "groups", 1)
     weight, unit = _absorb(name, x, weight, unit, groups)
     word = None
@@ -82,9 +87,9 @@ def weighted(walk: Walk, step: Step, name: str, layer: nn.Module, x: Value) -> V
     if weight.ndim == 4:
         if len(x.shape) != 3 or x.axis:
             raise cannot(name, f"a convolution on a tensor {list(x.shape)}", "give it maps [N, C, H, W]")
-        padding = (0, 0) if transposed or beyond else _padding(layer)
-        stride = (1, 1) if transposed else pair(layer.stride)
-        op = Conv(stride=stride, padding=padding, dilation=pair(layer.dilation), groups=groups, **fields)
+        padding = (0, 0) if transposed or beyond else _padding(geometry)
+        stride = (1, 1) if transposed else pair(geometry.stride)
+        op = Conv(stride=stride, padding=padding, dilation=pair(geometry.dilation), groups=groups, **fields)
         shape = (len(weight), *windows(x.shape, weight.shape[2:], op.stride, padding, op.dilation))
         if how.get("name") == "winograd" and (
             not winograd.suits(op, x.shape) or winograd.lossless(replace(op, unit=how), x.reach)
@@ -105,7 +110,19 @@ def weighted(walk: Walk, step: Step, name: str, layer: nn.Module, x: Value) -> V
     if (result == result[0]).all():
         result, sums = result[:1], None if sums is None else sums[:1]
     y = walk.writer.emit(op, Value(op.output, result, ZERO, low, high, shape, most, sums, axis))
+    y = reshaped(walk, name, y, (shape[0], shape[2])) if line else y
     return walk.site(name, layer, "output", y)
+
+
+def _flat(layer: nn.Conv1d) -> nn.Conv2d:
+    """Returns the convolution of a map of height 1 that computes what a convolution along a line does."""
+    pads = layer.padding if isinstance(layer.padding, str) else (0, *layer.padding)
+    sizes = ((1, *value) for value in (layer.kernel_size, layer.stride))
+    with torch.device("meta"):
+        return nn.Conv2d(
+            *(layer.in_channels, layer.out_channels, *sizes, pads, (1, *layer.dilation), layer.groups),
+            padding_mode=layer.padding_mode,
+        )
 
 
 def raised(bias: np.ndarray, weight: np.ndarray, unit: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -151,6 +168,9 @@ def _real(weight: np.ndarray, unit: np.ndarray, x: Value, groups: int) -> np.nda
     """Returns the weights' real values: what was absorbed of the input's units comes out again."""
     spread = [1] * (weight.ndim - 1)
     values = weight * unit.reshape(-1, *spread)
+    if x.even:
+        values /= x.unit
+        return values
     inside = np.broadcast_to(x.unit, (weight.shape[1] * groups,)).reshape(groups, -1)
     return values / np.repeat(inside, len(weight) // groups, axis=0).reshape(*weight.shape[:2], *spread[1:])
 
