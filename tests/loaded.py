@@ -17,11 +17,11 @@ def evaluated(patched: pytest.MonkeyPatch, images: Tensor, run: Callable[[], dic
     """Returns the metrics of a run, and its quantized network's outputs on the images as it was evaluated."""
     seen, evaluate = {}, training.evaluate
 
-    def watching(model, data, settings, phase, folder):
+    def watching(model, data, settings, phase, *rest):
         if phase != "float":
             with torch.no_grad(), baked_weights(model):
                 seen["outputs"] = model.eval()(images)
-        return evaluate(model, data, settings, phase, folder)
+        return evaluate(model, data, settings, phase, *rest)
 
     with patched.context() as inside:
         inside.setattr(training, "evaluate", watching)

@@ -27,7 +27,14 @@ def started(tmp_path: Path, seconds: float, **more: str) -> subprocess.Popen:
     python.chmod(0o755)
     env = os.environ | {"PYTHON": str(python), "STUDIES": "first second"} | more
     command = ["bash", str(ROOT / "experiments/run_all.sh"), "seed=3"]
-    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(
+        command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, preexec_fn=hears_interrupts
+    )
+
+
+def hears_interrupts() -> None:
+    """Undoes what a shell does to a command behind `&`, this test among them: it ignores interrupts, and so would the script."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def test_an_interrupt_ends_the_study_that_runs_and_starts_no_other(tmp_path: Path) -> None:

@@ -142,7 +142,7 @@ def test_networks_trained_by_other_processes_or_from_other_files_are_kept_apart(
 @pytest.mark.parametrize("key", ["schedule.distill.teacher.weights", "+model.net.backbone"])
 def test_another_file_under_the_same_name_is_another_point(compose, digits, tmp_path, key):
     """As is the same file under another name the same point; a name that is no file is compared as text."""
-    from qexp.run.float_network import contents
+    from qexp.run.contents import contents
     from qexp.run.naming import point_hash
 
     def point(file: str) -> str:

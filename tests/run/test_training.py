@@ -114,10 +114,10 @@ def test_a_run_killed_between_training_and_evaluation_says_what_its_training_cam
     assert through["status"] == "ok", through["error"]
     evaluate = training.evaluate
 
-    def dying(model, data, settings, phase, folder):
+    def dying(model, data, settings, phase, *rest):
         if phase != "float":
             raise RuntimeError("the machine went down")
-        return evaluate(model, data, settings, phase, folder)
+        return evaluate(model, data, settings, phase, *rest)
 
     with monkeypatch.context() as patched:
         patched.setattr(training, "evaluate", dying)
