@@ -22,7 +22,7 @@ from qexp.command.listing import offered
 from qexp.command.root import register
 from qexp.numerics.granularity import PerTensor
 from qexp.recipe.head import headline, when
-from qexp.report.style import PALETTE
+from qexp.report.colours import PALETTE
 from qexp.statistics.stats import TensorStats
 
 ROOT = Path(__file__).parents[1]
