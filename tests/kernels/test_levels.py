@@ -25,11 +25,11 @@ for images, size in ((3, 33), (40, 41)):
     for name in REFERENCES:
         given = tuple(t.contiguous() if isinstance(t, torch.Tensor) and size == 41 else t for t in found[name])
         y = getattr(torch.ops.qexp, name).default(*given)
-        results += [(name, t.detach()) for t in (y if isinstance(y, tuple) else (y,))]
+        results += [(name, t.detach()) for t in (y if isinstance(y, tuple | list) else (y,))]
         for rounding in ("half_up", "half_away", "floor", "trunc"):
             if "half_even" in given:
                 y = getattr(torch.ops.qexp, name).default(*(rounding if a == "half_even" else a for a in given))
-                results += [(name, t.detach()) for t in (y if isinstance(y, tuple) else (y,))]
+                results += [(name, t.detach()) for t in (y if isinstance(y, tuple | list) else (y,))]
 torch.save(results, sys.argv[2])
 """
 
