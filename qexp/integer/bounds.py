@@ -10,9 +10,7 @@ from numpy.typing import NDArray
 from qexp.integer.program import Conv, Linear
 
 Ints = NDArray[np.int64]
-ROOM = (
-    2**20
-)  # weights that are treated at a time: those of a large linear layer fill the memory several times otherwise
+ROOM = 2**20  # weights treated at a time: those of a large linear layer fill the memory several times otherwise
 
 
 def partial_sums(op: Conv | Linear, low: int, high: int) -> tuple[int, int]:

@@ -14,12 +14,12 @@ from torch import Tensor
 
 from qexp.errors import QexpError
 from qexp.integer.arithmetic import ROUNDINGS, round_reals
+from qexp.integer.bounds import ROOM
 from qexp.quantizers.base import Quantizer
 
 Ints = NDArray[np.int64]
 Reals = NDArray[np.float64]
 _PROBES = 33  # number of codes of a wide grid that are probed
-_ROOM = 2**20  # weights that are treated at a time
 _NEAR = 1e-3  # distance of the probes from a decision, in steps
 _MOST = 2**15  # greatest integer weight of a set of levels
 # And the least of the greatest: levels without a common step are rounded to a finer one than that of 12 bits.
@@ -203,7 +203,7 @@ def _of_codes(
     outputs, found = len(values), np.empty(values.shape, np.int64)
     # a binary method's zero lies half-way between its codes
     twice = 2 if bool((zeros.double() != zeros.double().round()).any()) else 1
-    rows = max(1, _ROOM // max(values[:1].numel(), 1))
+    rows = max(1, ROOM // max(values[:1].numel(), 1))
     for first in range(0, outputs, rows):
         scale, zero, code, value = (
             t[first : first + rows].double().flatten(1).numpy() for t in (scales, zeros, codes, values)

@@ -83,9 +83,8 @@ class MultiheadAttention(nn.MultiheadAttention):
     def _follow(self, said: dict[str, Any]) -> None:
         """Gives the parts this module's parameters (loading may replace them) and the options of a call."""
         own = {"weight": self.in_proj_weight, "bias": self.in_proj_bias}
-        vars(self.in_proj).update(
-            (k, v) for k, v in own.items() if k not in self.in_proj._parameters
-        )  # a pass may add a bias
+        # A pass may have added a bias of the projection's own.
+        vars(self.in_proj).update((k, v) for k, v in own.items() if k not in self.in_proj._parameters)
         mask = said.get("attn_mask")
         if mask is not None and mask.dtype == torch.bool:  # True leaves out here
             mask = ~mask

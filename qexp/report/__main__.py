@@ -73,9 +73,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             serve(args.studies, out, args.address, args.port)
             return 0
         frames = {study: collect(study) for study in args.studies}
-        page = write_page(
-            args.studies, out, known=frames
-        )  # first: it raises where there is no point, before a table is written
+        # First the page: it raises where there is no point, before a table is written.
+        page = write_page(args.studies, out, known=frames)
         tables = []
         for study in args.studies:
             try:

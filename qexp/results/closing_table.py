@@ -52,9 +52,8 @@ def closing_table(
     blocks = []
     for (model, dataset, _), group in df.groupby(["model", "dataset", "metric"], dropna=False, sort=False):
         measure = Measure.of(group.iloc[0])
-        for extra in (
-            (worst, None) if worst else (None,)
-        ):  # without the extra column if it leaves too little room for names
+        # without the extra column if it leaves too little room for names
+        for extra in (worst, None) if worst else (None,):
             head = [
                 "method",
                 "bits",

@@ -70,6 +70,7 @@ class Classification(Task):
             self.distill.teacher.to(self.device)
 
     def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:
+        self.setup()  # without a Trainer, nothing else calls it
         images, labels = batch
         seen: list[Tensor] = []
 
@@ -111,7 +112,7 @@ class Classification(Task):
         return self.scored(top1, low / 100, high / 100, "Wilson", n, others={"top5": top5}, outcomes=outcomes)
 
     def _score(self, batch: tuple[Tensor, Tensor], part: str) -> Tensor:
-        self.setup()  # without a Trainer, nothing else calls it
+        self.setup()
         images, labels = batch
         logits = self.model(images)
         self.top1[part](logits, labels)

@@ -80,7 +80,7 @@ def test_integers_of_parts_are_those_of_the_whole(granularity, symmetric, monkey
     quantizer.fit(TensorStats.of(weight, granularity))
     found = []
     for room in (1, 64, 2**20):
-        monkeypatch.setattr(grids, "_ROOM", room)
+        monkeypatch.setattr(grids, "ROOM", room)
         found.append(integer_weight(weight, quantizer, "l.weight", 255))
     whole, unit = found[0]
     for other, step in found[1:]:

@@ -100,7 +100,6 @@ def learn(task: Task, batch: tuple[Tensor, object], settings: Settings) -> Tenso
     task.train()
     for part in parts:
         getattr(part, "before_training", lambda _: None)(1)
-    task.setup("fit")
     loss = task.training_step(batch, 0)
     loss.backward()
     optimizer.step()

@@ -110,26 +110,9 @@ LAYERS: dict[type[nn.Module], Callable] = {
 MOVING = {nn.Flatten, operations.Permute, operations.Transpose, operations.Reshape, operations.Split, operations.Index}
 MOVING |= {operations.Roll, nn.Identity, nn.Dropout, nn.Unflatten}
 # those that treat the entries of all dimensions alike, or of all but the last ones or the one that they name
-ANYWHERE = {
-    *TABLES,
-    nn.ReLU,
-    nn.ReLU6,
-    nn.Linear,
-    nn.LayerNorm,
-    nn.Softmax,
-    modules.Add,
-    modules.Concat,
-    operations.Affine,
-}
-ANYWHERE |= {
-    operations.Add,
-    operations.Subtract,
-    operations.Multiply,
-    operations.MatMul,
-    operations.Mean,
-    operations.Sum,
-}
-ANYWHERE -= {nn.PReLU}  # its slopes lie along dimension 1
+ANYWHERE = {*TABLES} - {nn.PReLU}  # whose slopes lie along dimension 1
+ANYWHERE |= {nn.ReLU, nn.ReLU6, nn.Linear, nn.LayerNorm, nn.Softmax, modules.Add, modules.Concat}
+ANYWHERE |= {getattr(operations, name) for name in ("Add", "Subtract", "Multiply", "Affine", "MatMul", "Mean", "Sum")}
 
 # functions and methods that no layer computes, by name
 FUNCTIONS: dict[str, Callable] = {"dropout": passed_call, "contiguous": passed_call, "unbind": unbind_call}
