@@ -51,7 +51,8 @@ qexp.lost = (row, x) => (qexp.finite(row.value_float) ? qexp.measure(row).sign *
 qexp.better = (one, other, name = "value") => qexp.measure(one).sign * (one[name] - other[name]) > 0;
 
 // How differences were judged (see surely_better in qexp/results/confidence.py).
-qexp.basis = qexp.data.paired ? "5 %, McNemar's test on the same images, corrected for the number compared; seeds, runs without kept hits, and places after the first 1000 by their 95 % intervals" : "their 95 % intervals overlap";
+const byIntervals = `seeds and runs without kept hits${qexp.rows.length > 1000 ? ", and places after the first 1000," : ""} by their 95 % intervals`;
+qexp.basis = qexp.data.paired ? `5 %, McNemar's test on the same images, corrected for the number compared; ${byIntervals}` : "their 95 % intervals overlap";
 
 // A series is a method (with its schedule where that varies): one colour. A network is a marker where there are several.
 // What varies is found once, not anew for each of thousands of rows.
