@@ -5,6 +5,7 @@ Each folder is one operator: its schema and gradient (`__init__.py`), the PyTorc
 `load()` the references run.
 """
 
+from .batch_norm import batch_norm
 from .dorefa import dorefa_weight, dorefa_weight_and_peak
 from .errors import KernelError
 from .fake_quantize import fake_quantize, quantize
@@ -25,6 +26,7 @@ __all__ = [
     "KernelError",
     "Loaded",
     "Stats",
+    "batch_norm",
     "dorefa_weight",
     "dorefa_weight_and_peak",
     "fake_quantize",
