@@ -13,7 +13,7 @@ from .fixed_point import fixed_point_conv2d, fixed_point_linear
 from .gemmlowp import gemmlowp, gemmlowp_codes
 from .hysteresis import hysteresis
 from .level_grid import level_grid
-from .loader import Loaded, load
+from .loader import Loaded, compiled, load
 from .lsq import lsq
 from .pact import mpact, pact
 from .regrid import regrid
@@ -27,6 +27,7 @@ __all__ = [
     "Loaded",
     "Stats",
     "batch_norm",
+    "compiled",
     "dorefa_weight",
     "dorefa_weight_and_peak",
     "fake_quantize",

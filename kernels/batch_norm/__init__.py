@@ -17,8 +17,8 @@ def _fake(x, weight, *_):
     return torch.empty_like(x), moments, torch.empty_like(moments)
 
 
-def _fake_backward(grad, x, y, weight, *_):
-    dadded = x.new_empty(0) if y is None else torch.empty_like(x)
+def _fake_backward(grad, more, x, y, weight, *rest):
+    dadded = torch.empty_like(x) if rest[-1] else x.new_empty(0)
     return torch.empty_like(x), dadded, torch.empty_like(weight), torch.empty_like(weight)
 
 
@@ -29,8 +29,8 @@ define(
     _fake,
 )
 define(
-    "batch_norm_backward(Tensor grad, Tensor x, Tensor? y, Tensor weight, Tensor bias, Tensor mean, Tensor variance, float eps,"
-    " float low, float high) -> (Tensor, Tensor, Tensor, Tensor)",
+    "batch_norm_backward(Tensor grad, Tensor? more, Tensor x, Tensor? y, Tensor weight, Tensor bias, Tensor mean,"
+    " Tensor variance, float eps, float low, float high, bool added) -> (Tensor, Tensor, Tensor, Tensor)",
     reference.backward,
     _fake_backward,
 )
@@ -41,19 +41,25 @@ def _save(ctx, inputs, output):
     y, mean, variance = output
     ctx.mark_non_differentiable(mean, variance)
     ctx.set_materialize_grads(False)
-    ctx.passes = added is not None and (ctx.low, ctx.high) == (-math.inf, math.inf)  # the sum's gradient goes on as it is
-    ctx.save_for_backward(x, None if added is None or ctx.passes else y, weight, bias, mean, variance)
+    ctx.added = added is not None
+    limited = (ctx.low, ctx.high) != (-math.inf, math.inf)
+    ctx.save_for_backward(x, y if ctx.added and limited else None, weight, bias, mean, variance)
 
 
-def _backward(ctx, grad, *_):
+def _backward(ctx, grad, _mean=None, _variance=None, more=None):
+    if grad is None:
+        grad, more = more, None
+    if grad is None:
+        return (None,) * 7
     x, y, *parameters = ctx.saved_tensors
-    dx, dadded, dweight, dbias = _run_backward(grad, x, y, *parameters, ctx.eps, ctx.low, ctx.high)
-    if y is None:
-        dadded = grad if ctx.passes else None
-    return dx, dweight, dbias, dadded, None, None, None
+    passes = ctx.added and y is None and more is None  # what was added gets the gradient as it is
+    dx, dadded, dweight, dbias = _run_backward(
+        grad, more, x, y, *parameters, ctx.eps, ctx.low, ctx.high, ctx.added and not passes
+    )
+    return dx, dweight, dbias, grad if passes else dadded if ctx.added else None, None, None, None
 
 
-_run = differentiable("batch_norm", _save, _backward)
+_run = differentiable("batch_norm", _save, _backward, twice=True)
 _run_backward = first_order_only("batch_norm_backward")
 
 
@@ -66,12 +72,13 @@ def batch_norm(
     added: Tensor | None = None,
     low: float = -math.inf,
     high: float = math.inf,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns `clip((x - mean) / sqrt(variance + eps) * weight + bias + added, low, high)`, and mean and variance of the batch.
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Returns `y = clip((x - mean) / sqrt(variance + eps) * weight + bias + added, low, high)`, mean, variance, and `y` again.
 
-    The mean and the variance (divided by the number of elements) are those of each channel in this batch. The first result is
+    The mean and the variance (divided by the number of elements) are those of each channel in this batch. `y` is
     differentiable in `x`, `weight`, `bias` and `added`: where it is at a limit or beyond, no gradient flows. Computed in
-    float32 (float64 for a float64 `x`), sums in float64, and rounded once to the dtype of `x`.
+    float32 (float64 for a float64 `x`), sums in float64, and rounded once to the dtype of `x`. The last result is the first
+    with a gradient of its own: where `y` has two readers and one takes it, their gradients need no pass to be added up.
 
     Args:
         x: `[N, C, ...]`, any layout.

@@ -214,14 +214,15 @@ struct Normalize {
   }
 };
 
-// Whether values lie between the limits.
+// What the limits were applied to: nothing, values that are computed again, or (because something was added) values that are stored.
 enum class Limits { none, computed, stored };
 
-// The gradient g that passes the limits, and its product with the difference from the mean. The limits were applied to values that are
-// computed again, or that are stored because something was added; then the gradient is stored for what was added.
-template <Limits L, class T, class C>
+// The gradient that passes the limits, and its product with the difference from the mean. M: the gradient is the sum of two. Where it
+// took more than x and one gradient to compute, it is stored.
+template <Limits L, bool M, class T, class C>
 struct Passed {
-  const T *x, *g, *y;
+  static constexpr bool stores = L == Limits::stored || M;
+  const T *x, *g, *more, *y;
   T* passed;
   Line<C> line;
   C low, high;
@@ -232,13 +233,14 @@ struct Passed {
   void operator()(const typename Line<C>::template Held<V>& held, int64_t i, V* sums) const {
     const V value = elements<V>(x + i);
     const V p = through<V>(held, value, i);
-    if constexpr (L == Limits::stored) put(p, passed + i);
+    if constexpr (stores) put(p, passed + i);
     sums[0] += p;
     sums[1] += p * (value - held.mean);
   }
   template <class V>
   V through(const typename Line<C>::template Held<V>& held, const V& value, int64_t i) const {
-    const V gradient = elements<V>(g + i);
+    V gradient = elements<V>(g + i);
+    if constexpr (M) gradient += elements<V>(more + i);
     if constexpr (L == Limits::none) return gradient;
     const V limited = L == Limits::stored ? elements<V>(y + i) : held(value);
     const V above = limited > low ? gradient : all<V>(C(0));
@@ -247,9 +249,9 @@ struct Passed {
 };
 
 // The gradient of x.
-template <Limits L, class T, class C>
+template <class P, class T, class C>
 struct Gradient {
-  Passed<L, T, C> pass;
+  P pass;
   PerChannel<C> down, less;
   T* dx;
 
@@ -307,12 +309,14 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& given, const Tensor& we
   return {laid_out_as(y, empty_as(given)), mean, variance};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& grad, const Tensor& given, const OptionalTensor& y,
-                                                    const Tensor& weight, const Tensor& bias, const Tensor& mean,
-                                                    const Tensor& variance, double eps, double low, double high) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& grad, const OptionalTensor& more,
+                                                    const Tensor& given, const OptionalTensor& y, const Tensor& weight,
+                                                    const Tensor& bias, const Tensor& mean, const Tensor& variance,
+                                                    double eps, double low, double high, bool added) {
   const Tensor x = planes_or_rows(given), g = laid_out_as(grad, x), result = y ? laid_out_as(*y, x) : x;
+  const Tensor second = more ? laid_out_as(*more, x) : x;
   const Layout layout(x);
-  Tensor dx = empty_as(x), dadded = y ? empty_as(x) : empty_of({0}, x.scalar_type(), x);
+  Tensor dx = empty_as(x), dadded = added ? empty_as(x) : empty_of({0}, x.scalar_type(), x);
   Tensor dweight = empty_of({layout.channels}, weight.scalar_type(), x);
   Tensor dbias = empty_of({layout.channels}, weight.scalar_type(), x);
   with_type(x, [&](auto tag) {
@@ -320,10 +324,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& grad, const Te
     using C = Compute<T>;
     const std::vector<C> slope = slopes<C>(weight, data<C>(variance), eps);
     const Line<C> line{{values_of<C>(mean), layout}, {slope, layout}, {values_of<C>(bias), layout}};
-    const auto run = [&](auto limits) {
-      constexpr Limits L = limits.value;
-      const Passed<L, T, C> pass{data<T>(x),           data<T>(g), data<T>(result),     writable<T>(dadded), line,
-                                 static_cast<C>(low), static_cast<C>(high)};
+    const auto run = [&](auto limits, auto two) {
+      using Pass = Passed<limits.value, two.value, T, C>;
+      T* passed = writable<T>(added ? dadded : dx);  // dx takes its place at the end
+      const Pass pass{data<T>(x), data<T>(g), data<T>(second), data<T>(result), passed, line, static_cast<C>(low),
+                      static_cast<C>(high)};
       const auto sums = over<C, 2>(layout, pass);
       std::vector<C> down(layout.channels), less(layout.channels);
       const double count = static_cast<double>(layout.count());
@@ -340,19 +345,23 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& grad, const Te
         }
       });
       const PerChannel<C> d(down, layout), l(less, layout);
-      if constexpr (L == Limits::stored) {  // the gradient that passed is at hand
-        const Passed<Limits::none, T, C> passed{data<T>(x), data<T>(dadded), nullptr, nullptr, line, C(0), C(0)};
-        over<C, 0>(layout, Gradient<Limits::none, T, C>{passed, d, l, writable<T>(dx)});
+      if constexpr (Pass::stores) {
+        using Stored = Passed<Limits::none, false, T, C>;
+        const Stored stored{data<T>(x), passed, nullptr, nullptr, nullptr, line, C(0), C(0)};
+        over<C, 0>(layout, Gradient<Stored, T, C>{stored, d, l, writable<T>(dx)});
       } else {
-        over<C, 0>(layout, Gradient<L, T, C>{pass, d, l, writable<T>(dx)});
+        over<C, 0>(layout, Gradient<Pass, T, C>{pass, d, l, writable<T>(dx)});
       }
     };
-    if (y) return run(std::integral_constant<Limits, Limits::stored>{});
-    if (low == -INFINITY && high == INFINITY) return run(std::integral_constant<Limits, Limits::none>{});
-    run(std::integral_constant<Limits, Limits::computed>{});
+    const auto limited = [&](auto two) {
+      if (y) return run(std::integral_constant<Limits, Limits::stored>{}, two);
+      if (low == -INFINITY && high == INFINITY) return run(std::integral_constant<Limits, Limits::none>{}, two);
+      run(std::integral_constant<Limits, Limits::computed>{}, two);
+    };
+    more ? limited(std::true_type{}) : limited(std::false_type{});
   });
   const Tensor as = empty_as(given);
-  return {laid_out_as(dx, as), y ? laid_out_as(dadded, as) : dadded, dweight, dbias};
+  return {laid_out_as(dx, as), added ? laid_out_as(dadded, as) : dadded, dweight, dbias};
 }
 
 STABLE_TORCH_LIBRARY_IMPL(qexp, CPU, m) {

@@ -29,6 +29,7 @@ def forward(
 
 def backward(
     grad: Tensor,
+    more: Tensor | None,
     x: Tensor,
     y: Tensor | None,
     weight: Tensor,
@@ -38,18 +39,21 @@ def backward(
     eps: float,
     low: float,
     high: float,
+    added: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Returns the gradients of x, of what was added, of weight and of bias.
+    """Returns the gradients of x, of what was added (no elements unless `added`), of weight and of bias.
 
-    Where nothing was added, `y` is None and the second gradient has no elements.
+    `y`, the result, is needed only where something was added and there are limits. `more` is added to `grad`.
     """
     result = _normalized(x, weight, bias, mean, variance, eps) if y is None else wide(y)
-    passed = torch.where((result > low) & (result < high), grad, 0)
-    g, centered, others = wide(passed), wide(x) - along(mean, x, 1), _others(x)
+    both = wide(grad) if more is None else wide(grad) + wide(more)
+    g = torch.where((result > low) & (result < high), both, 0)
+    passed = like(g, x) if more is not None or y is not None else g
+    centered, others = wide(x) - along(mean, x, 1), _others(x)
     total, product = g.double().sum(others), (g * centered).double().sum(others)
     deviation = torch.sqrt(variance + eps)
     slope, count = weight.to(mean.dtype) / deviation, x.numel() // x.shape[1]
     down = (slope / (variance + eps) * product / count).to(mean.dtype)
-    dx = g * along(slope, x, 1) - centered * along(down, x, 1) - along((slope * total / count).to(mean.dtype), x, 1)
+    dx = wide(passed) * along(slope, x, 1) - centered * along(down, x, 1) - along((slope * total / count).to(mean.dtype), x, 1)
     dweight = (product / deviation).to(weight.dtype)
-    return like(dx, x), x.new_empty(0) if y is None else like(passed, x), dweight, total.to(weight.dtype)
+    return like(dx, x), like(passed, x) if added else x.new_empty(0), dweight, total.to(weight.dtype)
