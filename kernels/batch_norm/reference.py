@@ -52,8 +52,15 @@ def backward(
     centered, others = wide(x) - along(mean, x, 1), _others(x)
     total, product = g.double().sum(others), (g * centered).double().sum(others)
     deviation = torch.sqrt(variance + eps)
-    slope, count = weight.to(mean.dtype) / deviation, x.numel() // x.shape[1]
+    slope = weight.to(mean.dtype) / deviation
+    count = torch.full(
+        (), x.numel() // x.shape[1], dtype=torch.float64, device=x.device
+    )  # a number's reciprocal would be multiplied
     down = (slope / (variance + eps) * product / count).to(mean.dtype)
-    dx = wide(passed) * along(slope, x, 1) - centered * along(down, x, 1) - along((slope * total / count).to(mean.dtype), x, 1)
+    dx = (
+        wide(passed) * along(slope, x, 1)
+        - centered * along(down, x, 1)
+        - along((slope * total / count).to(mean.dtype), x, 1)
+    )
     dweight = (product / deviation).to(weight.dtype)
     return like(dx, x), like(passed, x) if added else x.new_empty(0), dweight, total.to(weight.dtype)

@@ -52,7 +52,9 @@ def lean_training(model: nn.Module, example: Tensor) -> Iterator[list[Fused]]:
     graph = record(model, example).graph if kernels.compiled("batch_norm") else None
     found = find_fused(model, graph) if graph is not None else []
     if found and not _agrees(model, example, found):
-        log.warning("training steps in fewer passes give different results for this network; all passes are computed instead")
+        log.warning(
+            "training steps in fewer passes give different results for this network; all passes are computed instead"
+        )
         found = []
     for fused in found:
         fused.on()
@@ -176,7 +178,9 @@ def find_fused(model: nn.Module, graph: Graph) -> list[Fused]:
         if step.op != "module" or not _is_norm(model.get_submodule(step.module)) or times[step.module] > 1:
             continue
         add = _only(step, model, _is_sum)
-        if add is not None and (times[add.module] > 1 or add.module in {f.names[1] for f in found if f.add is not None}):
+        if add is not None and (
+            times[add.module] > 1 or add.module in {f.names[1] for f in found if f.add is not None}
+        ):
             add = None
         relu = _only(add or step, model, _is_relu)
         steps = [s for s in (step, add, relu) if s is not None]
