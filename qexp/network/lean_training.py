@@ -49,12 +49,11 @@ def lean_training(model: nn.Module, example: Tensor) -> Iterator[list[Fused]]:
         model: The network, with or without quantizers.
         example: Images `[N, ...]` to record the graph with.
     """
-    graph = record(model, example).graph if kernels.compiled("batch_norm") else None
+    usable = kernels.compiled("batch_norm") and isinstance(example, Tensor)
+    graph = record(model, example).graph if usable else None
     found = find_fused(model, graph) if graph is not None else []
-    if found and not _agrees(model, example, found):
-        log.warning(
-            "training steps in fewer passes give different results for this network; all passes are computed instead"
-        )
+    if found and (reason := _disagrees(model, example, found)):
+        log.warning("training steps compute all passes over memory: %s", reason)
         found = []
     for fused in found:
         fused.on()
@@ -224,8 +223,8 @@ def _is_relu(layer: nn.Module) -> bool:
 
 
 @torch.no_grad()
-def _agrees(model: nn.Module, example: Tensor, found: list[Fused]) -> bool:
-    """Returns whether the float network gives the same result in fewer passes; restores its running statistics."""
+def _disagrees(model: nn.Module, example: Tensor, found: list[Fused]) -> str:
+    """Returns why a float network may not compute in fewer passes, empty where it gives the same result; restores its buffers."""
     images = several(example)
     noise = torch.randn(_IMAGES, *images.shape[1:], generator=torch.Generator().manual_seed(0)).to(images)
     images = images[torch.arange(_IMAGES) % len(images)] + noise * images.std()
@@ -240,8 +239,8 @@ def _agrees(model: nn.Module, example: Tensor, found: list[Fused]) -> bool:
                     switch(fused)
                 torch.manual_seed(0)
                 results.append(model(images))
-    except QexpError:  # of a batch norm whose result goes elsewhere in training
-        return False
+    except Exception as error:  # the forward of a user's model may raise anything in training mode without targets
+        return str(error) if results else f"the network does not run on images alone in training mode ({error})"
     finally:
         for fused in found:
             fused.off()
@@ -249,4 +248,6 @@ def _agrees(model: nn.Module, example: Tensor, found: list[Fused]) -> bool:
             buffer.copy_(kept[name])
         for module, training in modes:
             module.training = training
-    return near(*results, _FAR)
+    return (
+        "" if near(*results, _FAR) else "the network gives another result when batch norms compute sums and ReLUs too"
+    )
