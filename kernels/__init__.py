@@ -5,6 +5,7 @@ Each folder is one operator: its schema and gradient (`__init__.py`), the PyTorc
 `load()` the references run.
 """
 
+from .batch_norm import batch_norm
 from .dorefa import dorefa_weight, dorefa_weight_and_peak
 from .errors import KernelError
 from .fake_quantize import fake_quantize, quantize
@@ -12,7 +13,7 @@ from .fixed_point import fixed_point_conv2d, fixed_point_linear
 from .gemmlowp import gemmlowp, gemmlowp_codes
 from .hysteresis import hysteresis
 from .level_grid import level_grid
-from .loader import Loaded, load
+from .loader import Loaded, compiled, load
 from .lsq import lsq
 from .pact import mpact, pact
 from .regrid import regrid
@@ -25,6 +26,8 @@ __all__ = [
     "KernelError",
     "Loaded",
     "Stats",
+    "batch_norm",
+    "compiled",
     "dorefa_weight",
     "dorefa_weight_and_peak",
     "fake_quantize",

@@ -17,6 +17,7 @@ FLAGS = (
     "-fno-omit-frame-pointer",
 )
 FILES = (
+    "test_batch_norm.py",
     "test_equal.py",
     "test_bad_input.py",
     "test_fixed_point.py",

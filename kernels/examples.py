@@ -32,7 +32,11 @@ def arguments(device: torch.device, images: int = 2, size: int = 5) -> dict[str,
     rows = torch.stack([s.double() * 90, s.double(), s.double() * 0, s.double() * 0 + 255, s.double() * 0, s.double()])
     passes = ([rows], [torch.arange(65536).to(torch.uint8).to(device)], [0, 0, -1, 2, 0, 7, 2, 1, 3, 0], [2, 2])
     conv = ([1, 1], [1, 1], [1, 1], 1, 8, 4, "per_op", "half_even")
+    normed = (learned(3), learned(3), x.clone().requires_grad_(), 1e-5, 0.0, 6.0)
+    moments = (s, z, z, s)  # weight, bias, mean, variance
     return {
+        "batch_norm": (leaf, *normed),
+        "batch_norm_backward": (x, x.flip(0), x, x.clamp(0), *moments, 1e-5, 0.0, 6.0, True),
         "round_to": (leaf, "half_even", None),
         "fake_quantize": (leaf, *uniform, "half_even", None),
         "fake_quantize_backward": (x, x, *uniform),

@@ -55,11 +55,16 @@ def first_order_only(name: str) -> Callable:
     return differentiable(name, lambda ctx, inputs, output: None, backward)
 
 
-def differentiable(name: str, setup_context: Callable, backward: Callable) -> Callable:
+def differentiable(name: str, setup_context: Callable, backward: Callable, *, twice: bool = False) -> Callable:
     """Registers the gradient of `qexp::<name>` (for every implementation) and returns the fastest way to call the operator.
 
     torch's own path through a registered gradient enters Python twice and takes 20 microseconds more; a training step calls
     a quantizer a hundred times. The registered gradient is used where graphs are traced and where functions are transformed.
+
+    Args:
+        name: The operator.
+        setup_context, backward: As `torch.library.register_autograd` takes them.
+        twice: The way returns the operator's first result again at the end, and `backward` gets the gradient of that one last.
     """
     torch.library.register_autograd(f"qexp::{name}", backward, setup_context=setup_context, lib=LIBRARY)
     op = getattr(torch.ops.qexp, name).default
@@ -72,7 +77,7 @@ def differentiable(name: str, setup_context: Callable, backward: Callable) -> Ca
         with below():
             output = call(*arguments)
         setup_context(ctx, arguments, output)
-        return output
+        return again(output, output[0].detach()) if twice else output
 
     function = type(
         name, (torch.autograd.Function,), {"forward": staticmethod(forward), "backward": staticmethod(backward)}
@@ -82,17 +87,21 @@ def differentiable(name: str, setup_context: Callable, backward: Callable) -> Ca
     function._backward_cls.apply = (
         backward  # the engine calls it by this name; torch's own looks the same function up each time
     )
+
+    def again(output, first):
+        return (*output, first)
+
     tensors = [i for i, a in enumerate(op._schema.arguments) if "Tensor" in str(a.type)]
 
     def run(*arguments):
         if is_compiling() or transforms():
-            return op(*arguments)
+            return again(output := op(*arguments), output[0]) if twice else op(*arguments)
         if grad_enabled():
             for i in tensors:
                 argument = arguments[i]
                 if argument is not None and argument.requires_grad:
                     return apply(*arguments)
         with below():
-            return call(*arguments)
+            return again(output := call(*arguments), output[0]) if twice else call(*arguments)
 
     return run

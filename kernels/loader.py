@@ -50,6 +50,11 @@ def load(which: str = "auto", *, build: bool = True) -> Loaded:
         return answer
 
 
+def compiled(name: str) -> bool:
+    """Returns whether an operator computes tensors on the CPU with compiled code now, not with the reference."""
+    return not _overrides and torch._C._dispatch_has_kernel_for_dispatch_key(f"{LIBRARY.ns}::{name}", "CPU")
+
+
 def _cuda(which: str, build: bool) -> Loaded | None:
     if not torch.cuda.is_available():
         raise KernelError("kernels: 'cuda' is not available: torch sees no CUDA device; use auto, cpp or reference")

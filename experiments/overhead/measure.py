@@ -28,6 +28,7 @@ from qexp.layers.quantized import quantized_layers
 from qexp.layers.swap import baked_weights
 from qexp.network.facts import facts
 from qexp.network.lean_evaluation import lean
+from qexp.network.lean_training import lean_training
 from qexp.passes.fold_bn import fold_bn
 from qexp.run import pipeline
 from qexp.run.settings import read
@@ -50,15 +51,17 @@ def quantized(cfg: DictConfig, model: nn.Module, images: Tensor, fold: bool) -> 
     return model
 
 
-def train_step(model: nn.Module, images: Tensor, labels: Tensor) -> Callable[[], None]:
-    """Returns one optimizer step of a network as a function."""
+def train_step(model: nn.Module, images: Tensor, labels: Tensor, bfloat16: bool = False) -> Callable[[], None]:
+    """Returns one optimizer step of a network as a function, in float32 or with products in bfloat16."""
     model.train()
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-6, momentum=0.9)  # timed, not trained: noise must not diverge
     layers = [layer for _, layer in quantized_layers(model)]
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
-        nn.functional.cross_entropy(model(images), labels).backward()
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=bfloat16):
+            loss = nn.functional.cross_entropy(model(images), labels)
+        loss.backward()
         optimizer.step()
         for layer in layers:
             layer.after_optimizer_step()
@@ -135,11 +138,19 @@ def main() -> None:
 def training(
     model: nn.Module, configs: dict[str, DictConfig], images: Tensor, labels: Tensor, rounds: int
 ) -> dict[str, dict[str, float]]:
-    """Returns the figures of a training step: float, each recipe, each peer."""
+    """Returns the figures of a training step: float, each recipe as a run trains it, each peer; on a CPU in bfloat16 too."""
     steps = {"float": train_step(copy.deepcopy(model), images, labels)}
-    steps |= {q: train_step(quantized(cfg, model, images, fold=False), images, labels) for q, cfg in configs.items()}
-    steps |= {name: train_step(peer, images, labels) for name, peer in peers(model, images).items()}
-    return interleaved(steps, rounds, ("float",))
+    precisions = (False, True) if images.device.type == "cpu" else (False,)
+    if True in precisions:
+        steps["float, bf16"] = train_step(copy.deepcopy(model), images, labels, bfloat16=True)
+    with ExitStack() as held:
+        for name, cfg in configs.items():
+            for bfloat16 in precisions:
+                network = quantized(cfg, model, images, fold=False)
+                held.enter_context(lean_training(network, images[:2]))
+                steps[f"{name}{', bf16' * bfloat16}"] = train_step(network, images, labels, bfloat16)
+        steps |= {name: train_step(peer, images, labels) for name, peer in peers(model, images).items()}
+        return interleaved(steps, rounds, ("float",))
 
 
 def evaluations(

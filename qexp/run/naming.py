@@ -48,6 +48,7 @@ _NOT_CONTENT_TRAINER = (
     "enable_progress_bar",
     "logger",
     "channels_last",
+    "fused_norms",
     "threads",
     "nice",
 )

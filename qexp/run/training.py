@@ -8,7 +8,7 @@ import signal
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,8 +35,9 @@ from qexp.errors import QexpError
 from qexp.layers.quantized import is_quantizer_parameter, latent_decays, quantizers
 from qexp.layers.swap import baked_weights
 from qexp.network.lean_evaluation import lean
+from qexp.network.lean_training import lean_training
 from qexp.run.codes import products
-from qexp.run.devices import processes, spread
+from qexp.run.devices import device_name, processes, spread
 from qexp.run.settings import Schedule, Settings, TrainerOptions
 from qexp.run.settings.trainer import OWN
 from qexp.system import ranks
@@ -253,7 +254,7 @@ def fit(
     if part.epochs_before:
         later = OffsetEpochs(data.train_dataloader(), part.epochs_before)
         images = {"train_dataloaders": later, "val_dataloaders": data.val_dataloader()}
-    with interruptible(trainer):
+    with interruptible(trainer), _fused_norms(settings, module.model, data):
         trainer.fit(module, **images, ckpt_path=str(last) if last.exists() else None, weights_only=True)
     for callback in trainer.callbacks:
         if isinstance(callback, AveragedWeights):
@@ -262,6 +263,13 @@ def fit(
     # if an earlier process ran the last epoch, the scores come from the checkpoint
     module.trained = {**module.trained, "steps": trainer.global_step, **module.logged(), "seconds": seconds}
     return seconds
+
+
+def _fused_norms(settings: Settings, model: nn.Module, data: DataSet) -> AbstractContextManager:
+    """Returns what makes training steps on a CPU compute in fewer passes, where the settings allow it."""
+    if settings.trainer.fused_norms and device_name(settings.trainer) == "cpu":
+        return lean_training(model, data.example())
+    return nullcontext()
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from qexp.run.settings.checks import (
 from qexp.system.objects import TARGET
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
-OWN = ("channels_last", "tf32", "threads", "nice")  # options that are not Lightning's
+OWN = ("channels_last", "fused_norms", "tf32", "threads", "nice")  # options that are not Lightning's
 # options that a run sets itself, so that a value given here would have no effect, and what to use instead
 DECIDED = {
     "logger": "every run writes its curves and figures into its own folder; logger=tensorboard (csv, mlflow, wandb) sends them there too",
@@ -47,6 +47,7 @@ class TrainerOptions:
     channels_last: bool | None = (
         None  # channels innermost in memory; None = on a GPU, where convolutions are faster that way
     )
+    fused_norms: bool = True  # on a CPU, a batch norm computes the sum and the ReLU after it too
     tf32: bool = False  # let a GPU round the factors of float32 products to 11 bits
     threads: int | None = None  # threads of a CPU for one point; None = those the process starts with
     nice: int = 0  # how far a run stands back behind other work on the machine, 0 to 19
@@ -78,6 +79,7 @@ class TrainerOptions:
             precision=precision,
             progress=truth(node.get("enable_progress_bar", True), "trainer.enable_progress_bar"),
             channels_last=None if layout in (None, "auto") else truth(layout, "trainer.channels_last"),
+            fused_norms=truth(node.get("fused_norms", True), "trainer.fused_norms"),
             tf32=truth(node.get("tf32", False), "trainer.tf32"),
             threads=none_or(whole, node.get("threads"), "trainer.threads", 1),
             nice=whole(node.get("nice", 0), "trainer.nice", 0, 19),
