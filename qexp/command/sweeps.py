@@ -65,7 +65,8 @@ class CheckPoints(Callback):
 
 def _refused(config: DictConfig, every: Sequence[Sequence[str]]) -> Iterator[tuple[Sequence[str], QexpError]]:
     """Yields the points whose settings cannot be read, each as its error and the overrides in which it differs."""
-    from qexp.run.settings import read  # imported here, so that --help and --cfg start fast
+    from qexp.run import request  # imported here, so that --help and --cfg start fast
+    from qexp.run.settings import read
 
     loader = GlobalHydra.instance().config_loader()
     shared = set(every[0]).intersection(*every) if every else set()
@@ -75,7 +76,7 @@ def _refused(config: DictConfig, every: Sequence[Sequence[str]]) -> Iterator[tup
             composed.hydra.job.id = composed.hydra.job.num = number
         with _running(composed):
             try:
-                read(_task(composed), in_sweep=True)
+                request.check(read(_task(composed), in_sweep=True))
             except QexpError as error:
                 yield [o for o in overrides if o not in shared], error
 

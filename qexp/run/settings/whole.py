@@ -82,7 +82,7 @@ class Settings:
             schedule=schedule,
             method=Method.of(cfg.get("quant")),
             trainer=TrainerOptions.of(cfg.get("trainer")),
-            widths=_widths(cfg),
+            widths=Widths.of(cfg),
             integers=_integers(cfg),
             callbacks=_chosen(cfg.get("callbacks"), "callbacks"),
             loggers=_loggers(cfg.get("logger")),
@@ -194,15 +194,6 @@ def _with_choices(cfg: DictConfig) -> DictConfig:
                     trained[key].epochs = trained.epochs
             cfg[key] = None
     return cfg
-
-
-def _widths(cfg: Mapping[str, Any]) -> Widths:
-    return Widths(
-        weights=cfg.get("layer_wbit", 8),
-        inputs=cfg.get("layer_abit", 8),
-        ends=none_or(whole, cfg.get("ends_bit"), "ends_bit", 1, 32),
-        plan=None if cfg.get("plan") is None else Path(text(cfg["plan"], "plan")),
-    )
 
 
 def _integers(cfg: Mapping[str, Any]) -> Integers:
