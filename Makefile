@@ -64,7 +64,7 @@ asan: $(READY)  ## the kernel tests under AddressSanitizer and UBSan
 wheel: $(READY)  ## build the wheel, with kernels for three levels of x86-64, and the source distribution, into dist/
 	@$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check build
 	@rm -rf build dist
-	$(BIN)/python -m qexp_kernels.build
+	$(BIN)/python -m qexp_kernels.for_wheel
 	@$(BIN)/python -m build --wheel >/dev/null
 	@$(BIN)/python -m build --sdist >/dev/null
 	@ls -lh dist
