@@ -1,6 +1,7 @@
 """The coverage table: a cell that was reached once is reached again, and a failure of one network is a row."""
 
 import json
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -21,7 +22,9 @@ def test_no_cell_is_lost(key):
     torch.manual_seed(0)
     network = Network(*key.split("/"))
     row = cells(*network.build(), network.scores)
-    lost = {c: row[c] for c in COLUMNS if coverage.reached(HELD[key], c) and not coverage.reached(row, c)}
+    has_onnx = find_spec("onnx") and find_spec("onnxruntime")  # an extra
+    tried = [column for column in COLUMNS if column != "onnx" or has_onnx]
+    lost = {c: row[c] for c in tried if coverage.reached(HELD[key], c) and not coverage.reached(row, c)}
     assert not lost
 
 
