@@ -60,7 +60,9 @@ class GridQuantizer(Quantizer):
         y = self.rounded(rows, axis)
         if y.shape != x.shape:
             y = y.reshape(x.shape)
-        if self._buffers["gain"] is not None:  # asked of the dictionary: a buffer as an attribute takes ten times as long
+        if (
+            self._buffers["gain"] is not None
+        ):  # asked of the dictionary: a buffer as an attribute takes ten times as long
             y = self.corrected(y)
         return y if y.dtype == x.dtype else y.to(x.dtype)
 

@@ -185,6 +185,29 @@ def test_what_searches_and_proofs_found(
     assert all(0 < share <= 100 for share in report["used"]) and report["axis"] == "codes that occur (%)"
 
 
+def test_the_time_of_a_point_includes_its_search(
+    tmp_path: Path, write_point: Callable[..., Path], visit: Callable[..., dict[str, Any]]
+) -> None:
+    study = tmp_path / "runs" / "s"
+    seconds = {"seconds_calibrate": 2.0, "seconds_train": 0.0, "seconds_evaluate": 1.0}
+    write_point(study, "mse", 4, 4, point="plain", **seconds)
+    script = """
+    const table = [...document.querySelectorAll("#costs tr")].map((row) => [...row.cells].map((cell) => cell.textContent));
+    return { table, total: qexp.total(qexp.rows[rowOf("found")] ?? {}), stats: text("stats") };"""
+    report = visit(write_dashboard(study), script)
+    assert "search" not in report["table"][0] and "search" not in report["stats"]
+    write_point(study, "allocate", 4, 4, point="found", seconds_search=60.0, **seconds)
+    report = visit(write_dashboard(study), script)
+    head, *lines = report["table"]
+    assert head[2:] == ["calibrate", "search", "train", "evaluate", "all points"] and report["total"] == 63
+    searched = {line[0].strip(): line[head.index("search")] for line in lines}
+    assert (
+        sorted(searched) == ["allocate", "mse"]
+        and searched["mse"] == "–"
+        and searched["allocate"].startswith(("1 min", "60"))
+    )
+
+
 def test_rows_filters_and_sorting_work(study: Path, visit: Callable[..., dict[str, Any]]) -> None:
     script = """
     const order = () => [...document.querySelectorAll("#board tbody tr")].map((row) => qexp.rows[Number(row.dataset.row)]);
