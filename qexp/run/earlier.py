@@ -22,7 +22,7 @@ from typing import Any
 import qexp
 from qexp.callbacks.observers import others
 from qexp.errors import QexpError
-from qexp.results import identity
+from qexp.results import identity, wording
 from qexp.results.run_folder import Record, version_of
 from qexp.run.contents import contents, names
 from qexp.run.naming import check_study, point_hash, title
@@ -41,8 +41,15 @@ def finished(settings: Settings) -> dict[str, Any] | None:
     """Returns the metrics of a finished point and logs where they lie; None as in `found`."""
     metrics = found(settings)
     if metrics is not None:
-        log.info("%s: finished earlier, %s", title(settings), settings.runs_dir / settings.study / metrics["point"])
+        tell(settings, metrics, settings.runs_dir / settings.study / metrics["point"])
     return metrics
+
+
+def tell(settings: Settings, metrics: Mapping[str, Any], folder: Path) -> None:
+    """Logs that a point finished earlier, and the proof that it holds, if the command asks for one."""
+    log.info("%s: finished earlier, %s", title(settings), folder)
+    if settings.integers.verify and is_proven(settings.integers, metrics):
+        log.info("%s", wording.verdict(metrics))
 
 
 def found(settings: Settings) -> dict[str, Any] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -72,6 +73,21 @@ def test_the_answer_is_the_record(settings):
     assert found is not None and found["point"] == metrics["point"] and found["value"] == metrics["value"]
     assert earlier.finished(settings("quant=mse", "bits=w4a4", "kernels=auto", "callbacks.history=null")) is None
     assert earlier.finished(settings("quant=mse", "bits=w4a8")) is None
+
+
+def test_a_finished_point_repeats_its_verdict(settings, caplog):
+    asked = settings("deploy=integer", "verify=16")
+    caplog.set_level("INFO")
+    pipeline.run(asked)
+    (verdict,) = [line for line in caplog.messages if line.startswith("integers against simulation")]
+    caplog.clear()
+    assert earlier.finished(asked) is not None
+    _, said = caplog.messages
+    assert re.sub(r" of \d+ codes", " codes", verdict) == said and "16 images: EQUAL (0 codes differ" in said
+    for words, repeated in ((["verify=16", "force=false"], True), ([], False)):
+        caplog.clear()
+        pipeline.run(settings("deploy=integer", *words))
+        assert "finished earlier" in caplog.text and (said in caplog.messages) == repeated
 
 
 @pytest.mark.parametrize("words", [["force=true"], ["verify=16"], ["study=../out"], ["export=verify"], ["seed=1"]])
