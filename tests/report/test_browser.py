@@ -103,7 +103,9 @@ def test_a_click_on_a_dot_shows_its_layers(study: Path, visit: Callable[..., dic
     tap("sqnr-dots", 4);
     await wait(300);
     const line = document.querySelector('#plan tr[aria-selected="true"]');
-    return { ...clicked, row: rowOf("mse-w2a8-s0"), layer: line.dataset.layer, range: text("hint-histogram"),
+    const head = [...document.querySelectorAll("#plan th")].map((cell) => cell.textContent);
+    const texts = ["0.00128941..0.00240994", "78", "input * weight", "-3..3", ""].map(qexp.numbers);
+    return { ...clicked, head, texts, row: rowOf("mse-w2a8-s0"), layer: line.dataset.layer, range: text("hint-histogram"),
       bins: qexp.model("histogram-bins").data.top.length, whole: (qexp.chooseLayer("conv1", "input"), text("hint-histogram")) };"""
     report = visit(write_dashboard(study), script)
     assert report["title"] == "mse · ptq W2A8"
@@ -112,6 +114,10 @@ def test_a_click_on_a_dot_shows_its_layers(study: Path, visit: Callable[..., dic
     assert report["marked"] == [report["row"]]
     assert report["hash"] == "#mse-w2a8-s0"
     assert report["curves"] is True
+    assert (
+        report["head"].index("SQNR (dB)") == report["head"].index("bits") + 1 and report["head"].count("SQNR (dB)") == 1
+    )
+    assert report["texts"] == ["0.00129..0.00241", "78", "input * weight", "-3..3", ""]
     assert report["layer"] == "layer1.0.conv2 weight"
     assert ", 4 levels (green)" in report["range"]
     assert report["range"].startswith("Ranges of all channels within ")
