@@ -1,7 +1,7 @@
 """Compiles the C++ and CUDA sources into libraries that work with every torch from 2.11 on and every Python.
 
 A library is loaded from the package (a wheel may contain it) or from a cache folder. It is built there once per source text, processor
-level and set of flags. `python -m qexp_kernels.build [LEVEL...] [cuda]` builds the libraries for a wheel.
+level and set of flags.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from .toolkit import BuildError, known_capabilities, nvcc_command
+from .toolkit import BuildError, nvcc_command
 
 log = logging.getLogger(__name__)
 HERE = Path(__file__).parent
@@ -240,29 +240,3 @@ def _first_error(output: str) -> str:
     """Returns the line of a compiler's output that holds the error."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     return next((line for line in lines if "error:" in line), "".join(lines[:1]))
-
-
-def main() -> None:
-    """Builds the libraries that a wheel carries, or copies them from the cache: for each processor level named, and for `cuda`."""
-    allowed = (*LEVELS.values(), "cuda") if level().startswith("x86-64-") else (level(), "cuda")
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    CARRIED.mkdir(exist_ok=True)
-    for name in sys.argv[1:] or [n for n in allowed if n != "cuda"]:
-        if name not in allowed:
-            sys.exit(f"{name} is not allowed; use {', '.join(allowed)}")
-        kind = "cuda" if name == "cuda" else "cpp"
-        capabilities = [c for c in CAPABILITIES if c in known_capabilities()] if kind == "cuda" else []
-        target = CARRIED / library_name(kind, name, capabilities)
-        for old in CARRIED.glob(f"{'-'.join(target.name.split('-')[: 2 if kind == 'cuda' else -1])}-*.so"):
-            if old != target:
-                old.unlink()
-        kept = cache_folder() / target.name
-        if not target.exists() and kept.exists():
-            shutil.copy(kept, target)
-        elif not target.exists():
-            compile_library(kind, target, name, capabilities)
-        print(f"{target}: {target.stat().st_size / 2**20:.1f} MiB")
-
-
-if __name__ == "__main__":
-    main()

@@ -36,11 +36,6 @@ MISTAKES = {
         ["layer_wbit=1"],
         ["conv2 (weight)", "bits=1", "no positive level", "allowed are 2..16", "quant=dorefa"],
     ),
-    "bits that are none": (["layer_abit=x"], ["layer_abit", "got 'x'", "allowed are whole numbers", "32 for float"]),
-    "more bits than any method has": (
-        ["layer_wbit=17"],
-        ["layer_wbit: got 17", "allowed are whole numbers of bits 1..16"],
-    ),
     "a list of the wrong length": (
         ["layer_abit=[32,8]"],
         ["layer_abit has 2 entries", "4 groups", "conv1, conv2 + conv3, conv4, fc", "'...' repeats"],

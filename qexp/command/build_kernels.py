@@ -7,18 +7,27 @@ import logging
 import sys
 from typing import Any
 
+from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
+
+from qexp.command.sweeps import all_finished
 
 
 class BuildKernels(Callback):
     """Builds the kernels before the first point of a sweep starts, so that estimates of the time left do not include the build.
 
+    Nothing is built, and torch is not loaded, where every point finished earlier.
     The one line that the build logs is printed, since Hydra sets up logging for points only.
     """
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        import qexp_kernels  # imports torch, which a single finished point does not need
+        with contextlib.suppress(
+            HydraException
+        ):  # a mistake in the command line, for which the sweeper raises the error
+            if all_finished(config):
+                return
+        import qexp_kernels  # imports torch, which finished points do not need
 
         asked = OmegaConf.select(config, "kernels")
         builder, printed = logging.getLogger(qexp_kernels.build.__name__), logging.StreamHandler(sys.stdout)

@@ -25,7 +25,7 @@ register()
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def point(cfg: DictConfig) -> dict:
     """Runs one point, which Hydra has composed."""
-    from qexp.run import earlier  # imported here, so that --help and --cfg start fast
+    from qexp.run import earlier, request  # imported here, so that --help and --cfg start fast
     from qexp.run.settings import read
 
     hydra_config = HydraConfig.get()
@@ -35,6 +35,7 @@ def point(cfg: DictConfig) -> dict:
     in_sweep = hydra_config.mode == RunMode.MULTIRUN
     try:
         settings = read(named(cfg, hydra_config.runtime.choices), in_sweep=in_sweep)
+        request.check(settings)
     except QexpError as mistake:
         if not in_sweep:
             sys.exit(str(mistake))

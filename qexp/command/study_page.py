@@ -93,8 +93,10 @@ class StudyPage(Callback):
         return Path(str(config.weights)).parent
 
     def on_run_end(self, config: DictConfig, **kwargs: Any) -> None:
-        for study in self.studies:  # its error is the last line on the screen
-            _forget_mistakes(study)
+        forgotten = [study for study in self.studies if _forget_mistakes(study)]
+        if forgotten and self.failed:  # the table holds no row of it, so that its error stays the last but one line
+            log.error("1 point failed; see above")
+            sys.exit(1)
         self._close()
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
@@ -172,15 +174,20 @@ def _where_to_look(studies: Sequence[Path]) -> str:
     return f"see {' and '.join(written) or 'above'}"
 
 
-def _forget_mistakes(study: Path) -> None:
-    """Removes points with an impossible request; a sweep still shows its own at its end, and the next command removes them."""
+def _forget_mistakes(study: Path) -> bool:
+    """Removes points with an impossible request and returns whether there were any.
+
+    A sweep still shows its own at its end, and the next command removes them.
+    """
     from qexp.report.forget import forget, mistakes
 
     try:
         if study.is_dir() and (found := mistakes(study)):
             forget(study, found)
+            return True
     except (OSError, QexpError) as error:  # read-only, or locked by another process
         log.debug("%s: %s", study, error)
+    return False
 
 
 def _parent_run(config: DictConfig, study: Path) -> Any:

@@ -6,7 +6,7 @@ import pickle
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
@@ -16,8 +16,12 @@ from hydra.experimental.callback import Callback
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
+from qexp.command.chosen import named
 from qexp.command.point_configs import PointConfigs
 from qexp.errors import QexpError
+
+if TYPE_CHECKING:
+    from qexp.run.settings import Settings
 
 SHOWN = 5  # greatest number of refused points that the error names
 
@@ -63,21 +67,43 @@ class CheckPoints(Callback):
             sys.exit("\n".join(_told(refused, len(every))))
 
 
+def all_finished(config: DictConfig) -> bool:
+    """Returns whether every point of a sweep is known to have finished earlier; never imports torch."""
+    from qexp.run import earlier  # imported here, so that --help and --cfg start fast
+
+    every = points(config)
+    return bool(every) and all(
+        not isinstance(asked, QexpError) and earlier.found(asked) is not None for _, asked in _requests(config, every)
+    )
+
+
 def _refused(config: DictConfig, every: Sequence[Sequence[str]]) -> Iterator[tuple[Sequence[str], QexpError]]:
     """Yields the points whose settings cannot be read, each as its error and the overrides in which it differs."""
-    from qexp.run.settings import read  # imported here, so that --help and --cfg start fast
+    shared = set(every[0]).intersection(*every) if every else set()
+    for overrides, asked in _requests(config, every):
+        if isinstance(asked, QexpError):
+            yield [o for o in overrides if o not in shared], asked
+
+
+def _requests(
+    config: DictConfig, every: Sequence[Sequence[str]]
+) -> Iterator[tuple[Sequence[str], Settings | QexpError]]:
+    """Yields the overrides of each point with its settings, or with the error of settings that are not allowed."""
+    from qexp.run import request  # imported here, so that --help and --cfg start fast
+    from qexp.run.settings import read
 
     loader = GlobalHydra.instance().config_loader()
-    shared = set(every[0]).intersection(*every) if every else set()
     for number, overrides in enumerate(every):
         composed = loader.load_sweep_config(config, list(overrides))
         with open_dict(composed):
             composed.hydra.job.id = composed.hydra.job.num = number
         with _running(composed):
             try:
-                read(_task(composed), in_sweep=True)
+                asked = read(named(_task(composed), composed.hydra.runtime.choices), in_sweep=True)
+                request.check(asked)
             except QexpError as error:
-                yield [o for o in overrides if o not in shared], error
+                asked = error
+        yield overrides, asked
 
 
 def _told(refused: Sequence[tuple[Sequence[str], QexpError]], total: int) -> Iterator[str]:

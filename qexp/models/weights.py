@@ -18,13 +18,14 @@ from safetensors.torch import save_file
 from torch import nn
 from tqdm import tqdm
 
-from qexp.errors import QexpError, near
+from qexp.errors import QexpError
 from qexp.models.checkpoints import read
 from qexp.models.int8_npz import read_int8
 from qexp.models.key_maps import EXAMPLE, parsed
 from qexp.models.matching import listed, match
 from qexp.models.packed_state import float_state
 from qexp.models.timm_networks import timm_address
+from qexp.models.weight_places import check_there, is_address
 from qexp.results import zoo
 from qexp.system.file_hash import sha256
 from qexp.system.whole_files import whole
@@ -69,23 +70,18 @@ def load_weights(
     if zoo.name_of(source) is not None:
         model.load_state_dict(float_state(source, model), strict=True)
         return WeightsRecord(source, zoo.content(source), "zoo")
-    try:
-        is_folder, is_there, is_regular = Path(source).is_dir(), Path(source).exists(), Path(source).is_file()
-    except OSError as error:  # a name too long for a file
-        raise QexpError(f"weights={source[:100]}: cannot be read ({error.strerror})") from error
+    check_there(source)
     cache = Path(cache_dir) if cache_dir else Path(os.environ.get("QEXP_DATA_DIR", "data")) / "weights"
-    if re.match(r"https?://", source):
+    if is_address(source):
         path, kind = _from_url(source, cache), "url"
-    elif is_folder:
+    elif Path(source).is_dir():
         path, kind = _from_run(Path(source)), "run"
-    elif is_regular:
+    elif Path(source).is_file():
         path, kind = Path(source), "file"
-    elif is_there:
+    elif Path(source).exists():
         raise QexpError(f"weights={source}: not a regular file (a pipe or a device); save the weights as a file")
-    elif re.fullmatch(r"(\w+_Weights\.)?[A-Z][A-Z0-9_]*", source):
-        path, kind = _published(source, model, cache)
     else:
-        raise _not_found(source)
+        path, kind = _published(source, model, cache)
     if not os.access(path, os.R_OK):
         raise QexpError(f"weights={source}: the file may not be read; change its permissions")
     own = getattr(model, "weight_readers", {})  # by file ending: readers of the network's own formats
@@ -223,16 +219,3 @@ def _download(url: str, part: Path, name: str) -> None:
 def _compare(path: Path, digest: str, where: str) -> None:
     if not (got := sha256(path)).startswith(digest):
         raise QexpError(f"{where}: sha256 is {got}, expected {digest}; the file is damaged or another one: delete it")
-
-
-def _not_found(source: str) -> QexpError:
-    folder = Path(source).parent
-    try:
-        known = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
-    except OSError:  # a folder that may not be listed
-        known = []
-    where = "" if known else f"; the folder {folder} is empty or not there"
-    return QexpError(
-        f"weights={source}: no such file{near(Path(source).name, known)}{where}. Allowed: a file, a run folder, a "
-        f"torchvision weight name such as IMAGENET1K_V1, zoo:NAME, https://...#sha256=<hex>, or random"
-    )

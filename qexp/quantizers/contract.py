@@ -249,7 +249,7 @@ class Quantizer(nn.Module):
 
     def corrected(self, values: Tensor) -> Tensor:
         """Returns dequantized values after the correction, if there is one."""
-        return values if self.gain is None else values * self.gain + self.offset
+        return values if self._buffers["gain"] is None else values * self.gain + self.offset
 
     def rows(self, x: Tensor) -> tuple[Tensor, int | None]:
         """Returns the tensor and the axis of its scales in the form that the kernels expect (groups become rows of axis 0)."""

@@ -44,7 +44,7 @@ class GridQuantizer(Quantizer):
     def prepared(self, x: Tensor) -> tuple[Tensor, int | None]:
         """Returns the values to round, in rows, and the axis of their scales."""
         self.require_ready()
-        return self.rows(x if self.gain is None else x.float())
+        return self.rows(x if self._buffers["gain"] is None else x.float())
 
     def rounded(self, rows: Tensor, axis: int | None) -> Tensor:
         """Returns the rows rounded to levels, with the method's gradients, in one fused operation."""
@@ -56,9 +56,15 @@ class GridQuantizer(Quantizer):
         return dequantize(rows, self.scale, self.zero_point)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.rounded(*self.prepared(x))
-        y = y if y.shape == x.shape else y.reshape(x.shape)
-        return self.corrected(y).to(x.dtype)
+        rows, axis = self.prepared(x)
+        y = self.rounded(rows, axis)
+        if y.shape != x.shape:
+            y = y.reshape(x.shape)
+        if (
+            self._buffers["gain"] is not None
+        ):  # asked of the dictionary: a buffer as an attribute takes ten times as long
+            y = self.corrected(y)
+        return y if y.dtype == x.dtype else y.to(x.dtype)
 
     def codes(self, x: Tensor) -> Tensor:
         rows, axis = self.prepared(x.detach())

@@ -7,10 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from qexp.errors import QexpError
-from qexp.numerics.widths import FLOAT
+from qexp.numerics.widths import FLOAT, width
 from qexp.recipe.patterns import match
 
-MOST = 16  # bits of a quantizer; biases are added to sums and may have more
 Group = str | Sequence[str]
 
 
@@ -91,17 +90,3 @@ def _from_list(
 
 def _prefixes(group: Group) -> list[str]:
     return [group] if isinstance(group, str) else list(group)
-
-
-def width(bits: Any, where: str, site: str = "") -> int:
-    """Returns a width that a user typed; None means float. Only this function defines the allowed widths; a method may allow fewer.
-
-    Raises:
-        QexpError: The value is not an allowed width.
-    """
-    if bits is None:
-        return FLOAT
-    most = FLOAT - 1 if site == "bias" else MOST
-    if isinstance(bits, bool) or not isinstance(bits, int) or not (1 <= bits <= most or bits == FLOAT):
-        raise QexpError(f"{where}: got {bits!r}; allowed are whole numbers of bits 1..{most}, or {FLOAT} for float")
-    return bits

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qexp.errors import QexpError, near
-from qexp.recipe.bits import FLOAT, width
+from qexp.numerics.widths import FLOAT, width
 from qexp.recipe.plan import Source
 
 log = logging.getLogger(__name__)

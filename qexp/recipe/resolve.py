@@ -15,8 +15,9 @@ from torch import nn
 from qexp.errors import QexpError, near
 from qexp.layers.quantized import QUANTIZED, WEIGHTED, float_class
 from qexp.network.facts import Facts
-from qexp.recipe import bits as bit_widths
-from qexp.recipe.bits import FLOAT, Bits, Group
+from qexp.numerics import widths as bit_widths
+from qexp.numerics.widths import FLOAT
+from qexp.recipe.bits import Bits, Group, parse
 from qexp.recipe.patterns import NoSuchLayer, match
 from qexp.recipe.plan import Entry, Plan, Source
 from qexp.recipe.plan_file import Row, read_rows, tell_differences
@@ -85,8 +86,8 @@ def resolve(model: nn.Module, facts: Facts, recipe: Recipe) -> Plan:
         )
     weighted = [n for n in layers if issubclass(float_class(model.get_submodule(n)), WEIGHTED)]
     with _saying_what_was_folded(model):
-        wbits = bit_widths.parse(recipe.wbit, "layer_wbit", recipe.groups, layers, places)
-        abits = bit_widths.parse(recipe.abit, "layer_abit", recipe.groups, layers, places)
+        wbits = parse(recipe.wbit, "layer_wbit", recipe.groups, layers, places)
+        abits = parse(recipe.abit, "layer_abit", recipe.groups, layers, places)
 
     table: dict[tuple[str, str], Entry] = {}
     for name in layers:

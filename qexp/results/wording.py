@@ -96,3 +96,18 @@ def asked(row: Mapping[str, Any]) -> str:
     if row.get("layer_wbit") == PLAN:
         return f"plan {row.get('plan')}"
     return f"W{row.get('layer_wbit')}A{row.get('layer_abit')}"
+
+
+def verdict(row: Mapping[str, Any]) -> str:
+    """Returns the recorded proof of a point in one line; `""` for a point without one."""
+    if not row.get("verify"):
+        return ""
+    exact, real = (
+        "" if (count := row.get(f"verify_predictions_differ{end}")) is None else f", {count} predictions"
+        for end in ("", "_real_scales")
+    )
+    return (
+        f"integers against simulation, {row.get('verify_images')} images: {str(row['verify']).upper()} "
+        f"({row.get('verify_codes_differ')} codes differ with integer rounding{exact}); "
+        f"against real scales {row.get('verify_codes_differ_real_scales') or 0:.4f} % of codes differ{real}"
+    )

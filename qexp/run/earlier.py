@@ -11,8 +11,10 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from typing import Any
 import qexp
 from qexp.callbacks.observers import others
 from qexp.errors import QexpError
-from qexp.results import identity
+from qexp.results import identity, wording
 from qexp.results.run_folder import Record, version_of
 from qexp.run.contents import contents, names
 from qexp.run.naming import check_study, point_hash, title
@@ -30,17 +32,34 @@ from qexp.system.stamps import stamp
 from qexp.system.whole_files import write_text
 
 log = logging.getLogger(__name__)
+MOST = 4000  # files that are kept: some ten megabytes
 _STARTED = time.time_ns()  # this module is imported before any image is read
 _DECODERS = ("torch", "torchvision", "numpy", "pillow", "scikit-learn")  # libraries that turn files into images
 
 
 def finished(settings: Settings) -> dict[str, Any] | None:
+    """Returns the metrics of a finished point and logs where they lie; None as in `found`."""
+    metrics = found(settings)
+    if metrics is not None:
+        tell(settings, metrics, settings.runs_dir / settings.study / metrics["point"])
+    return metrics
+
+
+def tell(settings: Settings, metrics: Mapping[str, Any], folder: Path) -> None:
+    """Logs that a point finished earlier, and the proof that it holds, if the command asks for one."""
+    log.info("%s: finished earlier, %s", title(settings), folder)
+    if settings.integers.verify and is_proven(settings.integers, metrics):
+        log.info("%s", wording.verdict(metrics))
+
+
+def found(settings: Settings) -> dict[str, Any] | None:
     """Returns the metrics of a finished point; None where it is not finished, or where that cannot be found out without torch."""
     if settings.force or settings.integers.export is not None:
         return None
     try:
         check_study(settings.study)
-        seen = json.loads(_path(settings).read_text())
+        kept = _path(settings)
+        seen = json.loads(kept.read_text())
         if stamp(map(Path, seen["files"])).digest != seen["stamp"]:
             return None
         observers = set(seen["observers"])
@@ -59,7 +78,8 @@ def finished(settings: Settings) -> dict[str, Any] | None:
     metrics = Record(folder).finished()
     if metrics is None or not is_proven(settings.integers, metrics):
         return None
-    log.info("%s: finished earlier, %s", title(settings), folder)
+    with suppress(OSError):  # a folder that may only be read
+        os.utime(kept)  # of use still, so that it stays
     return metrics
 
 
@@ -94,9 +114,22 @@ def keep(settings: Settings, images: str, sources: list[Path] | None) -> None:
         "observers": sorted(own.keys() - others(own).keys()),
     }
     try:
-        write_text(_path(settings), json.dumps(seen))
+        path = write_text(_path(settings), json.dumps(seen))
+        _forget_unused(path.parent)
     except OSError as error:  # such as a full disk; the next command finds out again
         log.debug("%s: %s", _path(settings), error)
+
+
+def _forget_unused(folder: Path) -> None:
+    """Removes the files that were not used for longest, so that a quarter of the allowed number is free again.
+
+    Every edit of qexp and every update of a library leaves files behind that nothing will read.
+    """
+    files = [entry for entry in os.scandir(folder) if entry.name.endswith(".json")]
+    if len(files) <= MOST:
+        return
+    for old in sorted(files, key=lambda entry: entry.stat().st_mtime_ns)[: len(files) - MOST * 3 // 4]:
+        Path(old).unlink(missing_ok=True)
 
 
 def _path(settings: Settings) -> Path:

@@ -19,6 +19,7 @@ from qexp.calibration.cache import behaviour, code_of, tensor_hash
 from qexp.callbacks.observers import others
 from qexp.data.contract import DataSet
 from qexp.errors import QexpError
+from qexp.models.weight_places import RANDOM
 from qexp.models.weights import load_weights, save_weights
 from qexp.results import identity
 from qexp.run import training
@@ -31,7 +32,6 @@ from qexp.system.objects import make
 from qexp.tasks.base import Score
 
 log = logging.getLogger(__name__)
-RANDOM = "random"  # as `weights`: fresh ones, which nothing trains
 
 
 def build(settings: Settings, data: DataSet) -> nn.Module:

@@ -79,7 +79,7 @@ def run(settings: Settings) -> dict[str, Any]:
         with record.locked(title(settings)):
             finished = record.finished()
             if finished is not None and not settings.force:
-                log.info("%s: finished earlier, %s", title(settings), record.folder)
+                earlier.tell(settings, finished, record.folder)
                 is_given = earlier.is_proven(settings.integers, finished)
                 return finished if is_given else export_finished.proven(settings, data, record)
             trackers = Trackers()

@@ -31,7 +31,7 @@ PARENTS = "QEXP_PARENT_RUNS"  # of a sweep, for its points in other processes to
 PLACES = ("folder", "runs_dir", "study", "point", "title", "parent")  # what a tracker's file may name in braces
 SCALARS = (
     *("value", "value_float", "drop", "ci_low", "ci_high", "mean_wbit", "mean_abit", "weight_bytes", "bops"),
-    *("worst_sqnr", "seconds_calibrate", "seconds_train", "seconds_evaluate", "value_integer"),
+    *("worst_sqnr", "seconds_calibrate", "seconds_search", "seconds_train", "seconds_evaluate", "value_integer"),
 )
 KEPT = ("layers.csv", "metrics.json", "config.yaml")  # of a point's folder, for trackers that keep files
 

@@ -6,7 +6,8 @@ import hashlib
 import itertools
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -70,11 +71,11 @@ class Pareto(Allocate):
     def __call__(self, setting: SearchContext) -> Plan:
         shelf = self.shelf(setting)
         table = self.table(setting, shelf)
-        study = self._study(setting, shelf)
-        for choice in self._first(setting, shelf, table) if not study.trials else ():
-            study.enqueue_trial({_name(key): bits for key, bits in choice.items()}, skip_if_exists=True)
-        self._run(setting, shelf, study)
-        trials = self.frame(study, shelf, setting)
+        with self._study(setting, shelf) as study:
+            for choice in self._first(setting, shelf, table) if not study.trials else ():
+                study.enqueue_trial({_name(key): bits for key, bits in choice.items()}, skip_if_exists=True)
+            self._run(setting, shelf, study)
+            trials = self.frame(study, shelf, setting)
         setting.write("pareto.csv", trials)
         self._write_front(setting, shelf, trials)
         choice = self._pick(setting, shelf, trials)
@@ -82,7 +83,9 @@ class Pareto(Allocate):
         shelf.close()
         return shelf.plan_of(choice, f"search.{self.name}")
 
-    def _study(self, setting: SearchContext, shelf: QuantizersByWidth):
+    @contextmanager
+    def _study(self, setting: SearchContext, shelf: QuantizersByWidth) -> Iterator[Any]:
+        """Yields the study of the trials; its connections to the storage are closed at the end."""
         try:
             import optuna
         except ImportError:
@@ -91,13 +94,18 @@ class Pareto(Allocate):
         content = [[*key] for key in self.keys(shelf)] + [shelf.widths, self.goal, self.score_images, setting.seed]
         shape = hashlib.sha256(json.dumps([content, setting.folder.name], default=str).encode()).hexdigest()[:16]
         url = self.storage or f"sqlite:///{Path(setting.folder).resolve() / 'pareto.db'}"
-        return optuna.create_study(
-            study_name=f"qexp-{shape}",
-            storage=url,
-            directions=["minimize" if self._less_is_better(setting) else "maximize", "minimize", "minimize"],
-            sampler=optuna.samplers.NSGAIISampler(population_size=24, seed=setting.seed),
-            load_if_exists=True,
-        )
+        storage = optuna.storages.RDBStorage(url)
+        try:
+            yield optuna.create_study(
+                study_name=f"qexp-{shape}",
+                storage=storage,
+                directions=["minimize" if self._less_is_better(setting) else "maximize", "minimize", "minimize"],
+                sampler=optuna.samplers.NSGAIISampler(population_size=24, seed=setting.seed),
+                load_if_exists=True,
+            )
+        finally:
+            storage.remove_session()
+            storage.engine.dispose()  # else a process of many searches holds many open files
 
     def _less_is_better(self, setting: SearchContext) -> bool:
         """Whether plans with less of the goal are better."""

@@ -32,12 +32,12 @@ def test_the_build_counts_for_no_point_and_prints_its_line(compose, monkeypatch,
     asked = slow_build(monkeypatch, 0.3)
     with initialize_config_dir(str(conf()), version_base="1.3"):
         config = hydra_compose("config", overrides=["kernels=cpp"], return_hydra_config=True)
-    assert list(config.hydra.callbacks).index("kernels") < list(config.hydra.callbacks).index("study")
-    BuildKernels().on_multirun_start(config)
-    page = StudyPage()
-    page.on_multirun_start(config)
-    assert asked == ["cpp"] and time.monotonic() - page.remaining.began < 0.3
-    assert capsys.readouterr().out == "kernels: building them, about 9 s, once\n"
+        assert list(config.hydra.callbacks).index("kernels") < list(config.hydra.callbacks).index("study")
+        BuildKernels().on_multirun_start(config)
+        page = StudyPage()
+        page.on_multirun_start(config)
+        assert asked == ["cpp"] and time.monotonic() - page.remaining.began < 0.3
+        assert capsys.readouterr().out == "kernels: building them, about 9 s, once\n"
 
 
 def conf():

@@ -70,7 +70,10 @@ def test_every_command_names_a_module_that_answers_help(tmp_path):
 def test_mistakes_of_prepare_are_one_line(tmp_path):
     for words in (("dataset=digits",), ("dataset=digitz",), ("dataset=digits", "seed=-1")):
         done = started("prepare", *words, cwd=tmp_path)
-        assert done.returncode == 2 and done.stderr.startswith("error: ") and "Traceback" not in done.stderr, done
+        said = [
+            line for line in done.stderr.splitlines() if "triton not found" not in line
+        ]  # torch's, where it is not there
+        assert done.returncode == 2 and said[0].startswith("error: ") and "Traceback" not in done.stderr, done
 
 
 def test_relative_paths_mean_what_they_mean_where_the_user_stands(tmp_path, digits_weights):

@@ -7,10 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from qexp.command.study_page import StudyPage
 from qexp.results.receipts import Receipt, Watch
 from qexp.results.remaining import Remaining
+from tests.report.conftest import make_point
 
 ROOT = Path(__file__).parents[2]
 
@@ -63,3 +65,16 @@ def test_a_failure_points_to_files_that_were_written_only(written, said, tmp_pat
     with pytest.raises(SystemExit):
         page._close()
     assert caplog.messages[-1] == said
+
+
+def test_a_single_run_with_a_mistake_ends_with_its_error_and_no_table(tmp_path, caplog, capsys):
+    """The table holds no row of a mistake, and its folder goes: nothing may point to them."""
+    study = tmp_path / "s"
+    make_point(study, "mse", 4, 4)
+    wrong = make_point(study, "mse", 2, 2, status="failed", mistake=True, error="QexpError: no", value=None, drop=None)
+    page = StudyPage()
+    page._note(Receipt(str(study), wrong.name, "failed", "failed"))
+    with pytest.raises(SystemExit):
+        page.on_run_end(OmegaConf.create())
+    assert caplog.messages[-1] == "1 point failed; see above"
+    assert not capsys.readouterr().out and not wrong.exists() and list(study.glob("*/metrics.json"))

@@ -67,7 +67,11 @@ def test_a_points_overrides_are_those_that_the_sweeper_gives_it() -> None:
         (("seed=0,-1", "layer_wbit=2,3"), "2 of 4 points ask", "seed=-1 layer_wbit=2 -> seed=-1 is not allowed"),
         (("n_calibrate=8,many",), "1 of 2 points asks", "n_calibrate=many -> n_calibrate="),
         (("bn=fold,fodl", "seed=1"), "1 of 2 points asks", "bn=fodl -> bn=fodl (did you mean 'fold'?)"),
-        (("weights='${nowhere}',x",), "1 of 2 points asks", "nowhere"),
+        (("weights='${nowhere}',random",), "1 of 2 points asks", "nowhere"),
+        (("layer_wbit=4,40,abc",), "2 of 3 points ask", "layer_wbit=abc -> layer_wbit: got 'abc'; allowed are whole"),
+        (("weights=random,nowhere/net.pth",), "1 of 2 points asks", "weights=nowhere/net.pth: no such file"),
+        (("plan=null,nowhere/layers.csv",), "1 of 2 points asks", "plan=nowhere/layers.csv: cannot be read"),
+        (("study=a,../b",), "1 of 2 points asks", "study='../b' is not allowed"),
     ],
 )
 def test_a_sweep_with_a_point_that_is_not_allowed_runs_none(tmp_path, asked, count, words) -> None:

@@ -1,6 +1,7 @@
 """The coverage table: a cell that was reached once is reached again, and a failure of one network is a row."""
 
 import json
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -18,10 +19,14 @@ SLOW = ["conf/resnet20", "conf/squeezenet1_1", "timm/resnet18", "timm/lcnet_050"
 
 @pytest.mark.parametrize("key", [*FAST, *(pytest.param(key, marks=pytest.mark.slow) for key in SLOW if key in HELD)])
 def test_no_cell_is_lost(key):
+    if key.startswith("timm/"):
+        pytest.importorskip("timm")
     torch.manual_seed(0)
     network = Network(*key.split("/"))
     row = cells(*network.build(), network.scores)
-    lost = {c: row[c] for c in COLUMNS if coverage.reached(HELD[key], c) and not coverage.reached(row, c)}
+    has_onnx = find_spec("onnx") and find_spec("onnxruntime")  # an extra
+    tried = [column for column in COLUMNS if column != "onnx" or has_onnx]
+    lost = {c: row[c] for c in tried if coverage.reached(HELD[key], c) and not coverage.reached(row, c)}
     assert not lost
 
 

@@ -42,7 +42,7 @@ def test_the_cuda_sources_pass_these_tests_when_the_cpu_runs_them(arguments):
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_cuda_sources_compile_without_a_warning_and_load_beside_those_of_the_cpu(tmp_path):
-    """For the oldest and the newest capability of a wheel; all of them take minutes more (`python -m qexp_kernels.build cuda`)."""
+    """For the oldest and the newest capability of a wheel; all of them take minutes more (`python -m qexp_kernels.for_wheel cuda`)."""
     try:
         toolkit.nvcc_command()
     except toolkit.BuildError as error:

@@ -271,6 +271,7 @@ def test_pickled_objects_are_refused(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # torch 2.11
 def test_programs_are_told_from_weights(tmp_path, source_net):
     torch.jit.save(torch.jit.script(source_net.conv), tmp_path / "scripted.pt")
     with pytest.raises(QexpError, match="is a TorchScript program, not a file of weights"):

@@ -103,7 +103,9 @@ def test_a_click_on_a_dot_shows_its_layers(study: Path, visit: Callable[..., dic
     tap("sqnr-dots", 4);
     await wait(300);
     const line = document.querySelector('#plan tr[aria-selected="true"]');
-    return { ...clicked, row: rowOf("mse-w2a8-s0"), layer: line.dataset.layer, range: text("hint-histogram"),
+    const head = [...document.querySelectorAll("#plan th")].map((cell) => cell.textContent);
+    const texts = ["0.00128941..0.00240994", "78", "input * weight", "-3..3", ""].map(qexp.numbers);
+    return { ...clicked, head, texts, row: rowOf("mse-w2a8-s0"), layer: line.dataset.layer, range: text("hint-histogram"),
       bins: qexp.model("histogram-bins").data.top.length, whole: (qexp.chooseLayer("conv1", "input"), text("hint-histogram")) };"""
     report = visit(write_dashboard(study), script)
     assert report["title"] == "mse · ptq W2A8"
@@ -112,6 +114,10 @@ def test_a_click_on_a_dot_shows_its_layers(study: Path, visit: Callable[..., dic
     assert report["marked"] == [report["row"]]
     assert report["hash"] == "#mse-w2a8-s0"
     assert report["curves"] is True
+    assert (
+        report["head"].index("SQNR (dB)") == report["head"].index("bits") + 1 and report["head"].count("SQNR (dB)") == 1
+    )
+    assert report["texts"] == ["0.00129..0.00241", "78", "input * weight", "-3..3", ""]
     assert report["layer"] == "layer1.0.conv2 weight"
     assert ", 4 levels (green)" in report["range"]
     assert report["range"].startswith("Ranges of all channels within ")
@@ -183,6 +189,29 @@ def test_what_searches_and_proofs_found(
     assert all(pixels > 2000 for pixels in first["ink"]), first["ink"]
     assert (report["at2"], report["cost"]) == (pytest.approx(20 / 16, rel=1e-3), 1e8)
     assert all(0 < share <= 100 for share in report["used"]) and report["axis"] == "codes that occur (%)"
+
+
+def test_the_time_of_a_point_includes_its_search(
+    tmp_path: Path, write_point: Callable[..., Path], visit: Callable[..., dict[str, Any]]
+) -> None:
+    study = tmp_path / "runs" / "s"
+    seconds = {"seconds_calibrate": 2.0, "seconds_train": 0.0, "seconds_evaluate": 1.0}
+    write_point(study, "mse", 4, 4, point="plain", **seconds)
+    script = """
+    const table = [...document.querySelectorAll("#costs tr")].map((row) => [...row.cells].map((cell) => cell.textContent));
+    return { table, total: qexp.total(qexp.rows[rowOf("found")] ?? {}), stats: text("stats") };"""
+    report = visit(write_dashboard(study), script)
+    assert "search" not in report["table"][0] and "search" not in report["stats"]
+    write_point(study, "allocate", 4, 4, point="found", seconds_search=60.0, **seconds)
+    report = visit(write_dashboard(study), script)
+    head, *lines = report["table"]
+    assert head[2:] == ["calibrate", "search", "train", "evaluate", "all points"] and report["total"] == 63
+    searched = {line[0].strip(): line[head.index("search")] for line in lines}
+    assert (
+        sorted(searched) == ["allocate", "mse"]
+        and searched["mse"] == "–"
+        and searched["allocate"].startswith(("1 min", "60"))
+    )
 
 
 def test_rows_filters_and_sorting_work(study: Path, visit: Callable[..., dict[str, Any]]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -33,19 +34,35 @@ def settings(compose: Callable, digits: list[str], tmp_path: Path) -> Callable[.
     return lambda *words: read(compose(*digits, f"runs_dir={tmp_path / 'runs'}", "verify=0", *words))
 
 
-def test_a_finished_point_is_answered_without_heavy_libraries(tmp_path, digits):
-    words = [*digits, "quant=mse", "bits=w4a4", "study=s", f"runs_dir={tmp_path / 'runs'}"]
-    metrics = pipeline.run(settings_of(words))
-    finish(tmp_path / "runs" / "s")
+def in_a_process_of_its_own(words: list[str]) -> subprocess.CompletedProcess:
+    """Runs a command that ends by printing its status and the heavy libraries that it imported."""
     code = (
         "import sys; from qexp.command.program import main\n"
         f"status = main({words})\n"
         f"print(status, sorted({HEAVY} & set(sys.modules)))"
     )
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=200)
+    return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=200)
+
+
+def test_a_finished_point_is_answered_without_heavy_libraries(tmp_path, digits):
+    words = [*digits, "quant=mse", "bits=w4a4", "study=s", f"runs_dir={tmp_path / 'runs'}"]
+    metrics = pipeline.run(settings_of(words))
+    finish(tmp_path / "runs" / "s")
+    done = in_a_process_of_its_own(words)
     assert "finished earlier" in done.stdout and done.stdout.splitlines()[-1] == "0 []", done
     assert f"> mse       W4A4    {metrics['value']:.2f}" in done.stdout
+
+
+def test_a_sweep_of_finished_points_is_answered_without_heavy_libraries(tmp_path, digits):
+    shared = [*digits, "bits=w4a4", "study=s", f"runs_dir={tmp_path / 'runs'}"]
+    for quant in ("mse", "minmax"):
+        pipeline.run(settings_of([*shared, f"quant={quant}"]))
+    finish(tmp_path / "runs" / "s")
+    done = in_a_process_of_its_own(["-m", *shared, "quant=mse,minmax"])
+    assert done.stdout.count("finished earlier") == 2 and done.stdout.splitlines()[-1] == "0 []", done
+    done = in_a_process_of_its_own(["-m", *shared, "quant=mse,minmax", "ends_bit=8,4", "kernels=reference"])
+    assert done.stdout.count("finished earlier") == 2 and "torch" in done.stdout.splitlines()[-1], done
 
 
 def test_the_answer_is_the_record(settings):
@@ -56,6 +73,21 @@ def test_the_answer_is_the_record(settings):
     assert found is not None and found["point"] == metrics["point"] and found["value"] == metrics["value"]
     assert earlier.finished(settings("quant=mse", "bits=w4a4", "kernels=auto", "callbacks.history=null")) is None
     assert earlier.finished(settings("quant=mse", "bits=w4a8")) is None
+
+
+def test_a_finished_point_repeats_its_verdict(settings, caplog):
+    asked = settings("deploy=integer", "verify=16")
+    caplog.set_level("INFO")
+    pipeline.run(asked)
+    (verdict,) = [line for line in caplog.messages if line.startswith("integers against simulation")]
+    caplog.clear()
+    assert earlier.finished(asked) is not None
+    _, said = caplog.messages
+    assert re.sub(r" of \d+ codes", " codes", verdict) == said and "16 images: EQUAL (0 codes differ" in said
+    for words, repeated in ((["verify=16", "force=false"], True), ([], False)):
+        caplog.clear()
+        pipeline.run(settings("deploy=integer", *words))
+        assert "finished earlier" in caplog.text and (said in caplog.messages) == repeated
 
 
 @pytest.mark.parametrize("words", [["force=true"], ["verify=16"], ["study=../out"], ["export=verify"], ["seed=1"]])
@@ -96,6 +128,26 @@ def test_a_damaged_memory_is_left_to_the_run(content, settings):
     assert earlier.finished(asked) is None
     assert pipeline.run(asked)["status"] == "ok"
     assert earlier.finished(asked) is not None, "the run keeps it anew"
+
+
+def test_what_was_not_used_for_longest_is_forgotten(settings, monkeypatch):
+    asked = [settings(f"n_calibrate={n}") for n in (32, 33, 34, 35, 36)]
+    for each in asked[:4]:
+        earlier.keep(each, "images", [])
+    folder = asked[0].shared / "seen"
+    for age, each in enumerate(asked[:4]):
+        os.utime(earlier._path(each), (age, age))
+    monkeypatch.setattr(earlier, "MOST", 4)
+    earlier.keep(asked[4], "images", [])
+    assert sorted(folder.iterdir()) == sorted(earlier._path(each) for each in asked[2:])
+
+
+def test_a_found_point_is_one_that_was_used(settings):
+    pipeline.run(settings())
+    (kept,) = (settings().shared / "seen").iterdir()
+    os.utime(kept, (1, 1))
+    assert earlier.found(settings()) is not None
+    assert kept.stat().st_mtime > 1
 
 
 def cifar(folder: Path, seed: int) -> None:

@@ -200,6 +200,7 @@ def _sweep(folder: Path, *words: str) -> subprocess.CompletedProcess:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not find_spec("mlflow"), reason="mlflow is not installed")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # MLflow's calls of SQLAlchemy
 def test_mlflow_has_a_run_for_each_point_below_the_sweeps(tmp_path):
     from mlflow.tracking import MlflowClient
 

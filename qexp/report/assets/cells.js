@@ -119,7 +119,7 @@ qexp.drawSeeds = () => {
 
 qexp.drawCosts = () => {
   const rows = qexp.visible();
-  const phases = ["calibrate", "train", "evaluate"];
+  const phases = qexp.phases.filter((name) => name !== "search" || rows.some((row) => qexp.finite(row.seconds_search)));
   const head = ["method", "points", ...phases, "all points"];
   const mean = (mine, name) => {
     const known = mine.map((row) => row[`seconds_${name}`]).filter(qexp.finite);

@@ -49,7 +49,8 @@ qexp.buildHead = () => {
     stats.push(stat(`Smallest within ${margin} point${margin > 1 ? "s" : ""}`, best.width, `${best.series}, ${qexp.score(best, best.value)}, ${qexp.bytes(best.weight_bytes)}${ratio}`));
   }
   const time = qexp.rows.map(qexp.total).filter(qexp.finite).reduce((a, b) => a + b, 0);
-  stats.push(stat("Compute", qexp.seconds(time), "calibration, training, evaluation"));
+  const searched = qexp.rows.some((row) => qexp.finite(row.seconds_search)) ? " search," : "";
+  stats.push(stat("Compute", qexp.seconds(time), `calibration,${searched} training, evaluation`));
   qexp.fill("stats", ...stats);
   const { skipped } = qexp.about;
   if (skipped.length) {

@@ -10,6 +10,9 @@ qexp.number = (x, digits = 3) => {
   return String(Number(x.toPrecision(Math.max(digits, Math.abs(x) >= 1 ? Math.floor(Math.log10(Math.abs(x))) + 1 : 0))));
 };
 
+// The least and the greatest of several numbers, as a table holds them: "0.00128941..0.00240994".
+qexp.numbers = (text) => String(text).split("..").map((part) => (part !== "" && qexp.finite(Number(part)) ? qexp.number(Number(part)) : part)).join("..");
+
 qexp.scaled = (x, base, units) => {
   if (!qexp.finite(x)) return "–";
   let i = 0;

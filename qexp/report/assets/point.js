@@ -107,7 +107,9 @@ const WORDS = new Set(["layer", "site", "quantizer", "granularity", "signed", "r
 const BIG = new Set(["weights", "macs", "bops"]);
 
 const drawPlan = (columns) => {
-  const shown = Object.keys(columns).filter((name) => !(name === "levels" && columns.levels_used));
+  const others = Object.keys(columns).filter((name) => name !== "sqnr" && !(name === "levels" && columns.levels_used));
+  // what one looks for stands beside the bits, since wide tables scroll
+  const shown = columns.sqnr ? others.flatMap((name) => (name === "bits" ? [name, "sqnr"] : [name])) : others;
   const head = shown.map((name) => qexp.el("th", { class: WORDS.has(name) ? "text" : "" }, LABELS[name] || name.replace("_", " ")));
   const low = Math.min(...(columns.sqnr || []).filter(qexp.finite));
   const cell = (name, i) => {
@@ -119,7 +121,7 @@ const drawPlan = (columns) => {
       return qexp.el("span", {}, `${value} of ${columns.levels[i]}`, bar);
     }
     if (name === "sqnr" && value === low) return qexp.el("b", { class: "bad" }, qexp.number(value));
-    return qexp.finite(value) ? qexp.number(value) : String(value);
+    return qexp.finite(value) ? qexp.number(value) : WORDS.has(name) ? String(value) : qexp.numbers(value);
   };
   const body = columns.layer.map((layer, i) => {
     const open = () => { qexp.chooseRow(i); qexp.byId("box-histogram").scrollIntoView({ block: "nearest" }); };

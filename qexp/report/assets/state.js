@@ -82,8 +82,9 @@ qexp.marker = (row) => {
 };
 
 qexp.title = (row) => [row.series, row.width, row.network].filter(Boolean).join("  ");
+qexp.phases = ["calibrate", "search", "train", "evaluate"];
 qexp.total = (row) => {
-  const parts = ["calibrate", "train", "evaluate"].map((name) => row[`seconds_${name}`]).filter(qexp.finite);
+  const parts = qexp.phases.map((name) => row[`seconds_${name}`]).filter(qexp.finite);
   return parts.length ? parts.reduce((a, b) => a + b, 0) : undefined;
 };
 qexp.rankText = (row) => {

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from qexp.errors import QexpError
+from qexp.numerics.widths import width
 from qexp.run.settings.checks import (
     Spec,
     choice,
@@ -16,6 +17,7 @@ from qexp.run.settings.checks import (
     refusal,
     specification,
     text,
+    whole,
 )
 from qexp.system.objects import TARGET
 
@@ -45,10 +47,10 @@ class Method:
                     f"quant.{site}={node[site]!r} is not allowed; use null (float) or a mapping with {TARGET}; a width alone is "
                     f"quant.{site}.bits, layer_wbit or layer_abit"
                 )
-            _check_parts(node.get(site), f"quant.{site}")
+            _check_parts(node.get(site), f"quant.{site}", site)
         for name, rule in mapping(node.get("rules") or {}, "quant.rules").items():
             for site, spec in rule.items() if isinstance(rule, Mapping) else ():
-                _check_parts(spec, f"quant.rules.{name}.{site}")
+                _check_parts(spec, f"quant.rules.{name}.{site}", site)
         return cls(
             name=text(node.get("name"), "quant.name"),
             sites={site: node.get(site) for site in SITES},
@@ -59,10 +61,12 @@ class Method:
         )
 
 
-def _check_parts(spec: Any, key: str) -> None:
-    """Raises if a quantizer's option that must be a specification or a word has another value."""
+def _check_parts(spec: Any, key: str, site: str) -> None:
+    """Raises if a quantizer's width is not allowed, or if an option that must be a specification or a word has another value."""
     if not isinstance(spec, Mapping):
         return
+    if site != "compute":
+        width(spec.get("bits"), f"{key}.bits", site)
     if isinstance(spec.get("range"), Mapping):  # some methods also take a number or a word
         specification(spec["range"], f"{key}.range")
     for name in ("granularity", "rounding"):
@@ -81,12 +85,35 @@ class Widths:
     ends: int | None = 8  # bits of the first and last layer; None treats them like the rest
     plan: Path | None = None  # a `layers.csv` that names widths for layers
 
+    @classmethod
+    def of(cls, cfg: Mapping[str, Any]) -> Widths:
+        """Returns the widths that a configuration asks for."""
+        return cls(
+            weights=_widths(cfg.get("layer_wbit", 8), "layer_wbit"),
+            inputs=_widths(cfg.get("layer_abit", 8), "layer_abit"),
+            ends=none_or(whole, cfg.get("ends_bit"), "ends_bit", 1, 32),
+            plan=None if cfg.get("plan") is None else Path(text(cfg["plan"], "plan")),
+        )
+
     @property
     def are_float(self) -> bool:
         """Whether every tensor stays in float."""
         return (
             self.weights in (None, 32) and self.inputs in (None, 32) and self.ends in (None, 32) and self.plan is None
         )
+
+
+def _widths(value: Any, key: str) -> Any:
+    """Returns widths after a check of each; whether lists and patterns fit is known once there is a network."""
+    if isinstance(value, Mapping):
+        each = {f"{key}[{pattern}]": bits for pattern, bits in value.items()}
+    elif isinstance(value, list | tuple):
+        each = {f"{key}[{i}]": bits for i, bits in enumerate(value) if bits != "..." or i != len(value) - 1}
+    else:
+        each = {key: value}
+    for where, bits in each.items():
+        width(bits, where)
+    return value
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,10 @@ class Settings:
         Raises:
             QexpError: A value is not allowed; the message names its key and the allowed values.
         """
-        seed = whole(cfg.get("seed", 0), "seed", 0, 2**32 - 1)  # first: other keys take its value
+        seed = whole(
+            cfg.get("seed", 0), "seed", 0, 2**32 - 1
+        )  # this and the widths first: other keys take their values
+        widths = Widths.of(cfg)
         schedule = Schedule.of(cfg.get("schedule"))
         return cls(
             network=Network.of(cfg.get("model"), "model"),
@@ -82,7 +85,7 @@ class Settings:
             schedule=schedule,
             method=Method.of(cfg.get("quant")),
             trainer=TrainerOptions.of(cfg.get("trainer")),
-            widths=_widths(cfg),
+            widths=widths,
             integers=_integers(cfg),
             callbacks=_chosen(cfg.get("callbacks"), "callbacks"),
             loggers=_loggers(cfg.get("logger")),
@@ -194,15 +197,6 @@ def _with_choices(cfg: DictConfig) -> DictConfig:
                     trained[key].epochs = trained.epochs
             cfg[key] = None
     return cfg
-
-
-def _widths(cfg: Mapping[str, Any]) -> Widths:
-    return Widths(
-        weights=cfg.get("layer_wbit", 8),
-        inputs=cfg.get("layer_abit", 8),
-        ends=none_or(whole, cfg.get("ends_bit"), "ends_bit", 1, 32),
-        plan=None if cfg.get("plan") is None else Path(text(cfg["plan"], "plan")),
-    )
 
 
 def _integers(cfg: Mapping[str, Any]) -> Integers:

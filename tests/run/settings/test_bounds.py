@@ -57,6 +57,17 @@ WRONG = [
     ("kernels=cudaa", "did you mean 'cuda'?"),
     ("rounding=up", "rounding=up is not allowed; use float or integer"),
     ("study=" + "x" * 256, "use a name of 1 to 255 bytes"),
+    ("layer_abit=x", "layer_abit: got 'x'; allowed are whole numbers of bits 1..16, or 32 for float"),
+    ("layer_wbit=17", "layer_wbit: got 17"),
+    ("layer_wbit=[8,4.5,...]", "layer_wbit[1]: got 4.5"),
+    ("layer_wbit=[8,...,4]", "layer_wbit[1]: got '...'"),
+    ("layer_abit={conv1:0}", "layer_abit[conv1]: got 0"),
+    ("+quant.weight.bits=99", "quant.weight.bits: got 99"),
+    (
+        "+quant.rules.r={layers:conv1,bias:{bits:33}}",
+        "quant.rules.r.bias.bits: got 33; allowed are whole numbers of bits 1..31",
+    ),
+    ("+quant.rules.r={layers:conv1,input.0:{bits:x}}", "quant.rules.r.input.0.bits: got 'x'"),
     ("study=${nothing.here}", "study: Interpolation key 'nothing.here' not found"),
 ]
 
