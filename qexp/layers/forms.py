@@ -356,10 +356,11 @@ def _conv(given: _Given) -> Form:
 def _attention(given: _Given) -> Form:
     q, k, v = (given.tensor(i, name) for i, name in enumerate(("query", "key", "value")))
     mask = given(3, "attn_mask", None)
-    if given(7, "enable_gqa", False) or (mask is not None and not isinstance(mask, Tensor)):
+    if mask is not None and not isinstance(mask, Tensor):
         raise _Unlike
     options = {"mask": mask, "causal": given(5, "is_causal", False), "dropout": given(4, "dropout_p", 0.0)}
-    return Form(Attention, (q, k, v), options | {"scale": given(6, "scale", None)})
+    options |= {"scale": given(6, "scale", None), "grouped": given(7, "enable_gqa", False)}
+    return Form(Attention, (q, k, v), options)
 
 
 def _prelu(given: _Given) -> Form:
