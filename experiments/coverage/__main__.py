@@ -15,11 +15,12 @@ rows. Columns:
 The last two are not tried for networks of more than 6 million weights (`--large` gives another number): a compiler reads about a million
 in a second. A cell without a number holds the reason. Weights and images are random; images have 64 pixels where the network allows it.
 
-Cells that are older than the last changes to what they measure. Column `onnx`: sums that several grids read, and codes between two grids,
-changed after all numbers but those of yolov8 of `conf`, mixnet_s, ghostnet_100 and regnety_002 of `timm`, and `torchvision`; sums behind a
-split or a concatenation after all but those of mixnet_s, regnety_002, mnasnet0_5, mnasnet0_75 and shufflenet_v2_x1_5. The differing codes of
-hrnet_w18_small are such a cell. Column `equal`: batch norms whose summand lies half-way between two steps changed after the rows of networks
-with batch norms left in `fold`, but for resnetv2_50. The memory of vgg11_bn was counted before the limit was raised.
+Cells that are older than the last changes to what they measure. Column `onnx`: sums that several grids read, and codes between
+two grids, changed after all numbers but those of yolov8 of `conf`, mixnet_s, ghostnet_100 and regnety_002 of `timm`, and
+`torchvision`; sums behind a split or a concatenation after all but those of mixnet_s, regnety_002, mnasnet0_5, mnasnet0_75 and
+shufflenet_v2_x1_5. The differing codes of hrnet_w18_small are such a cell. Column `equal`: batch norms whose summand lies half-
+way between two steps changed after the rows of networks with batch norms left in `fold`, but for resnetv2_50. The memory of
+vgg11_bn was counted before the limit was raised.
 """
 
 from __future__ import annotations
