@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 CONF = Path(__file__).parents[2] / "conf"
 SIZES = {  # the smallest images that suit the network; 64 where nothing is named
+    "regnet_y_128gf": 32,
+    "vit_h_14": 56,
     **dict.fromkeys(("inception_v3",), 96),
     **dict.fromkeys(("alexnet", "googlenet"), 96),
     **dict.fromkeys(("swin_tiny_patch4_window7_224", "deit_tiny_patch16_224", "vit_tiny_patch16_224"), 224),
@@ -57,8 +59,10 @@ class Network:
         from torchvision import models
 
         if self.source == "torchvision":
+            size = SIZES.get(self.name, 224 if self.name == "maxvit_t" else 64)
             options = {"init_weights": False} if self.name in ("googlenet", "inception_v3") else {}
-            return models.get_model(self.name, weights=None, **options), _images(_size(self.name))
+            options |= {"image_size": size} if self.name.startswith("vit_") else {}
+            return models.get_model(self.name, weights=None, **options), _images(size)
         model = models.get_model(self.name, weights=None, weights_backbone=None)
         images = _images(96 if self.source == "segmentation" else 128, 2)
         return model, images if self.source == "segmentation" else list(images)
@@ -100,9 +104,3 @@ def _of_conf(name: str) -> tuple[nn.Module, Tensor]:
 
 def _images(size: int, count: int = 4) -> Tensor:
     return torch.randn(count, 3, size, size)
-
-
-def _size(name: str) -> int:
-    if name.startswith(("vit_", "maxvit")):
-        return 224
-    return SIZES.get(name, 64)

@@ -25,6 +25,7 @@ from experiments.coverage.networks import CONF, Network
 from qexp.calibration.calibrate import calibrate
 from qexp.integer import onnx_file, package
 from qexp.integer.lowering import lower
+from qexp.integer.program import Conv, Linear
 from qexp.integer.verify import verify
 from qexp.layers.swap import check_all_ran
 from qexp.network.cost import layer_costs, quantized_macs
@@ -35,7 +36,8 @@ from qexp.passes.fold_bn import fold_bn, is_unfolded
 from qexp.passes.unchanged import relative_change, results
 from qexp.recipe import Recipe, apply, resolve
 
-MEMORY = 9 * 2**30
+MEMORY = 14 * 2**30
+LARGE = 6_000_000  # weights; a compiler reads about a million in a second
 COLUMNS = ("quantize", "fold", "lower", "equal", "onnx", "c99")
 SITES = OmegaConf.to_container(OmegaConf.load(CONF / "quant/minmax.yaml"))
 DEPLOY = {
@@ -43,17 +45,17 @@ DEPLOY = {
 }
 
 
-def cells_of(key: str) -> dict[str, Any]:
-    """Returns the cells of one network."""
+def cells_of(key: str, large: int = LARGE) -> dict[str, Any]:
+    """Returns the cells of one network; those of more than `large` weights are not exported."""
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")
     network = Network(*key.split("/"))
     model, images = network.build()
-    return cells(model, images, network.scores)
+    return cells(model, images, network.scores, large)
 
 
-def cells(model: nn.Module, images: Any, scores: bool = True) -> dict[str, Any]:
+def cells(model: nn.Module, images: Any, scores: bool = True, large: int = LARGE) -> dict[str, Any]:
     """Returns the cells of a network: what each column counts is said in `__main__`."""
     row: dict[str, Any] = {}
     settle(model, images)
@@ -67,15 +69,28 @@ def cells(model: nn.Module, images: Any, scores: bool = True) -> dict[str, Any]:
     row["quantize"] = attempt(lambda: share(model, quantize(model, images, found, DEPLOY["integer"]), found))
     if isinstance(row["quantize"], str):
         return row | dict.fromkeys(COLUMNS[2:], "not quantized")
+    row |= in_integers(model, images, large)
+    if sum(p.numel() for p in kept.parameters()) > large:
+        return row | {"onnx": too_large(large)}
+    return row | {"onnx": attempt(lambda: in_onnx(kept, images))}
+
+
+def too_large(large: int) -> str:
+    """Returns the reason for which a network is not exported."""
+    return f"not tried: more than {large // 10**6} million weights"
+
+
+def in_integers(model: nn.Module, images: Tensor, large: int) -> dict[str, Any]:
+    """Returns the cells of a quantized network's integer program."""
+    row: dict[str, Any] = {}
     lowered: list[Any] = []
-    row["lower"] = attempt(lambda: len(lowered.append(lower(model, few)) or lowered[0].program.ops))
-    if lowered:
-        row["equal"] = attempt(lambda: differing(model, lowered[0], images[:2]))
-        row["c99"] = attempt(lambda: in_c(lowered[0].program, images[:1]))
-    else:
-        row |= {"equal": "not lowered", "c99": "not lowered"}
-    row["onnx"] = attempt(lambda: in_onnx(kept, images))
-    return row
+    row["lower"] = attempt(lambda: len(lowered.append(lower(model, images[:1])) or lowered[0].program.ops))
+    if not lowered:
+        return row | {"equal": "not lowered", "c99": "not lowered"}
+    row["equal"] = attempt(lambda: differing(model, lowered[0], images[:2]))
+    if sum(op.weight.size for op in lowered[0].program.ops if isinstance(op, Conv | Linear)) > large:
+        return row | {"c99": too_large(large)}
+    return row | {"c99": attempt(lambda: in_c(lowered[0].program, images[:1]))}
 
 
 def attempt(what: Callable[[], Any]) -> Any:
@@ -137,7 +152,7 @@ def share(model: nn.Module, plan: Any, found: Facts) -> float:
 
 def differing(model: nn.Module, lowered: Any, images: Tensor) -> int:
     """Returns how many codes of the integer program differ from the network with the program's rounding."""
-    verdict = verify(model, lowered, [(images, None)], progress=False)
+    verdict = verify(model, lowered, [(images, None)], reference=1, progress=False)
     return sum(c.differ for c in verdict.integer.values()) + verdict.reference_differ
 
 
@@ -145,7 +160,8 @@ def in_c(program: Any, images: Tensor) -> int:
     """Returns how many scores of the compiled C99 package differ from the program's: 0, or it fails."""
     with tempfile.TemporaryDirectory() as folder:
         package.write(program, Path(folder) / "package", images.numpy())
-        return package.check(Path(folder) / "package")["differ"]
+        package.compile_and_run(Path(folder) / "package")
+    return 0
 
 
 def in_onnx(model: nn.Module, images: Tensor) -> int:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qexp.errors import QexpError
-from qexp.integer.arithmetic import width
+from qexp.integer.arithmetic import FLOAT32, float32_factor, width
 from qexp.integer.ends import described, normalized_pixels
 from qexp.integer.moves import Concat, Flatten, Pad, Permute, Reshape, Slice, StridedPad
 from qexp.integer.op import Op
@@ -51,7 +51,7 @@ class Graph:
         self,
         program: IntegerProgram,
         forms: dict[type[Op], Callable[[Graph, Any], str]],
-        requantized_table: Callable[[Graph, Requantize, Lookup], str],
+        requantized_table: Callable[[Graph, Requantize, Lookup, TensorSpec], str],
         int4: bool = False,
     ) -> None:
         import onnx
@@ -63,6 +63,7 @@ class Graph:
         self.sums: dict[
             str, tuple[str, NDArray[np.float32]]
         ] = {}  # by real value of sums: the whole numbers and their unit
+        self.on: dict[str, tuple[str, str, TensorSpec]] = {}  # by real value of codes: codes, zero point and grid
         self.named: set[str] = set()  # results of the nodes so far
         self.nodes: list[Any] = []
         self.constants: dict[str, Any] = {}
@@ -154,7 +155,7 @@ class Graph:
             grid = replace(self.program.tensors[op.output], low=op.low, high=op.high)
             maker = self.makers.get(op.inputs[0])
             if isinstance(maker, Lookup) and grid.unit.size == 1 and grid.zero_point.size == 1:
-                return self.put_on(self.requantized_table(self, op, maker), grid, op.output)
+                return self.put_on(self.requantized_table(self, op, maker, grid), grid, op.output)
             return self.on_grid(op.inputs[0], grid, op.output)
         if isinstance(op, Clamp):
             x = self.real[op.inputs[0]]
@@ -173,7 +174,13 @@ class Graph:
         source = self.program.tensors[op.inputs[0]]
         zero, unit = source.zero_point, source.unit
         if np.array_equal(op.low, zero) and op.high.min() >= source.high:
-            return self.node("Relu", [x], name)
+            if x not in self.sums:
+                return self.node("Relu", [x], name)
+            whole, step = self.sums[x]
+            whole = self.node("Relu", [whole], f"{name}.whole")
+            x = self.node("Mul", [whole, self.constant(f"{name}.step", step)], name)
+            self.sums[x] = whole, step
+            return x
         dims = len(source.shape)
         low, high = (
             self.constant(f"{name}.{end}", broadcast((limit - zero) * unit, dims, op.axis))
@@ -186,6 +193,11 @@ class Graph:
 
         Rounding is monotonic, so both give the same codes, and runtimes fuse a layer with the quantize node right behind it.
         """
+        maker = self.makers.get(tensor)
+        if isinstance(maker, Lookup) and kind_of(grid) in ("UINT8", "INT8"):
+            return self.put_on(
+                self.requantized_table(self, _requantized(maker, self.program, grid, name), maker, grid), grid, name
+            )
         if tensor not in self.unclamped:
             return self.put_on(self.real[tensor], grid, name)
         x, clamp = self.unclamped[tensor]
@@ -279,8 +291,8 @@ class Graph:
         key = x, *key_of(spec)
         if key in self.quantized:
             return self.quantized[key]
-        if x in self.sums and (spec.low, spec.high) == KINDS[kind]:
-            self.quantized[key] = self._rescaled(x, spec, name)
+        if (spec.low, spec.high) == KINDS[kind] and (x in self.sums or self._on_another_grid(x, spec)):
+            self.quantized[key] = self._rescaled(*self._whole(x), spec, name)
             return self.quantized[key]
         self.bits[name] = width(spec.low, spec.high)
         low, high = KINDS[kind]
@@ -299,19 +311,40 @@ class Graph:
         if not KINDS[kind][0] <= zero <= KINDS[kind][1]:
             raise QexpError(f"export=onnx: {name}: its zero point {zero} lies outside {kind.lower()}")
         codes = self.node("QuantizeLinear", [x, scale, point], f"{name}.codes")
-        self.quantized[key] = self.node("DequantizeLinear", [codes, scale, point], f"{name}.value")
+        self.quantized[key] = self._read_as(codes, scale, point, spec, name)
         return self.quantized[key]
 
-    def _rescaled(self, x: str, spec: TensorSpec, name: str) -> str:
-        """Returns the real value of sums on a grid: whole numbers, times one float32 number each, rounded once."""
-        whole, unit = self.sums[x]
+    def _read_as(self, codes: str, scale: str, point: str, spec: TensorSpec, name: str) -> str:
+        """Returns the real value of codes."""
+        value = self.node("DequantizeLinear", [codes, scale, point], f"{name}.value")
+        self.on[value] = codes, point, spec
+        return value
+
+    def _on_another_grid(self, x: str, spec: TensorSpec) -> bool:
+        """Whether `x` are codes of another scale or zero point."""
+        return x in self.on and key_of(self.on[x][2])[:2] != key_of(spec)[:2]
+
+    def _whole(self, x: str) -> tuple[str, NDArray[np.float32]]:
+        """Returns sums, or codes of a grid, as whole numbers, and their unit.
+
+        (onnxruntime makes one pair of nodes of two in a row, on a third grid, so that codes between two grids are rescaled explicitly.)
+        """
+        if x not in self.sums:
+            codes, point, spec = self.on[x]
+            one = self.constant(f"{x}.one", np.float32(1))
+            whole = self.node("DequantizeLinear", [codes, one, point], f"{x}.whole")
+            self.sums[x] = whole, np.float32(spec.unit[0])
+        return self.sums[x]
+
+    def _rescaled(self, whole: str, unit: NDArray[np.float32], spec: TensorSpec, name: str) -> str:
+        """Returns the real value of whole numbers of a unit on a grid: times one float32 number each, rounded once."""
         self.bits[name] = width(spec.low, spec.high)
         ratio = self.constant(f"{name}.ratio", unit / np.float32(spec.unit[0]))
         one, scale = (self.constant(f"{name}.{k}", np.float32(v)) for k, v in (("one", 1), ("scale", spec.unit[0])))
         point = self.integers(f"{name}.zero", spec.zero_point[0], kind_of(spec))
         steps = self.node("Mul", [whole, ratio], f"{name}.steps")
         codes = self.node("QuantizeLinear", [steps, one, point], f"{name}.codes")
-        return self.node("DequantizeLinear", [codes, scale, point], f"{name}.value")
+        return self._read_as(codes, scale, point, spec, name)
 
     def node(self, kind: str, inputs: Sequence[str], output: str, **options: Any) -> str:
         options = {k: list(v) if isinstance(v, tuple) else v for k, v in options.items()}
@@ -328,6 +361,15 @@ class Graph:
         raw = pack(values, 4) if kind == "INT4" else values.astype(f"<{STORED[kind]}").tobytes()
         self.constants[name] = self.onnx.helper.make_tensor(name, number, values.shape, raw, raw=True)
         return name
+
+
+def _requantized(maker: Op, program: IntegerProgram, grid: TensorSpec, name: str) -> Requantize:
+    """Returns the requantization of an operation's result by runtimes, for a grid that several tensors move to."""
+    source = program.tensors[maker.output]
+    factor, shift = float32_factor(np.float32(source.unit) / np.float32(grid.unit))
+    ends = {"low": grid.low, "high": grid.high, "rounding": FLOAT32, "zero": source.zero_point}
+    place = {"layer": maker.layer, "inputs": (maker.output,), "output": name}
+    return Requantize(**place, multiplier=factor, shift=shift, addend=grid.zero_point << shift, **ends)
 
 
 def moves(op: Op) -> bool:

@@ -8,7 +8,7 @@ from qexp.errors import QexpError
 from qexp.integer.onnx_graph import IN_FLOAT, Graph, broadcast, kind_of
 from qexp.integer.onnx_moves import copies
 from qexp.integer.products import Affine, MatMul, Multiply, Resample
-from qexp.integer.program import Add, Lookup, Requantize
+from qexp.integer.program import Add, Lookup, Requantize, TensorSpec
 from qexp.integer.reference import requantize
 
 
@@ -61,12 +61,11 @@ def lookup(graph: Graph, op: Lookup) -> str:
     return _entries(graph, op, values, op.output)
 
 
-def looked_up(graph: Graph, op: Requantize, maker: Lookup) -> str:
+def looked_up(graph: Graph, op: Requantize, maker: Lookup, grid: TensorSpec) -> str:
     """The requantized entry of a table: the table holds the values of the codes themselves, so that no runtime rounds them anew."""
-    out = graph.program.tensors[op.output]
     table = np.atleast_2d(maker.table)
     codes = requantize(op, table.T[:, :, None, None] if len(table) > 1 else table.reshape(-1, 1, 1, 1))[:, :, 0, 0].T
-    values = (codes - int(out.zero_point[0])) * float(out.unit[0])
+    values = (codes - int(grid.zero_point[0])) * float(grid.unit[0])
     return _entries(graph, maker, values, f"{op.output}.entry")
 
 

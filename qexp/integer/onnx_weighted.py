@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from qexp.errors import QexpError
 from qexp.integer.arithmetic import RUNTIMES, width
 from qexp.integer.onnx_graph import Graph, broadcast, kind_of, takes_pixels
-from qexp.integer.program import Conv, Linear, Requantize, SumPool, TensorSpec
+from qexp.integer.program import Clamp, Conv, Linear, Requantize, SumPool, TensorSpec
 
 
 def weighted(graph: Graph, op: Conv | Linear) -> str:
@@ -48,9 +48,12 @@ def weighted(graph: Graph, op: Conv | Linear) -> str:
 
 def _read_on_several_grids(graph: Graph, op: Conv, into: TensorSpec) -> bool:
     """Whether several grids follow a convolution of bytes, so that runtimes would not fuse it and add its products in float."""
+    behind = op.output
+    while len(after := graph.readers(behind)) == 1 and isinstance(after[0], Clamp):
+        behind = after[0].output
     known = graph.real[into.name].endswith(".value") and kind_of(into) == "UINT8"
     rounded = any(isinstance(r, Requantize) and r.rounding in RUNTIMES for r in graph.program.ops)
-    return known and rounded and len(graph.readers(op.output)) > 1 and graph.shared_grid(op.output) is None
+    return known and rounded and len(graph.readers(behind)) > 1 and graph.shared_grid(behind) is None
 
 
 def _whole(graph: Graph, op: Conv, x: str, weight: str, bias: NDArray[np.int64], shape: dict[str, Any]) -> str:

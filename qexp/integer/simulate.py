@@ -50,7 +50,8 @@ class IntegerSite(nn.Module):
         """Returns the codes of values that lie on the grid, int64."""
         leaving = self.here.leaving
         x = self.here.place.inside(x, leaving.shape)
-        return _units(x, leaving.unit, leaving.axis) + _spread(leaving.zero, x, leaving.axis)
+        zero, unit = (_spread(v, x, leaving.axis) for v in (leaving.zero, leaving.unit))
+        return torch.floor(x.double() / unit + zero + 0.5).long()  # the zero of two opposite levels lies between them
 
     def forward(self, x: Tensor) -> Tensor:
         here, leaving = self.here, self.here.leaving

@@ -79,6 +79,11 @@ class Value:
         return max(abs(self.high - zero[0]), abs(self.low - zero[1]), 1)
 
     @property
+    def held(self) -> NDArray[np.float32] | None:
+        """The unit as runtimes hold it in float32, of sums and of codes of a byte; None for other tensors."""
+        return np.float32(self.unit) if self.sums is None and width(self.low, self.high) <= 8 else self.sums
+
+    @property
     def even(self) -> bool:
         """Whether one unit holds for all channels."""
         return self.unit.size == 1
@@ -183,8 +188,8 @@ class Writer:
     def _factor(self, value: Value, grid: Grid) -> tuple[Ints, Ints, str]:
         """Returns multiplier and shift from a value's units to a grid's, and how the products are rounded."""
         narrow = grid.high - grid.low < 256 and grid.scale.size == 1 and grid.rounding == "half_even"
-        if self.as_runtimes and narrow and value.sums is not None:
-            return *float32_factor(value.sums / grid.scale.astype(np.float32)), value.runtimes
+        if self.as_runtimes and narrow and value.held is not None:
+            return *float32_factor(value.held / grid.scale.astype(np.float32)), value.runtimes
         reach = np.minimum(np.ceil(value.span / value.unit), value.reach)
         bits = np.clip(FLOAT_BITS - 1 - np.ceil(np.log2(np.maximum(reach, 1) + 1)), 16, 31).astype(np.int64)
         ratio = np.asarray(value.unit / grid.scale)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from qexp.integer.grids import Grid, activation_grid, cannot
 from qexp.integer.lowered import Lowered, Place, Site
+from qexp.integer.signs import compared, signs_of
 from qexp.integer.values import Value, Writer
 from qexp.layers.forms import form
 from qexp.layers.quantized import Quantized, float_class
@@ -182,6 +183,11 @@ class Walk:
         where = f"{name}.{site}"
         if value.real is not None:
             return self.integers(value, where)
+        signs = signs_of(quantizer, where)
+        if signs is not None:
+            made, leaving, op = compared(self.writer, signs, self.integers(value, where), name, where)
+            self.lowered.sites[name, site] = Site(leaving.tensor, value, op, leaving, quantized=True)
+            return made
         grid = activation_grid(quantizer, where)
         if not value.tensor:
             return self._encode(where, (name, site), grid, value)

@@ -11,8 +11,9 @@ Each part that treats layers by their type treats function calls so, too:
 
 The types, of `qexp.models.modules`, `qexp.models.operations` and `qexp.models.attention`, by function: `Add Subtract Multiply MatMul`
 (two tensors), `Affine` (`+ - * /` with a number or a constant tensor), `Concat Stack Mean Sum Permute Transpose Reshape Split Index Roll
-Pad Attention`, and torch's `ReLU ReLU6 LeakyReLU SiLU Hardswish Hardsigmoid Sigmoid Tanh GELU Softmax Flatten AdaptiveAvgPool2d AvgPool2d
-MaxPool2d Upsample PixelShuffle LayerNorm BatchNorm2d Conv2d Linear`, `Identity` for what does nothing in evaluation mode.
+Pad Attention`, and torch's `ReLU ReLU6 LeakyReLU PReLU ELU SiLU Mish Softplus Hardswish Hardsigmoid Sigmoid Tanh GELU Softmax Flatten
+AdaptiveAvgPool2d AvgPool2d MaxPool2d Upsample PixelShuffle LayerNorm BatchNorm2d Conv2d Linear`, `Identity` for what does nothing in
+evaluation mode.
 """
 
 from __future__ import annotations
@@ -355,10 +356,18 @@ def _conv(given: _Given) -> Form:
 def _attention(given: _Given) -> Form:
     q, k, v = (given.tensor(i, name) for i, name in enumerate(("query", "key", "value")))
     mask = given(3, "attn_mask", None)
-    if given(7, "enable_gqa", False) or (mask is not None and not isinstance(mask, Tensor)):
+    if mask is not None and not isinstance(mask, Tensor):
         raise _Unlike
     options = {"mask": mask, "causal": given(5, "is_causal", False), "dropout": given(4, "dropout_p", 0.0)}
-    return Form(Attention, (q, k, v), options | {"scale": given(6, "scale", None)})
+    options |= {"scale": given(6, "scale", None), "grouped": given(7, "enable_gqa", False)}
+    return Form(Attention, (q, k, v), options)
+
+
+def _prelu(given: _Given) -> Form:
+    weight = given(1, "weight")
+    if not isinstance(weight, Tensor) or weight.ndim > 1:
+        raise _Unlike
+    return Form(nn.PReLU, (given.tensor(),), {"num_parameters": weight.numel()}, {"weight": weight})
 
 
 def _nothing(given: _Given) -> Form:
@@ -392,6 +401,11 @@ def _forms() -> dict[str, Callable[[_Given], Form]]:
         "hardsigmoid": _activation(nn.Hardsigmoid, ("inplace", False)),
         "leaky_relu": _activation(nn.LeakyReLU, ("negative_slope", 0.01), ("inplace", False)),
         "leaky_relu_": _activation(nn.LeakyReLU, ("negative_slope", 0.01), inplace=True),
+        "prelu": _prelu,
+        "elu": _activation(nn.ELU, ("alpha", 1.0), ("inplace", False)),
+        "elu_": _activation(nn.ELU, ("alpha", 1.0), inplace=True),
+        "mish": _activation(nn.Mish, ("inplace", False)),
+        "softplus": _activation(nn.Softplus, ("beta", 1.0), ("threshold", 20.0)),
         "sigmoid": _activation(nn.Sigmoid),
         "tanh": _activation(nn.Tanh),
         "gelu": _activation(nn.GELU, ("approximate", "none")),

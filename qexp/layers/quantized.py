@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from qexp.errors import QexpError
 from qexp.layers.running import RUNNING, left
 from qexp.models import operations
+from qexp.models.activations import Maxout, RPReLU
 from qexp.models.modules import Add, Concat
 from qexp.models.operations import MatMul, Mean, Multiply, Subtract, Sum
 from qexp.quantizers.base import Quantizer
@@ -249,6 +250,12 @@ class QuantReLU6(Unweighted, nn.ReLU6): ...
 class QuantPReLU(Unweighted, nn.PReLU): ...
 
 
+class QuantRPReLU(Unweighted, RPReLU): ...
+
+
+class QuantMaxout(Unweighted, Maxout): ...
+
+
 class QuantLeakyReLU(Unweighted, nn.LeakyReLU): ...
 
 
@@ -365,6 +372,8 @@ QUANTIZED: dict[type[nn.Module], type[Quantized]] = {
     nn.ReLU: QuantReLU,
     nn.ReLU6: QuantReLU6,
     nn.PReLU: QuantPReLU,
+    RPReLU: QuantRPReLU,
+    Maxout: QuantMaxout,
     nn.SiLU: QuantSiLU,
     nn.Hardswish: QuantHardswish,
     nn.LeakyReLU: QuantLeakyReLU,

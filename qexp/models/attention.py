@@ -22,31 +22,53 @@ class Attention(nn.Module):
         mask: What is added to the scores, or where they count (bool); None counts all of them.
         causal: Whether an entry counts those before it alone.
         dropout: Probability with which a share is left out; torch's function takes 0 in evaluation mode.
+        grouped: Whether several heads of queries share one of keys and values.
     """
 
     def __init__(
-        self, scale: float | None = None, mask: Tensor | None = None, causal: bool = False, dropout: float = 0.0
+        self,
+        scale: float | None = None,
+        mask: Tensor | None = None,
+        causal: bool = False,
+        dropout: float = 0.0,
+        grouped: bool = False,
     ) -> None:
         super().__init__()
         self.scores, self.scaled, self.masked = MatMul(), Affine(), Affine()
         self.softmax, self.values = nn.Softmax(-1), MatMul()
-        vars(self).update(scale=scale, mask=mask, causal=causal, dropout=dropout)
+        vars(self).update(scale=scale, mask=mask, causal=causal, dropout=dropout, grouped=grouped)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return self.values(self.shares(q, k), v)
+        if not self.grouped or q.shape[-3] == k.shape[-3]:
+            return self.values(self.shares(q, k), v)
+        # The rows of the queries that share a head's keys become rows of one matrix, so that no tensor is repeated.
+        heads = k.shape[-3]
+        together = q.reshape(*q.shape[:-3], heads, -1, q.shape[-1])
+        shares = self.shares(together, k, q.shape[-2])
+        return self.values(shares, v).reshape(*q.shape[:-1], v.shape[-1])
 
-    def shares(self, q: Tensor, k: Tensor) -> Tensor:
-        """Returns the share of each key for each query."""
+    def shares(self, q: Tensor, k: Tensor, queries: int | None = None) -> Tensor:
+        """Returns the share of each key for each query; `queries` is their number where the rows of several heads lie together."""
         self.scaled.factor = q.shape[-1] ** -0.5 if self.scale is None else self.scale
         scores = self.scaled(self.scores(q, k.transpose(-2, -1)))
         mask = self.mask
         if self.causal:
-            mask = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool, device=q.device).tril()
+            rows = queries or q.shape[-2]
+            mask = torch.ones(rows, k.shape[-2], dtype=torch.bool, device=q.device).tril()
+        if mask is not None and queries is not None:
+            mask = _for_groups(mask, q.shape[-2] // queries)
         if mask is not None:
             vars(self.masked)["summand"] = summand(mask).to(q.dtype)
             scores = self.masked(scores)
         shares = self.softmax(scores)
         return F.dropout(shares, self.dropout, True) if self.dropout else shares
+
+
+def _for_groups(mask: Tensor, groups: int) -> Tensor:
+    """Returns a mask for the rows of several heads of queries that lie together, `[..., heads, groups * queries, keys]`."""
+    if mask.ndim < 3 or mask.shape[-3] == 1:
+        return mask.repeat(*[1] * (mask.ndim - 2), groups, 1)
+    return mask.reshape(*mask.shape[:-3], mask.shape[-3] // groups, -1, mask.shape[-1])
 
 
 def summand(mask: Tensor) -> Tensor:

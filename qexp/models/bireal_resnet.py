@@ -6,10 +6,10 @@ section 4.2.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from pathlib import Path
 from typing import Literal
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qexp.errors import QexpError
@@ -29,11 +29,11 @@ _ALLOWED = {
 _PLAIN = {r"\.(shortcut|downsample)\.": None, r"^fc\.": "linear."}
 
 
-class PooledPad(StridedPad):
+class PooledPad(nn.Sequential):
     """Means of 2x2 pixels instead of every second one, and zero channels on each side."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.pad(F.avg_pool2d(x, self.stride), (0, 0, 0, 0, self.before, self.after))
+    def __init__(self, channels: int, stride: int) -> None:
+        super().__init__(OrderedDict(pool=nn.AvgPool2d(stride), pad=StridedPad(channels, 1)))
 
 
 def _shortcut(down: Down, in_channels: int, channels: int, stride: int) -> nn.Module:

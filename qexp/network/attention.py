@@ -17,6 +17,10 @@ from qexp.system.within import hooked
 @torch.no_grad()
 def take_apart(model: nn.Module, images: Any) -> None:
     """Gives each attention module of torch that attends to one tensor its parts, which can carry quantizers."""
+    for layer in model.modules():
+        if isinstance(layer, nn.TransformerEncoderLayer):
+            # In evaluation without gradients torch computes such a layer from its weights in one function, where no layer is seen.
+            layer.activation_relu_or_gelu = 0
     mine = {n: m for n, m in model.named_modules() if type(m) is nn.MultiheadAttention}
     if not mine:
         return

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from qexp.errors import QexpError
 from qexp.layers.calls import calls
 from qexp.layers.quantized import QUANTIZED, WEIGHTED, float_class
+from qexp.models import modules, operations
 from qexp.network.graph import Graph, Ref, Step
 from qexp.network.recorder import Recording, Shapes
 from qexp.network.stand_ins import recorded
@@ -26,6 +27,14 @@ _RELU_NAMES = {"relu", "relu_", "relu6"}
 # operations that create no new values: a tensor quantized before them is still on its grid after them
 _SAME_VALUES = (nn.Identity, nn.Dropout, nn.Flatten, nn.MaxPool2d, nn.ReLU)
 _SAME_VALUES_NAMES = {"flatten", "reshape", "view", "contiguous", "relu", "relu_", "dropout"}
+# operations that move values to other places, or put tensors side by side
+_MOVED = (modules.Concat, nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle, nn.Unflatten, operations.Stack)
+_MOVED += (operations.Split, operations.Index, operations.Permute, operations.Transpose, operations.Reshape)
+_MOVED += (operations.Roll,)
+_MOVED_NAMES = {
+    *("split", "chunk", "unbind", "getitem", "cat", "stack", "permute", "transpose", "expand", "expand_as"),
+    *("pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "unflatten", "squeeze", "unsqueeze", "roll"),
+}
 # operations that keep channels separate, so that a channel can be followed from one weighted layer to the next
 _CHANNELWISE = (
     *(
@@ -62,6 +71,7 @@ class Facts:
         followed_by_relu: Layers (and batch norms) whose result goes into a ReLU and nowhere else.
         rectified: Layers whose input is another layer's result after a ReLU, otherwise unchanged in value.
         sources: For each layer, the layers whose results reach its inputs unchanged in value, one tuple per operand.
+        reached: The same, where values may also have moved to other places: parts of a result, or results side by side.
         chains: For a weighted layer whose whole result goes, channel by channel, into one other weighted layer: the steps between them
             (names of modules; functions with `()`), and that layer last. A layer that branches, or is called twice, has no chain.
         calls: How often each module is called.
@@ -81,6 +91,7 @@ class Facts:
     followed_by_relu: frozenset[str] = frozenset()
     rectified: frozenset[str] = frozenset()
     sources: dict[str, tuple[tuple[str, ...], ...]] = field(default_factory=dict)
+    reached: dict[str, tuple[tuple[str, ...], ...]] = field(default_factory=dict)
     chains: dict[str, tuple[str, ...]] = field(default_factory=dict)
     calls: dict[str, int] = field(default_factory=dict)
     strays: tuple[str, ...] = ()
@@ -156,6 +167,16 @@ def _read(graph: Graph, model: nn.Module) -> dict:
             step, index = step.operands[0].step, step.operands[0].index
         return tuple(names), rectifies
 
+    def moved(step: Step) -> tuple[str, ...]:
+        """Returns the modules whose results this step passes on, at the same places or at others."""
+        own = (step.module,) if step.op == "module" else ()
+        known = issubclass(kind(step), _SAME_VALUES + _MOVED) or step.function in _SAME_VALUES_NAMES | _MOVED_NAMES
+        if not known or step.op not in ("module", "function"):
+            return own
+        if step not in origins:
+            origins[step] = tuple(dict.fromkeys((*own, *(name for ref in step.operands for name in moved(ref.step)))))
+        return origins[step]
+
     def users(step: Step) -> list[Step]:
         """Returns the steps that use the result, skipping modules that do nothing."""
         out: list[Step] = []
@@ -182,7 +203,8 @@ def _read(graph: Graph, model: nn.Module) -> dict:
                 return ()
         return ()
 
-    bn_of, sources, chains = {}, {}, {}
+    bn_of, sources, reached, chains = {}, {}, {}, {}
+    origins: dict[Step, tuple[str, ...]] = {}
     rectified: set[str] = set()
     relu_after: dict[str, bool] = {}  # after every call
     calls: dict[str, int] = {}
@@ -207,6 +229,7 @@ def _read(graph: Graph, model: nn.Module) -> dict:
         if kind(step) in QUANTIZED:
             operands = [reaches(ref.step, ref.index) for ref in step.operands]
             sources.setdefault(step.module, tuple(names for names, _ in operands))
+            reached.setdefault(step.module, tuple(moved(ref.step) for ref in step.operands))
             if len(operands) == 1 and operands[0][1]:
                 rectified.add(step.module)
     return {
@@ -214,6 +237,7 @@ def _read(graph: Graph, model: nn.Module) -> dict:
         "followed_by_relu": frozenset(name for name, straight in relu_after.items() if straight),
         "rectified": frozenset(rectified),
         "sources": sources,
+        "reached": reached,
         "chains": chains,
         "calls": calls,
     }

@@ -217,6 +217,11 @@ def other_images(images: Tensor) -> Tensor:
     return torch.cat([noise, low + high - images[:1], upside_down])
 
 
+# modules of torch that are networks of layers
+MADE_OF_LAYERS = (nn.Sequential, nn.Transformer, nn.TransformerEncoder, nn.TransformerEncoderLayer)
+MADE_OF_LAYERS += (nn.TransformerDecoder, nn.TransformerDecoderLayer)
+
+
 def _counted_elsewhere(module: nn.Module) -> bool:
     """Returns whether a module is a layer whose products are counted from its shapes, or that has none; a matrix product is neither."""
     kind = float_class(module)
@@ -227,7 +232,7 @@ def is_leaf(module: nn.Module, leaves: tuple[type[nn.Module], ...] = ()) -> bool
     """Returns whether a module is one step: a quantizable layer, a sum, a concatenation, or one of torch's own modules."""
     if float_class(module) in QUANTIZED or isinstance(module, (*STEPS, torch.jit.ScriptModule, *leaves)):
         return True
-    return type(module).__module__.startswith("torch.nn") and not isinstance(module, nn.Sequential)
+    return type(module).__module__.startswith("torch.nn") and not isinstance(module, MADE_OF_LAYERS)
 
 
 def _copied(model: nn.Module, leaves: tuple[type[nn.Module], ...]) -> nn.Module:

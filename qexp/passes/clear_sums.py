@@ -50,7 +50,7 @@ class ClearSums(Pass):
             if isinstance(layer, Add):
                 operands = [layer.site(f"input.{i}") for i in range(2)]
                 free = [q for q in operands if isinstance(q, Uniform) and users[id(q)] == 1]
-                grids = _readers(model, context.facts, name)
+                grids = _readers(model, context.facts, name, set())
                 if free and grids and all(map(_narrow, (*operands, *grids))):
                     _clear(name, free[0], next(q for q in operands if q is not free[0]), grids)
 
@@ -66,18 +66,19 @@ def _narrow(quantizer: nn.Module) -> bool:
     )
 
 
-def _readers(model: nn.Module, facts: Facts, name: str) -> list[Quantizer]:
-    """Returns the quantizers that a sum reaches next, through layers that only clamp or move codes."""
+def _readers(model: nn.Module, facts: Facts, name: str, seen: set[str]) -> list[Quantizer]:
+    """Returns the quantizers that a sum reaches next, through layers that only clamp or move codes, or join them with others."""
     found: list[Quantizer] = []
     module = model.get_submodule(name)
     own = module.site("output") if isinstance(module, Quantized) and "output" in module.sites else None
     if isinstance(own, Quantizer):
         return [own]
-    for consumer in facts.consumers(name):
-        for operand, names in enumerate(facts.sources[consumer]):
-            if name in names:
+    seen.add(name)
+    for consumer, operands in facts.reached.items():
+        for operand, names in enumerate(operands):
+            if name in names and consumer not in seen:
                 quantizer = arriving(model, facts, consumer, operand)
-                found += _readers(model, facts, consumer) if quantizer is None else [quantizer]
+                found += _readers(model, facts, consumer, seen) if quantizer is None else [quantizer]
     return found
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from qexp.errors import QexpError
 from qexp.integer.lowering import lower
 from qexp.layers.quantized import quantizers
+from qexp.models.attention import Attention
 from qexp.network.cost import layer_costs, quantized_macs
 from qexp.network.facts import facts
 from qexp.recipe import Recipe, resolve
@@ -45,6 +46,21 @@ class Fused(nn.Module):
         q, k, v = self.qkv(x).reshape(n, tokens, 3, 2, 4).permute(2, 0, 3, 1, 4).unbind(0)
         y = F.scaled_dot_product_attention(q, k, v, **self.options)
         return x + self.proj(y.transpose(1, 2).reshape(n, tokens, 8))
+
+
+class Grouped(nn.Module):
+    """Attention of four heads of queries to two of keys and values."""
+
+    def __init__(self, **options: object) -> None:
+        super().__init__()
+        self.q, self.kv, self.options = nn.Linear(8, 8), nn.Linear(8, 8), options
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, tokens, _ = x.shape
+        q = self.q(x).view(n, tokens, 4, 2).transpose(1, 2)
+        k, v = self.kv(x).view(n, tokens, 2, 2, 2).permute(2, 0, 3, 1, 4)
+        y = F.scaled_dot_product_attention(q, k, v, enable_gqa=True, **self.options)
+        return y.transpose(1, 2).reshape(n, tokens, 8)
 
 
 class Module(nn.Module):
@@ -206,3 +222,31 @@ def test_what_mixes_images_is_refused_by_name(call, layer, message, quantize):
     model, images = quantize(Net(Calls(call, layer)), rules=_deployed("integer"), shape=(16, *IMAGES[1:]))
     with pytest.raises(QexpError, match=message):
         lower(model, images[:1])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"is_causal": True},
+        {"attn_mask": torch.randn(4, 5, 5), "scale": 0.3},
+        {"attn_mask": torch.randn(5, 5)},
+        {"attn_mask": torch.ones(2, 1, 5, 5, dtype=torch.bool).tril()},
+    ],
+    ids=["plain", "causal", "by head", "one mask", "bool"],
+)
+def test_grouped_heads_attend_as_torch_s_function(options):
+    q, k, v = torch.randn(2, 4, 5, 6), torch.randn(2, 2, 5, 6), torch.randn(2, 2, 5, 6)
+    wanted = F.scaled_dot_product_attention(q, k, v, enable_gqa=True, **options)
+    named = {"attn_mask": "mask", "is_causal": "causal", "scale": "scale"}
+    torch.testing.assert_close(Attention(grouped=True, **{named[n]: o for n, o in options.items()})(q, k, v), wanted)
+
+
+def _layers(**options: object) -> nn.Module:
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, **options)
+    return nn.TransformerEncoder(layer, 1, enable_nested_tensor=False)
+
+
+@pytest.mark.parametrize("body", [Grouped, _layers, lambda: _layers(activation="gelu", norm_first=True)])
+def test_grouped_heads_and_torch_s_encoder_are_proven(body, quantize):
+    proven(*quantize(Net(body()), rules=_deployed("integer"), shape=IMAGES), share=5.0)

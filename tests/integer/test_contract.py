@@ -36,7 +36,7 @@ REASONS = (  # and who may give it
     ),
     ("exponential|playground|tanh|log|apot", "not evenly spaced|no code for zero"),
     ("lsq_plus", "LSQPlus has no code for zero"),
-    ("adabin|reactnet", "no code for zero"),
+    ("adabin", "no code for zero"),
     ("xnor", "scales its sums by real numbers|no code for zero|not evenly spaced"),
 )
 

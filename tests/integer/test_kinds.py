@@ -332,3 +332,21 @@ def test_a_doubled_map_is_the_real_one(quantize):
     real = torch.from_numpy((codes - source.zero_point) * source.unit)
     wanted = F.interpolate(real, (13, 9), mode="bilinear").numpy()
     assert np.abs(made - wanted).max() < 1e-12 * np.abs(wanted).max()
+
+
+def test_means_half_way_between_two_steps_are_not_rounded_twice(quantize):
+    """A mean of 24 bits after a sum on steps of powers of two: float64 falls to either side of the tie, and the proof must not."""
+    body = Calls(lambda x, norm: norm(F.relu(x) + x).relu(), nn.BatchNorm2d(8))
+    network = Net(body)
+    norm = body.layers[0]
+    with torch.no_grad():
+        norm.running_mean.copy_(1 + (2 * torch.arange(8) + 1) * 2.0**-23)
+        norm.running_var.copy_(torch.linspace(0.3, 2, 8))
+        norm.weight.abs_().add_(0.1)
+        norm.bias.zero_()
+    model, images = quantize(network, rules=_deployed("integer"), shape=IMAGES)
+    program = proven(model, images).program
+    summed = next(op for op in program.ops if op.layer.startswith("body.layers.0") and op.kind == "conv")
+    gain = (norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()).detach().numpy()
+    steps = -gain * norm.running_mean.double().numpy() / program.tensors[summed.output].unit
+    assert np.abs(steps - np.floor(steps) - 0.5).min() > 0.2

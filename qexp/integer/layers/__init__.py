@@ -32,6 +32,7 @@ from qexp.integer.layers.resample import upsample
 from qexp.integer.layers.softmax import softmax
 from qexp.integer.layers.weighted import weighted
 from qexp.models import modules, operations
+from qexp.models.activations import Maxout, RPReLU
 
 TABLES = (
     *(
@@ -49,6 +50,8 @@ TABLES = (
     *(
         nn.LeakyReLU,
         nn.PReLU,
+        RPReLU,
+        Maxout,
         nn.ELU,
         nn.CELU,
         nn.SELU,
@@ -110,7 +113,7 @@ LAYERS: dict[type[nn.Module], Callable] = {
 MOVING = {nn.Flatten, operations.Permute, operations.Transpose, operations.Reshape, operations.Split, operations.Index}
 MOVING |= {operations.Roll, nn.Identity, nn.Dropout, nn.Unflatten}
 # those that treat the entries of all dimensions alike, or of all but the last ones or the one that they name
-ANYWHERE = {*TABLES} - {nn.PReLU}  # whose slopes lie along dimension 1
+ANYWHERE = {*TABLES} - {nn.PReLU, RPReLU, Maxout}  # whose slopes lie along dimension 1
 ANYWHERE |= {nn.ReLU, nn.ReLU6, nn.Linear, nn.LayerNorm, nn.Softmax, modules.Add, modules.Concat}
 ANYWHERE |= {getattr(operations, name) for name in ("Add", "Subtract", "Multiply", "Affine", "MatMul", "Mean", "Sum")}
 

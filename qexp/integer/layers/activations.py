@@ -20,6 +20,7 @@ from qexp.integer.values import ZERO, Value
 from qexp.integer.walk import Walk
 from qexp.layers.quantized import QUANTIZED, Quantized, float_class
 from qexp.layers.swap import quantizers_off
+from qexp.models.activations import Maxout, RPReLU
 from qexp.network.graph import Step
 from qexp.quantizers.base import Quantizer
 
@@ -56,7 +57,7 @@ def table(walk: Walk, step: Step, name: str, layer: nn.Module, x: Value) -> Valu
     x = walk.integers(walk.site(name, layer, "input", x), name)
     if width(x.low, x.high) > TABLE_BITS:
         raise _too_wide(name, layer, x)
-    slopes = sum(p.numel() for p in layer.parameters(recurse=False)) > 1
+    slopes = isinstance(layer, RPReLU | Maxout) or (isinstance(layer, nn.PReLU) and layer.weight.numel() > 1)
     channels = x.shape[x.axis] if slopes or not x.uniform else 1
     axis = x.axis if not x.uniform else 0
     if slopes and axis:
@@ -93,7 +94,11 @@ def _too_wide(name: str, layer: nn.Module, x: Value) -> QexpError:
 def _applied(layer: nn.Module, values: NDArray[np.float64]) -> NDArray[np.float64]:
     """Returns a layer's results for numbers `[numbers, channels]`, computed in float64 as the simulation does."""
     with quantizers_off(layer), torch.no_grad():
-        made = copy.deepcopy(layer).double()(torch.from_numpy(values.copy())[:, :, None, None])
+        exact = copy.deepcopy(layer).double()
+        for name, held in vars(exact).items():  # slopes that belong to the module which calls F.prelu
+            if isinstance(held, torch.Tensor):
+                vars(exact)[name] = held.double()
+        made = exact(torch.from_numpy(values.copy())[:, :, None, None])
     return made[:, :, 0, 0].numpy()
 
 

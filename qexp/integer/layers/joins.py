@@ -179,15 +179,10 @@ def joined(walk: Walk, name: str, xs: list[Value], dim: int) -> Value:
         first = replace(xs[0], tensor=op.output, shape=shape, low=low, high=high, most=None, sums=None)
         return walk.writer.emit(op, first)
     parts = {k: _side_by_side(xs, [getattr(x, k) for x in xs]) for k in ("unit", "zero", "span")}
-    parts["sums"] = _side_by_side(xs, [_held_by_runtimes(x) for x in xs])
+    parts["sums"] = _side_by_side(xs, [np.float32(x.unit) if x.held is None else x.held for x in xs])
     unit, zero = (v[:1] if (v == v[0]).all() else v for v in (parts["unit"], parts["zero"]))
     value = Value(op.output, unit, zero, low, high, shape, parts["span"], parts["sums"])
     return walk.writer.emit(op, value)
-
-
-def _held_by_runtimes(x: Value) -> np.ndarray | None:
-    """Returns the unit as runtimes hold it in float32, of sums and of codes of a byte."""
-    return np.float32(x.unit) if x.sums is None and width(x.low, x.high) <= 8 else x.sums
 
 
 def _one_step(walk: Walk, name: str, xs: list[Value]) -> list[Value]:

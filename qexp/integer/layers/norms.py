@@ -21,6 +21,7 @@ from qexp.network.graph import Step
 from qexp.quantizers.base import Quantizer
 
 BYTE = 127  # greatest weight of runtimes
+NEAR = 2.0**-10  # of a step: the greatest error of a result in float64 is far below it
 
 
 def batch_norm(walk: Walk, step: Step, name: str, layer: nn.BatchNorm2d, x: Value) -> Value:
@@ -53,13 +54,16 @@ def batch_norm(walk: Walk, step: Step, name: str, layer: nn.BatchNorm2d, x: Valu
     weight, align = (op.weight, op.align) if own else (np.ones((channels, 1, 1, 1), np.int64), 0)
     finer = 0 if walk.writer.as_runtimes else max(room(source, weight, groups) - align, 0)
     parts = np.ones(channels, np.int64) if own else _parts(x, channels, finer, walk.writer.as_runtimes)
+    unit = np.abs(gain) * x.unit * 2.0**-finer
+    if not walk.writer.as_runtimes:
+        parts = _off_ties(summand, unit, parts)
     weight = weight * parts.reshape(-1, *[1] * (weight.ndim - 1))
-    unit = np.abs(gain) * x.unit * 2.0**-finer / parts
+    unit = unit / parts
     constant = unit < np.abs(summand) * 2.0**-48  # the sum is negligible beside the summand
     sign = np.where(constant, 0, np.where(gain < 0, -1, 1))
     unit = np.where(constant, np.maximum(np.abs(summand), 2.0**-20) / 1024, unit)
     weight = weight * sign.reshape(-1, *[1] * (weight.ndim - 1))
-    before = op.bias if own else 0
+    before = op.bias * parts if own else 0
     if walk.writer.as_runtimes:
         weight, unit, before = _as_32_bits(walk, op if own else None, summand, weight, unit, before)
     bias = nearest(summand / unit).astype(np.int64)
@@ -100,6 +104,18 @@ def _parts(x: Value, channels: int, finer: int, as_runtimes: bool) -> np.ndarray
     taken = np.ceil(np.log2(np.maximum(reach, 1) + 1)) + 1
     spare = np.maximum(0, np.maximum(np.minimum(BIAS_BITS[0], 30 - taken), np.minimum(BIAS_BITS[1], 26 - taken)))
     return 2 ** np.maximum(spare - finer, 0).astype(np.int64)
+
+
+def _off_ties(summand: np.ndarray, unit: np.ndarray, parts: np.ndarray) -> np.ndarray:
+    """Returns parts in which no summand lies half-way between two steps.
+
+    The simulation rounds the result in float64, which falls to either side there; a mean of 24 bits in steps that are powers of two is
+    often just half-way.
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        steps = summand / unit * parts
+        tie = np.abs(steps - np.floor(steps) - 0.5) < NEAR
+    return np.where(tie, np.where(parts > 1, parts // 2, 2 * parts), parts)
 
 
 def _as_32_bits(walk: Walk, op: Conv | Linear | None, summand, weight, unit, before):

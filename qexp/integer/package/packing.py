@@ -50,7 +50,9 @@ def coded(weight: NDArray[np.int64]) -> Coded:
         most = max(map(len, found), default=0)
         bits = width(0, max(most - 1, 0))
         if most and bits < forms[0].bits:
-            levels = np.stack([np.pad(row, (0, most - len(row)), mode="edge") for row in found])
+            levels = np.stack(
+                [row[np.minimum(np.arange(most), len(row) - 1)] for row in found]
+            )  # the last one repeated
             places = np.stack([np.searchsorted(row, values) for row, values in zip(found, rows)])
             forms.append(Coded(places.reshape(weight.shape), bits, False, levels))
     return min(forms, key=lambda f: len(f.table) + -(-f.bits * weight.size // 8))
