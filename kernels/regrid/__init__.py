@@ -67,10 +67,39 @@ def regrid(
     Raises:
         KernelError: An argument does not fit the others.
     """
-    forms = [FORMS.index(d) if d in FORMS else -1 for d in dtypes]
-    _check(xs, steps, dtypes, forms, constants, tables)
-    flat = [n for s in steps for n in (KINDS.index(s.kind), s.source, s.other, s.target, s.at)]
-    return torch.ops.qexp.regrid(list(xs), list(constants), list(tables), flat, forms)
+    return Pass(steps, dtypes, constants, tables)(xs)
+
+
+class Pass:
+    """Steps that are run many times: `Pass(steps, dtypes, constants, tables)(xs)` is `regrid(xs, steps, ...)`.
+
+    What it is made of is checked once for each combination of dtypes and channels.
+    """
+
+    def __init__(
+        self,
+        steps: Sequence[Step],
+        dtypes: Sequence[torch.dtype],
+        constants: Sequence[Tensor] = (),
+        tables: Sequence[Tensor] = (),
+    ) -> None:
+        self.steps, self.dtypes = list(steps), list(dtypes)
+        self.constants, self.tables = list(constants), list(tables)
+        self._forms = [FORMS.index(d) if d in FORMS else -1 for d in dtypes]
+        kinds = [KINDS.index(s.kind) if s.kind in KINDS else -1 for s in steps]
+        self._flat = [n for kind, s in zip(kinds, steps) for n in (kind, s.source, s.other, s.target, s.at)]
+        self._suited: set[tuple] = set()  # dtypes and channels that are known to fit
+
+    def __call__(self, xs: Sequence[Tensor]) -> list[Tensor]:
+        """Returns the results for tensors of one shape."""
+        first = xs[0] if xs else None
+        known = first is not None and (*[x.dtype for x in xs], first.shape[1] if first.dim() > 1 else 1)
+        if not known or known not in self._suited:
+            _check(xs, self.steps, self.dtypes, self._forms, self.constants, self.tables)
+            self._suited.add(known)
+        if any(x.shape != first.shape or x.device != first.device for x in xs[1:]):
+            raise KernelError("xs: expected float32, float64 or uint8, of one shape and on one device")
+        return torch.ops.qexp.regrid.default(list(xs), self.constants, self.tables, self._flat, self._forms)
 
 
 def _check(xs, steps, dtypes, forms, constants, tables) -> None:

@@ -1,36 +1,13 @@
 // Several results of one pass on the CPU; see reference.py.
 #include "../common/walk.h"
+#include "rows.h"
+#include "single.h"
 #include "steps.h"
 
 namespace qexp {
 namespace {
 
 using namespace regrid;
-
-// A step's constants; where the channel varies inside a block, repeated so that a block starts anywhere.
-class Rows {
- public:
-  Rows(const Tensor& given, const Walk& walk) {
-    const Tensor t = given.is_contiguous() ? given : torch::stable::contiguous(given);
-    columns_ = t.size(1);
-    const int64_t length = walk.varies && columns_ > 1 ? walk.channels + kBlock : columns_;
-    for (int r = 0; r < kRows; ++r) {
-      row_[r].resize(length);
-      for (int64_t i = 0; i < length; ++i) row_[r][i] = data<double>(t)[r * columns_ + i % columns_];
-    }
-    for (int r = 2; r < kRows; ++r)
-      for (const double v : row_[r]) shared_ &= v == row_[r][0];
-    spread_ = walk.varies && columns_ > 1;
-  }
-  const double* at(int row, int64_t channel) const { return row_[row].data() + (columns_ > 1 ? channel : 0); }
-  bool spread() const { return spread_; }  // a number for each element of a block
-  bool shared() const { return shared_; }  // what follows factor and summand is the same for all channels
-
- private:
-  std::array<std::vector<double>, kRows> row_;
-  int64_t columns_;
-  bool spread_, shared_ = true;
-};
 
 template <class T>
 T kept(double y) {
@@ -42,24 +19,41 @@ T kept(double y) {
 }
 
 template <int64_t K, bool Two, class I, class O>
-void map_block(const I* __restrict x, const uint8_t* __restrict z, O* __restrict y, int64_t n, const Rows& rows,
-               int64_t channel) {
-  const double *f = rows.at(0, channel), *s = rows.at(1, channel), *low = rows.at(2, channel),
-               *high = rows.at(3, channel), *after = rows.at(4, channel), *second = rows.at(5, channel);
+void map_exactly(const I* __restrict x, const uint8_t* __restrict z, O* __restrict y, int64_t n, const Rows& rows,
+                 int64_t channel) {
+  const double *f = rows.at(0, channel), *s = rows.at(1, channel);
+  const Limits all = rows.limits(channel);
   const auto other = [&](int64_t i) { return Two ? static_cast<double>(z[i]) : 0.0; };
   if (!rows.spread()) {
-    const Limits all{*f, *s, *low, *high, *after, *second};
     for (int64_t i = 0; i < n; ++i) y[i] = kept<O>(mapped<K, Two>(static_cast<double>(x[i]), other(i), all));
   } else if (rows.shared()) {
-    const double least = *low, most = *high, last = *after, two = *second;
     for (int64_t i = 0; i < n; ++i)
-      y[i] = kept<O>(
-          mapped<K, Two>(static_cast<double>(x[i]), other(i), Limits{f[i], s[i], least, most, last, two}));
+      y[i] = kept<O>(mapped<K, Two>(static_cast<double>(x[i]), other(i),
+                                    Limits{f[i], s[i], all.low, all.high, all.after, all.second}));
   } else {
+    const double *low = rows.at(2, channel), *high = rows.at(3, channel), *after = rows.at(4, channel),
+                 *second = rows.at(5, channel);
     for (int64_t i = 0; i < n; ++i)
       y[i] = kept<O>(mapped<K, Two>(static_cast<double>(x[i]), other(i),
                                     Limits{f[i], s[i], low[i], high[i], after[i], second[i]}));
   }
+}
+
+// Nearest codes come from float32 where that is sure of them, a piece at a time.
+template <int64_t K, bool Two, class I, class O>
+void map_block(const I* x, const uint8_t* z, O* y, int64_t n, const Rows& rows, int64_t channel, Tries& tries) {
+  if constexpr (std::is_same_v<O, uint8_t> && is_nearest(K)) {
+    if (rows.single() && tries.pay()) {
+      for (int64_t i = 0; i < n; i += kPiece) {
+        const int64_t m = std::min(kPiece, n - i), first = rows.spread() ? channel + i : channel;
+        const bool sure = map_singly<Two>(x + i, Two ? z + i : z, y + i, m, *rows.single(), rows.spread(), first);
+        if (!sure) map_exactly<K, Two>(x + i, Two ? z + i : z, y + i, m, rows, first);
+        tries.add(sure);
+      }
+      return;
+    }
+  }
+  map_exactly<K, Two>(x, z, y, n, rows, channel);
 }
 
 void look_up(const uint8_t* __restrict a, const uint8_t* __restrict b, uint8_t* __restrict y, int64_t n,
@@ -93,6 +87,7 @@ std::vector<Tensor> forward(const std::vector<Tensor>& given, const std::vector<
   constexpr int64_t kWidth[] = {4, 8, 1};
   torch::stable::parallel_for(0, walk.numel, kGrain, [&](int64_t first, int64_t last) {
     alignas(64) uint8_t between[kMost][kBlock];
+    std::vector<Tries> tries(rows.size());
     walk.blocks(first, last, [&](const Block& b) {
       const auto place = [&](int64_t p) {
         const auto k = static_cast<size_t>(p);
@@ -112,12 +107,12 @@ std::vector<Tensor> forward(const std::vector<Tensor>& given, const std::vector<
             auto* to = static_cast<decltype(out)*>(place(s.target));
             if (second) {
               map_block<decltype(kind)::value, true>(static_cast<const uint8_t*>(place(s.source)), second, to, b.n,
-                                                     rows[s.at], b.channel);
+                                                     rows[s.at], b.channel, tries[s.at]);
               return;
             }
             with_form(form_at(s.source), [&](auto in) {
               map_block<decltype(kind)::value, false>(static_cast<const decltype(in)*>(place(s.source)), second, to,
-                                                      b.n, rows[s.at], b.channel);
+                                                      b.n, rows[s.at], b.channel, tries[s.at]);
             });
           });
         });
