@@ -64,7 +64,7 @@ def test_layers_that_read_a_tensor_on_the_same_grid_share_its_bytes():
     conv = Conv(inputs=("x",), output="y", layer="y", weight=weight, bias=whole(5, 9), zero=whole(3), padding=(1, 1))
     grid = {"multiplier": whole(3), "addend": whole(40), "zero": ZERO, "rounding": "half_even", "low": 0, "high": 255}
     steps = [Requantize(inputs=("y",), output=n, layer=n, shift=whole(4 + (n == "c")), **grid) for n in names]
-    add = Sum(inputs=names, output="z", layer="z", zeros=whole(0, 0, 0), shifts=whole(0, 0, 0))
+    add = Sum(inputs=names[1:], output="z", layer="z", zeros=whole(0, 0), shifts=whole(0, 0))
     program = IntegerProgram(tensors, [conv, *steps, add], "x", "z")
     x = np.random.default_rng(0).integers(0, 16, (3, 2, 3, 3))
     fast = Fast(program, watched=names)
