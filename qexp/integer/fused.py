@@ -6,10 +6,12 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from qexp_kernels.fused_conv import Products, fused_conv
 from qexp_kernels.regrid import MOST, STEPS, Pass, Step
 from qexp_kernels.regrid.reference import TABLE
 from torch import Tensor
 
+from qexp.integer import int8
 from qexp.integer.arithmetic import RUNTIMES
 from qexp.integer.bounds import partial_sums
 from qexp.integer.lines import Codes, Line, bytes_at, limits_behind, line_of, mapped, straight
@@ -48,6 +50,7 @@ class _Writer:
     def __init__(self, machine: Machine, region: Region, sums: Callable[[Machine, Conv | Linear], Sums | None]) -> None:
         self.machine, self.region, self.sums = machine, region, sums
         self.reads: list[tuple[str, Sums | None]] = []  # what each input place holds: a tensor, or sums of it
+        self.head: Products | None = None  # the first place, if its sums are computed in the pass
         self.values: dict[str, Line | Codes] = {}
         self.steps: list[Step] = []
         self.constants: list[Tensor] = []
@@ -70,11 +73,21 @@ class _Writer:
         device, dtypes = self.machine.device, [self._leaf(100 + k).dtype for k in made]
         steps = [s._replace(**{field: self._number(getattr(s, field), made) for field in PLACES}) for s in self.steps]
         constants, tables = ([t.to(device) for t in given] for given in (self.constants, self.tables))
-        reads = [(self.region.inputs.index(name), sums) for name, sums in self.reads]
         regrid, which = Pass(steps, dtypes, constants, tables), [made.index(k) for k in results]
+        reads = [(self.region.inputs.index(name), sums) for name, sums in self.reads]
+
+        def read(given: tuple[Tensor, ...], first: int) -> list[Tensor]:
+            return [given[i] if sums is None else sums(given[i]) for i, sums in reads[first:]]
 
         def run(*given: Tensor) -> list[Tensor]:
-            found = regrid([given[i] if sums is None else sums(given[i]) for i, sums in reads])
+            if self.head is None:
+                found = regrid(read(given, 0))
+            else:
+                x = given[reads[0][0]]
+                is_flat = x.dim() == 2  # of a linear layer
+                others = [y[:, :, None, None] if is_flat else y for y in read(given, 1)]
+                found = fused_conv(x[:, :, None, None] if is_flat else x, self.head, regrid, others)
+                found = [y.flatten(1) for y in found] if is_flat else found
             return [found[k] for k in which]
 
         return run
@@ -158,7 +171,10 @@ class _Writer:
         most += int(np.abs(op.bias).max(initial=0))
         if most >= DOUBLE:
             raise _NotFused
-        return line_of(self._read(op.inputs[0], sums), 1 << op.align, op.bias, most)
+        place = self._read(op.inputs[0], sums)
+        if place == 0 and self.machine.in_bytes(op):
+            self.head = int8.products(op, source.low, source.high)
+        return line_of(place, 1 << op.align, op.bias, most)
 
     def _requantized(self, op: Requantize, line: Line) -> Line | Codes:
         """One step: its result is bytes, or a tensor that others read."""
