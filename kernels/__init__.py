@@ -10,6 +10,7 @@ from .dorefa import dorefa_weight, dorefa_weight_and_peak
 from .errors import KernelError
 from .fake_quantize import fake_quantize, quantize
 from .fixed_point import fixed_point_conv2d, fixed_point_linear
+from .fused_conv import fused_conv
 from .gemmlowp import gemmlowp, gemmlowp_codes
 from .hysteresis import hysteresis
 from .level_grid import level_grid
@@ -33,6 +34,7 @@ __all__ = [
     "fake_quantize",
     "fixed_point_conv2d",
     "fixed_point_linear",
+    "fused_conv",
     "gemmlowp",
     "gemmlowp_codes",
     "hysteresis",

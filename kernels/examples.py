@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from .fused_conv.reference import blocked
+
 
 def arguments(device: torch.device, images: int = 2, size: int = 5) -> dict[str, tuple]:
     """Returns arguments of each operator; differentiable ones require a gradient.
@@ -31,6 +33,7 @@ def arguments(device: torch.device, images: int = 2, size: int = 5) -> dict[str,
     affine = (s, z, -z, 0.0, 15.0, None, 1)
     rows = torch.stack([s.double() * 90, s.double(), s.double() * 0, s.double() * 0 + 255, s.double() * 0, s.double()])
     passes = ([rows], [torch.arange(65536).to(torch.uint8).to(device)], [0, 0, -1, 2, 0, 7, 2, 1, 3, 0], [2, 2])
+    codes = whole(0, 9, images, 3, size, size).to(torch.uint8)
     conv = ([1, 1], [1, 1], [1, 1], 1, 8, 4, "per_op", "half_even")
     normed = (learned(3), learned(3), x.clone().requires_grad_(), 1e-5, 0.0, 6.0)
     moments = (s, z, z, s)  # weight, bias, mean, variance
@@ -53,7 +56,17 @@ def arguments(device: torch.device, images: int = 2, size: int = 5) -> dict[str,
         "level_grid": (leaf, levels, learned(3), 1, True),
         "level_grid_backward": (x, x, levels, s, 1, True),
         "hysteresis": (x, x.sign(), 0.1),
-        "regrid": ([x, whole(0, 9, images, 3, size, size).to(torch.uint8)], *passes),
+        "regrid": ([x, codes], *passes),
+        "fused_conv": (
+            codes,
+            blocked(whole(-127, 128, 3, 3).to(torch.int8)),
+            whole(-99, 99, 3).int(),
+            7,
+            [1, 1] * 2 + [0, 0, 1, 1],
+            [codes],
+            *passes,
+            False,
+        ),
         "rescale": (x, s.double(), s.double(), -9.0, 9.0, "half_even", torch.int8),
         "tensor_stats": (x, 1, s, s.round(), s, 4, True),
         "fixed_point_conv2d": (leaf, learned(6, 3, 3, 3), learned(6), *conv),

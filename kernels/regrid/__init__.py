@@ -67,21 +67,56 @@ def regrid(
     Raises:
         KernelError: An argument does not fit the others.
     """
-    forms = [FORMS.index(d) if d in FORMS else -1 for d in dtypes]
-    _check(xs, steps, dtypes, forms, constants, tables)
-    flat = [n for s in steps for n in (KINDS.index(s.kind), s.source, s.other, s.target, s.at)]
-    return torch.ops.qexp.regrid(list(xs), list(constants), list(tables), flat, forms)
+    return Pass(steps, dtypes, constants, tables)(xs)
 
 
-def _check(xs, steps, dtypes, forms, constants, tables) -> None:
-    for name, given, most in (("xs", xs, MOST), ("dtypes", dtypes, MOST), ("steps", steps, STEPS)):
-        if not 1 <= len(given) <= most:
-            raise KernelError(f"{name}: got {len(given)}, expected 1 to {most}")
-    if -1 in forms:
-        raise KernelError(f"dtypes: got {list(dtypes)}, expected float32, float64 or uint8")
-    if any(x.dtype not in INPUTS or x.shape != xs[0].shape or x.device != xs[0].device for x in xs):
-        raise KernelError("xs: expected float32, float64 or uint8, of one shape and on one device")
-    channels = xs[0].shape[1] if xs[0].dim() > 1 else 1
+class Pass:
+    """Steps that are run many times: `Pass(steps, dtypes, constants, tables)(xs)` is `regrid(xs, steps, ...)`.
+
+    What it is made of is checked once for each combination of dtypes and channels.
+    """
+
+    def __init__(
+        self,
+        steps: Sequence[Step],
+        dtypes: Sequence[torch.dtype],
+        constants: Sequence[Tensor] = (),
+        tables: Sequence[Tensor] = (),
+    ) -> None:
+        self.steps, self.dtypes = list(steps), list(dtypes)
+        self.constants, self.tables = list(constants), list(tables)
+        self.forms = [FORMS.index(d) if d in FORMS else -1 for d in dtypes]
+        kinds = [KINDS.index(s.kind) if s.kind in KINDS else -1 for s in steps]
+        self.flat = [n for kind, s in zip(kinds, steps) for n in (kind, s.source, s.other, s.target, s.at)]
+        self._suited: set[tuple] = set()  # channels and dtypes of inputs that are known to fit
+
+    def __call__(self, xs: Sequence[Tensor]) -> list[Tensor]:
+        """Returns the results for tensors of one shape."""
+        if not xs or any(x.shape != xs[0].shape or x.device != xs[0].device for x in xs):
+            raise KernelError("xs: expected one to four tensors of one shape and on one device")
+        self.check(xs[0].shape[1] if xs[0].dim() > 1 else 1, *[x.dtype for x in xs])
+        return torch.ops.qexp.regrid.default(list(xs), self.constants, self.tables, self.flat, self.forms)
+
+    def check(self, channels: int, *inputs: torch.dtype) -> None:
+        """Checks that steps, constants and tables fit inputs of some channels and dtypes.
+
+        Raises:
+            KernelError: They do not.
+        """
+        if (channels, inputs) not in self._suited:
+            _check(self, channels, inputs)
+            self._suited.add((channels, inputs))
+
+
+def _check(given: Pass, channels: int, inputs: Sequence[torch.dtype]) -> None:
+    steps, dtypes, constants, tables = given.steps, given.dtypes, given.constants, given.tables
+    for name, found, most in (("xs", inputs, MOST), ("dtypes", dtypes, MOST), ("steps", steps, STEPS)):
+        if not 1 <= len(found) <= most:
+            raise KernelError(f"{name}: got {len(found)}, expected 1 to {most}")
+    if -1 in given.forms:
+        raise KernelError(f"dtypes: got {dtypes}, expected float32, float64 or uint8")
+    if any(dtype not in INPUTS for dtype in inputs):
+        raise KernelError("xs: expected float32, float64 or uint8")
     if any(
         c.dtype != torch.float64 or c.dim() != 2 or c.shape[0] != 6 or c.shape[1] not in (1, channels)
         for c in constants
@@ -89,13 +124,13 @@ def _check(xs, steps, dtypes, forms, constants, tables) -> None:
         raise KernelError(f"constants: expected float64 [6, 1] or [6, {channels}]")
     if any(t.dtype != torch.uint8 or t.numel() not in (256, 65536) for t in tables):
         raise KernelError("tables: expected uint8 of 256 or 65,536 entries")
-    kinds = [x.dtype for x in xs] + list(dtypes) + [torch.uint8] * MOST
-    written = set(range(len(xs)))
+    kinds = [*inputs, *dtypes, *[torch.uint8] * MOST]
+    written = set(range(len(inputs)))
     for s in steps:
         if s.kind not in KINDS:
             raise KernelError(f"kind: got {s.kind!r}, expected one of {', '.join(KINDS)}")
         reads = {s.source} | ({s.other} if s.other >= 0 else set())
-        if not reads <= written or not len(xs) <= s.target < len(kinds):
+        if not reads <= written or not len(inputs) <= s.target < len(kinds):
             raise KernelError(f"steps: {s} reads what is not there yet, or writes where it cannot")
         if s.kind == TABLE:
             wide = 256 if s.other < 0 else 65536
@@ -108,5 +143,5 @@ def _check(xs, steps, dtypes, forms, constants, tables) -> None:
         elif s.other >= 0 and (s.kind in ("float32", GRID) or {kinds[s.source], kinds[s.other]} != {torch.uint8}):
             raise KernelError(f"steps: {s} needs bytes, and a kind that rounds once, to read two places")
         written.add(s.target)
-    if not set(range(len(xs), len(xs) + len(dtypes))) <= written:
+    if not set(range(len(inputs), len(inputs) + len(dtypes))) <= written:
         raise KernelError("steps: a result is not written")

@@ -6,19 +6,22 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from qexp_kernels import regrid
-from qexp_kernels.regrid import MOST, STEPS, Step
+from qexp_kernels.fused_conv import Products, fused_conv
+from qexp_kernels.regrid import MOST, STEPS, Pass, Step
+from qexp_kernels.regrid.reference import TABLE
 from torch import Tensor
 
+from qexp.integer import int8
 from qexp.integer.arithmetic import RUNTIMES
 from qexp.integer.bounds import partial_sums
 from qexp.integer.lines import Codes, Line, bytes_at, limits_behind, line_of, mapped, straight
-from qexp.integer.machine import DOUBLE, Machine
+from qexp.integer.machine import DOUBLE, Machine, Stored
 from qexp.integer.op import Op
 from qexp.integer.program import Add, Clamp, Conv, Linear, Lookup, Requantize
 from qexp.integer.reference import COMPUTE
 from qexp.integer.regions import Region
 
+PLACES = ("source", "target", "other")  # fields of a step
 Sums = Callable[[Tensor], Tensor]
 Run = Callable[..., list[Tensor]]
 
@@ -47,12 +50,13 @@ class _Writer:
     def __init__(self, machine: Machine, region: Region, sums: Callable[[Machine, Conv | Linear], Sums | None]) -> None:
         self.machine, self.region, self.sums = machine, region, sums
         self.reads: list[tuple[str, Sums | None]] = []  # what each input place holds: a tensor, or sums of it
+        self.head: Products | None = None  # the first place, if its sums are computed in the pass
         self.values: dict[str, Line | Codes] = {}
         self.steps: list[Step] = []
         self.constants: list[Tensor] = []
         self.tables: list[Tensor] = []
         self.between = 0
-        if not 1 <= len(region.leaves) <= MOST:
+        if not region.leaves:
             raise _NotFused
 
     def written(self) -> Run:
@@ -62,33 +66,58 @@ class _Writer:
             if op.output in self.region.leaves:
                 value = self._left(op.output, value)
             self.values[op.output] = value
-        if not 1 <= len(self.reads) <= MOST or self.between > MOST or len(self.steps) > STEPS:
+        results = self._once()
+        made = sorted(set(results))
+        if not 1 <= len(self.reads) <= MOST or max(self.between, len(made)) > MOST or len(self.steps) > STEPS:
             raise _NotFused
-        names, dtypes = self.region.inputs, [self.machine.stored(name).dtype for name in self.region.leaves]
-        reads = [(names.index(name), sums) for name, sums in self.reads]
-        steps = [
-            s._replace(source=self._number(s.source), target=self._number(s.target), other=self._number(s.other))
-            for s in self.steps
-        ]
-        constants, tables = (
-            [c.to(self.machine.device) for c in self.constants],
-            [t.to(self.machine.device) for t in self.tables],
-        )
+        device, dtypes = self.machine.device, [self._leaf(100 + k).dtype for k in made]
+        steps = [s._replace(**{field: self._number(getattr(s, field), made) for field in PLACES}) for s in self.steps]
+        constants, tables = ([t.to(device) for t in given] for given in (self.constants, self.tables))
+        regrid, which = Pass(steps, dtypes, constants, tables), [made.index(k) for k in results]
+        reads = [(self.region.inputs.index(name), sums) for name, sums in self.reads]
+
+        def read(given: tuple[Tensor, ...], first: int) -> list[Tensor]:
+            return [given[i] if sums is None else sums(given[i]) for i, sums in reads[first:]]
 
         def run(*given: Tensor) -> list[Tensor]:
-            return regrid(
-                [given[i] if sums is None else sums(given[i]) for i, sums in reads], steps, dtypes, constants, tables
-            )
+            if self.head is None:
+                found = regrid(read(given, 0))
+            else:
+                x = given[reads[0][0]]
+                is_flat = x.dim() == 2  # of a linear layer
+                others = [y[:, :, None, None] if is_flat else y for y in read(given, 1)]
+                found = fused_conv(x[:, :, None, None] if is_flat else x, self.head, regrid, others)
+                found = [y.flatten(1) for y in found] if is_flat else found
+            return [found[k] for k in which]
 
         return run
 
+    def _once(self) -> list[int]:
+        """Drops steps that repeat an earlier one; returns the number of the leaf that holds each leaf.
+
+        Two layers often read a tensor on the same grid, such as a convolution and the addition around it.
+        """
+        same: dict[int, int] = {}  # place -> an earlier place of the same numbers
+        steps: dict[tuple, Step] = {}
+        for step in self.steps:
+            step = step._replace(source=same.get(step.source, step.source), other=same.get(step.other, step.other))
+            numbers = (self.tables if step.kind == TABLE else self.constants)[step.at]
+            dtype = self._leaf(step.target).dtype if step.target < 200 else None  # bytes in between
+            first = steps.setdefault((step.kind, step.source, step.other, numbers.numpy().tobytes(), dtype), step)
+            same[step.target] = first.target
+        self.steps = list(steps.values())
+        return [same[100 + k] - 100 for k in range(len(self.region.leaves))]
+
+    def _leaf(self, place: int) -> Stored:
+        """Returns how the result at a place is kept."""
+        return self.machine.stored(self.region.leaves[place - 100])
+
     # Places: inputs are 0, 1, ..., results 100, 101, ..., bytes in between 200, 201, ...; numbered anew once all are known.
 
-    def _number(self, place: int) -> int:
+    def _number(self, place: int, made: list[int]) -> int:
         if place < 100:
             return place
-        results = len(self.region.leaves)
-        return len(self.reads) + (place - 100 if place < 200 else results + place - 200)
+        return len(self.reads) + (made.index(place - 100) if place < 200 else len(made) + place - 200)
 
     def _target(self, name: str) -> int:
         if name in self.region.leaves:
@@ -142,7 +171,10 @@ class _Writer:
         most += int(np.abs(op.bias).max(initial=0))
         if most >= DOUBLE:
             raise _NotFused
-        return line_of(self._read(op.inputs[0], sums), 1 << op.align, op.bias, most)
+        place = self._read(op.inputs[0], sums)
+        if place == 0 and self.machine.in_bytes(op):
+            self.head = int8.products(op, source.low, source.high)
+        return line_of(place, 1 << op.align, op.bias, most)
 
     def _requantized(self, op: Requantize, line: Line) -> Line | Codes:
         """One step: its result is bytes, or a tensor that others read."""

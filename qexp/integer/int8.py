@@ -9,6 +9,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from qexp_kernels.fused_conv import Products
+from qexp_kernels.fused_conv import products as prepared
+from qexp_kernels.fused_conv.reference import QUAD
 from torch import Tensor
 
 from qexp.integer.bounds import by_input, by_output
@@ -64,6 +67,28 @@ def sums(op: Conv | Linear, low: int, high: int) -> Sums:
         return total.flatten(1) if isinstance(op, Linear) else total
 
     return added
+
+
+def products(op: Conv | Linear, low: int, high: int) -> Products | None:
+    """Returns a layer that `suits` as `fused_conv` computes it; None where oneDNN is to compute its sums.
+
+    These are layers whose windows are one pixel, and layers whose channels are each by itself: their sums would travel through memory
+    for little work.
+    """
+    weight, window, groups = op.weight, ((1, 1), (0, 0), (1, 1)), 1
+    if isinstance(op, Conv):
+        window, groups = (op.stride, op.padding, op.dilation), op.groups
+    weight = weight.reshape(*weight.shape, *[1] * (4 - weight.ndim))
+    alone = groups == len(weight) and weight.shape[1] == 1
+    dots = groups == 1 and weight.shape[2:] == (1, 1) and not any(window[1]) and weight.shape[1] % QUAD == 0
+    if not (alone or (dots and torch.cpu._is_vnni_supported())):
+        return None
+    ends = by_output(weight, op.zero, groups, low, high)
+    most = max(-int(ends[0].min(initial=0)), int(ends[1].max(initial=0)))
+    if most >= 2**31 or weight.shape[1] * 255 * 127 >= 2**31:
+        return None
+    codes = torch.from_numpy(weight.astype(np.int8))
+    return prepared(codes, int(op.zero[0]) + offset(low), *window, groups, wide=most >= _EXACT)
 
 
 def _parts(op: Conv | Linear, low: int, high: int) -> list[tuple[int, int]] | None:

@@ -55,6 +55,24 @@ def equal_in_all(program: IntegerProgram, x: np.ndarray) -> Fast:
     return fast
 
 
+def test_layers_that_read_a_tensor_on_the_same_grid_share_its_bytes():
+    """Three requantizations of one sum, two of them the same: two results, and each name has its codes."""
+    names = ("a", "b", "c")
+    bounds = {"x": (0, 15), "y": (-(2**12), 2**12), **dict.fromkeys(names, (0, 255)), "z": (0, 765)}
+    tensors = {n: TensorSpec(n, (2, 3, 3), low, high, np.ones(1), ZERO) for n, (low, high) in bounds.items()}
+    weight = np.arange(-18, 18).reshape(2, 2, 3, 3)
+    conv = Conv(inputs=("x",), output="y", layer="y", weight=weight, bias=whole(5, 9), zero=whole(3), padding=(1, 1))
+    grid = {"multiplier": whole(3), "addend": whole(40), "zero": ZERO, "rounding": "half_even", "low": 0, "high": 255}
+    steps = [Requantize(inputs=("y",), output=n, layer=n, shift=whole(4 + (n == "c")), **grid) for n in names]
+    add = Sum(inputs=names[1:], output="z", layer="z", zeros=whole(0, 0), shifts=whole(0, 0))
+    program = IntegerProgram(tensors, [conv, *steps, add], "x", "z")
+    x = np.random.default_rng(0).integers(0, 16, (3, 2, 3, 3))
+    fast = Fast(program, watched=names)
+    made = fast.steps[0][2](torch.from_numpy(x).to(torch.uint8))
+    assert made[0] is made[1] and not torch.equal(made[0], made[2])
+    equal_in_all(program, x)
+
+
 class Residual(nn.Module):
     """Two sums: one with its input, one with a convolution of another depth; a pool and a concatenation between."""
 

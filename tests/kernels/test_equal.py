@@ -70,6 +70,39 @@ def test_several_results_of_one_pass_are_those_of_the_reference(x, compiled):
                 assert torch.equal(got, want) and got.dtype == want.dtype and got.stride() == want.stride()
 
 
+@pytest.mark.parametrize("channels", [1, 5, 1500])
+def test_codes_beside_the_middle_between_two_are_those_of_the_reference(channels, compiled, device):
+    """Where float32 cannot tell which code is nearer: sums of products that lie at most a few roundings beside the middle."""
+    g = torch.Generator().manual_seed(channels)
+    factor = torch.rand(channels, generator=g).double() * 0.004 + 1e-4
+    summand = torch.randn(channels, generator=g).double() * 90
+    near = torch.randint(-3, 259, (40, channels, 4), generator=g) + 0.5 - summand[:, None]
+    sums = (near / factor[:, None]).round() + torch.randint(-1, 2, near.shape, generator=g)
+    sums[::3] = torch.randint(-(2**24), 2**24, sums[::3].shape, generator=g).double()
+    bytes_ = torch.randint(0, 256, sums.shape, generator=g).to(torch.uint8)
+    shared = torch.tensor([0.0, 255, 0, 0]).double()[:, None].expand(4, channels)
+    moved = torch.tensor([-128.0, 127, 128, 0]).double()[:, None].expand(4, channels)
+    one, wide = torch.stack([factor, summand]), torch.stack([factor, summand * 1e5])
+    ties = torch.tensor([0.25, 3.0, 0, 255, 0, 0.5]).double()[:, None]  # every second result
+    two = torch.tensor([1.4289, -210.05, 0, 255, 0, 0.797]).double()[:, None]
+    constants = [torch.cat([one, shared]), torch.cat([wide, shared]), torch.cat([one, moved]), ties, two]
+    constants = [c.contiguous().to(device) for c in constants]
+    for kind in ("half_even", "half_up", "half_away"):
+        for x, steps in (
+            (sums.float(), [Step(kind, 0, 2 + k, k) for k in range(4)]),
+            (sums, [Step(kind, 0, 2 + k, k) for k in range(4)]),
+            (bytes_, [Step(kind, 0, 2 + k, 3 + k // 2, k % 2) for k in range(4)]),
+        ):
+            for layout in (x, x.transpose(1, 2).contiguous().transpose(1, 2)):
+                found = []
+                for which in (compiled, "reference"):
+                    kernels.load(which)
+                    given = [layout.to(device), bytes_.to(device)]
+                    found.append(kernels.regrid(given, steps, [torch.uint8] * 4, constants))
+                for got, want in zip(*found, strict=True):
+                    assert torch.equal(got, want), (kind, x.dtype)
+
+
 def test_statistics_are_those_of_the_reference(x, compiled):
     channels = {"center": 0.1, "first": -11.0, "width": 0.13}
     for axis, count in ((None, 1), (1, 6), (3, x.shape[3])):

@@ -1,0 +1,43 @@
+"""A convolution of bytes and the pass behind it in plain PyTorch: the reference for every other implementation."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..regrid import reference as regrid
+
+LANES, QUAD = 16, 4  # outputs of a block of weights, and inputs that are multiplied together
+
+
+def blocked(weight: Tensor) -> Tensor:
+    """Returns int8 weights `[O, I]` as `[O / 16, I / 4, 16, 4]`, both rounded up with zeros."""
+    outputs, inputs = weight.shape
+    weight = F.pad(weight, (0, -inputs % QUAD, 0, -outputs % LANES))
+    return weight.reshape(-1, LANES, weight.shape[1] // QUAD, QUAD).transpose(1, 2).contiguous()
+
+
+def forward(
+    x: Tensor,
+    weight: Tensor,
+    less: Tensor,
+    zero: int,
+    window: list[int],
+    others: list[Tensor],
+    constants: list[Tensor],
+    tables: list[Tensor],
+    steps: list[int],
+    forms: list[int],
+    wide: bool,
+) -> list[Tensor]:
+    """Returns the results of the steps, whose first place is the sum of products."""
+    kernel, stride, padding, dilation = window[:2], window[2:4], window[4:6], window[6:]
+    outputs, channels = less.numel(), x.shape[1]
+    if weight.dim() == 4:
+        flat = weight.transpose(1, 2).reshape(weight.shape[0] * LANES, -1)
+        weight, groups = flat[:outputs, :channels, None, None], 1
+    else:
+        weight, groups = weight.reshape(*kernel, channels).permute(2, 0, 1)[:, None], channels
+    x = F.pad(x.double(), (padding[1], padding[1], padding[0], padding[0]), value=float(zero))
+    sums = F.conv2d(x, weight.double(), -less.double(), stride, 0, dilation, groups)
+    sums = sums.to(torch.float64 if wide else torch.float32).contiguous(memory_format=torch.channels_last)
+    return regrid.forward([sums, *others], constants, tables, steps, forms)

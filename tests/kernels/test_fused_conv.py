@@ -1,0 +1,90 @@
+"""A convolution of bytes with the pass behind it: the sums are those of the definition, whatever the shape of tiles and blocks."""
+
+import pytest
+import qexp_kernels as kernels
+import torch
+import torch.nn.functional as F
+from qexp_kernels.fused_conv import fused_conv, products
+from qexp_kernels.regrid import Pass, Step
+
+SUMS = Pass(
+    [Step("none", 0, 1, 0)], [torch.float64], [torch.tensor([1.0, 0, -(2.0**40), 2.0**40, 0, 0]).double()[:, None]]
+)
+EACH = [
+    (1, 3, 1),
+    (5, 3, 1),
+    (31, 3, 2),
+    (32, 3, 1),
+    (70, 3, 2),
+    (200, 3, 1),
+    (33, 5, 2),
+    (64, 1, 1),
+]  # channels, kernel, stride
+
+
+def bytes_of(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randint(0, 256, shape, generator=torch.Generator().manual_seed(seed)).to(torch.uint8)
+
+
+def weights_of(*shape: int) -> torch.Tensor:
+    weight = torch.randint(-128, 128, shape, generator=torch.Generator().manual_seed(1)).to(torch.int8)
+    weight[0] = -128  # the greatest sums
+    return weight
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("stride", [(1, 1), (2, 1)])
+@pytest.mark.parametrize(
+    "inputs, outputs", [(1, 1), (3, 7), (4, 16), (8, 17), (20, 33), (64, 70), (12, 130), (260, 64)]
+)
+def test_windows_of_one_pixel(implementation, device, inputs, outputs, stride, layout):
+    x, weight = bytes_of(3, inputs, 9, 7).to(device, memory_format=layout), weights_of(outputs, inputs, 1, 1).to(device)
+    got = fused_conv(x, products(weight, 113, stride, wide=True), SUMS)[0]
+    assert torch.equal(got, F.conv2d(x.double() - 113, weight.double(), None, stride))
+    assert got.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("channels, kernel, stride", EACH)
+@pytest.mark.parametrize("dilation", [1, 2])
+def test_each_channel_by_itself(implementation, device, channels, kernel, stride, dilation):
+    x, weight = bytes_of(2, channels, 11, 8).to(device), weights_of(channels, 1, kernel, kernel).to(device)
+    window = (stride, 1), (kernel // 2, 2), (dilation, 1)
+    x[:, 0] = 255
+    got = fused_conv(x, products(weight, 200, *window, channels), SUMS)[0]
+    assert torch.equal(got, F.conv2d(x.double() - 200, weight.double(), None, *window, channels))
+
+
+@pytest.mark.parametrize("channels", [8, 40])
+@pytest.mark.parametrize("wide", [False, True])
+def test_what_follows_is_the_pass_of_regrid(implementation, device, channels, wide):
+    x, other = bytes_of(5, channels, 23, 9).to(device), bytes_of(5, 50, 23, 9, seed=2).to(device)
+    weight = weights_of(50, channels, 1, 1).to(device)
+    g = torch.Generator().manual_seed(3)
+    rows = [
+        torch.rand(50, generator=g) * 0.01,
+        torch.rand(50, generator=g) * 99,
+        *torch.tensor([[0.0], [255], [0], [0]]).expand(4, 50),
+    ]
+    lines = [
+        torch.stack(rows).double().to(device),
+        torch.tensor([1.2, -20, 0, 255, 0, 0.7]).double()[:, None].to(device),
+    ]
+    behind = Pass([Step("half_even", 0, 3, 0), Step("half_even", 3, 2, 1, 1)], [torch.uint8] * 2, lines)
+    got = fused_conv(x, products(weight, 7, wide=wide), behind, [other])
+    sums = F.conv2d(x.double() - 7, weight.double())
+    for one, two in zip(got, behind([sums if wide else sums.float(), other]), strict=True):
+        assert torch.equal(one, two)
+
+
+def test_no_images_and_what_does_not_fit(implementation, device):
+    weight, x = weights_of(6, 4, 1, 1).to(device), bytes_of(0, 4, 5, 5).to(device)
+    assert fused_conv(x, products(weight, 0), SUMS)[0].shape == (0, 6, 5, 5)
+    for wrong in (
+        lambda: products(weights_of(6, 4, 3, 3), 0),
+        lambda: products(weight, 256),
+        lambda: fused_conv(bytes_of(1, 9, 5, 5).to(device), products(weight, 0), SUMS),
+        lambda: fused_conv(bytes_of(1, 4, 5, 5).to(device), products(weight, 0), SUMS, [x]),
+        lambda: fused_conv(bytes_of(1, 4, 5, 5).float().to(device), products(weight, 0), SUMS),
+    ):
+        with pytest.raises(kernels.KernelError):
+            wrong()
