@@ -47,7 +47,7 @@ def undisturbed(run, tmp_path) -> pd.DataFrame:
 
 
 KILLED = """
-import os, random, signal, sys, time
+import os, random, shutil, signal, sys, time
 from hydra import compose, initialize_config_dir
 from qexp.run import pipeline
 from qexp.run.settings import read
@@ -67,22 +67,25 @@ def sweep():
     finish(Path(runs) / "s")
 
 random.seed(0)
-survived = 0
-for number in range(int(kills)):
+number = killed = 0
+while killed < int(kills):
     pid = os.fork()
     if not pid:
         sweep()
         os._exit(0)
     time.sleep(random.uniform(0, 0.25 * (number % 8 + 1)))
+    number += 1
     os.kill(pid, signal.SIGKILL)
-    survived += os.waitpid(pid, 0)[1] == 0
-print("KILLED", int(kills) - survived)
+    if os.waitpid(pid, 0)[1]:
+        killed += 1
+    else:  # the sweep had ended, on a quick machine after few kills: the next kills hit a new one
+        shutil.rmtree(Path(runs) / "s")
 """
 
 
 @pytest.mark.slow
 def test_a_sweep_killed_again_and_again_ends_with_the_same_table(run, digits, tmp_path, undisturbed):
-    """Twelve times, each at a random moment up to two seconds into the sweep; then once to its end."""
+    """Twelve kills hit it at work, each at a random moment up to two seconds into it; then it runs to its end."""
     killed = subprocess.run(
         [sys.executable, "-c", KILLED, str(ROOT), str(tmp_path / "runs"), "12", *digits],
         input="\n".join(map(" ".join, POINTS)),
@@ -93,7 +96,6 @@ def test_a_sweep_killed_again_and_again_ends_with_the_same_table(run, digits, tm
         timeout=300,
     )
     assert killed.returncode == 0, killed.stderr
-    assert int(killed.stdout.split("KILLED")[1]) >= 6, "most of the kills hit a sweep at work"
     for point in POINTS:
         assert run("study=s", *point)["status"] == "ok"
     pd.testing.assert_frame_equal(table(tmp_path / "runs" / "s"), undisturbed)
