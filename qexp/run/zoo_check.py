@@ -239,7 +239,9 @@ def _lowered(found: Report, model: nn.Module, program: IntegerProgram, golden: G
     wrong = int((scores != program.decode(golden.scores)).sum())
     other = "lowering the loaded network gives another one than the stored one"
     same = f"this qexp lowers the network to other steps; all {golden.scores.size} golden scores are the same"
-    found.add("program", not wrong, same if not wrong else f"{other}: {wrong} of {golden.scores.size} golden scores differ")
+    found.add(
+        "program", not wrong, same if not wrong else f"{other}: {wrong} of {golden.scores.size} golden scores differ"
+    )
 
 
 def _compare(
