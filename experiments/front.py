@@ -19,7 +19,7 @@ class Row:
 
     Attributes:
         network, how: What was quantized, and whether it was trained.
-        study, width: The folder, and the column: `W4A4`.
+        study, width: The folder, and the column: `W4A4`; of `records`, the row.
         under: Words of the heading, or of the line before the table, where a study has tables of several networks.
     """
 
@@ -41,9 +41,10 @@ ROWS = (
     Row(RESNET, "post-training", "ptq_ladder", "W4A4"),
     Row(RESNET, "post-training", "ptq_ladder", "W2A8"),
     Row(RESNET, "trained, 5 epochs", "low_bit_resnet20", "W4A4"),
-    Row(RESNET, "trained, 5 epochs", "low_bit_resnet20", "W3A3"),
+    Row(RESNET, "trained", "records", "W4A4"),
+    Row(RESNET, "trained", "records", "W3A3"),
     Row(RESNET, "trained, 20 epochs", "low_bit_resnet20", "W2A2", under="20 epochs (7,660 steps)"),
-    Row(RESNET, "trained, 5 epochs", "one_bit", "W1A2"),
+    Row(RESNET, "trained", "records", "W1A2"),
     Row(SQUEEZE, "post-training", "imagenet_sample", "W6A6", under="## SqueezeNet"),
     Row(MOBILE, "post-training", "mobilenet_collapse", "W6A6"),
     Row(MOBILE, "post-training", "mobilenet_collapse", "W4A4"),
@@ -60,11 +61,30 @@ def table(rows: tuple[Row, ...] = ROWS, folder: Path = HERE) -> str:
         "|---" * 7 + "|",
     ]
     for row in rows:
-        method, cell, reference = best((folder / row.study / "README.md").read_text(), row)
+        text, how = (folder / row.study / "README.md").read_text(), row.how
+        if row.study == "records":
+            method, epochs, cell, reference = recorded(text, row.width)
+            how += f", {epochs} epochs"
+        else:
+            method, cell, reference = best(text, row)
         lines.append(
-            f"| {row.network} | {row.how} | {row.width} | {method} | {cell} | {reference} | [{row.study}](experiments/{row.study}) |"
+            f"| {row.network} | {how} | {row.width} | {method} | {cell} | {reference} | [{row.study}](experiments/{row.study}) |"
         )
     return "\n".join(lines)
+
+
+def recorded(text: str, width: str) -> tuple[str, str, str, str]:
+    """Returns method, epochs, score and float score of the long training to a width.
+
+    Raises:
+        ValueError: There is none.
+    """
+    for line in text.splitlines():
+        words = [word.strip() for word in line.strip("|").split("|")]
+        if len(words) == 8 and words[0].endswith(f" {width}"):
+            run, epochs, _, score, reference, *_ = words
+            return " ".join(run.split()[1:-1]), epochs, score, reference
+    raise ValueError(f"experiments/records/README.md: no training to {width}")
 
 
 def best(text: str, row: Row) -> tuple[str, str, str]:

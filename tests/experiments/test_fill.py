@@ -7,7 +7,7 @@ import pytest
 
 from experiments import index
 from experiments.fill import BLOCK, filled
-from experiments.front import ROWS, Row, best, table
+from experiments.front import ROWS, Row, best, recorded, table
 
 ROOT = Path(__file__).parents[2]
 STUDY = """# A study
@@ -82,3 +82,11 @@ def test_every_marked_table_is_closed_and_not_empty(page):
     blocks = BLOCK.findall(text)
     assert len(blocks) == text.count("<!-- python -m"), "a mark without its <!-- end -->"
     assert all(re.search(r"^\|", block[0], re.M) for block in BLOCK.finditer(text)), "a table that was never filled"
+
+
+def test_a_long_training_is_taken_from_its_row():
+    page = "| run | epochs | held out | test | float | goal | published | hours |\n" + "|---" * 8 + "|\n"
+    page += "| net lsq W4A4 | 20 | 93.3, 97.9 | 91.78 ± 0.54 | 91.75 | 91.73 | 92.3 (a paper) | 0.8 |\n"
+    assert recorded(page, "W4A4") == ("lsq", "20", "91.78 ± 0.54", "91.75")
+    with pytest.raises(ValueError, match="no training to W3A3"):
+        recorded(page, "W3A3")
