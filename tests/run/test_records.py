@@ -107,7 +107,6 @@ def test_whatever_an_export_fails_with_is_told(run, tmp_path, monkeypatch, caplo
 @pytest.mark.parametrize(
     "mistake",
     [
-        "layer_wbit=40",
         "layer_wbit=[4,4]",
         "layer_wbit={nolayer*: 4}",
         "quant.weight.granularity=chanel",
