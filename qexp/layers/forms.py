@@ -10,14 +10,14 @@ Each part that treats layers by their type treats function calls so, too:
   depend on the batch size stay `qexp.network.graph.PerImage`. A constant tensor of a sum or product is in the module (`Affine`).
 
 The types, of `qexp.models.modules`, `qexp.models.operations` and `qexp.models.attention`, by function: `Add Subtract Multiply MatMul`
-(two tensors), `Affine` (`+ - * /` with a number or a constant tensor), `Concat Stack Mean Sum Permute Transpose Reshape Split Index Roll
-Pad Attention`, and torch's `ReLU ReLU6 LeakyReLU PReLU ELU SiLU Mish Softplus Hardswish Hardsigmoid Sigmoid Tanh GELU Softmax Flatten
-AdaptiveAvgPool2d AvgPool2d MaxPool2d Upsample PixelShuffle LayerNorm BatchNorm2d Conv2d Linear`, `Identity` for what does nothing in
-evaluation mode.
+(two tensors), `Affine` (`+ - * /` with a number or a constant tensor), `Elementwise` (`abs`, `exp`, `**`), `Concat Stack Mean Sum Permute Transpose Reshape Split Index Roll
+Pad Attention`, and torch's activations (`Hardtanh` for clamps), `Softmax Flatten Unflatten AdaptiveAvgPool2d AvgPool2d MaxPool2d Upsample
+PixelShuffle PixelUnshuffle ChannelShuffle LayerNorm BatchNorm2d Conv2d Linear`, `Identity` for what does nothing in evaluation mode.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -30,6 +30,7 @@ from qexp.models.attention import Attention
 from qexp.models.modules import Add, Concat
 from qexp.models.operations import (
     Affine,
+    Elementwise,
     Index,
     MatMul,
     Mean,
@@ -237,6 +238,43 @@ def _reduction(kind: type[nn.Module]) -> Callable:
     return make
 
 
+def _clamp(*ends: str, inplace: bool = False) -> Callable:
+    """Returns the form of a clamp between two numbers, or at one; `ends` names the arguments after the tensor."""
+
+    def make(given: _Given) -> Form:
+        said = {end: given(i, end, None) for i, end in enumerate(ends, 1)}
+        low, high = said.get("min"), said.get("max")
+        low, high = -math.inf if low is None else low, math.inf if high is None else high
+        if not isinstance(low, int | float) or not isinstance(high, int | float) or not low < high:
+            raise _Unlike
+        return Form(nn.Hardtanh, (given.tensor(),), {"min_val": low, "max_val": high, "inplace": inplace})
+
+    return make
+
+
+def _elementwise(function: str, *numbers: str) -> Callable:
+    """Returns the form of a function of each element, and of numbers after it."""
+
+    def make(given: _Given) -> Form:
+        said = tuple(given(i, name) for i, name in enumerate(numbers, 1))
+        if not all(isinstance(number, int | float) for number in said):
+            raise _Unlike
+        return Form(Elementwise, (given.tensor(),), {"function": function, "numbers": said})
+
+    return make
+
+
+def _negative(given: _Given) -> Form:
+    return Form(Affine, (given.tensor(),), {"factor": -1.0})
+
+
+def _unflatten(given: _Given) -> Form:
+    dim, sizes = given(1, "dim"), given(2, "sizes", given.kwargs.get("unflattened_size", _MISSING))
+    if not isinstance(sizes, tuple | list) or not all(isinstance(size, int) for size in sizes):
+        raise _Unlike
+    return Form(nn.Unflatten, (given.tensor(),), {"dim": dim, "unflattened_size": tuple(sizes)})
+
+
 def _flatten(given: _Given) -> Form:
     return Form(
         nn.Flatten,
@@ -405,15 +443,36 @@ def _forms() -> dict[str, Callable[[_Given], Form]]:
         "elu": _activation(nn.ELU, ("alpha", 1.0), ("inplace", False)),
         "elu_": _activation(nn.ELU, ("alpha", 1.0), inplace=True),
         "mish": _activation(nn.Mish, ("inplace", False)),
+        "celu": _activation(nn.CELU, ("alpha", 1.0), ("inplace", False)),
+        "selu": _activation(nn.SELU, ("inplace", False)),
+        "hardtanh": _activation(nn.Hardtanh, ("min_val", -1.0), ("max_val", 1.0), ("inplace", False)),
+        **dict.fromkeys(("clamp", "clip"), _clamp("min", "max")),
+        **dict.fromkeys(("clamp_", "clip_"), _clamp("min", "max", inplace=True)),
+        "clamp_min": _clamp("min"),
+        "clamp_max": _clamp("max"),
+        **dict.fromkeys(
+            ("threshold", "_threshold"),
+            _activation(nn.Threshold, ("threshold", _MISSING), ("value", _MISSING), ("inplace", False)),
+        ),
+        "hardshrink": _activation(nn.Hardshrink, ("lambd", 0.5)),
+        "softshrink": _activation(nn.Softshrink, ("lambd", 0.5)),
+        "tanhshrink": _activation(nn.Tanhshrink),
+        "softsign": _activation(nn.Softsign),
+        "log_sigmoid": _activation(nn.LogSigmoid),
         "softplus": _activation(nn.Softplus, ("beta", 1.0), ("threshold", 20.0)),
         "sigmoid": _activation(nn.Sigmoid),
         "tanh": _activation(nn.Tanh),
         "gelu": _activation(nn.GELU, ("approximate", "none")),
+        **{name: _elementwise(name) for name in Elementwise.KNOWN if name != "pow"},
+        **dict.fromkeys(("absolute", "__abs__"), _elementwise("abs")),
+        **dict.fromkeys(("pow", "__pow__"), _elementwise("pow", "exponent")),
+        **dict.fromkeys(("neg", "negative", "__neg__"), _negative),
         "softmax": _activation(nn.Softmax, ("dim", None)),
         "mean": _reduction(Mean),
         "sum": _reduction(Sum),
         "stack": _stack,
         "flatten": _flatten,
+        "unflatten": _unflatten,
         "permute": _permute,
         **dict.fromkeys(("transpose", "swapaxes", "swapdims"), _transpose),
         "view": _reshape("size"),
@@ -425,6 +484,8 @@ def _forms() -> dict[str, Callable[[_Given], Form]]:
         "pad": _pad,
         "roll": _roll,
         "pixel_shuffle": _pool(nn.PixelShuffle, first="upscale_factor"),
+        "pixel_unshuffle": _pool(nn.PixelUnshuffle, first="downscale_factor"),
+        **dict.fromkeys(("channel_shuffle", "native_channel_shuffle"), _pool(nn.ChannelShuffle, first="groups")),
         "adaptive_avg_pool2d": _pool(nn.AdaptiveAvgPool2d, first="output_size"),
         "avg_pool2d": _pool(
             nn.AvgPool2d,

@@ -20,7 +20,7 @@ from qexp.layers.running import RUNNING, left
 from qexp.models import operations
 from qexp.models.activations import Maxout, RPReLU
 from qexp.models.modules import Add, Concat
-from qexp.models.operations import MatMul, Mean, Multiply, Subtract, Sum
+from qexp.models.operations import Elementwise, MatMul, Mean, Multiply, Subtract, Sum
 from qexp.quantizers.base import Quantizer
 
 GRADIENT = "grad_output"  # the gradient with respect to a layer's result, before the layer uses it
@@ -256,6 +256,36 @@ class QuantRPReLU(Unweighted, RPReLU): ...
 class QuantMaxout(Unweighted, Maxout): ...
 
 
+class QuantCELU(Unweighted, nn.CELU): ...
+
+
+class QuantSELU(Unweighted, nn.SELU): ...
+
+
+class QuantSoftsign(Unweighted, nn.Softsign): ...
+
+
+class QuantLogSigmoid(Unweighted, nn.LogSigmoid): ...
+
+
+class QuantTanhshrink(Unweighted, nn.Tanhshrink): ...
+
+
+class QuantSoftshrink(Unweighted, nn.Softshrink): ...
+
+
+class QuantHardshrink(Unweighted, nn.Hardshrink): ...
+
+
+class QuantThreshold(Unweighted, nn.Threshold): ...
+
+
+class QuantHardtanh(Unweighted, nn.Hardtanh): ...
+
+
+class QuantElementwise(Unweighted, Elementwise): ...
+
+
 class QuantLeakyReLU(Unweighted, nn.LeakyReLU): ...
 
 
@@ -384,6 +414,16 @@ QUANTIZED: dict[type[nn.Module], type[Quantized]] = {
     nn.ELU: QuantELU,
     nn.Mish: QuantMish,
     nn.Softplus: QuantSoftplus,
+    nn.CELU: QuantCELU,
+    nn.SELU: QuantSELU,
+    nn.Softsign: QuantSoftsign,
+    nn.LogSigmoid: QuantLogSigmoid,
+    nn.Tanhshrink: QuantTanhshrink,
+    nn.Softshrink: QuantSoftshrink,
+    nn.Hardshrink: QuantHardshrink,
+    nn.Threshold: QuantThreshold,
+    nn.Hardtanh: QuantHardtanh,
+    Elementwise: QuantElementwise,
     nn.Softmax: QuantSoftmax,
     nn.LayerNorm: QuantLayerNorm,
     nn.GroupNorm: QuantGroupNorm,

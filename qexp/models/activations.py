@@ -31,8 +31,8 @@ class RPReLU(nn.Module):
         self.zeta = nn.Parameter(torch.zeros(channels))
         self.slope = nn.Parameter(torch.full((channels,), slope))
 
-    def forward(self, x: Tensor) -> Tensor:
-        bent = F.prelu(x - _per_channel(self.xi), self.slope)
+    def forward(self, input: Tensor) -> Tensor:
+        bent = F.prelu(input - _per_channel(self.xi), self.slope)
         return bent + _per_channel(self.zeta)
 
 
@@ -53,8 +53,8 @@ class Maxout(nn.Module):
         self.positive = nn.Parameter(torch.full((channels,), positive))
         self.negative = nn.Parameter(torch.full((channels,), negative))
 
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.where(x > 0, _per_channel(self.positive), _per_channel(self.negative)) * x
+    def forward(self, input: Tensor) -> Tensor:
+        return torch.where(input > 0, _per_channel(self.positive), _per_channel(self.negative)) * input
 
 
 ACTIVATIONS: dict[str, Callable[[int], nn.Module]] = {

@@ -126,6 +126,27 @@ class Affine(nn.Module):
         return x.copy_(y) if self.into else y
 
 
+class Elementwise(nn.Module):
+    """A function of each element by its name in torch (`abs`, `exp`), with further numbers: `pow`, 2.
+
+    Attributes:
+        function: The name, one of `Elementwise.KNOWN`.
+        numbers: What the function takes after the tensor.
+    """
+
+    KNOWN = ("abs", "square", "pow", "exp", "expm1", "log1p", "sqrt", "rsqrt", "reciprocal", "sin", "cos", "erf")
+
+    def __init__(self, function: str, numbers: tuple[float, ...] = ()) -> None:
+        super().__init__()
+        self.function, self.numbers = function, numbers
+
+    def forward(self, input: Tensor) -> Tensor:
+        return getattr(torch, self.function)(input, *self.numbers)
+
+    def extra_repr(self) -> str:
+        return ", ".join(map(str, (self.function, *self.numbers)))
+
+
 class Permute(nn.Module):
     """The dimensions in another order: (0, 2, 3, 1) takes [N, C, H, W] to [N, H, W, C]."""
 

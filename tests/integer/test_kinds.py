@@ -145,6 +145,12 @@ KINDS: dict[str, tuple[Callable[[], nn.Module], dict | str]] = {
     },
     "slopes": (lambda: nn.PReLU(8), STEM),
     "functions": (lambda: Calls(lambda x: F.hardswish(x) + torch.sigmoid(x) * x - F.silu(x)), DEPLOY),
+    "clamps": (
+        lambda: Calls(lambda x, c: c(x.clamp(-0.2, 0.3)).clamp(max=0.4) + F.hardtanh(x), nn.Conv2d(8, 8, 1)),
+        DEPLOY,
+    ),
+    "clamps of sums": (lambda: Calls(lambda x: torch.clamp(x, min=-0.1) - x.clamp_max(0.2)), FLOAT),
+    "elements": (lambda: Calls(lambda x: x.abs() + x**2 - F.selu(x) + torch.exp(-x)), DEPLOY),
     "concatenation": (
         lambda: Calls(
             joined, nn.Conv2d(8, 4, 1), nn.Conv2d(8, 6, 3, padding=1), nn.BatchNorm2d(18), nn.Conv2d(18, 4, 1)

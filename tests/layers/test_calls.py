@@ -9,8 +9,9 @@ from torch import nn
 from qexp.calibration.calibrate import calibrate
 from qexp.layers import bake, quantizers_off, swap
 from qexp.layers.quantized import QUANTIZED
+from qexp.models.activations import Maxout, RPReLU
 from qexp.models.modules import Add, Concat
-from qexp.models.operations import MatMul, Mean, Multiply, Subtract, Sum
+from qexp.models.operations import Elementwise, MatMul, Mean, Multiply, Subtract, Sum
 from qexp.network.facts import facts
 from qexp.network.lean_evaluation import lean
 from qexp.quantizers.uniform import Uniform
@@ -85,6 +86,11 @@ MAKE = {
     nn.LayerNorm: (lambda: nn.LayerNorm(8), (2, 3, 8, 8)),
     nn.GroupNorm: (lambda: nn.GroupNorm(3, 3), (2, 3, 8, 8)),
     nn.InstanceNorm2d: (lambda: nn.InstanceNorm2d(3), (2, 3, 8, 8)),
+    nn.Hardshrink: (lambda: nn.Hardshrink(0.02), (2, 3, 8, 8)),
+    nn.Threshold: (lambda: nn.Threshold(0, 0), (2, 3, 8, 8)),
+    RPReLU: (lambda: RPReLU(3), (2, 3, 8, 8)),
+    Maxout: (lambda: Maxout(3), (2, 3, 8, 8)),
+    Elementwise: (lambda: Elementwise("erf"), (2, 3, 8, 8)),
     Mean: (lambda: Mean((2, 3)), (2, 3, 8, 8)),
     Sum: (lambda: Sum((2, 3)), (2, 3, 2, 2)),
 }

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from torch import nn
 
-from qexp.integer.layers.activations import relu, relu6, table
+from qexp.integer.layers.activations import hardtanh, relu, relu6, table
 from qexp.integer.layers.affine import affine
 from qexp.integer.layers.calls import expand_call, passed_call, unbind_call
 from qexp.integer.layers.joins import add, concat, matmul, multiply, passed, stack, subtract
@@ -44,8 +44,8 @@ TABLES = (
         nn.GELU,
         nn.Mish,
         nn.Tanh,
-        nn.Hardtanh,
         nn.Tanhshrink,
+        operations.Elementwise,
     ),
     *(
         nn.LeakyReLU,
@@ -74,6 +74,7 @@ LAYERS: dict[type[nn.Module], Callable] = {
     nn.InstanceNorm2d: instance_norm,
     nn.ReLU: relu,
     nn.ReLU6: relu6,
+    nn.Hardtanh: hardtanh,
     nn.MaxPool2d: max_pool,
     nn.AvgPool2d: average_pool,
     nn.AdaptiveAvgPool2d: adaptive_pool,
@@ -114,7 +115,7 @@ MOVING = {nn.Flatten, operations.Permute, operations.Transpose, operations.Resha
 MOVING |= {operations.Roll, nn.Identity, nn.Dropout, nn.Unflatten}
 # those that treat the entries of all dimensions alike, or of all but the last ones or the one that they name
 ANYWHERE = {*TABLES} - {nn.PReLU, RPReLU, Maxout}  # whose slopes lie along dimension 1
-ANYWHERE |= {nn.ReLU, nn.ReLU6, nn.Linear, nn.LayerNorm, nn.Softmax, modules.Add, modules.Concat}
+ANYWHERE |= {nn.ReLU, nn.ReLU6, nn.Hardtanh, nn.Linear, nn.LayerNorm, nn.Softmax, modules.Add, modules.Concat}
 ANYWHERE |= {getattr(operations, name) for name in ("Add", "Subtract", "Multiply", "Affine", "MatMul", "Mean", "Sum")}
 
 # functions and methods that no layer computes, by name

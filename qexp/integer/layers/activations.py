@@ -27,10 +27,18 @@ from qexp.quantizers.base import Quantizer
 TABLE_BITS = 16
 
 
-def relu(walk: Walk, step: Step, name: str, layer: nn.Module | None, x: Value, top: float = math.inf) -> Value:
+def relu(
+    walk: Walk,
+    step: Step,
+    name: str,
+    layer: nn.Module | None,
+    x: Value,
+    top: float = math.inf,
+    bottom: float = 0.0,
+) -> Value:
     """A ReLU is a clamp of codes."""
     x = walk.integers(walk.site(name, layer, "input", x), name)
-    y = _clamp(walk, name, x, top)
+    y = _clamp(walk, name, x, bottom, top)
     return walk.site(name, layer, "output", y)
 
 
@@ -39,17 +47,26 @@ def relu6(walk: Walk, step: Step, name: str, layer: nn.Module | None, x: Value) 
     return relu(walk, step, name, layer, x, 6.0)
 
 
-def _clamp(walk: Walk, name: str, x: Value, top: float) -> Value:
-    low = x.zero
-    high = (
-        np.full(1, x.high) if math.isinf(top) else x.zero + np.minimum(nearest(top / x.unit), 2.0**52).astype(np.int64)
-    )
-    least, most = int(low.min()), min(x.high, int(high.max()))
+def hardtanh(walk: Walk, step: Step, name: str, layer: nn.Hardtanh, x: Value) -> Value:
+    """A clamp at the codes nearest to its ends, either of which may be infinite."""
+    return relu(walk, step, name, layer, x, layer.max_val, layer.min_val)
+
+
+def _clamp(walk: Walk, name: str, x: Value, bottom: float, top: float) -> Value:
+    low, high = _code(x, bottom, x.low), _code(x, top, x.high)
     if x.low >= int(low.max()) and x.high <= int(high.min()):
         return x
-    least, most = max(x.low, least), max(most, least)
+    least = max(x.low, int(low.min()))
+    most = max(min(x.high, int(high.max())), least)
     op = Clamp(layer=name, inputs=(x.tensor,), output=walk.writer.fresh(name), low=low, high=high, axis=x.axis)
     return walk.writer.emit(op, replace(x, tensor=op.output, low=least, high=most))
+
+
+def _code(x: Value, real: float, infinite: int) -> NDArray[np.int64]:
+    """Returns the codes nearest to a real number, one or one per channel; `infinite` where the number is."""
+    if math.isinf(real):
+        return np.full(1, infinite)
+    return x.zero + nearest(real / x.unit).clip(-(2.0**52), 2.0**52).astype(np.int64)
 
 
 def table(walk: Walk, step: Step, name: str, layer: nn.Module, x: Value) -> Value:
@@ -65,6 +82,11 @@ def table(walk: Walk, step: Step, name: str, layer: nn.Module, x: Value) -> Valu
     codes = np.arange(x.low, x.high + 1)[:, None]
     real = np.broadcast_to((codes - x.zero) * x.unit, (len(codes), channels))
     values = _applied(layer, real).T  # [C, codes]
+    if not np.isfinite(values).all():
+        at = real[~np.isfinite(values).all(0)][0, 0]
+        raise cannot(
+            name, f"it is not finite at {at:g}, which its input may be", "clamp its input before: x.clamp(low, high)"
+        )
     quantizer = layer.site("output") if isinstance(layer, Quantized) else None
     quantized = isinstance(quantizer, Quantizer)
     grid = activation_grid(quantizer, f"{name}.output") if quantized else _fine(values)
