@@ -10,7 +10,8 @@ Each part that treats layers by their type treats function calls so, too:
   depend on the batch size stay `qexp.network.graph.PerImage`. A constant tensor of a sum or product is in the module (`Affine`).
 
 The types, of `qexp.models.modules`, `qexp.models.operations` and `qexp.models.attention`, by function: `Add Subtract Multiply MatMul`
-(two tensors), `Affine` (`+ - * /` with a number or a constant tensor), `Elementwise` (`abs`, `exp`, `**`), `Concat Stack Mean Sum Permute Transpose Reshape Split Index Roll
+(two tensors), `Affine` (`+ - * /` with a number or a constant tensor), `Elementwise` (`abs`, `exp`, `**`),
+`Concat Stack Mean Sum Permute Transpose Reshape Split Index Roll
 Pad Attention`, and torch's activations (`Hardtanh` for clamps), `Softmax Flatten Unflatten AdaptiveAvgPool2d AvgPool2d MaxPool2d Upsample
 PixelShuffle PixelUnshuffle ChannelShuffle LayerNorm BatchNorm2d Conv2d Linear`, `Identity` for what does nothing in evaluation mode.
 """
