@@ -202,6 +202,29 @@ def _matmul(given: _Given) -> Form:
     return Form(MatMul, (a, b))
 
 
+def _einsum(given: _Given) -> Form:
+    """Returns the form of a sum over one index of two tensors whose other dimensions come first in both: a product of matrices."""
+    equation, *xs = given.args
+    xs = list(xs[0]) if len(xs) == 1 and isinstance(xs[0], tuple | list) else xs
+    if not isinstance(equation, str) or len(xs) != 2 or not all(map(given.is_tensor, xs)):
+        raise _Unlike
+    if any(isinstance(x, nn.Parameter) for x in xs):
+        raise _Unlike
+    said, arrow, result = equation.replace(" ", "").partition("->")
+    letters = said.split(",")
+    if not arrow or any(
+        word[:-2] != result[:-2] or len(word) < 2 or len({*word}) < len(word) for word in (*letters, result)
+    ):
+        raise _Unlike
+    if result[-2] not in letters[0][-2:]:
+        letters, xs = letters[::-1], xs[::-1]
+    (row, column), (first, second) = result[-2:], (word[-2:] for word in letters)
+    inner = {*first} - {row}
+    if row not in first or column not in second or {*second} - {column} != inner or column in first:
+        raise _Unlike
+    return Form(MatMul, tuple(xs), {"turned": (first[0] != row, second[1] != column)})
+
+
 def _stack(given: _Given) -> Form:
     xs = given(0, "tensors")
     if not isinstance(xs, tuple | list) or not all(map(given.is_tensor, xs)):
@@ -431,6 +454,7 @@ def _forms() -> dict[str, Callable[[_Given], Form]]:
         "__rmul__": _binary(Multiply, multiply, swapped=True),
         **dict.fromkeys(("div", "div_", "divide", "true_divide", "__truediv__", "__div__", "__itruediv__"), _divide),
         **dict.fromkeys(("matmul", "__matmul__", "bmm"), _matmul),
+        "einsum": _einsum,
         **dict.fromkeys(("cat", "concat", "concatenate"), _concat),
         "relu": _activation(nn.ReLU, ("inplace", False)),
         "relu_": _activation(nn.ReLU, inplace=True),

@@ -45,9 +45,20 @@ class Multiply(nn.Module):
 
 
 class MatMul(nn.Module):
-    """The matrix product of two tensors."""
+    """The matrix product of two tensors.
+
+    Attributes:
+        turned: Whether the last two dimensions of the first and of the second tensor are exchanged before.
+    """
+
+    turned = (False, False)
+
+    def __init__(self, turned: tuple[bool, bool] = (False, False)) -> None:
+        super().__init__()
+        self.turned = turned
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        a, b = (x.transpose(-2, -1) if turned else x for x, turned in zip((a, b), self.turned))
         return torch.matmul(a, b)
 
 

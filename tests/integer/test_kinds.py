@@ -100,6 +100,15 @@ def attention(x: Tensor, qkv: nn.Module, last: nn.Module) -> Tensor:
     return last(torch.softmax(q @ k.transpose(1, 2) * 0.35, -1) @ v)
 
 
+def heads(x: Tensor, qkv: nn.Module, last: nn.Module) -> Tensor:
+    """Attention of two heads with its projection split first and products written as sums over an index."""
+    n, width = x.shape[:2]
+    x = x.flatten(2).transpose(1, 2)
+    q, k, v = (part.reshape(n, -1, 2, width // 2).permute(0, 2, 1, 3) for part in qkv(x).chunk(3, -1))
+    shares = torch.einsum("b h i d, b h j d -> b h i j", q, k * 0.35).softmax(-1)
+    return last(torch.einsum("bhij,bhjd->bhid", shares, v).permute(0, 2, 1, 3).reshape(n, -1, width))
+
+
 class Tokens(nn.Module):
     """A class token, positions, and attention of two heads as vision transformers write it."""
 
@@ -215,6 +224,7 @@ KINDS: dict[str, tuple[Callable[[], nn.Module], dict | str]] = {
         STEM,
     ),
     "tokens": (Tokens, DEPLOY),
+    "attention of heads": (lambda: Calls(heads, nn.Linear(8, 24), nn.Linear(8, 8)), DEPLOY),
     "attention": (lambda: Calls(attention, nn.Linear(8, 24), nn.Linear(8, 8)), DEPLOY),
 }
 

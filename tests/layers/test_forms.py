@@ -65,6 +65,8 @@ CALLS = {
     "border": lambda x, y: F.pad(x, (1, 0, 2, 1), value=0.5),
     "softmax": lambda x, y: x.softmax(1),
     "matmul": lambda x, y: x @ y.transpose(-1, -2),
+    "einsum": lambda x, y: torch.einsum("bcij,bckj->bcik", x, y),
+    "einsum of columns": lambda x, y: torch.einsum("b c j i, b c k j -> b c k i", x, y),
     "layer norm": lambda x, y: F.layer_norm(x, (6,), torch.arange(6.0), None, 1e-6),
     "batch norm": lambda x, y: F.batch_norm(x, torch.arange(4.0), torch.ones(4) * 3, torch.ones(4) * 2, None),
     "linear": lambda x, y: F.linear(x, torch.arange(12.0).reshape(2, 6)),
@@ -110,6 +112,8 @@ def test_a_module_computes_what_the_call_computes(name):
         lambda x: x.clamp(1, 0),
         lambda x: x.clamp(min=torch.zeros(4)),
         lambda x: 2**x,
+        lambda x: torch.einsum("bchw,bdhw->bcd", x, x),
+        lambda x: torch.einsum("bchw,bchw->bchw", x, x),
     ],
 )
 def test_a_call_with_arguments_that_no_module_has_is_no_module(call):

@@ -10,7 +10,7 @@ from torch import nn
 from qexp.integer.arithmetic import FLOAT32_SUM, width
 from qexp.integer.grids import Grid, cannot
 from qexp.integer.layers.affine import multiple
-from qexp.integer.layers.moves import padded, reshaped, simulated, unified
+from qexp.integer.layers.moves import padded, permuted, reshaped, simulated, unified
 from qexp.integer.lowered import Site
 from qexp.integer.moves import Concat
 from qexp.integer.products import MatMul, Multiply
@@ -66,6 +66,8 @@ def matmul(walk: Walk, step: Step, name: str, layer: nn.Module | None, a: Value,
         raise cannot(
             name, "its matrices hold images of a batch", "move the images to dimension 0 before: x.permute(...)"
         )
+    turned = getattr(layer, "turned", (False, False))
+    a, b = (_turned(walk, name, x) if t else x for x, t in zip((a, b), turned))
     if len(a.shape) != len(b.shape) or a.shape[:-2] != b.shape[:-2]:
         raise cannot(
             name, f"it multiplies matrices {list(a.shape)} and {list(b.shape)}", "give both the same dimensions"
@@ -76,6 +78,12 @@ def matmul(walk: Walk, step: Step, name: str, layer: nn.Module | None, a: Value,
     shape = (*a.shape[:-1], b.shape[-1])
     y = walk.writer.emit(op, Value(op.output, a.unit * b.unit, ZERO, low, high, shape, None, sums))
     return walk.site(name, layer, "output", y)
+
+
+def _turned(walk: Walk, name: str, x: Value) -> Value:
+    """Returns a value with its last two dimensions exchanged."""
+    last = len(x.shape) - 1
+    return permuted(walk, name, x, (*range(last - 1), last, last - 1))
 
 
 def operands(walk: Walk, name: str, layer: nn.Module | None, xs: tuple[Value, ...]) -> list[Value]:

@@ -93,16 +93,27 @@ def reshaped(walk: Walk, name: str, x: Value, shape: Sequence[int]) -> Value:
 
 
 def _unified_before(walk: Walk, x: Value) -> Value | None:
-    """Returns the result of a linear layer with one unit for all channels, where these come last and are about to be taken apart.
+    """Returns the result of a linear layer, or a part of it, with one unit for all channels, which are about to be taken apart.
 
     The simulation rounds at the layer. None if the tensor is not that of a linear layer.
     """
     maker = walk.writer.maker(x)
+    if not isinstance(maker, Slice):
+        return _linear_unified(walk, x)
+    source = replace(walk.writer.value(maker.inputs[0]), batch=x.batch, lead=x.lead)
+    whole = _linear_unified(walk, source, again=True) if maker.axis == source.axis else None
+    return None if whole is None else sliced(walk, maker.layer, whole, maker.axis, maker.start, maker.count, maker.step)
+
+
+def _linear_unified(walk: Walk, x: Value, again: bool = False) -> Value | None:
+    """Returns the result of a linear layer with one unit; `again`: also where an earlier part of it has made that."""
+    maker = walk.writer.maker(x)
     if not isinstance(maker, Linear) or (maker.layer, "output") in walk.lowered.sites:
         return None
     key = maker.layer, "output (wide)"
-    if key in walk.lowered.sites:
-        return None
+    if (found := walk.lowered.sites.get(key)) is not None:
+        same = again and found.arriving is not None and found.arriving.tensor == x.tensor
+        return replace(found.leaving, batch=x.batch, lead=x.lead, axis=0, dims=1, most=None) if same else None
     ((whole,), (op,)) = walk.writer.settle([x], maker.layer, f"{maker.layer}.wide")
     walk.lowered.sites[key] = Site(whole.tensor, x, op, whole, quantized=False)
     return replace(whole, axis=0, dims=1, most=None)
