@@ -40,7 +40,7 @@ from typing import Any
 import torch
 
 from experiments.coverage.networks import networks
-from experiments.coverage.one import COLUMNS, LARGE, cells_of
+from experiments.coverage.one import COLUMNS, LARGE, MEMORY, cells_of
 from qexp.system.locks import locked
 from qexp.system.whole_files import whole, write_text
 
@@ -59,12 +59,13 @@ def main() -> None:
     parser.add_argument("--again", action="store_true", help="run rows again that the file holds")
     parser.add_argument("--seconds", type=int, default=SECONDS, help="limit of processor time for a network")
     parser.add_argument("--large", type=int, default=LARGE, help="most weights of networks that are exported")
+    parser.add_argument("--memory", type=int, default=MEMORY, help="GiB that a network may take")
     given = parser.parse_args()
     chosen = [key for pattern in given.patterns for key in fnmatch.filter((n.key for n in networks()), pattern)]
     for key in dict.fromkeys(chosen):
         with suppress(_RunsElsewhere), locked(CLAIMS / key, _skip):
             if given.again or key not in read():
-                row = run(key, given.seconds, given.large)
+                row = run(key, given.seconds, given.large, given.memory)
                 enter(key, row)
                 print(key, row, flush=True)
 
@@ -77,11 +78,11 @@ def _skip() -> None:
     raise _RunsElsewhere
 
 
-def run(key: str, seconds: int, large: int = LARGE) -> dict[str, Any]:
+def run(key: str, seconds: int, large: int = LARGE, memory: int = MEMORY) -> dict[str, Any]:
     """Returns the cells of a network that runs in a process of its own, which starts with the libraries loaded."""
     start = multiprocessing.get_context("fork")
     receives, sends = start.Pipe(duplex=False)
-    process = start.Process(target=_report, args=(key, seconds, large, sends))
+    process = start.Process(target=_report, args=(key, seconds, large, memory, sends))
     process.start()
     sends.close()
     try:
@@ -97,11 +98,11 @@ def run(key: str, seconds: int, large: int = LARGE) -> dict[str, Any]:
         process.join()
 
 
-def _report(key: str, seconds: int, large: int, sends: Any) -> None:
+def _report(key: str, seconds: int, large: int, memory: int, sends: Any) -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 5))
     torch.set_num_threads(1)
     try:
-        sends.send(cells_of(key, large))
+        sends.send(cells_of(key, large, memory))
     except Exception as error:  # the network cannot even be built
         sends.send(dict.fromkeys(COLUMNS, f"{type(error).__name__}: {error}"[:200]))
 

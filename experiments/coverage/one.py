@@ -36,7 +36,7 @@ from qexp.passes.fold_bn import fold_bn, is_unfolded
 from qexp.passes.unchanged import relative_change, results
 from qexp.recipe import Recipe, apply, resolve
 
-MEMORY = 14 * 2**30
+MEMORY = 14  # GiB
 LARGE = 6_000_000  # weights; a compiler reads about a million in a second
 ROUNDING = 4  # times what float32 itself moves the result: a network of 100 random layers spreads each rounding
 COLUMNS = ("quantize", "fold", "lower", "equal", "onnx", "c99")
@@ -46,9 +46,9 @@ DEPLOY = {
 }
 
 
-def cells_of(key: str, large: int = LARGE) -> dict[str, Any]:
-    """Returns the cells of one network; those of more than `large` weights are not exported."""
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+def cells_of(key: str, large: int = LARGE, memory: int = MEMORY) -> dict[str, Any]:
+    """Returns the cells of one network in `memory` GiB; networks of more than `large` weights are not exported."""
+    resource.setrlimit(resource.RLIMIT_AS, (memory * 2**30, memory * 2**30))
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")
     network = Network(*key.split("/"))
