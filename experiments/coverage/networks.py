@@ -45,7 +45,7 @@ class Network:
     @property
     def scores(self) -> bool:
         """Whether its result is one tensor of scores, so that it could be lowered."""
-        return self.source not in ("detection", "segmentation")
+        return self.source != "detection"
 
     def build(self) -> tuple[nn.Module, Any]:
         """Returns the network with random weights and images for it."""
@@ -64,8 +64,20 @@ class Network:
             options |= {"image_size": size} if self.name.startswith("vit_") else {}
             return models.get_model(self.name, weights=None, **options), _images(size)
         model = models.get_model(self.name, weights=None, weights_backbone=None)
-        images = _images(96 if self.source == "segmentation" else 128, 2)
-        return model, images if self.source == "segmentation" else list(images)
+        if self.source == "segmentation":
+            return Scores(model), _images(96, 2)
+        return model, list(_images(128, 2))
+
+
+class Scores(nn.Module):
+    """A segmentation network of torchvision, whose result is a dictionary, with its scores alone as result."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(x)["out"]
 
 
 def networks() -> Iterator[Network]:
