@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qexp.errors import QexpError
 from qexp.integer.grids import CannotLowerError, cannot, together
 from qexp.integer.layers import ANYWHERE, FUNCTIONS, LAYERS, MOVING
 from qexp.integer.lowered import Lowered
@@ -46,8 +47,11 @@ def lower(model: nn.Module, example: Tensor, about: dict[str, Any] | None = None
                 walk.visit(step)
             else:
                 walk.constant(step)
-        except CannotLowerError as refusal:
-            refusals.append(refusal)
+        except QexpError as error:
+            if isinstance(error, CannotLowerError):
+                refusals.append(error)
+            elif not refusals:  # else it may come of the codes that a refused step was given
+                raise QexpError(f"{step.name}: {error}") from error
             shapes = shapes or _shapes(model, seen.graph, example)
             walk.assume(step, shapes.get(step, []))
     if refusals:

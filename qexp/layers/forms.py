@@ -381,6 +381,14 @@ def _upsample(given: _Given) -> Form:
     return Form(nn.Upsample, (given.tensor(),), said)
 
 
+def _group_norm(given: _Given) -> Form:
+    weight, bias = given(2, "weight", None), given(3, "bias", None)
+    if not isinstance(weight, Tensor) or not isinstance(bias, Tensor):
+        raise _Unlike
+    options = {"num_groups": given(1, "num_groups"), "num_channels": weight.numel(), "eps": given(4, "eps", 1e-5)}
+    return Form(nn.GroupNorm, (given.tensor(),), options, {"weight": weight, "bias": bias})
+
+
 def _layer_norm(given: _Given) -> Form:
     shape, weight, bias = tuple(given(1, "normalized_shape")), given(2, "weight", None), given(3, "bias", None)
     options = {"normalized_shape": shape, "eps": given(4, "eps", 1e-5)}
@@ -523,6 +531,7 @@ def _forms() -> dict[str, Callable[[_Given], Form]]:
         ),
         "interpolate": _upsample,
         "layer_norm": _layer_norm,
+        "group_norm": _group_norm,
         "batch_norm": _batch_norm,
         "linear": _linear,
         "conv2d": _conv,

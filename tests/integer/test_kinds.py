@@ -109,6 +109,25 @@ def heads(x: Tensor, qkv: nn.Module, last: nn.Module) -> Tensor:
     return last(torch.einsum("bhij,bhjd->bhid", shares, v).permute(0, 2, 1, 3).reshape(n, -1, width))
 
 
+def patches(x: Tensor, a: nn.Module, b: nn.Module) -> Tensor:
+    """Patches of a convolution's result as rows, as MobileViT takes them apart."""
+    n, c, h, w = (x := a(x)).shape
+    x = x.reshape(n * c * h // 2, 2, w // 2, 2).transpose(1, 2).reshape(n, c, h * w // 4, 4).transpose(1, 3)
+    x = b(x.reshape(n * 4, -1, c))
+    return x.reshape(n, 4, -1, c).transpose(1, 3)
+
+
+class Blur(nn.Module):
+    """A filter that is not learned, whose weights are float and small multiples of a power of two."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("filter", torch.tensor([[[[1.0, 2, 1]]]] * 8) / 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x.relu(), self.filter, stride=2, padding=(0, 1), groups=8)
+
+
 class Tokens(nn.Module):
     """A class token, positions, and attention of two heads as vision transformers write it."""
 
@@ -224,6 +243,12 @@ KINDS: dict[str, tuple[Callable[[], nn.Module], dict | str]] = {
         STEM,
     ),
     "tokens": (Tokens, DEPLOY),
+    "blur": (Blur, FLOAT),
+    "patches": (lambda: Calls(patches, nn.Conv2d(8, 6, 3, padding=1), nn.Linear(6, 6)), DEPLOY),
+    "groups of a function": (
+        lambda: Calls(lambda x, g: F.group_norm(x, 4, g.weight, g.bias), nn.GroupNorm(4, 8)),
+        STEM,
+    ),
     "attention of heads": (lambda: Calls(heads, nn.Linear(8, 24), nn.Linear(8, 8)), DEPLOY),
     "attention": (lambda: Calls(attention, nn.Linear(8, 24), nn.Linear(8, 8)), DEPLOY),
 }

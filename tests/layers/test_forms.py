@@ -68,6 +68,7 @@ CALLS = {
     "einsum": lambda x, y: torch.einsum("bcij,bckj->bcik", x, y),
     "einsum of columns": lambda x, y: torch.einsum("b c j i, b c k j -> b c k i", x, y),
     "layer norm": lambda x, y: F.layer_norm(x, (6,), torch.arange(6.0), None, 1e-6),
+    "group norm": lambda x, y: F.group_norm(x, 2, torch.arange(4.0), torch.ones(4), 1e-6),
     "batch norm": lambda x, y: F.batch_norm(x, torch.arange(4.0), torch.ones(4) * 3, torch.ones(4) * 2, None),
     "linear": lambda x, y: F.linear(x, torch.arange(12.0).reshape(2, 6)),
     "conv": lambda x, y: F.conv2d(x, torch.arange(16.0).reshape(4, 4, 1, 1), torch.ones(4), 2, groups=1),

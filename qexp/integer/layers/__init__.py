@@ -8,7 +8,7 @@ from torch import nn
 
 from qexp.integer.layers.activations import hardtanh, relu, relu6, table
 from qexp.integer.layers.affine import affine
-from qexp.integer.layers.calls import expand_call, passed_call, unbind_call
+from qexp.integer.layers.calls import expand_call, passed_call, reshape_as_call, to_call, unbind_call
 from qexp.integer.layers.joins import add, concat, matmul, multiply, passed, stack, subtract
 from qexp.integer.layers.moves import (
     channel_shuffle,
@@ -121,3 +121,5 @@ ANYWHERE |= {getattr(operations, name) for name in ("Add", "Subtract", "Multiply
 # functions and methods that no layer computes, by name
 FUNCTIONS: dict[str, Callable] = {"dropout": passed_call, "contiguous": passed_call, "unbind": unbind_call}
 FUNCTIONS |= dict.fromkeys(("expand", "expand_as"), expand_call)
+FUNCTIONS |= dict.fromkeys(("view_as", "reshape_as"), reshape_as_call)
+FUNCTIONS |= dict.fromkeys(("to", "float", "double", "type_as"), to_call)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import torch
+
 from qexp.integer.grids import cannot
-from qexp.integer.layers.moves import repeated, unbound
+from qexp.integer.layers.moves import repeated, reshaped, unbound
 from qexp.integer.values import Value
 from qexp.integer.walk import Walk
 from qexp.network.graph import Step
@@ -33,3 +35,19 @@ def expand_call(walk: Walk, step: Step, where: str) -> Value:
         if wanted not in (-1, n):
             x = repeated(walk, where, x, axis, wanted)
     return x
+
+
+def reshape_as_call(walk: Walk, step: Step, where: str) -> Value:
+    """The same elements in the shape of another tensor."""
+    x, like = walk.integers(walk.first(step), where), walk.operand(step.operands[1], where)
+    if (x.batch, x.lead) != (like.batch, 0) or x.batch:
+        raise cannot(where, "its shape mixes images of a batch", "keep the images in dimension 0: torch.flatten(x, 1)")
+    return reshaped(walk, where, x, like.shape)
+
+
+def to_call(walk: Walk, step: Step, where: str) -> Value:
+    """A conversion between floating types, which all hold the same numbers here."""
+    for given in (*step.args[1:], *step.kwargs.values()):
+        if isinstance(given, torch.dtype) and not given.is_floating_point:
+            raise cannot(where, f"it converts to {given}", "keep floating-point values")
+    return walk.first(step)

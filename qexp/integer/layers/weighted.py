@@ -14,7 +14,7 @@ from qexp.integer.arithmetic import nearest, width
 from qexp.integer.bounds import by_output
 from qexp.integer.grids import activation_grid, cannot, integer_weight, is_power_of_two
 from qexp.integer.hardware import winograd
-from qexp.integer.layers.moves import bordered, padded, reshaped, unified
+from qexp.integer.layers.moves import bordered, padded, reshaped, simulated, unified
 from qexp.integer.layers.shapes import pair, windows
 from qexp.integer.layers.transposed import spread_out, turned, turned_back
 from qexp.integer.program import Conv, Linear
@@ -28,20 +28,21 @@ from qexp.quantizers.base import Quantizer
 # bits of a bias below the accumulator's last bit: as many as fit into int32, at most as with 26 bits
 BIAS_BITS = (8, 16)
 ZEROS = ("zeros", "constant")  # names of borders of zeros
+WEIGHT_BITS = 16  # of a float weight that is exact in integers
 MOST_ALIGN = 24  # for a bias on power-of-two steps of its own
 
 
 def weighted(walk: Walk, step: Step, name: str, layer: nn.Module, x: Value) -> Value:
     """A convolution or linear layer: integer weights, a bias in units of the accumulator."""
     x = walk.integers(walk.site(name, layer, "input", x), name)
-    quantizer = getattr(layer, "weight_quantizer", None)
-    if not isinstance(quantizer, Quantizer):
+    quantizer, whole = getattr(layer, "weight_quantizer", None), None
+    if not isinstance(quantizer, Quantizer) and (whole := _whole_weight(layer)) is None:
         remedy = "give it bits (layer_wbit, or a rule), or choose a method for weights"
         raise cannot(f"{name}.weight", "the weight is float", remedy)
     how = families.unit(layer, name)
     transposed = isinstance(layer, nn.ConvTranspose2d)
     arrange = partial(turned, layer) if transposed else None
-    weight, unit = integer_weight(layer.weight, quantizer, f"{name}.weight", x.reach, arrange)
+    weight, unit = whole or integer_weight(layer.weight, quantizer, f"{name}.weight", x.reach, arrange)
     if not how:
         weight, unit = raised(_real_bias(layer) / x.unit.min(), weight, unit)
     walk.lowered.steps[name] = unit
@@ -69,9 +70,16 @@ def weighted(walk: Walk, step: Step, name: str, layer: nn.Module, x: Value) -> V
         name, layer, unit if word is None else np.repeat(word.scale, len(unit)), room(x, weight, groups)
     )
     real = _real(weight, unit, x, groups)
-    constants = walk.lowered.constants.setdefault(name, {"weight": turned_back(layer, real) if transposed else real})
-    if layer.bias is not None:
-        constants["bias"] = bias * result
+    if simulated(walk, name):
+        constants = walk.lowered.constants.setdefault(
+            name, {"weight": turned_back(layer, real) if transposed else real}
+        )
+        if layer.bias is not None:
+            constants["bias"] = bias * result
+    elif layer.bias is not None:  # its weight is exact, but the simulation could not round its bias
+        raise cannot(
+            f"{name}.bias", "the bias of a call is float", "use nn.Conv2d, or a quantizer for the call's weight"
+        )
     low, high = result_range(x, weight, groups, align, bias) if word is None else (word.low, word.high)
     result = result if word is None else word.scale
     fields = {
@@ -112,6 +120,20 @@ def weighted(walk: Walk, step: Step, name: str, layer: nn.Module, x: Value) -> V
     y = walk.writer.emit(op, Value(op.output, result, ZERO, low, high, shape, most, sums, axis))
     y = reshaped(walk, name, y, (shape[0], shape[2])) if line else y
     return walk.site(name, layer, "output", y)
+
+
+def _whole_weight(layer: nn.Module) -> tuple[np.ndarray, np.ndarray] | None:
+    """Returns a float weight as integers and the power of two that they count, where that is exact with 16 bits: the filter of a blur."""
+    if isinstance(layer, nn.ConvTranspose2d):
+        return None
+    real = layer.weight.detach().cpu().double().numpy()
+    for finer in range(WEIGHT_BITS):
+        whole = np.ldexp(real, finer)
+        if np.abs(whole).max() >= 2 ** (WEIGHT_BITS - 1):
+            return None
+        if (whole == np.rint(whole)).all():
+            return whole.astype(np.int64), np.full(len(real), 2.0**-finer)
+    return None
 
 
 def _flat(layer: nn.Conv1d) -> nn.Conv2d:
