@@ -1,6 +1,7 @@
 // A convolution of bytes and the pass behind it on the CPU, a tile of pixels at a time; see reference.py.
 #include "../regrid/pass.h"
 #include "products.h"
+#include "taps.h"
 #include "window.h"
 
 namespace qexp {
@@ -9,6 +10,7 @@ namespace {
 using namespace fused_conv;
 
 constexpr int64_t kTile = 8192;  // sums of a tile, at least, so that they stay in the second-level cache
+constexpr uintptr_t kLine = 64;  // bytes of a cache line, at which a tile begins
 constexpr int64_t kPixels = 48;  // pixels of a tile, at least, so that weights are read seldom
 
 std::vector<Tensor> forward(const Tensor& given, const Tensor& weight, const Tensor& less, int64_t zero, const Ints& window,
@@ -22,7 +24,9 @@ std::vector<Tensor> forward(const Tensor& given, const Tensor& weight, const Ten
   std::vector<OptionalTensor> inputs{std::nullopt};
   for (const Tensor& t : others) inputs.push_back(regrid::as_laid_out(t, outs[0]));
   const regrid::Pass pass(inputs, outs, constants, tables, flat, wide ? regrid::kDouble : regrid::kSingle);
-  const std::vector<uint8_t> border(w.channels, static_cast<uint8_t>(zero));
+  const std::vector<uint8_t> border(w.channels * w.width, static_cast<uint8_t>(zero));
+  std::optional<Interleaved> dots;
+  if (weight.dim() != 4 && has_taps()) dots.emplace(data<int16_t>(weight), w.kernel[0] * w.kernel[1], w.channels);
   const int64_t pixels = images * w.rows * w.columns;
   const int64_t per = std::max(kPixels, (kTile / std::max<int64_t>(outputs, 1) + kRows) / kRows * kRows);
   regrid::with_form(wide ? regrid::kDouble : regrid::kSingle, [&](auto tag) {
@@ -30,15 +34,17 @@ std::vector<Tensor> forward(const Tensor& given, const Tensor& weight, const Ten
     if constexpr (!std::is_same_v<S, uint8_t>) {
       torch::stable::parallel_for(0, (pixels + per - 1) / per, 1, [&](int64_t first, int64_t last) {
         auto tries = pass.tries();
-        std::vector<S> tile(per * outputs);
+        std::vector<S> room(per * outputs + kLine / sizeof(S));
+        S* tile = room.data() + (kLine - reinterpret_cast<uintptr_t>(room.data()) % kLine) / sizeof(S);
         for (int64_t k = first; k < last; ++k) {
           const int64_t begin = k * per, end = std::min(begin + per, pixels);
           if (weight.dim() == 4) {
-            pointwise(data<uint8_t>(x), data<int8_t>(weight), data<int32_t>(less), w, outputs, begin, end, tile.data());
+            pointwise(data<uint8_t>(x), data<int8_t>(weight), data<int32_t>(less), w, outputs, begin, end, tile);
           } else {
-            depthwise(data<uint8_t>(x), data<int16_t>(weight), data<int32_t>(less), border.data(), w, begin, end, tile.data());
+            depthwise(data<uint8_t>(x), data<int16_t>(weight), dots ? &*dots : nullptr, data<int32_t>(less), border.data(), w, begin,
+                      end, tile);
           }
-          pass.run(begin * outputs, end * outputs, tries, tile.data());
+          pass.run(begin * outputs, end * outputs, tries, tile);
         }
       });
     }

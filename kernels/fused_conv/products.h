@@ -1,14 +1,13 @@
-// Sums of products of bytes and 8-bit weights, for a tile of output pixels.
+// Sums of products of bytes and 8-bit weights in windows of one pixel, for a tile of output pixels.
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
-#include <utility>
 #include <vector>
 
 #include "window.h"
 
-#if defined(__x86_64__) && defined(__GNUC__)
+#if defined(__x86_64__) && defined(__GNUC__) && defined(__AVX512BW__)
 #include <immintrin.h>
 #define QEXP_DOTS 1
 #endif
@@ -16,14 +15,6 @@
 namespace qexp::fused_conv {
 
 constexpr int kRows = 6;  // pixels whose sums are in registers at a time
-
-struct Pixel {
-  int64_t image, row, column;
-};
-
-inline Pixel pixel_of(const Window& w, int64_t number) {
-  return {number / (w.rows * w.columns), number / w.columns % w.rows, number % w.columns};
-}
 
 // Sums of one pixel and 16 outputs, in any processor's instructions. `b`: [quads][16][4].
 inline void dots_of(const uint8_t* a, int64_t inputs, const int8_t* b, int32_t* sum) {
@@ -148,10 +139,9 @@ void pointwise(const uint8_t* x, const int8_t* weight, const int32_t* less, cons
                int64_t last, S* to) {
   const int64_t quads = (w.channels + kQuad - 1) / kQuad, count = last - first;
   std::vector<const uint8_t*> a(count);
-  for (int64_t p = 0; p < count; ++p) {
-    const Pixel at = pixel_of(w, first + p);
+  Pixel at = pixel_of(w, first);
+  for (int64_t p = 0; p < count; ++p, at.forward(w))
     a[p] = x + ((at.image * w.height + at.row * w.stride[0]) * w.width + at.column * w.stride[1]) * w.channels;
-  }
 #ifdef QEXP_DOTS
   if (has_dots() && w.channels % kQuad == 0) {
     for (int64_t o = 0; o < outputs; o += 4 * kLanes) {
@@ -170,60 +160,6 @@ void pointwise(const uint8_t* x, const int8_t* weight, const int32_t* less, cons
       int32_t sum[kLanes] = {};
       dots_of(a[p], w.channels, weight + o * quads * kQuad, sum);
       for (int64_t j = 0; j < std::min(kLanes, outputs - o); ++j) to[p * outputs + o + j] = static_cast<S>(sum[j] - less[o + j]);
-    }
-  }
-}
-
-// Sums of one pixel of a convolution of each channel by itself, N channels at a time; the last N may overlap those before.
-template <int64_t N, class S, size_t... T>
-void taps_of(const uint8_t* const* x, const int16_t* weight, const int32_t* less, int64_t channels, S* to,
-             std::index_sequence<T...>) {
-  for (int64_t next = 0; next < channels; next += N) {
-    const int64_t first = std::min(next, channels - N);
-    const uint8_t* const from[] = {x[T] + first...};
-    const int16_t* const by[] = {weight + T * channels + first...};
-#pragma GCC ivdep
-    for (int64_t c = 0; c < N; ++c) {
-      // The product of a byte and a weight fits into 16 bits.
-      const int32_t sum = (static_cast<int16_t>(static_cast<int16_t>(from[T][c]) * by[T][c]) + ...);
-      to[first + c] = static_cast<S>(sum - less[first + c]);
-    }
-  }
-}
-
-template <class S>
-void taps_of(const uint8_t* const* x, const int16_t* weight, int64_t taps, const int32_t* less, int64_t channels, S* to) {
-  for (int64_t c = 0; c < channels; ++c) {
-    int32_t sum = -less[c];
-    for (int64_t t = 0; t < taps; ++t) sum += static_cast<int32_t>(x[t][c]) * weight[t * channels + c];
-    to[c] = static_cast<S>(sum);
-  }
-}
-
-// The same for each channel by itself. `weight`: [taps][channels]; `border`: the pixel beyond the border.
-template <class S>
-void depthwise(const uint8_t* x, const int16_t* weight, const int32_t* less, const uint8_t* border, const Window& w,
-               int64_t first, int64_t last, S* to) {
-  const int64_t taps = w.kernel[0] * w.kernel[1];
-  std::vector<const uint8_t*> from(taps);
-  for (int64_t p = first; p < last; ++p, to += w.channels) {
-    const Pixel at = pixel_of(w, p);
-    for (int64_t i = 0, t = 0; i < w.kernel[0]; ++i) {
-      const int64_t row = at.row * w.stride[0] - w.padding[0] + i * w.dilation[0];
-      const bool inside = row >= 0 && row < w.height;
-      for (int64_t j = 0; j < w.kernel[1]; ++j, ++t) {
-        const int64_t column = at.column * w.stride[1] - w.padding[1] + j * w.dilation[1];
-        from[t] = inside && column >= 0 && column < w.width
-                      ? x + ((at.image * w.height + row) * w.width + column) * w.channels
-                      : border;
-      }
-    }
-    if (taps == 9 && w.channels >= 64) {
-      taps_of<64>(from.data(), weight, less, w.channels, to, std::make_index_sequence<9>());
-    } else if (taps == 9 && w.channels >= 32) {
-      taps_of<32>(from.data(), weight, less, w.channels, to, std::make_index_sequence<9>());
-    } else {
-      taps_of(from.data(), weight, taps, less, w.channels, to);
     }
   }
 }

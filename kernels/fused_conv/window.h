@@ -25,6 +25,20 @@ inline Window window_of(const Tensor& x, const Ints& window) {
   return w;
 }
 
+// An output pixel; the next one is found without a division.
+struct Pixel {
+  int64_t image, row, column;
+  void forward(const Window& w) {
+    if (++column < w.columns) return;
+    column = 0;
+    if (++row == w.rows) row = 0, ++image;
+  }
+};
+
+inline Pixel pixel_of(const Window& w, int64_t number) {
+  return {number / (w.rows * w.columns), number / w.columns % w.rows, number % w.columns};
+}
+
 inline Tensor empty_channels_last(const Ints& sizes, ScalarType dtype, const Tensor& x) {
   const Ints strides{sizes[1] * sizes[2] * sizes[3], 1, sizes[1] * sizes[3], sizes[1]};
   return empty_strided(sizes.data(), strides.data(), 4, dtype, x);

@@ -81,7 +81,8 @@ def products(op: Conv | Linear, low: int, high: int) -> Products | None:
     weight = weight.reshape(*weight.shape, *[1] * (4 - weight.ndim))
     alone = groups == len(weight) and weight.shape[1] == 1
     dots = groups == 1 and weight.shape[2:] == (1, 1) and not any(window[1]) and weight.shape[1] % QUAD == 0
-    if not (alone or (dots and torch.cpu._is_vnni_supported())):
+    fast = torch.cpu._is_vnni_supported() and torch.backends.cpu.get_cpu_capability() == "AVX512"
+    if not (alone or (dots and fast)):
         return None
     ends = by_output(weight, op.zero, groups, low, high)
     most = max(-int(ends[0].min(initial=0)), int(ends[1].max(initial=0)))

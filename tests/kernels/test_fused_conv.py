@@ -76,9 +76,43 @@ def test_what_follows_is_the_pass_of_regrid(implementation, device, channels, wi
         assert torch.equal(one, two)
 
 
+@pytest.mark.parametrize("channels", [1, 15, 16, 17, 32, 33, 63, 64, 65, 96, 97, 128, 144, 161])
+@pytest.mark.parametrize("size", [(1, 1), (1, 9), (2, 5), (13, 40)])
+def test_blocks_of_channels_and_runs_of_pixels(implementation, device, channels, size):
+    """Windows wider than the image, rows that end in the middle of a tile, blocks of channels that are cut."""
+    x, weight = bytes_of(2, channels, *size).to(device), weights_of(channels, 1, 3, 3).to(device)
+    for padding, dilation, zero in (((1, 1), (1, 1), 255), ((4, 6), (2, 3), 0)):
+        window = (1, 1), padding, dilation
+        got = fused_conv(x, products(weight, zero, *window, channels), SUMS)[0]
+        assert torch.equal(got, F.conv2d(x.double() - zero, weight.double(), None, *window, channels))
+
+
+def test_sums_up_to_31_bits(implementation, device):
+    """The sum of products alone comes close to 2^31, the zero point takes it to the other side."""
+    inputs = 66_308
+    x = torch.full((1, inputs, 1, 2), 255, dtype=torch.uint8, device=device)
+    x[..., 1] = 0
+    weight = torch.full((3, inputs, 1, 1), 127, dtype=torch.int8, device=device)
+    weight[1], weight[2, ::2] = -127, -127
+    for zero in (0, 128, 255):
+        got = fused_conv(x, products(weight, zero, wide=True), SUMS)[0]
+        whole = (x.long() - zero)[0, :, 0].T @ weight[:, :, 0, 0].T.long()
+        assert torch.equal(got[0, :, 0].T.long(), whole.clamp(-(2**40), 2**40))
+
+
+def test_windows_of_many_taps(implementation, device):
+    """More taps than one dot product adds, and fewer."""
+    for kernel, channels in (((1, 2), 70), ((1, 4), 33), ((7, 7), 40), ((2, 4), 5), ((1, 9), 64), ((9, 1), 31)):
+        x, weight = bytes_of(2, channels, 12, 11).to(device), weights_of(channels, 1, *kernel).to(device)
+        got = fused_conv(x, products(weight, 3, (1, 2), (2, 1), (1, 1), channels, wide=True), SUMS)[0]
+        assert torch.equal(got, F.conv2d(x.double() - 3, weight.double(), None, (1, 2), (2, 1), (1, 1), channels))
+
+
 def test_no_images_and_what_does_not_fit(implementation, device):
     weight, x = weights_of(6, 4, 1, 1).to(device), bytes_of(0, 4, 5, 5).to(device)
     assert fused_conv(x, products(weight, 0), SUMS)[0].shape == (0, 6, 5, 5)
+    alone = products(weights_of(4, 1, 3, 3).to(device), 9, padding=(1, 1), groups=4)
+    assert fused_conv(x, alone, SUMS)[0].shape == (0, 4, 5, 5)
     for wrong in (
         lambda: products(weights_of(6, 4, 3, 3), 0),
         lambda: products(weight, 256),

@@ -30,6 +30,13 @@ for images, size in ((3, 33), (40, 41)):
             if "half_even" in given:
                 y = getattr(torch.ops.qexp, name).default(*(rounding if a == "half_even" else a for a in given))
                 results += [(name, t.detach()) for t in (y if isinstance(y, tuple | list) else (y,))]
+from qexp_kernels.fused_conv import products
+x = torch.randint(0, 256, (3, 100, 9, 11), generator=torch.Generator().manual_seed(1)).to(torch.uint8)
+line, step = torch.tensor([1.0, 0, -1e9, 1e9, 0, 0]).double()[:, None], [5, 0, -1, 1, 0]
+for shape, groups in (((37, 100, 1, 1), 1), ((100, 1, 3, 3), 100), ((100, 1, 5, 2), 100)):  # the lowest levels have no dot products
+    weight = torch.randint(-128, 128, shape, generator=torch.Generator().manual_seed(2)).to(torch.int8)
+    p = products(weight, 77, (1, 2), (0, 0), (1, 1), groups, wide=True)
+    results += [("fused_conv", torch.ops.qexp.fused_conv.default(x, *p[:4], [], [line], [], step, [1], True)[0])]
 torch.save(results, sys.argv[2])
 """
 
