@@ -53,11 +53,12 @@ class CannotLowerError(QexpError):
 
     Attributes:
         where, reason, remedy: The layer, why, and what to do.
+        mends: A layer whose result would need one scale for all channels for this part to have a form; None if that is no way.
     """
 
-    def __init__(self, where: str, reason: str, remedy: str) -> None:
+    def __init__(self, where: str, reason: str, remedy: str, mends: str | None = None) -> None:
         super().__init__(f"{where}: cannot be lowered to integers: {reason}; {remedy}")
-        self.where, self.reason, self.remedy = where, reason, remedy
+        self.where, self.reason, self.remedy, self.mends = where, reason, remedy, mends
 
 
 def cannot(where: str, reason: str, remedy: str) -> CannotLowerError:

@@ -38,10 +38,27 @@ def lower(model: nn.Module, example: Tensor, about: dict[str, Any] | None = None
         raise cannot(
             type(model).__name__, f"its graph is not known ({seen.error})", "write it without data-dependent steps"
         )
-    walk = Walk(model, example, LAYERS, FUNCTIONS, as_runtimes, ANYWHERE, MOVING)
+    one_scale: set[str] = set()
+    while True:
+        walk = Walk(model, example, LAYERS, FUNCTIONS, as_runtimes, ANYWHERE, MOVING, one_scale)
+        refusals = _visit(walk, seen.graph)
+        more = {refusal.mends for refusal in refusals if refusal.mends} - one_scale
+        if not more:
+            break
+        one_scale |= (
+            more  # every reader of such a result must see it rounded, also those before the one that needs that
+        )
+    if refusals:
+        raise together(refusals)
+    walk.lowered.program.about = dict(about or {})
+    return walk.lowered
+
+
+def _visit(walk: Walk, graph: Graph) -> list[CannotLowerError]:
+    """Writes the operations of all steps; returns what has no integer form."""
     refusals: list[CannotLowerError] = []
     shapes: dict[Step, list[tuple[int, ...]]] = {}
-    for step in _needed(seen.graph):
+    for step in _needed(graph):
         try:
             if step.depends:
                 walk.visit(step)
@@ -52,12 +69,9 @@ def lower(model: nn.Module, example: Tensor, about: dict[str, Any] | None = None
                 refusals.append(error)
             elif not refusals:  # else it may come of the codes that a refused step was given
                 raise QexpError(f"{step.name}: {error}") from error
-            shapes = shapes or _shapes(model, seen.graph, example)
+            shapes = shapes or _shapes(walk.model, graph, walk.example)
             walk.assume(step, shapes.get(step, []))
-    if refusals:
-        raise together(refusals)
-    walk.lowered.program.about = dict(about or {})
-    return walk.lowered
+    return refusals
 
 
 def _needed(graph: Graph) -> list[Step]:

@@ -37,6 +37,7 @@ class Walk:
         as_runtimes: Requantize results of layers in float32, as 8-bit runtimes do.
         anywhere: Types of layers that treat the entries of all dimensions, or all but the last ones, alike.
         moving: Types of layers whose conversion finds the dimensions itself, wherever the batch lies.
+        one_scale: Layers whose results get one scale for all channels, in the simulation as well.
     """
 
     def __init__(
@@ -48,9 +49,10 @@ class Walk:
         as_runtimes: bool = False,
         anywhere: Collection[type[nn.Module]] = (),
         moving: Collection[type[nn.Module]] = (),
+        one_scale: Collection[str] = (),
     ) -> None:
-        self.anywhere, self.moving = anywhere, moving
-        self.model, self.writer = model, Writer(as_runtimes)
+        self.anywhere, self.moving, self.one_scale = anywhere, moving, one_scale
+        self.model, self.example, self.writer = model, example, Writer(as_runtimes)
         self.layers, self.functions = layers, functions
         self.lowered = Lowered(self.writer.program)
         self.values: dict[Step, Value | tuple[Value, ...]] = {}
@@ -120,7 +122,7 @@ class Walk:
         kind = float_class(layer)
         places = {Place(x.batch, x.lead) for x in args if x.real is None} or {Place()}
         if places == {Place()}:
-            return rule(self, step, name, layer, *args)
+            return self._settled(name, rule(self, step, name, layer, *args))
         if len(places) > 1 or kind not in (*self.moving, *self.anywhere):
             raise cannot(
                 name,
@@ -129,10 +131,17 @@ class Walk:
             )
         place, sites, computed = places.pop(), self.lowered.sites, self.lowered.computed
         before = {*sites, *computed}
-        made = rule(self, step, name, layer, *args)
+        made = self._settled(name, rule(self, step, name, layer, *args))
         for noted in (sites, computed):
             noted |= {key: replace(noted[key], place=place) for key in noted.keys() - before}
         return made if kind in self.moving else replace(made, batch=place.batch, lead=place.lead)
+
+    def _settled(self, name: str, made: Value | tuple[Value, ...]) -> Value | tuple[Value, ...]:
+        """Returns the result of a layer with one scale, where it is one of those that need that."""
+        if name not in self.one_scale or not isinstance(made, Value) or made.uniform:
+            return made
+        (whole,) = self.settle([made], name, ["output"])
+        return replace(whole, axis=0, dims=1, most=None)
 
     def _held(self, leaf: Any) -> Any:
         """Returns an argument with constants in place of references to results that do not depend on the images."""

@@ -110,11 +110,13 @@ def heads(x: Tensor, qkv: nn.Module, last: nn.Module) -> Tensor:
 
 
 def patches(x: Tensor, a: nn.Module, b: nn.Module) -> Tensor:
-    """Patches of a convolution's result as rows, as MobileViT takes them apart."""
-    n, c, h, w = (x := a(x)).shape
-    x = x.reshape(n * c * h // 2, 2, w // 2, 2).transpose(1, 2).reshape(n, c, h * w // 4, 4).transpose(1, 3)
-    x = b(x.reshape(n * 4, -1, c))
-    return x.reshape(n, 4, -1, c).transpose(1, 3)
+    """Patches of a convolution's result as rows, as MobileViT takes them apart; others read that result before and afterwards."""
+    y = a(x)
+    n, c, h, w = y.shape
+    early = y.relu()
+    z = y.reshape(n * c * h // 2, 2, w // 2, 2).transpose(1, 2).reshape(n, c, h * w // 4, 4).transpose(1, 3)
+    z = b(z.reshape(n * 4, -1, c)).reshape(n, 4, -1, c).transpose(1, 3).reshape(n, c, h, w)
+    return z + early + y
 
 
 class Blur(nn.Module):
@@ -245,6 +247,7 @@ KINDS: dict[str, tuple[Callable[[], nn.Module], dict | str]] = {
     "tokens": (Tokens, DEPLOY),
     "blur": (Blur, FLOAT),
     "patches": (lambda: Calls(patches, nn.Conv2d(8, 6, 3, padding=1), nn.Linear(6, 6)), DEPLOY),
+    "patches of sums": (lambda: Calls(patches, nn.Conv2d(8, 6, 3, padding=1), nn.Linear(6, 6)), FLOAT),
     "groups of a function": (
         lambda: Calls(lambda x, g: F.group_norm(x, 4, g.weight, g.bias), nn.GroupNorm(4, 8)),
         STEM,

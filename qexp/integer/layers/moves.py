@@ -9,10 +9,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from torch import nn
 
-from qexp.integer.grids import cannot
+from qexp.integer.grids import CannotLowerError, cannot
 from qexp.integer.lowered import Site
 from qexp.integer.moves import Concat, Flatten, Pad, Permute, Reshape, Slice, StridedPad
-from qexp.integer.op import Op
 from qexp.integer.products import Resample
 from qexp.integer.program import Clamp, Conv, Linear
 from qexp.integer.values import ZERO, Value
@@ -93,42 +92,29 @@ def reshaped(walk: Walk, name: str, x: Value, shape: Sequence[int]) -> Value:
     return walk.writer.emit(op, replace(x, tensor=op.output, shape=shape, axis=kept.axis, dims=kept.dims, **spread))
 
 
-def _unified_before(walk: Walk, x: Value, makers: tuple[type, ...] = (Linear,)) -> Value | None:
-    """Returns a value, or a part of one, with one unit for all channels, which are about to be taken apart.
+def _unified_before(walk: Walk, x: Value) -> Value | None:
+    """Returns the result of a linear layer with one unit for all channels, where these come last and are about to be taken apart.
 
-    The layer that made it rounds its result, in the simulation as well; what moved it since is repeated.
-
-    Args:
-        walk: The walk.
-        x: The value.
-        makers: Operations of layers that may have made it. None is returned where another did, or where the result is read as it is.
+    The simulation rounds at the layer. None if the tensor is not that of a linear layer.
     """
-    moves, maker = [], walk.writer.maker(x)
-    while isinstance(maker, Slice | Reshape | Flatten | Permute) and (isinstance(maker, Slice) or len(makers) > 1):
-        moves.append(maker)
-        maker = walk.writer.maker(walk.writer.value(maker.inputs[0]))
-    source = replace(walk.writer.value(moves[-1].inputs[0]), batch=x.batch, lead=x.lead) if moves else x
-    whole = _layer_unified(walk, source, maker, bool(moves)) if isinstance(maker, makers) else None
-    if whole is None:
+    maker = walk.writer.maker(x)
+    if not isinstance(maker, Linear) or (maker.layer, "output") in walk.lowered.sites:
         return None
-    for op in reversed(moves):
-        again = replace(op, inputs=(whole.tensor,), output=walk.writer.fresh(op.layer))
-        shape = walk.writer.program.tensors[op.output].shape
-        whole = walk.writer.emit(again, replace(whole, tensor=again.output, shape=shape))
-    return whole
-
-
-def _layer_unified(walk: Walk, x: Value, maker: Op, again: bool) -> Value | None:
-    """Returns the result of a layer with one unit; `again`: also where another part of it has made that."""
     key = maker.layer, "output (wide)"
-    if (maker.layer, "output") in walk.lowered.sites or not simulated(walk, maker.layer):
+    if key in walk.lowered.sites:
         return None
-    if (found := walk.lowered.sites.get(key)) is not None:
-        same = again and found.arriving is not None and found.arriving.tensor == x.tensor
-        return replace(found.leaving, batch=x.batch, lead=x.lead, axis=0, dims=1, most=None) if same else None
     ((whole,), (op,)) = walk.writer.settle([x], maker.layer, f"{maker.layer}.wide")
     walk.lowered.sites[key] = Site(whole.tensor, x, op, whole, quantized=False)
     return replace(whole, axis=0, dims=1, most=None)
+
+
+def _maker(walk: Walk, x: Value) -> str | None:
+    """Returns the layer that made a value, which has been moved since, if the simulation can round that layer's result."""
+    op = walk.writer.maker(x)
+    while isinstance(op, Slice | Reshape | Flatten | Permute):
+        op = walk.writer.maker(walk.writer.value(op.inputs[0]))
+    known = isinstance(op, Conv | Linear | Clamp | Concat) and (op.layer, "output") not in walk.lowered.sites
+    return op.layer if known and simulated(walk, op.layer) else None
 
 
 @dataclass(frozen=True)
@@ -165,10 +151,8 @@ def unified(walk: Walk, name: str, x: Value) -> Value:
     """Returns a value with one unit and one zero point for all channels."""
     if not x.uniform:
         if x.dims > 1 or not simulated(walk, name):
-            if (whole := _unified_before(walk, x, (Conv, Linear, Clamp, Concat))) is not None:
-                return whole
-            reason = "it mixes channels that have different scales"
-            raise cannot(name, reason, "give the layer before it an output quantizer of one scale (quant.output)")
+            remedy = "give the layer before it an output quantizer of one scale (quant.output)"
+            raise CannotLowerError(name, "it mixes channels that have different scales", remedy, _maker(walk, x))
         x = walk.settle([x], name, ["input.0"])[0]
     most = None if x.most is None else np.max(x.most, keepdims=True).reshape(1)
     sums = x.sums if x.sums is None or x.sums.size == 1 else None
