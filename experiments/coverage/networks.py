@@ -20,6 +20,7 @@ SIZES = {  # the smallest images that suit the network; 64 where nothing is name
     **dict.fromkeys(("cait_xxs24_224", "xcit_nano_12_p16_224", "mixer_s32_224", "gmlp_ti16_224", "resmlp_12_224"), 224),
     **dict.fromkeys(("pit_ti_224", "twins_pcpvt_small"), 224),
 }
+NAMED = ("import", "timm", "torchvision")  # files that take any network by its name
 TIMM = (
     *("resnet18", "resnet26d", "resnext26ts", "seresnet18", "skresnet18", "ecaresnet26t", "res2net50_26w_4s"),
     *("mobilenetv2_100", "mobilenetv3_small_100", "mobilenetv4_conv_small", "efficientnet_b0", "tf_efficientnet_b0"),
@@ -85,7 +86,7 @@ def networks() -> Iterator[Network]:
     from torchvision import models
 
     for path in sorted((CONF / "model").glob("*.yaml")):
-        if not path.name.startswith("_"):
+        if not path.name.startswith("_") and path.stem not in NAMED:
             yield Network("conf", path.stem)
     for name in sorted(models.list_models(module=models)):
         yield Network("torchvision", name)

@@ -253,7 +253,12 @@ def _of_calls(seen: SiteStats, name: str, site: str, quantizer: Quantizer) -> Te
     """
     stats = seen.tensor if quantizer.granularity.axis is None else seen.channel
     advice = "use granularity: tensor, use a separate module for each call, or leave this tensor in float with a rule"
-    if stats.empty and not seen.tensor.empty:
+    if seen.tensor.empty:
+        raise QexpError(
+            f"{name} ({site}): calibration never saw a value of this tensor; the layer ran on empty tensors alone, as the mask head of a "
+            "detector does that finds no box; use other calibration images, or leave this tensor in float with a rule"
+        )
+    if stats.empty:
         raise QexpError(
             f"{name} ({site}): granularity={quantizer.granularity} is not allowed, since the layer is called at places with different "
             f"numbers of channels; {advice}"

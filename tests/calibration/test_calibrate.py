@@ -133,6 +133,24 @@ def test_a_layer_that_runs_only_later_is_refused():
         collect(Sometimes(), [torch.ones(2, 3), torch.full((2, 3), 9.0)], progress=False)
 
 
+def test_a_layer_that_runs_on_empty_tensors_alone_is_refused():
+    class Found(nn.Module):
+        """A head for what is found, which is nothing."""
+
+        def __init__(self):
+            super().__init__()
+            self.body, self.head = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1)
+
+        def forward(self, x):
+            y = self.body(x)
+            return y.mean() + self.head(y[y.mean((1, 2, 3)) > 1e9]).sum()
+
+    model = Found()
+    swap(model.head, {"input": Uniform(8)})
+    with pytest.raises(QexpError, match=r"head \(input\): .* ran on empty tensors alone"):
+        calibrate(model, [torch.randn(2, 3, 4, 4)], progress=False)
+
+
 def test_no_images_are_refused(residual):
     with pytest.raises(QexpError, match="calibration got no images"):
         calibrate(residual, [], progress=False)
