@@ -21,8 +21,7 @@ Cells that are older than the last changes to what they measure. Column `onnx`: 
 two grids, changed after all numbers but those of yolov8 of `conf`, mixnet_s, ghostnet_100 and regnety_002 of `timm`, and
 `torchvision`; sums behind a split or a concatenation after all but those of mixnet_s, regnety_002, mnasnet0_5, mnasnet0_75 and
 shufflenet_v2_x1_5. The differing codes of hrnet_w18_small are such a cell. Column `equal`: batch norms whose summand lies half-
-way between two steps changed after the rows of networks with batch norms left in `fold`, but for resnetv2_50. The memory of
-vgg11_bn was counted before the limit was raised.
+way between two steps changed after the rows of `timm` with batch norms left in `fold`, but for resnetv2_50.
 """
 
 from __future__ import annotations
