@@ -23,10 +23,11 @@ def network(found: dict[str, Any]) -> str:
         "| evaluation | / float | / float, BN folded |",
         "|---" * 6 + "|",
     ]
-    for name in evaluations:
-        step, evaluated = steps.get(name), evaluations[name]
+    for name in dict.fromkeys([*steps, *evaluations]):
+        step, evaluated = steps.get(name), evaluations.get(name)
         cells = [f"{step['ms']:.0f} ms", f"{step['float']:.2f}"] if step else ["", ""]
-        cells += [f"{evaluated['ms']:.0f} ms", f"{evaluated['float']:.2f}", f"{evaluated['float, BN folded']:.2f}"]
+        ratios = [f"{evaluated[of]:.2f}" for of in ("float", "float, BN folded")] if evaluated else ["", ""]
+        cells += [f"{evaluated['ms']:.0f} ms" if evaluated else "", *ratios]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     eager, folded = EVALUATION_GOALS
     lines.append(f"| goal | | <= {STEP_GOAL[found['model']]} | | <= {eager} | <= {folded} |")

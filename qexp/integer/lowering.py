@@ -45,9 +45,8 @@ def lower(model: nn.Module, example: Tensor, about: dict[str, Any] | None = None
         more = {refusal.mends for refusal in refusals if refusal.mends} - one_scale
         if not more:
             break
-        one_scale |= (
-            more  # every reader of such a result must see it rounded, also those before the one that needs that
-        )
+        # Every reader of such a result must see it rounded, also those before the one that needs that.
+        one_scale |= more
     if refusals:
         raise together(refusals)
     walk.lowered.program.about = dict(about or {})

@@ -51,8 +51,6 @@ class MatMul(nn.Module):
         turned: Whether the last two dimensions of the first and of the second tensor are exchanged before.
     """
 
-    turned = (False, False)
-
     def __init__(self, turned: tuple[bool, bool] = (False, False)) -> None:
         super().__init__()
         self.turned = turned

@@ -247,6 +247,10 @@ KINDS: dict[str, tuple[Callable[[], nn.Module], dict | str]] = {
     "tokens": (Tokens, DEPLOY),
     "blur": (Blur, FLOAT),
     "patches": (lambda: Calls(patches, nn.Conv2d(8, 6, 3, padding=1), nn.Linear(6, 6)), DEPLOY),
+    "other shapes and types": (
+        lambda: Calls(lambda x: x.flatten(2).double().float().view_as(x) + x.to(torch.float32)),
+        STEM,
+    ),
     "patches of sums": (lambda: Calls(patches, nn.Conv2d(8, 6, 3, padding=1), nn.Linear(6, 6)), FLOAT),
     "groups of a function": (
         lambda: Calls(lambda x, g: F.group_norm(x, 4, g.weight, g.bias), nn.GroupNorm(4, 8)),
@@ -362,6 +366,25 @@ def test_the_remedy_of_a_wide_input_works(layer, quantize):
     with pytest.raises(QexpError, match="needs an input of one scale and at most 16 bits; add deploy=integer"):
         lower(model, images[:1])
     proven(*quantize(Net(body), rules=_deployed("integer"), shape=IMAGES))
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda x: x.to(torch.float16).float() + x, "converts to torch.float16, which rounds; keep float32"),
+        (lambda x: x.reciprocal() + x, "is not finite at 0, which its input may be; clamp its input before"),
+        (lambda x: F.conv2d(x, torch.ones(8, 1, 1, 1), torch.ones(8) / 3, groups=8), "the bias of a call is float"),
+        (
+            lambda x: x.flatten(1).view_as(x.permute(2, 0, 1, 3)).permute(1, 2, 0, 3),
+            "its shape mixes images of a batch",
+        ),
+    ],
+    ids=["half precision", "pole", "bias", "shape"],
+)
+def test_what_integers_cannot_hold_is_refused_by_reason(call, words, quantize):
+    model, images = quantize(Net(Calls(call)), rules=_deployed("integer"), shape=IMAGES)
+    with pytest.raises(QexpError, match=words):
+        lower(model, images[:1])
 
 
 def test_a_doubled_map_is_the_real_one(quantize):

@@ -28,6 +28,7 @@ CALLS = {
     "silu": lambda x, y: F.silu(x),
     "gelu": lambda x, y: F.gelu(x, approximate="tanh"),
     "clamp": lambda x, y: x.clamp(-0.5, 0.7),
+    "clamp in place": lambda x, y: x.clone().clamp_(-0.5, 0.7),
     "clamp from below": lambda x, y: torch.clamp(x, min=-0.3),
     "clamp from above": lambda x, y: torch.clip(x, max=0.3),
     "least": lambda x, y: x.clamp_min(0.1),
@@ -93,7 +94,7 @@ def test_a_module_computes_what_the_call_computes(name):
         expected = CALLS[name](x.clone(), y)
     found = form(*last.call)
     operands = [t.clone() for t in found.operands]
-    if name in ("sum in place", "relu in place"):
+    if name in ("sum in place", "relu in place", "clamp in place"):
         operands = [x.clone(), y][: len(operands)]
     got = found.module()(*operands)
     for a, b in zip(*((v,) if isinstance(v, torch.Tensor) else v for v in (expected, got)), strict=True):

@@ -40,14 +40,14 @@ def expand_call(walk: Walk, step: Step, where: str) -> Value:
 def reshape_as_call(walk: Walk, step: Step, where: str) -> Value:
     """The same elements in the shape of another tensor."""
     x, like = walk.integers(walk.first(step), where), walk.operand(step.operands[1], where)
-    if (x.batch, x.lead) != (like.batch, 0) or x.batch:
+    if x.batch or x.lead or like.batch or like.lead:
         raise cannot(where, "its shape mixes images of a batch", "keep the images in dimension 0: torch.flatten(x, 1)")
     return reshaped(walk, where, x, like.shape)
 
 
 def to_call(walk: Walk, step: Step, where: str) -> Value:
-    """A conversion between floating types, which all hold the same numbers here."""
+    """A conversion to float32 or float64, which hold the same numbers here."""
     for given in (*step.args[1:], *step.kwargs.values()):
-        if isinstance(given, torch.dtype) and not given.is_floating_point:
-            raise cannot(where, f"it converts to {given}", "keep floating-point values")
+        if isinstance(given, torch.dtype) and given not in (torch.float32, torch.float64):
+            raise cannot(where, f"it converts to {given}, which rounds", "keep float32")
     return walk.first(step)
