@@ -20,6 +20,7 @@ SIZES = {  # the smallest images that suit the network; 64 where nothing is name
     **dict.fromkeys(("cait_xxs24_224", "xcit_nano_12_p16_224", "mixer_s32_224", "gmlp_ti16_224", "resmlp_12_224"), 224),
     **dict.fromkeys(("pit_ti_224", "twins_pcpvt_small"), 224),
 }
+FILES = {"darknet": [f"model.cfg={Path(__file__).parent / 'darknet.cfg'}"]}  # networks that are read from a file
 NAMED = ("import", "timm", "torchvision")  # files that take any network by its name
 TIMM = (
     *("resnet18", "resnet26d", "resnext26ts", "seresnet18", "skresnet18", "ecaresnet26t", "res2net50_26w_4s"),
@@ -106,7 +107,7 @@ def _of_conf(name: str) -> tuple[nn.Module, Tensor]:
 
     register()
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("config", overrides=[f"model={name}"])
+        cfg = compose("config", overrides=[f"model={name}", *FILES.get(name, [])])
     net = OmegaConf.to_container(cfg.model.net, resolve=True)
     size = cfg.model.get("input_size")
     if size is None:

@@ -66,12 +66,13 @@ def cells(model: nn.Module, images: Any, scores: bool = True, large: int = LARGE
     if not scores:
         row["quantize"] = attempt(lambda: share(model, quantize(model, images, found, {}), found))
         return row | dict.fromkeys(COLUMNS[2:], "its result is no single tensor of scores")
-    kept = copy.deepcopy(model)
+    small = sum(p.numel() for p in model.parameters()) <= large
+    kept = copy.deepcopy(model) if small else None
     row["quantize"] = attempt(lambda: share(model, quantize(model, images, found, DEPLOY["integer"]), found))
     if isinstance(row["quantize"], str):
         return row | dict.fromkeys(COLUMNS[2:], "not quantized")
     row |= in_integers(model, images, large)
-    if sum(p.numel() for p in kept.parameters()) > large:
+    if kept is None:
         return row | {"onnx": too_large(large)}
     return row | {"onnx": attempt(lambda: in_onnx(kept, images))}
 

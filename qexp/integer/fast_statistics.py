@@ -1,4 +1,4 @@
-"""The functions of a fast executor for normalization and softmax: 64-bit integers of torch."""
+"""The functions of a fast executor for norms, vectors of length 1 and softmax: 64-bit integers of torch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from qexp.integer.machine import Machine
 from qexp.integer.op import Op
-from qexp.integer.statistics import Normalize, Softmax
+from qexp.integer.statistics import Normalize, Softmax, UnitLength
 
 
 def root(x: Tensor) -> Tensor:
@@ -34,6 +34,14 @@ def normalized(op: Normalize, x: Tensor, sign: Tensor, bias: Tensor) -> Tensor:
     return sign * y.reshape(x.shape) + bias
 
 
+def divided(op: UnitLength, x: Tensor) -> Tensor:
+    """Returns vectors divided by their length, int64."""
+    x = x.long() - int(op.zero[0])
+    w = (x * x).sum(op.axis + 1, keepdim=True)
+    t = root(w << (2 * op.finer)).clamp_min(op.least)
+    return torch.div((x << (op.finer + op.fraction + 1)) + t, 2 * t, rounding_mode="floor")
+
+
 def shares(op: Softmax, x: Tensor, table: Tensor) -> Tensor:
     """Returns shares of exponentials, int64."""
     x = x.long()
@@ -48,6 +56,11 @@ def _normalize(fast: Machine, op: Normalize) -> Callable[..., Tensor]:
     return lambda x: normalized(op, x, sign, bias).to(dtype)
 
 
+def _unit_length(fast: Machine, op: UnitLength) -> Callable[..., Tensor]:
+    dtype = fast.exact(op.output)
+    return lambda x: divided(op, x).to(dtype)
+
+
 def _softmax(fast: Machine, op: Softmax) -> Callable[..., Tensor]:
     dtype, table = fast.exact(op.output), torch.from_numpy(op.table.copy()).to(fast.device)
     return lambda x: shares(op, x, table).to(dtype)
@@ -55,5 +68,6 @@ def _softmax(fast: Machine, op: Softmax) -> Callable[..., Tensor]:
 
 STATISTICS: dict[type[Op], Callable[[Machine, Op], Callable[..., Tensor]]] = {
     Normalize: _normalize,
+    UnitLength: _unit_length,
     Softmax: _softmax,
 }

@@ -13,7 +13,7 @@ from qexp.integer.arithmetic import round_reals, width
 from qexp.integer.moves import Concat, Flatten, Pad, Permute, Reshape, Slice, StridedPad
 from qexp.integer.op import Ints, Op
 from qexp.integer.products import Affine, MatMul, Multiply, Resample
-from qexp.integer.statistics import Normalize, Softmax
+from qexp.integer.statistics import Normalize, Softmax, UnitLength
 
 VERSION = 2  # of the format; a program of another one is refused
 
@@ -171,6 +171,7 @@ OPS: dict[str, type[Op]] = {
             Lookup,
             Resample,
             Normalize,
+            UnitLength,
             Softmax,
         ),
         *(Concat, Flatten, StridedPad, Reshape, Permute, Slice, Pad),

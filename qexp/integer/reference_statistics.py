@@ -1,4 +1,4 @@
-"""The definition of normalization and softmax, on NumPy integers."""
+"""The definition of norms, vectors of length 1 and softmax, on NumPy integers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 from qexp.integer.op import Ints, Op
 from qexp.integer.program import channels
-from qexp.integer.statistics import Normalize, Softmax
+from qexp.integer.statistics import Normalize, Softmax, UnitLength
 
 
 def root(x: Ints) -> Ints:
@@ -34,6 +34,14 @@ def normalize(op: Normalize, x: Ints) -> Ints:
     return sign * y + bias
 
 
+def unit_length(op: UnitLength, x: Ints) -> Ints:
+    """Returns vectors divided by their length."""
+    x = x - op.zero
+    w = (x * x).sum(op.axis + 1, keepdims=True)
+    t = np.maximum(root(w << (2 * op.finer)), op.least)
+    return ((x << (op.finer + op.fraction + 1)) + t) // (2 * t)
+
+
 def softmax(op: Softmax, x: Ints) -> Ints:
     """Returns shares of exponentials."""
     e = op.table[x.max(op.axis + 1, keepdims=True) - x]
@@ -41,4 +49,4 @@ def softmax(op: Softmax, x: Ints) -> Ints:
     return ((e << (op.fraction + 1)) + s) // (2 * s)
 
 
-STATISTICS: dict[type[Op], Callable[..., Ints]] = {Normalize: normalize, Softmax: softmax}
+STATISTICS: dict[type[Op], Callable[..., Ints]] = {Normalize: normalize, UnitLength: unit_length, Softmax: softmax}

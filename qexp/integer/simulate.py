@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from qexp.integer.arithmetic import requantized
-from qexp.integer.fast_statistics import normalized, shares
+from qexp.integer.fast_statistics import divided, normalized, shares
 from qexp.integer.lowered import Computed, Lowered, Site
 from qexp.integer.program import channels
-from qexp.integer.statistics import Normalize
+from qexp.integer.statistics import Normalize, UnitLength
 from qexp.layers.calls import all_calls
 from qexp.layers.quantized import BAKED, Quantized, attribute
 from qexp.system.within import evaluating
@@ -103,7 +103,7 @@ def integer_rounding(model: nn.Module, lowered: Lowered, keep: Keep | None = Non
     buffers = [(m, n, b) for m in model.modules() for n, b in m._buffers.items() if b is not None]
     with all_calls(model), evaluating(model), ExitStack() as stack:
         try:
-            model.double()
+            model._apply(_wider(model, lowered))
             stack.callback(model.register_forward_pre_hook(_in_float64).remove)
             for (name, site), here in lowered.sites.items():
                 stack.callback(_place(model, name, site, here, keep))
@@ -118,6 +118,18 @@ def integer_rounding(model: nn.Module, lowered: Lowered, keep: Keep | None = Non
                 p.data = data
             for module, name, buffer in buffers:
                 module._buffers[name] = buffer
+
+
+def _wider(model: nn.Module, lowered: Lowered) -> Callable[[Tensor], Tensor]:
+    """Returns the conversion to float64 of a network's tensors; weights that the program replaces are not copied, and take no memory."""
+    replaced = {id(getattr(model.get_submodule(name), s)) for name, sites in lowered.constants.items() for s in sites}
+
+    def wider(x: Tensor) -> Tensor:
+        if id(x) in replaced:
+            return torch.full((1,), torch.nan, dtype=torch.float64, device=x.device).expand(x.shape)
+        return x.double() if x.is_floating_point() else x
+
+    return wider
 
 
 def _in_float64(module: nn.Module, args: tuple) -> tuple:
@@ -174,6 +186,8 @@ def _compute(layer: nn.Module, here: Computed) -> Callable[[], None]:
         if isinstance(here.op, Normalize):
             sign, bias = (_spread(v, x, here.op.axis) for v in (here.op.sign, here.op.bias))
             codes = normalized(here.op, codes, sign, bias)
+        elif isinstance(here.op, UnitLength):
+            codes = divided(here.op, codes)
         else:
             codes = shares(here.op, codes, torch.from_numpy(np.array(here.op.table)).to(x.device))
         y = here.place.outside(codes.double() * _spread(leaving.unit, x, leaving.axis), given)

@@ -1,4 +1,4 @@
-"""Operations whose result depends on sums over many codes: normalization and softmax, in whole numbers."""
+"""Operations whose result depends on sums over many codes: norms, vectors of length 1 and softmax, in whole numbers."""
 
 from __future__ import annotations
 
@@ -32,6 +32,29 @@ class Normalize(Op):
     sign: Ints
     bias: Ints
     axis: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnitLength(Op):
+    """Vectors along a dimension, divided by their length.
+
+    With `w = sum (q - zero)^2` and `t = max(floor(sqrt(w 4^finer)), least)`:
+    `y = floor((q - zero) 2^(finer + fraction) / t + 1/2)`. The scale of the input cancels, except in `least`.
+
+    Attributes:
+        axis: Dimension of the vectors, without the batch.
+        zero: The code of zero.
+        finer: Bits by which the root is finer than a whole number.
+        fraction: Bits of the quotient behind the point.
+        least: The least length, in units of `2^-finer`; at least 1.
+    """
+
+    kind = "unit_length"
+    axis: int
+    zero: Ints
+    finer: int
+    fraction: int
+    least: int
 
 
 @dataclass(frozen=True, kw_only=True)

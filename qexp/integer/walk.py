@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Collection
 from dataclasses import replace
 from typing import Any
@@ -10,8 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from qexp.integer.grids import Grid, activation_grid, cannot
+from qexp.integer.grids import CannotLowerError, Grid, activation_grid, cannot
 from qexp.integer.lowered import Lowered, Place, Site
+from qexp.integer.moves import Concat, Flatten, Permute, Reshape, Slice
+from qexp.integer.program import Clamp, Conv, Linear
 from qexp.integer.signs import compared, signs_of
 from qexp.integer.values import Value, Writer
 from qexp.layers.forms import form
@@ -150,11 +153,16 @@ class Walk:
         return leaf
 
     def constant(self, step: Step) -> None:
-        """Computes a step that does not depend on the images; its result is an argument of later calls."""
+        """Computes a step that does not depend on the images; its result is an argument of later calls.
+
+        It computes in float64, as the simulation does: a bias of relative positions that differed in the last bit would move codes.
+        """
         if step.op in ("module", "function"):
             args, kwargs = mapped(self._held, step.args), mapped(self._held, step.kwargs)
             args, kwargs = mapped(self._for_one_image, args), mapped(self._for_one_image, kwargs)
-            made = step.call(*args, **kwargs)
+            args, kwargs = mapped(_wide, args), mapped(_wide, kwargs)
+            call = copy.deepcopy(self.model.get_submodule(step.module)).double() if step.module else step.call
+            made = call(*args, **kwargs)
             self.constants[step] = [*tensors(made), *mapped(self._held, list(step.changed))]
 
     def _for_one_image(self, leaf: Any) -> Any:
@@ -233,15 +241,37 @@ class Walk:
             )
         if not value.tensor:
             raise cannot(where, "the images are not quantized", FLOAT_INPUT)
+        if value.dims > 1 and value.uniform:
+            return replace(value, axis=0, dims=1, most=None if value.most is None else value.most.max(keepdims=True))
         if value.dims > 1:
             reason = "its channels, which have different scales, spread over several dimensions"
-            raise cannot(where, reason, "give the layer before the reshaping an output quantizer (quant.output)")
+            remedy = "give the layer before the reshaping an output quantizer (quant.output)"
+            raise CannotLowerError(where, reason, remedy, self.source(value))
         return value
+
+    def rounds(self, name: str) -> bool:
+        """Whether the simulation can round the operands of a step: it is a module, or a call with a stand-in."""
+        try:
+            self.model.get_submodule(name)
+        except AttributeError:
+            return False
+        return True
+
+    def source(self, value: Value) -> str | None:
+        """Returns the layer that made a value, which has been moved since, if the simulation can round that layer's result."""
+        op = self.writer.maker(value)
+        while isinstance(op, Slice | Reshape | Flatten | Permute):
+            op = self.writer.maker(self.writer.value(op.inputs[0]))
+        known = isinstance(op, Conv | Linear | Clamp | Concat) and (op.layer, "output") not in self.lowered.sites
+        return op.layer if known and self.rounds(op.layer) else None
 
     def settle(self, values: list[Value], name: str, sites: list[str]) -> list[Value]:
         """Returns values on power-of-two steps that can be added or compared; those that are float in the simulation are moved there."""
         new, ops = self.writer.settle(values, name, f"{name}.sum" if name else "scores")
         for before, after, op, site in zip(values, new, ops, sites):
+            if op is not None and not self.rounds(name):
+                remedy = "give the layer before it an output quantizer of one scale (quant.output)"
+                raise CannotLowerError(name, "it joins scales that differ", remedy, self.source(before))
             if op is not None:
                 self.lowered.sites[name, f"{site} (wide)"] = Site(after.tensor, before, op, after, quantized=False)
         return new
@@ -255,6 +285,10 @@ class Walk:
         if not value.even:
             (value,) = self.settle([value], "", ["output"])
         self.writer.program.output = value.tensor
+
+
+def _wide(leaf: Any) -> Any:
+    return leaf.double() if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
 
 
 def _of(rules: dict[type, Callable], layer: nn.Module) -> Callable | None:

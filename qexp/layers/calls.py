@@ -298,7 +298,7 @@ class _Mode(TorchFunctionMode):
                 "write it so that it makes the same calls for all images, in training too, or leave the call in float with a rule"
             )
         if call.layer:
-            return self.owner.get_submodule(call.layer)(*found.operands)
+            return _with_bias(self.owner.get_submodule(call.layer), found)
         module = self.modules[local]
         if found.constants and isinstance(module, call.form):
             vars(module).update(found.constants)
@@ -317,6 +317,21 @@ class _Mode(TorchFunctionMode):
                     f"read, so {local} is not known; write it so that it makes the same calls for all images, in training too, or leave "
                     "the call in float with a rule"
                 )
+
+
+def _with_bias(layer: nn.Module, found: Form) -> Any:
+    """Returns the result of a layer with the bias that the call takes, which may be a copy through which gradients pass in part.
+
+    A call without a bias leaves the layer its own: batch norm may have been folded into it.
+    """
+    own, given = layer._parameters.get("bias"), found.constants.get("bias")
+    if given is None or given is own:
+        return layer(*found.operands)
+    layer._parameters["bias"] = given
+    try:
+        return layer(*found.operands)
+    finally:
+        layer._parameters["bias"] = own
 
 
 def follow(module: nn.Module, found: Form) -> None:

@@ -11,7 +11,7 @@ Each part that treats layers by their type treats function calls so, too:
 
 The types, of `qexp.models.modules`, `qexp.models.operations` and `qexp.models.attention`, by function: `Add Subtract Multiply MatMul`
 (two tensors), `Affine` (`+ - * /` with a number or a constant tensor), `Elementwise` (`abs`, `exp`, `**`),
-`Concat Stack Mean Sum Permute Transpose Reshape Split Index Roll
+`Concat Stack Mean Sum UnitLength Permute Transpose Reshape Split Index Roll
 Pad Attention`, and torch's activations (`Hardtanh` for clamps), `Softmax Flatten Unflatten AdaptiveAvgPool2d AvgPool2d MaxPool2d Upsample
 PixelShuffle PixelUnshuffle ChannelShuffle LayerNorm BatchNorm2d Conv2d Linear`, `Identity` for what does nothing in evaluation mode.
 """
@@ -45,6 +45,7 @@ from qexp.models.operations import (
     Subtract,
     Sum,
     Transpose,
+    UnitLength,
 )
 
 _MISSING = object()
@@ -288,6 +289,13 @@ def _elementwise(function: str, *numbers: str) -> Callable:
     return make
 
 
+def _unit_length(given: _Given) -> Form:
+    power, dim = given(1, "p", 2.0), given(2, "dim", 1)
+    if power != 2 or not isinstance(dim, int):
+        raise _Unlike
+    return Form(UnitLength, (given.tensor(),), {"dim": dim, "eps": given(3, "eps", 1e-12)})
+
+
 def _negative(given: _Given) -> Form:
     return Form(Affine, (given.tensor(),), {"factor": -1.0})
 
@@ -501,6 +509,7 @@ def _forms() -> dict[str, Callable[[_Given], Form]]:
         **dict.fromkeys(("pow", "__pow__"), _elementwise("pow", "exponent")),
         **dict.fromkeys(("neg", "negative", "__neg__"), _negative),
         "softmax": _activation(nn.Softmax, ("dim", None)),
+        "normalize": _unit_length,
         "mean": _reduction(Mean),
         "sum": _reduction(Sum),
         "stack": _stack,

@@ -20,7 +20,7 @@ from qexp.layers.running import RUNNING, left
 from qexp.models import operations
 from qexp.models.activations import Maxout, RPReLU
 from qexp.models.modules import Add, Concat
-from qexp.models.operations import Elementwise, MatMul, Mean, Multiply, Subtract, Sum
+from qexp.models.operations import Elementwise, MatMul, Mean, Multiply, Subtract, Sum, UnitLength
 from qexp.quantizers.base import Quantizer
 
 GRADIENT = "grad_output"  # the gradient with respect to a layer's result, before the layer uses it
@@ -328,6 +328,9 @@ class QuantGroupNorm(Unweighted, nn.GroupNorm): ...
 class QuantInstanceNorm2d(Unweighted, nn.InstanceNorm2d): ...
 
 
+class QuantUnitLength(Unweighted, UnitLength): ...
+
+
 class QuantUpsample(Unweighted, nn.Upsample): ...
 
 
@@ -428,6 +431,7 @@ QUANTIZED: dict[type[nn.Module], type[Quantized]] = {
     nn.LayerNorm: QuantLayerNorm,
     nn.GroupNorm: QuantGroupNorm,
     nn.InstanceNorm2d: QuantInstanceNorm2d,
+    UnitLength: QuantUnitLength,
     nn.Upsample: QuantUpsample,
     Mean: QuantMean,
     Sum: QuantSum,

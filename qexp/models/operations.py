@@ -156,6 +156,25 @@ class Elementwise(nn.Module):
         return ", ".join(map(str, (self.function, *self.numbers)))
 
 
+class UnitLength(nn.Module):
+    """Vectors along a dimension, divided by their length: `F.normalize` with p=2.
+
+    Attributes:
+        dim: The dimension.
+        eps: The least length by which a vector is divided.
+    """
+
+    def __init__(self, dim: int = 1, eps: float = 1e-12) -> None:
+        super().__init__()
+        self.dim, self.eps = dim, eps
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.normalize(input, dim=self.dim, eps=self.eps)
+
+    def extra_repr(self) -> str:
+        return f"dim={self.dim}, eps={self.eps}"
+
+
 class Permute(nn.Module):
     """The dimensions in another order: (0, 2, 3, 1) takes [N, C, H, W] to [N, H, W, C]."""
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from qexp.errors import QexpError
 from qexp.models.detector import Detector
 from qexp.models.multibox import Map, MultiBox, priors, ssd300_maps
+from qexp.models.operations import UnitLength
 
 VGG16 = (64, 64, "M", 128, 128, "M", 256, 256, 256, "C", 512, 512, 512, "M", 512, 512, 512)
 
@@ -25,9 +26,10 @@ class L2Norm(nn.Module):
     def __init__(self, channels: int, scale: float = 20.0) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.full((channels,), scale))
+        self.unit = UnitLength(1, eps=1e-10)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x / (x.square().sum(1, keepdim=True).sqrt() + 1e-10) * self.weight[:, None, None]
+        return self.unit(x) * self.weight[:, None, None]
 
 
 class SSD300(Detector):

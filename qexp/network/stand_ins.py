@@ -86,10 +86,15 @@ def _read_by(owner: nn.Module, owner_name: str, made: MadeCall, seen: Recording)
     for name, layer in owner.named_modules():
         if not name or float_class(layer) is not form.kind or f"{owner_name}.{name}".strip(".") in seen.shapes:
             continue
-        own = {key: getattr(layer, key) for key in form.constants}
-        if all(own[k] is v for k, v in form.constants.items()) and _configured(layer, form):
+        if all(_own(layer, k, v) for k, v in form.constants.items()) and _configured(layer, form):
             return name if len(made.forms) == 1 else None
     return None
+
+
+def _own(layer: nn.Module, key: str, given: Tensor | None) -> bool:
+    """Whether a call takes a layer's own parameter; of a bias a copy will do, which has zeros for a part that is not to be learned."""
+    own = getattr(layer, key)
+    return own is given or (key == "bias" and own is not None and given is not None and torch.equal(own, given))
 
 
 def _configured(layer: nn.Module, form: Form) -> bool:

@@ -103,6 +103,33 @@ class Windows(nn.Module):
         return x + torch.roll(y, (1, 1), (1, 2))[:, :8, :8].reshape(n, 64, 8)
 
 
+class Cosine(nn.Module):
+    """Attention by angles as Swin Transformer V2 has it: vectors of length 1, a learned factor per head, a bias of a small network.
+
+    The key's part of the bias is replaced by zeros in a copy.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.proj, self.of_places = nn.Linear(8, 24), nn.Linear(8, 8), nn.Linear(2, 2)
+        self.logit_scale = nn.Parameter(torch.full((2, 1, 1), 5.0).log())
+        with torch.no_grad():
+            self.qkv.bias[8:16] = 0
+        places = torch.stack(torch.meshgrid(torch.arange(64.0), torch.arange(64.0), indexing="ij"), -1) / 7 - 4
+        self.register_buffer("places", places)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n = x.shape[0]
+        bias = self.qkv.bias.clone()
+        bias[8:16].zero_()
+        qkv = F.linear(x, self.qkv.weight, bias).reshape(n, 64, 3, 2, 4).permute(2, 0, 3, 1, 4)
+        q, k, v = qkv[0], qkv[1], qkv[2]
+        shares = F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).transpose(-2, -1)
+        shares = shares * torch.clamp(self.logit_scale, max=4.6).exp()
+        shares = shares + 2 * torch.sigmoid(self.of_places(self.places).permute(2, 0, 1))
+        return self.proj(shares.softmax(-1).matmul(v).transpose(1, 2).reshape(n, 64, 8))
+
+
 BODIES = {
     "function": Fused,
     "scale": lambda: Fused(scale=0.3),
@@ -116,6 +143,7 @@ BODIES = {
     "no biases": lambda: Module(bias=False),
     "masked module": lambda: Module(mask=~CAUSAL),
     "windows": Windows,
+    "cosine": Cosine,
 }
 
 

@@ -149,6 +149,14 @@ class Tokens(nn.Module):
         return x[:, 0]
 
 
+def predictions(x: Tensor, *heads: nn.Module) -> Tensor:
+    """Boxes and classes of two maps as rows, as SSD has them: channels spread over two dimensions before they are joined."""
+    y = F.normalize(x.relu(), p=2.0, dim=1) * torch.linspace(1, 20, 8)[:, None, None]
+    pairs = [(x, heads[:2]), (y, heads[2:])]
+    parts = [[head(m).permute(0, 2, 3, 1).flatten(1).unflatten(1, (-1, 4)) for head in pair] for m, pair in pairs]
+    return torch.cat([torch.cat(pair, -1) for pair in parts], 1)
+
+
 def selected(x: Tensor, a: nn.Module, b: nn.Module, squeeze: nn.Module) -> Tensor:
     paths = torch.stack([a(x), b(x)], 1)
     gates = squeeze(paths.sum(1).mean((2, 3), keepdim=True)).view(x.shape[0], 2, 8, 1, 1).softmax(1)
@@ -256,6 +264,8 @@ KINDS: dict[str, tuple[Callable[[], nn.Module], dict | str]] = {
         lambda: Calls(lambda x, g: F.group_norm(x, 4, g.weight, g.bias), nn.GroupNorm(4, 8)),
         STEM,
     ),
+    "boxes": (lambda: Calls(predictions, *(nn.Conv2d(8, 12, 3, padding=1) for _ in range(4))), DEPLOY),
+    "vectors of length 1": (lambda: Calls(lambda x: F.normalize(x, dim=2) + F.normalize(x, eps=1.5)), DEPLOY),
     "attention of heads": (lambda: Calls(heads, nn.Linear(8, 24), nn.Linear(8, 8)), DEPLOY),
     "attention": (lambda: Calls(attention, nn.Linear(8, 24), nn.Linear(8, 8)), DEPLOY),
 }
@@ -315,7 +325,7 @@ class Everything(nn.Module):
         x = self.slopes(self.group(self.down(F.pad(self.up(x), (1, 0, 1, 0)))))
         x = self.attend(x[:, :, :8, :8]).transpose(1, 2).reshape(-1, 8, 8, 8)
         x = self.twice(x)
-        return self.fc(torch.flatten(self.shrink(self.cat(x, x.relu())), 1))
+        return self.fc(torch.flatten(self.shrink(self.cat(x, F.normalize(x.relu(), dim=1))), 1))
 
 
 @pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler is at hand")
@@ -329,6 +339,7 @@ def test_c_computes_every_kind(quantize, tmp_path):
         "affine",
         "resample",
         "normalize",
+        "unit_length",
         "softmax",
         "lookup",
         "permute",

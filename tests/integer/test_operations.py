@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from fractions import Fraction
 from itertools import product
 
 import numpy as np
@@ -14,7 +16,7 @@ from qexp.integer.products import Affine, MatMul, Multiply, Resample
 from qexp.integer.program import Clamp, IntegerProgram, Linear, Lookup, Requantize, TensorSpec
 from qexp.integer.reference import Reference
 from qexp.integer.reference_statistics import root
-from qexp.integer.statistics import Normalize, Softmax
+from qexp.integer.statistics import Normalize, Softmax, UnitLength
 from tests.integer.test_executors import ZERO, both, single, whole
 
 NAMES = {"layer": "l", "inputs": ("x",), "output": "y"}
@@ -136,6 +138,18 @@ def test_published_roots_and_norms():
     how |= {"sign": whole(1, -1, 0), "bias": whole(5, 6, 7)}
     y = both(single(Normalize(**NAMES, **how, eps=0), (3, 2)), np.full((1, 3, 2), 9))
     assert y.tolist() == [[[5, 5], [6, 6], [7, 7]]], "equal codes have no deviation"
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_unit_lengths(axis):
+    how = {"axis": axis, "zero": whole(3), "finer": 8, "fraction": 14, "least": 900}
+    x = X.copy()
+    x[0, 0], x[1] = 3, np.where(np.arange(60).reshape(3, 4, 5) % 7, 3, 5)  # lengths of 0 and below the least one
+    y = both(single(UnitLength(**NAMES, **how), x.shape[1:]), x)
+    for place in product(*map(range, x.shape)):
+        run = tuple(slice(None) if k == axis + 1 else i for k, i in enumerate(place))
+        length = max(math.isqrt(sum((int(q) - 3) ** 2 for q in x[run]) * 4**8), 900)
+        assert y[place] == math.floor(Fraction((int(x[place]) - 3) * 2**22, length) + Fraction(1, 2))
 
 
 def test_published_softmax():

@@ -30,6 +30,7 @@ from qexp.integer.layers.norms import batch_norm
 from qexp.integer.layers.pools import adaptive_pool, average_pool, max_pool, mean, total
 from qexp.integer.layers.resample import upsample
 from qexp.integer.layers.softmax import softmax
+from qexp.integer.layers.unit_length import unit_length
 from qexp.integer.layers.weighted import weighted
 from qexp.models import modules, operations
 from qexp.models.activations import Maxout, RPReLU
@@ -83,6 +84,7 @@ LAYERS: dict[type[nn.Module], Callable] = {
     nn.PixelUnshuffle: pixel_unshuffle,
     nn.ChannelShuffle: channel_shuffle,
     **dict.fromkeys((nn.ZeroPad2d, nn.ConstantPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d, nn.CircularPad2d), pad),
+    operations.UnitLength: unit_length,
     nn.Softmax: softmax,
     nn.Flatten: flatten,
     nn.Unflatten: unflatten,
@@ -116,7 +118,10 @@ MOVING |= {operations.Roll, nn.Identity, nn.Dropout, nn.Unflatten}
 # those that treat the entries of all dimensions alike, or of all but the last ones or the one that they name
 ANYWHERE = {*TABLES} - {nn.PReLU, RPReLU, Maxout}  # whose slopes lie along dimension 1
 ANYWHERE |= {nn.ReLU, nn.ReLU6, nn.Hardtanh, nn.Linear, nn.LayerNorm, nn.Softmax, modules.Add, modules.Concat}
-ANYWHERE |= {getattr(operations, name) for name in ("Add", "Subtract", "Multiply", "Affine", "MatMul", "Mean", "Sum")}
+ANYWHERE |= {
+    getattr(operations, name)
+    for name in ("Add", "Subtract", "Multiply", "Affine", "MatMul", "Mean", "Sum", "UnitLength")
+}
 
 # functions and methods that no layer computes, by name
 FUNCTIONS: dict[str, Callable] = {"dropout": passed_call, "contiguous": passed_call, "unbind": unbind_call}

@@ -9,7 +9,7 @@ import torch
 
 from qexp.integer.arithmetic import nearest, width
 from qexp.integer.grids import cannot
-from qexp.integer.layers.moves import simulated, unified
+from qexp.integer.layers.moves import unified
 from qexp.integer.lowered import Site
 from qexp.integer.products import Affine
 from qexp.integer.values import ZERO, Value
@@ -86,7 +86,7 @@ def multiple(walk: Walk, name: str, x: Value, gain: np.ndarray, summand: np.ndar
     most = None if summand.any() or x.most is None else x.most * np.abs(gain.ravel())
     y = walk.writer.emit(op, Value(op.output, unit, ZERO, low, high, shape, most, None, axis if unit.size > 1 else 0))
     left = summand - bias * along
-    if left.any() and simulated(walk, name):  # between two steps; the simulation rounds here, too
+    if left.any() and walk.rounds(name):  # between two steps; the simulation rounds here, too
         walk.lowered.sites[name, "output (wide)"] = Site(y.tensor, y, None, y, quantized=False)
     elif left.any():
         return replace(y, left=(y.tensor, left))

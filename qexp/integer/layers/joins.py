@@ -10,7 +10,7 @@ from torch import nn
 from qexp.integer.arithmetic import FLOAT32_SUM, width
 from qexp.integer.grids import Grid, cannot
 from qexp.integer.layers.affine import multiple
-from qexp.integer.layers.moves import padded, permuted, reshaped, simulated, unified
+from qexp.integer.layers.moves import padded, permuted, reshaped, unified
 from qexp.integer.lowered import Site
 from qexp.integer.moves import Concat
 from qexp.integer.products import MatMul, Multiply
@@ -101,7 +101,7 @@ def factors(walk: Walk, name: str, xs: list[Value]) -> list[Value]:
     for i, x in enumerate(xs):
         if wide and width(x.low, x.high) > FACTOR_BITS:
             x = narrowed(walk, name, x, f"input.{i}")
-        elif (name, f"input.{i}") not in walk.lowered.sites and simulated(walk, name):
+        elif (name, f"input.{i}") not in walk.lowered.sites and walk.rounds(name):
             walk.lowered.sites[name, f"input.{i} (wide)"] = Site(x.tensor, x, None, x, quantized=False)
         found.append(x)
     return found

@@ -13,7 +13,7 @@ from qexp.integer.grids import CannotLowerError, cannot
 from qexp.integer.lowered import Site
 from qexp.integer.moves import Concat, Flatten, Pad, Permute, Reshape, Slice, StridedPad
 from qexp.integer.products import Resample
-from qexp.integer.program import Clamp, Conv, Linear
+from qexp.integer.program import Linear
 from qexp.integer.values import ZERO, Value
 from qexp.integer.walk import Walk
 from qexp.models import modules, operations
@@ -108,15 +108,6 @@ def _unified_before(walk: Walk, x: Value) -> Value | None:
     return replace(whole, axis=0, dims=1, most=None)
 
 
-def _maker(walk: Walk, x: Value) -> str | None:
-    """Returns the layer that made a value, which has been moved since, if the simulation can round that layer's result."""
-    op = walk.writer.maker(x)
-    while isinstance(op, Slice | Reshape | Flatten | Permute):
-        op = walk.writer.maker(walk.writer.value(op.inputs[0]))
-    known = isinstance(op, Conv | Linear | Clamp | Concat) and (op.layer, "output") not in walk.lowered.sites
-    return op.layer if known and simulated(walk, op.layer) else None
-
-
 @dataclass(frozen=True)
 class _Kept:
     """The channels after a reshaping: they spread over `dims` dimensions from `axis` on.
@@ -150,22 +141,13 @@ def _kept(walk: Walk, name: str, x: Value, shape: tuple[int, ...]) -> tuple[Valu
 def unified(walk: Walk, name: str, x: Value) -> Value:
     """Returns a value with one unit and one zero point for all channels."""
     if not x.uniform:
-        if x.dims > 1 or not simulated(walk, name):
+        if x.dims > 1 or not walk.rounds(name):
             remedy = "give the layer before it an output quantizer of one scale (quant.output)"
-            raise CannotLowerError(name, "it mixes channels that have different scales", remedy, _maker(walk, x))
+            raise CannotLowerError(name, "it mixes channels that have different scales", remedy, walk.source(x))
         x = walk.settle([x], name, ["input.0"])[0]
     most = None if x.most is None else np.max(x.most, keepdims=True).reshape(1)
     sums = x.sums if x.sums is None or x.sums.size == 1 else None
     return replace(x, most=most, sums=sums, axis=0, dims=1)
-
-
-def simulated(walk: Walk, name: str) -> bool:
-    """Whether the simulation can round the operands of a step: it is a module, or a call with a stand-in."""
-    try:
-        walk.model.get_submodule(name)
-    except AttributeError:
-        return False
-    return True
 
 
 def permuted(walk: Walk, name: str, x: Value, order: Sequence[int]) -> Value:

@@ -10,7 +10,7 @@ from torch import nn
 
 from qexp.integer.grids import cannot
 from qexp.integer.layers.affine import counted
-from qexp.integer.layers.moves import padded, permuted, reshaped, simulated, unified
+from qexp.integer.layers.moves import padded, permuted, reshaped, unified
 from qexp.integer.layers.resample import averaged
 from qexp.integer.layers.shapes import pair, windows
 from qexp.integer.lowered import Site
@@ -119,7 +119,7 @@ def _over(walk: Walk, name: str, layer: operations.Mean | operations.Sum, x: Val
 def _summands(walk: Walk, name: str, layer: nn.Module, x: Value) -> Value:
     """Returns the input of an average. The simulation rounds each summand and not the sum: a batch norm before may leave fractions."""
     x = walk.integers(walk.site(name, layer, "input", x), name)
-    if (name, "input") not in walk.lowered.sites and simulated(walk, name):
+    if (name, "input") not in walk.lowered.sites and walk.rounds(name):
         walk.lowered.sites[name, "input.0 (wide)"] = Site(x.tensor, x, None, x, quantized=False)
     return x
 

@@ -14,7 +14,7 @@ from qexp.integer.arithmetic import nearest, width
 from qexp.integer.bounds import by_output
 from qexp.integer.grids import activation_grid, cannot, integer_weight, is_power_of_two
 from qexp.integer.hardware import winograd
-from qexp.integer.layers.moves import bordered, padded, reshaped, simulated, unified
+from qexp.integer.layers.moves import bordered, padded, reshaped, unified
 from qexp.integer.layers.shapes import pair, windows
 from qexp.integer.layers.transposed import spread_out, turned, turned_back
 from qexp.integer.program import Conv, Linear
@@ -70,7 +70,7 @@ def weighted(walk: Walk, step: Step, name: str, layer: nn.Module, x: Value) -> V
         name, layer, unit if word is None else np.repeat(word.scale, len(unit)), room(x, weight, groups)
     )
     real = _real(weight, unit, x, groups)
-    if simulated(walk, name):
+    if walk.rounds(name):
         constants = walk.lowered.constants.setdefault(
             name, {"weight": turned_back(layer, real) if transposed else real}
         )

@@ -10,7 +10,7 @@ import numpy as np
 from qexp.integer.op import Ints, Op
 from qexp.integer.package.c_code import Code, shape
 from qexp.integer.products import Affine, MatMul, Multiply, Resample
-from qexp.integer.statistics import Normalize, Softmax
+from qexp.integer.statistics import Normalize, Softmax, UnitLength
 
 
 def _affine(code: Code, op: Affine) -> str:
@@ -62,6 +62,10 @@ def _normalize(code: Code, op: Normalize) -> str:
     return f"qx_normalize({code.xs[0]}, {runs}, {code.run(op.axis)}, {each}, {code.y});"
 
 
+def _unit_length(code: Code, op: UnitLength) -> str:
+    return f"qx_unit_length({code.xs[0]}, {code.run(op.axis)}, {int(op.zero[0])}, {op.finer}, {op.fraction}, {op.least}, {code.y});"
+
+
 def _softmax(code: Code, op: Softmax) -> str:
     table = code.array("q64", "table", op.table)
     return f"qx_softmax({code.xs[0]}, {code.run(op.axis)}, {table}, {op.fraction}, {code.y});"
@@ -73,5 +77,6 @@ PRODUCTS: dict[type[Op], Callable[[Code, Op], str]] = {
     MatMul: _matmul,
     Resample: _resample,
     Normalize: _normalize,
+    UnitLength: _unit_length,
     Softmax: _softmax,
 }

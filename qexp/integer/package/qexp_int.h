@@ -65,6 +65,8 @@ void qx_resample(const q64 *x, qx_shape in, qx_shape out, int row_taps, const q6
 /* mean 0 and variance 1 in each of groups runs of n codes; then a sign and a summand for each channel */
 void qx_normalize(const q64 *x, long groups, long n, int finer, int fraction, q64 eps, qx_run r, const q64 *sign, int n_sign,
                   const q64 *bias, int n_bias, q64 *y);
+/* vectors along the channels, divided by their length, or by least units of 2^-finer where they are shorter */
+void qx_unit_length(const q64 *x, qx_run r, q64 zero, int finer, int fraction, q64 least, q64 *y);
 /* shares of exponentials along the channels */
 void qx_softmax(const q64 *x, qx_run r, const q64 *table, int fraction, q64 *y);
 #endif

@@ -95,6 +95,23 @@ void qx_normalize(const q64 *x, long groups, long n, int finer, int fraction, q6
     }
 }
 
+void qx_unit_length(const q64 *x, qx_run r, q64 zero, int finer, int fraction, q64 least, q64 *y) {
+    for (long p = 0; p < r.outer * r.inner; p++) {
+        long start = p / r.inner * r.c * r.inner + p % r.inner;
+        q64 squares = 0, t;
+        for (int c = 0; c < r.c; c++) {
+            q64 code = x[start + c * r.inner] - zero;
+            squares += code * code;
+        }
+        t = root(qx_times_power(squares, 2 * finer));
+        if (t < least) t = least;
+        for (int c = 0; c < r.c; c++) {
+            q64 code = qx_times_power(x[start + c * r.inner] - zero, finer + fraction + 1);
+            y[start + c * r.inner] = floor_divide(code + t, 2 * t);
+        }
+    }
+}
+
 void qx_softmax(const q64 *x, qx_run r, const q64 *table, int fraction, q64 *y) {
     for (long p = 0; p < r.outer * r.inner; p++) {
         long start = p / r.inner * r.c * r.inner + p % r.inner;
