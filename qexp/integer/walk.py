@@ -268,10 +268,11 @@ class Walk:
     def settle(self, values: list[Value], name: str, sites: list[str]) -> list[Value]:
         """Returns values on power-of-two steps that can be added or compared; those that are float in the simulation are moved there."""
         new, ops = self.writer.settle(values, name, f"{name}.sum" if name else "scores")
+        if any(op is not None for op in ops) and not self.rounds(name):
+            remedy = "give the layers before it output quantizers of one scale (quant.output)"
+            mends = next(filter(None, (self.source(v) for v, op in zip(values, ops) if op is not None)), None)
+            raise CannotLowerError(name, "it joins scales that differ", remedy, mends)
         for before, after, op, site in zip(values, new, ops, sites):
-            if op is not None and not self.rounds(name):
-                remedy = "give the layer before it an output quantizer of one scale (quant.output)"
-                raise CannotLowerError(name, "it joins scales that differ", remedy, self.source(before))
             if op is not None:
                 self.lowered.sites[name, f"{site} (wide)"] = Site(after.tensor, before, op, after, quantized=False)
         return new

@@ -157,6 +157,23 @@ def predictions(x: Tensor, *heads: nn.Module) -> Tensor:
     return torch.cat([torch.cat(pair, -1) for pair in parts], 1)
 
 
+def in_rows(x: Tensor, *heads: nn.Module) -> Tensor:
+    return torch.cat([y(x * 50**k).permute(0, 2, 3, 1).reshape(x.shape[0], -1, 4) for k, y in enumerate(heads)], 1)
+
+
+class Unnamed(nn.Module):
+    """Joins two tensors of rows in a call that has no name, since its `forward` is no method of the class: nothing can be rounded there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(Calls(in_rows, nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 3)) for _ in range(2))
+        self.parts[1].layers[0].weight.data *= 1000  # so that the first part's steps are too fine for both
+        self.forward = self.both
+
+    def both(self, x: Tensor) -> Tensor:
+        return torch.cat([part(x) for part in self.parts], -1)
+
+
 def selected(x: Tensor, a: nn.Module, b: nn.Module, squeeze: nn.Module) -> Tensor:
     paths = torch.stack([a(x), b(x)], 1)
     gates = squeeze(paths.sum(1).mean((2, 3), keepdim=True)).view(x.shape[0], 2, 8, 1, 1).softmax(1)
@@ -265,6 +282,7 @@ KINDS: dict[str, tuple[Callable[[], nn.Module], dict | str]] = {
         STEM,
     ),
     "boxes": (lambda: Calls(predictions, *(nn.Conv2d(8, 12, 3, padding=1) for _ in range(4))), DEPLOY),
+    "boxes in a call without a name": (Unnamed, DEPLOY),
     "vectors of length 1": (lambda: Calls(lambda x: F.normalize(x, dim=2) + F.normalize(x, eps=1.5)), DEPLOY),
     "attention of heads": (lambda: Calls(heads, nn.Linear(8, 24), nn.Linear(8, 8)), DEPLOY),
     "attention": (lambda: Calls(attention, nn.Linear(8, 24), nn.Linear(8, 8)), DEPLOY),
