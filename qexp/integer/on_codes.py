@@ -24,6 +24,9 @@ from qexp.system.within import evaluating, hooked
 
 log = logging.getLogger(__name__)
 _SHOWN = 6  # names in a message
+_ROUNDING = (
+    2.0**-23
+)  # of the greatest weight: what float32's roundings move a level that a formula such as 2 k / n - 1 gives
 
 
 @dataclass
@@ -168,18 +171,23 @@ def _weight(layer: Quantized) -> tuple[Tensor, Tensor]:
     quantizer = layer.weight_quantizer
     if not isinstance(quantizer, Quantizer):
         raise _Refused("its weight is not quantized")
+    outputs, value = layer.weight.shape[0], layer.quantized_weight().double()
+    codes = quantizer.codes(layer.weight).double()
+    # read last: some methods measure the weight while they quantize it
     scale, zero = getattr(quantizer, "scale", None), getattr(quantizer, "zero_point", torch.zeros(1))
-    outputs = layer.weight.shape[0]
     if scale is None or quantizer.granularity.kind == "group" or scale.numel() not in (1, outputs):
         raise _Refused("its weight has no single scale per output channel")
-    value = layer.quantized_weight()
-    codes = quantizer.codes(layer.weight).double() - zero.double()
-    if codes.min() < -128 or codes.max() > 127 or not torch.equal(codes, codes.round()):
-        raise _Refused("its weight has more than 8 bits, or no code for zero")
-    if not torch.equal(value, codes.float() * scale):
+    codes, step = codes - zero.double(), scale.detach().double()
+    if not torch.equal(codes, codes.round()):  # no code for zero: odd multiples of half a step
+        codes, step = 2 * codes, step / 2
+    if codes.min() < -128 or codes.max() > 127:
+        raise _Refused("its weight has more than 8 bits")
+    if not torch.equal(codes, codes.round()):
+        raise _Refused("its weight's zero is no code, nor half-way between two")
+    if ((value - codes * step).abs() > _ROUNDING * value.abs().max()).any():
         raise _Refused("its weight's levels are no multiples of a number")
     weight = codes.to(torch.int8).reshape(*layer.weight.shape, *[1] * (4 - layer.weight.dim()))
-    return weight.contiguous(), scale.detach().float().reshape(-1).expand(outputs).contiguous()
+    return weight.contiguous(), step.float().reshape(-1).expand(outputs).contiguous()
 
 
 def _check_sums(weight: Tensor, low: int, high: int) -> None:
