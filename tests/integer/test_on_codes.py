@@ -202,15 +202,15 @@ SCRIPT = """
 import torch
 from torch import nn
 from qexp.integer import int8
-from qexp.integer.on_codes import _Refused, _check_sums
+from qexp.integer.code_layer import Refused, check_sums
 assert int8.available(127) and not int8.available()
 weight = torch.full((2, 3, 3, 3), 127, dtype=torch.int8)
-_check_sums(weight, 0, 127)
-_check_sums(weight // 2, -128, 127)
+check_sums(weight, 0, 127)
+check_sums(weight // 2, -128, 127)
 for low, high in ((0, 255), (-128, 127)):
     try:
-        _check_sums(weight, low, high)
-    except _Refused as reason:
+        check_sums(weight, low, high)
+    except Refused as reason:
         print(reason)
 """
 
