@@ -31,6 +31,12 @@ class Behind(Protocol):
     def active(self) -> bool:
         """Whether it may be computed now."""
 
+    def clear(self) -> None:
+        """Forgets what an earlier run gave away."""
+
+    def lent(self, layer: CodeLayer) -> Tensor | None:
+        """Returns the values that were given away in this run, which the layer's result is added to; None if there are none."""
+
     def of_codes(self, layer: CodeLayer, x: Tensor) -> Tensor:
         """Returns what the layer gives for bytes, and what follows."""
 
@@ -52,6 +58,7 @@ class CodeLayer:
         products: The layer's sums as `fused_conv` computes them; None where oneDNN is faster.
         behind: What follows the layer in the same pass, if anything.
         source: What makes the layer's bytes together with its input, if anything.
+        beside: What makes the values that are added to the layer's, if the addition is in the same pass.
     """
 
     @torch.no_grad()
@@ -71,10 +78,13 @@ class CodeLayer:
         self.products: Products | None = int8.tiled(weight, zero, *window) if isinstance(layer, nn.Conv2d) else None
         self.behind: Behind | None = None
         self.source: Behind | None = None
+        self.beside: Behind | None = None
 
     def run(self, x: Tensor) -> Tensor:
         """Returns the layer's result, or what `behind` makes of it."""
         layer = self.layer
+        if self.behind is not None:
+            self.behind.clear()
         if not layer.enabled:
             return layer.float_class.forward(layer, x)
         if isinstance(layer, nn.Linear):

@@ -21,6 +21,7 @@ from qexp.integer.code_layer import CodeLayer
 from qexp.layers.quantized import QuantConv2d
 from qexp.models.modules import Add
 from qexp.network import graph
+from qexp.system.within import hooked
 
 RELUS = {nn.ReLU: (0.0, math.inf), nn.ReLU6: (0.0, 6.0)}  # the limits that each sets
 
@@ -34,6 +35,9 @@ class Found:
         between: ReLUs and identities.
         readers: Names of the layers on codes that read the result.
         alone: Whether nothing else reads it.
+        end: The step whose result is read.
+        added: Of an addition, the layer on codes that can add its values in its own pass, and the identities behind it.
+        to: Where the other values of that addition are made.
     """
 
     low: float
@@ -41,6 +45,9 @@ class Found:
     between: list[str]
     readers: list[str]
     alone: bool
+    end: graph.Step
+    added: tuple[str, ...] = ()
+    to: str = ""
 
 
 def find(steps: list[graph.Step], model: nn.Module, layers: Mapping[str, CodeLayer]) -> dict[str, Found]:
@@ -58,7 +65,39 @@ def find(steps: list[graph.Step], model: nn.Module, layers: Mapping[str, CodeLay
             behind = _behind(step, model, layers, calls)
             if behind is not None and behind.readers:
                 found[step.module] = behind
+    ends = {id(behind.end): name for name, behind in found.items()}
+    for step in steps:
+        if step.module in found and step.module not in layers:
+            found[step.module].added, found[step.module].to = _added(step, steps, model, layers, ends)
     return found
+
+
+def _added(
+    step: graph.Step,
+    steps: list[graph.Step],
+    model: nn.Module,
+    layers: Mapping[str, CodeLayer],
+    ends: Mapping[int, str],
+) -> tuple[tuple[str, ...], str]:
+    """Returns the layer that can compute an addition with its own sums, identities behind it, and what makes the other values before."""
+    for mine, other in (step.sources, step.sources[::-1]) if len(step.operands) == 2 else ():
+        identities = []
+        while _passes_on(mine, model) and len(mine.users) == 1:
+            identities.append(mine.module)
+            mine = mine.sources[0]
+        while _passes_on(other, model):
+            other = other.sources[0]
+        layer = layers.get(mine.module)
+        if layer is None or layer.products is None or len(mine.users) != 1 or id(other) not in ends:
+            continue
+        called = [s for s in steps if s.module == mine.module]
+        if called == [mine] and _starts(layer.layer, layer) and steps.index(other) < steps.index(mine):
+            return (mine.module, *identities), ends[id(other)]
+    return (), ""
+
+
+def _passes_on(step: graph.Step, model: nn.Module) -> bool:
+    return bool(step.module) and type(model.get_submodule(step.module)) is nn.Identity and len(step.operands) == 1
 
 
 def _starts(module: nn.Module, layer: CodeLayer | None) -> bool:
@@ -83,7 +122,7 @@ def _behind(
     if any(user.changed for user in step.users):
         return None
     readers = [user.module for user in step.users if _reads(user, layers, calls)]
-    return Found(low, high, between, readers, len(readers) == len(step.users))
+    return Found(low, high, between, readers, len(readers) == len(step.users), step)
 
 
 def _reads(step: graph.Step, layers: Mapping[str, CodeLayer], calls: Mapping[str, int]) -> bool:
@@ -97,6 +136,26 @@ def _reads(step: graph.Step, layers: Mapping[str, CodeLayer], calls: Mapping[str
     )
 
 
+@dataclass
+class Running:
+    """Whether the whole network runs now; a layer that is called by itself returns its values."""
+
+    now: bool = False
+
+    @contextmanager
+    def watched(self, model: nn.Module) -> Iterator[None]:
+        """Follows the calls of a network inside a `with` block."""
+        hooks = (
+            model.register_forward_pre_hook(lambda *_: self._set(True)),
+            model.register_forward_hook(lambda *_: self._set(False), always_call=True),
+        )
+        with hooked(hooks):
+            yield
+
+    def _set(self, now: bool) -> None:
+        self.now = now
+
+
 class OnePass:
     """From sums of products, or from values, to what others read: values, bytes, or both.
 
@@ -104,10 +163,11 @@ class OnePass:
         found: What follows.
         readers: The layers that read bytes.
         watched: Modules whose hooks may look at a tensor in between; while one has hooks, every module computes by itself.
+        running: Whether the whole network runs.
     """
 
-    def __init__(self, found: Found, readers: list[CodeLayer], watched: list[nn.Module]) -> None:
-        self._watched, self._readers = watched, readers
+    def __init__(self, found: Found, readers: list[CodeLayer], watched: list[nn.Module], running: Running) -> None:
+        self._watched, self._readers, self._running = watched, readers, running
         grids: dict[bytes, Tensor] = {reader.grid.numpy().tobytes(): reader.grid for reader in readers}
         self._grids = list(grids.values())
         self._place = {id(r): list(grids).index(r.grid.numpy().tobytes()) for r in readers}
@@ -117,6 +177,7 @@ class OnePass:
         self._given: Tensor | None = None  # the values that were given away last, and the bytes that belong to them
         self._bytes: list[Tensor] = []
         self._waiting: set[int] = set()
+        self._lends: list[CodeLayer] = []  # layers that add the values to theirs
 
     @property
     def fits(self) -> bool:
@@ -125,39 +186,63 @@ class OnePass:
 
     @property
     def active(self) -> bool:
-        """Returns whether no hook may look at what lies between and the next layers are quantized now."""
-        return not any(m._forward_hooks or m._forward_pre_hooks for m in self._watched) and all(
-            reader.layer.enabled for reader in self._readers
+        """Returns whether the network runs, no hook may look at what lies between, and the next layers are quantized now."""
+        return (
+            self._running.now
+            and not any(m._forward_hooks or m._forward_pre_hooks for m in self._watched)
+            and all(reader.layer.enabled for reader in self._readers)
         )
 
     def of_codes(self, layer: CodeLayer, x: Tensor) -> Tensor:
         """Returns what a layer gives for bytes, and what follows."""
+        others: list[Tensor] = []
+        if layer.beside is not None:
+            other = layer.beside.lent(layer)
+            if other is None or list(other.shape) != _shape(layer, x):
+                return layer.values(x)  # the addition computes the rest
+            others = [other]
         if layer.products is None:
             return self.of_values(layer.values(x))
-        bias = torch.zeros_like(layer.scales) if layer.bias is None else layer.bias
-        return self._give(fused_conv(x, layer.products, self._pass(1, layer.scales, bias, layer.scale)))
+        return self._give(fused_conv(x, layer.products, self._pass(1 + len(others), layer), others))
 
     def of_values(self, *xs: Tensor) -> Tensor:
         """Returns what follows values, or the sum of two."""
         return self._give(self._pass(len(xs))(xs))
 
-    def _pass(self, inputs: int, scales: Tensor | None = None, bias: Tensor | None = None, scale: float = 1.0) -> Pass:
-        if inputs not in self._passes:
-            rows = [torch.ones(1) if scales is None else scales, torch.zeros(1) if bias is None else bias]
-            rows += [torch.full_like(rows[0], v) for v in (*self._limits, 0.0)]
-            line = torch.stack([r.double() for r in (*rows, torch.full_like(rows[0], scale))])
+    def _pass(self, inputs: int, layer: CodeLayer | None = None) -> Pass:
+        """Returns the pass for values, or for a layer's sums, with other values beside them where there are two inputs."""
+        key = inputs, layer is None
+        if key not in self._passes:
+            scales = torch.ones(1) if layer is None else layer.scales
+            bias = torch.zeros_like(scales) if layer is None or layer.bias is None else layer.bias
+            numbers = *self._limits, 0.0, 1.0 if layer is None else layer.scale
+            line = torch.stack([scales, bias, *(torch.full_like(scales, v) for v in numbers)]).double()
             results = [torch.float32] * self.keeps_values + [torch.uint8] * len(self._grids)
             values = inputs if self.keeps_values else inputs + len(results)
             steps = [Step("scaled", 0, values, 0, 1 if inputs > 1 else -1)]
             first = inputs + self.keeps_values
             steps += [Step("grid", values, first + k, 1 + k) for k in range(len(self._grids))]
-            self._passes[inputs] = Pass(steps, results, [line, *self._grids])
-        return self._passes[inputs]
+            self._passes[key] = Pass(steps, results, [line, *self._grids])
+        return self._passes[key]
 
     def _give(self, results: list[Tensor]) -> Tensor:
         self._given, self._bytes = results[0], results[1:] if self.keeps_values else results
-        self._waiting = {id(reader) for reader in self._readers}
+        self._waiting = {id(reader) for reader in (*self._readers, *self._lends)}
         return self._given
+
+    def clear(self) -> None:
+        """Forgets what an earlier run gave away."""
+        self._given, self._bytes = None, []
+
+    def lend(self, layer: CodeLayer) -> None:
+        """Keeps the values until a layer has added them to its own."""
+        self._lends.append(layer)
+
+    def lent(self, layer: CodeLayer) -> Tensor | None:
+        """Returns the values that were given away in this run; None if there are none."""
+        found = self._given
+        self._took(layer)
+        return found
 
     def is_done(self, x: Tensor) -> bool:
         """Returns whether a tensor is what was given away, on which ReLUs have been applied."""
@@ -168,10 +253,13 @@ class OnePass:
         if x is not self._given:
             return None
         found = self._bytes[self._place[id(layer)]]
+        self._took(layer)
+        return found
+
+    def _took(self, layer: CodeLayer) -> None:
         self._waiting.discard(id(layer))
         if not self._waiting:
-            self._given, self._bytes = None, []
-        return found
+            self.clear()
 
 
 @contextmanager
@@ -179,15 +267,17 @@ def one_pass(steps: list[graph.Step], model: nn.Module, layers: Mapping[str, Cod
     """Computes what lies between layers on codes in one pass inside a `with` block; yields the modules at which a pass begins."""
     changed: list[nn.Module] = []
     started: list[CodeLayer] = []
+    running = Running()
     try:
-        found = find(steps, model, layers)
+        found, passes = find(steps, model, layers), {}
         for name, behind in found.items():
-            involved = [name, *behind.between, *behind.readers]
+            involved = [name, *behind.between, *behind.readers, *behind.added]
             inside = dict.fromkeys(part for n in involved for part in _with_parents(n))
             readers = [layers[reader] for reader in behind.readers]
-            made = OnePass(behind, readers, [model.get_submodule(n) for n in inside])
+            made = OnePass(behind, readers, [model.get_submodule(n) for n in inside], running)
             if not made.fits:
                 continue
+            passes[name] = made
             for reader in readers:
                 reader.source = made
                 started.append(reader)
@@ -202,12 +292,27 @@ def one_pass(steps: list[graph.Step], model: nn.Module, layers: Mapping[str, Cod
                 module = model.get_submodule(between)
                 module.forward = _unless_done(module, made)
                 changed.append(module)
-        yield list(found)
+        for name, made in passes.items():
+            other = found[name].to
+            if other in passes and passes[other].keeps_values:
+                layer = layers[found[name].added[0]]
+                layer.behind, layer.beside = made, passes[other]
+                passes[other].lend(layer)
+                started.append(layer)
+        with running.watched(model):
+            yield list(passes)
     finally:
         for module in changed:
             vars(module).pop("forward", None)
         for layer in started:
-            layer.behind = layer.source = None
+            layer.behind = layer.source = layer.beside = None
+
+
+def _shape(layer: CodeLayer, x: Tensor) -> list[int]:
+    """Returns the shape of a convolution's result."""
+    conv = layer.layer
+    window = zip(x.shape[2:], conv.kernel_size, conv.stride, conv.padding, conv.dilation)
+    return [x.shape[0], conv.out_channels, *((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in window)]
 
 
 def _with_parents(name: str) -> list[str]:
@@ -218,6 +323,10 @@ def _with_parents(name: str) -> list[str]:
 
 def _add(module: Add, made: OnePass):
     def forward(a: Tensor, b: Tensor) -> Tensor:
+        for x in (a, b):
+            if made.is_done(x):  # by the layer whose values are added
+                return x
+        made.clear()
         alike = a.shape == b.shape and a.dim() == 4 and a.dtype == b.dtype == torch.float32
         if not alike or not made.active:
             return Add.forward(module, a, b)

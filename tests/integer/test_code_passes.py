@@ -27,9 +27,10 @@ class Block(nn.Module):
         self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1)
         self.short = nn.Identity() if stride == 1 else nn.Conv2d(inputs, outputs, 1, stride)
         self.relu1, self.relu2, self.add = nn.ReLU(inplace), nn.ReLU(inplace), Add()
+        self.norm = nn.BatchNorm2d(outputs)  # folded: an identity
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.relu2(self.add(self.conv2(self.relu1(self.conv1(x))), self.short(x)))
+        return self.relu2(self.add(self.norm(self.conv2(self.relu1(self.conv1(x)))), self.short(x)))
 
 
 class Net(nn.Module):
@@ -94,6 +95,8 @@ def test_results_are_bits_of_the_layers_one_by_one(quantize, bits, inplace, layo
         wanted, _ = _apart(model, images, [])
         with on_codes(model, images[:1]) as found:
             assert found.passes == BEGIN and found.share == 1
+            added = [block.conv2.forward.__self__.beside is not None for block in model.blocks]
+            assert added == [True, False, True], "the sum of values that are there already is in the layer's own pass"
             assert torch.equal(model(images), wanted) and torch.equal(model(images[:3]), wanted[:3])
             with lean(model, images[:1]):
                 assert torch.equal(model(images), wanted) and torch.equal(model(images), wanted)
@@ -106,7 +109,8 @@ def test_hooks_see_the_values_as_if_there_were_no_pass(quantize):
     """Also a hook of a module around them."""
     torch.manual_seed(0)
     model, images = quantize(Net(), 4, 4)
-    watch = ["first", "relu", "blocks.0.relu1", "blocks.1", "clip1", "each", "wide"]
+    watch = ["first", "relu", "blocks.0.relu1", "blocks.0.conv2", "blocks.2.norm", "blocks.2.short", "blocks.2.add"]
+    watch += ["blocks.0.relu2", "blocks.1", "clip1", "each", "wide"]
     wanted, values = _apart(model, images, watch)
     with on_codes(model, images[:1]):
         for name in watch:
@@ -164,3 +168,39 @@ def test_bytes_of_an_image_are_not_taken_for_codes(quantize):
     with on_codes(model, images[:1]) as found:
         assert found.passes == ["0"]
         assert torch.equal(model(pixels), model(pixels.float()))
+
+
+@torch.no_grad()
+def test_a_run_that_ends_early_leaves_nothing_for_the_next(quantize):
+    """Values of the aborted run, of the same shape, must not be added to those of the next."""
+    torch.manual_seed(0)
+    model, images = quantize(Net(), 4, 4)
+    others = torch.randn(images.shape)
+    wanted, _ = _apart(model, others, [])
+
+    def stop(module: nn.Module, given: tuple) -> None:
+        raise KeyboardInterrupt
+
+    with on_codes(model, images[:1]):
+        for name in ("blocks.0.relu1", "blocks.0.conv2", "blocks.2.norm", "clip1"):
+            hook = model.get_submodule(name).register_forward_pre_hook(stop)
+            with pytest.raises(KeyboardInterrupt):
+                model(images)
+            hook.remove()
+            held = model.get_submodule("first").register_forward_hook(lambda m, a, y: None)
+            assert torch.equal(model(others), wanted)
+            held.remove()
+            assert torch.equal(model(others), wanted)
+
+
+@torch.no_grad()
+def test_a_layer_called_by_itself_returns_its_values(quantize):
+    torch.manual_seed(0)
+    model, images = quantize(Net(), 4, 4)
+    plain = model.first(images)
+    with on_codes(model, images[:1]):
+        model(images)
+        alone = model.first(images)
+        assert alone.dtype == torch.float32
+        torch.testing.assert_close(alone, plain, rtol=0, atol=2e-6 * float(plain.abs().max()))
+        torch.testing.assert_close(model.relu(alone), torch.relu(alone), rtol=0, atol=0)
