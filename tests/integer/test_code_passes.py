@@ -204,3 +204,15 @@ def test_a_layer_called_by_itself_returns_its_values(quantize):
         assert alone.dtype == torch.float32
         torch.testing.assert_close(alone, plain, rtol=0, atol=2e-6 * float(plain.abs().max()))
         torch.testing.assert_close(model.relu(alone), torch.relu(alone), rtol=0, atol=0)
+
+
+@torch.no_grad()
+def test_where_onednn_computes_the_sums_what_follows_is_one_pass_too(quantize, monkeypatch):
+    """On processors without 512-bit dot products, and for weights beyond the cache."""
+    monkeypatch.setattr(int8, "tiled", lambda *_: None)
+    torch.manual_seed(0)
+    model, images = quantize(Net(), 4, 4)
+    wanted, _ = _apart(model, images, [])
+    with on_codes(model, images[:1]) as found:
+        assert found.passes == BEGIN
+        assert torch.equal(model(images), wanted)
