@@ -149,14 +149,14 @@ def _entrance(quantizer: nn.Module) -> tuple[Tensor | None, Callable[[Tensor], T
 
 def _grid(quantizer: Quantizer, low: int) -> Tensor | None:
     """Returns the constants with which `regrid` makes codes plus the offset; None where the quantizer has its own way."""
-    plain = (GridQuantizer.codes, GridQuantizer.prepared, GridQuantizer.scale_and_zero)
-    own = (
-        (type(quantizer).codes, type(quantizer).prepared, type(quantizer).scale_and_zero)
-        if isinstance(quantizer, GridQuantizer)
-        else ()
-    )
-    edges = [torch.as_tensor(v) for v in getattr(quantizer, "edges", quantizer.limits)]
-    if own != plain or quantizer.rounding != "half_even" or any(v.numel() > 1 for v in edges):
+    if not isinstance(quantizer, GridQuantizer) or quantizer.rounding != "half_even":
+        return None
+    plain, probe = GridQuantizer, torch.zeros(1, 1, 1, 1)
+    as_given = type(quantizer).prepared is plain.prepared or quantizer.prepared(probe)[0] is probe
+    if not as_given or (type(quantizer).codes, type(quantizer).scale_and_zero) != (plain.codes, plain.scale_and_zero):
+        return None
+    edges = [torch.as_tensor(v) for v in quantizer.edges]
+    if any(v.numel() > 1 for v in edges):
         return None
     numbers = (float(quantizer.scale), float(quantizer.zero_point), *map(float, edges), int8.offset(low), 0)
     return torch.tensor(numbers, dtype=torch.float64)[:, None]

@@ -216,3 +216,16 @@ def test_where_onednn_computes_the_sums_what_follows_is_one_pass_too(quantize, m
     with on_codes(model, images[:1]) as found:
         assert found.passes == BEGIN
         assert torch.equal(model(images), wanted)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("unscale", [True, False])
+def test_inputs_that_are_rounded_as_they_are_come_from_the_pass(quantize, unscale):
+    """DoReFa's inputs, unless they are multiplied first."""
+    inputs = {"_target_": "qexp.quantizers.dorefa.DoReFaInput", "unscale": unscale, "range": 0.4, "signed": True}
+    torch.manual_seed(0)
+    model, images = quantize(Net(), 4, 4, input=inputs)
+    wanted, _ = _apart(model, images, [])
+    with on_codes(model, images[:1]) as found:
+        assert found.share == 1 and found.passes == (BEGIN if unscale else [])
+        assert torch.equal(model(images), wanted)
