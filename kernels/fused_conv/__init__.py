@@ -27,7 +27,7 @@ constant("fused_conv")
 
 
 class Products(NamedTuple):
-    """A convolution of bytes whose windows are one pixel, or whose channels are each by itself.
+    """A convolution of bytes whose channels are all together, or each by itself.
 
     Attributes:
         weight: As the kernels read it.
@@ -57,23 +57,25 @@ def products(
     """Returns a convolution as `fused_conv` takes it.
 
     Args:
-        weight: int8 `[O, I, 1, 1]`, or `[C, 1, kh, kw]` for each channel by itself.
+        weight: int8 `[O, I, kh, kw]`, or `[C, 1, kh, kw]` for each channel by itself.
         zero: Byte of zero.
-        stride, padding, dilation, groups: Of the convolution; windows of one pixel have no padding.
+        stride, padding, dilation, groups: Of the convolution; 1 group, or one per channel.
         wide: See `Products`.
 
     Raises:
         KernelError: The convolution is of another kind.
     """
     if weight.dtype != torch.int8 or weight.dim() != 4 or not 0 <= zero <= 255:
-        raise KernelError("weight, zero: expected int8 [O, I, 1, 1] or [C, 1, kh, kw], and a byte")
+        raise KernelError("weight, zero: expected int8 [O, I, kh, kw] or [C, 1, kh, kw], and a byte")
     kernel = list(weight.shape[2:])
     window = [*kernel, *stride, *padding, *dilation]
     less = zero * weight.int().sum((1, 2, 3), dtype=torch.int32)
     if groups == 1 and kernel == [1, 1] and not any(padding):
         return Products(reference.blocked(weight[:, :, 0, 0]), less, zero, window, wide)
+    if groups == 1:
+        return Products(reference.parted(weight, 1 if kernel[1] == 1 else dilation[1]), less, zero, window, wide)
     if groups != len(weight) or weight.shape[1] != 1:
-        raise KernelError(f"weight: got {list(weight.shape)}, expected windows of one pixel, or one input per output")
+        raise KernelError(f"weight: got {list(weight.shape)}, expected one group, or one input per output")
     return Products(weight[:, 0].permute(1, 2, 0).flatten(0, 1).to(torch.int16).contiguous(), less, zero, window, wide)
 
 
@@ -94,8 +96,7 @@ def fused_conv(x: Tensor, convolution: Products, behind: Pass, others: Sequence[
     """
     weight, less, zero, window, wide = convolution
     inputs = x.shape[1] if x.dim() == 4 else 0
-    needed = -(-inputs // reference.QUAD) if weight.dim() == 4 else inputs
-    if x.dtype != torch.uint8 or x.dim() != 4 or weight.shape[1] != needed or less.device != x.device:
+    if x.dtype != torch.uint8 or x.dim() != 4 or not _reads(convolution, inputs) or less.device != x.device:
         raise KernelError(f"x: expected bytes [N, I, H, W] of the weight's inputs on its device, got {list(x.shape)}")
     shape = (x.shape[0], less.numel(), *_size(x, window))
     if min(shape[2:]) < 1:
@@ -106,6 +107,16 @@ def fused_conv(x: Tensor, convolution: Products, behind: Pass, others: Sequence[
     return torch.ops.qexp.fused_conv.default(
         x, weight, less, zero, window, list(others), behind.constants, behind.tables, behind.flat, behind.forms, wide
     )
+
+
+def _reads(convolution: Products, inputs: int) -> bool:
+    """Returns whether a convolution's weight is one for so many inputs."""
+    weight, window = convolution.weight, convolution.window
+    if weight.dim() == 2:
+        return weight.shape[1] == inputs
+    if weight.dim() == 4:
+        return weight.shape[1] == -(-inputs // reference.QUAD)
+    return weight.shape[2] == -(-inputs * window[0] * window[1] // weight.shape[1] // reference.QUAD)
 
 
 def _size(x: Tensor, window: Sequence[int]) -> list[int]:

@@ -16,6 +16,26 @@ def blocked(weight: Tensor) -> Tensor:
     return weight.reshape(-1, LANES, weight.shape[1] // QUAD, QUAD).transpose(1, 2).contiguous()
 
 
+def parted(weight: Tensor, dilation: int) -> Tensor:
+    """Returns int8 weights `[O, I, kh, kw]` as `[O / 16, parts, bytes / 4, 16, 4]`, rounded up with zeros.
+
+    A part is what lies together in memory: a row of the window, or a pixel of it where `dilation` leaves out columns.
+    """
+    outputs, inputs, rows, columns = weight.shape
+    count = rows * (1 if dilation == 1 else columns)
+    parts = weight.permute(0, 2, 3, 1).reshape(outputs, count, rows * columns * inputs // count)
+    parts = F.pad(parts, (0, -parts.shape[2] % QUAD, 0, 0, 0, -outputs % LANES))
+    return parts.reshape(-1, LANES, count, parts.shape[2] // QUAD, QUAD).permute(0, 2, 3, 1, 4).contiguous()
+
+
+def whole(weight: Tensor, outputs: int, inputs: int, kernel: list[int]) -> Tensor:
+    """Returns the weights `[O, I, kh, kw]` that `parted` was given."""
+    count = weight.shape[1]
+    parts = weight.permute(0, 3, 1, 2, 4).reshape(weight.shape[0] * LANES, count, -1)
+    parts = parts[:outputs, :, : kernel[0] * kernel[1] * inputs // count]
+    return parts.reshape(outputs, *kernel, inputs).permute(0, 3, 1, 2)
+
+
 def forward(
     x: Tensor,
     weight: Tensor,
@@ -35,6 +55,8 @@ def forward(
     if weight.dim() == 4:
         flat = weight.transpose(1, 2).reshape(weight.shape[0] * LANES, -1)
         weight, groups = flat[:outputs, :channels, None, None], 1
+    elif weight.dim() == 5:
+        weight, groups = whole(weight, outputs, channels, kernel), 1
     else:
         weight, groups = weight.reshape(*kernel, channels).permute(2, 0, 1)[:, None], channels
     x = F.pad(x.double(), (padding[1], padding[1], padding[0], padding[0]), value=float(zero))

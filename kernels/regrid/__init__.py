@@ -9,7 +9,7 @@ from torch import Tensor
 from ..errors import KernelError
 from ..library import constant, define
 from . import reference
-from .reference import FORMS, GRID, KINDS, TABLE
+from .reference import FORMS, GRID, KINDS, SCALED, TABLE
 
 INPUTS = (torch.float32, torch.float64, torch.uint8)
 MOST = 4  # inputs, results and tensors in between, each
@@ -26,14 +26,16 @@ constant("regrid")
 class Step(NamedTuple):
     """One step of a pass.
 
-    Places are numbered: the inputs first, then the results, then up to four tensors of bytes in between.
+    Places are numbered: the inputs first, then the results, then up to four tensors in between: float32 where a
+    `scaled` step writes, else bytes.
 
     Attributes:
-        kind: A rounding (see `round_to`), `none`, `float32` (what runtimes do), `grid` (what `quantize` does), or `table`.
+        kind: A rounding (see `round_to`), `none`, `float32` (what runtimes do), `grid` (what `quantize` does), `scaled` (what a
+            layer on codes does with its sums), or `table`.
         source: Place that is read.
         target: Place that is written.
         at: Number of the step's constants or of its table.
-        other: Second place that is read, of bytes.
+        other: Second place that is read: of bytes, or of float32 for `scaled`.
     """
 
     kind: str
@@ -54,7 +56,8 @@ def regrid(
 
     A step with constants gives `clip(round(x * factor + other * factor of other + summand), low, high) + after`, in float64. With
     `float32`, number and product are rounded to float32 first, as runtimes do; other and summand are not used. With `grid`, it is
-    `round(clip(x / factor + summand, low, high)) + after`, in float32. A step with a table gives `table[x]` or
+    `round(clip(x / factor + summand, low, high)) + after`, in float32. With `scaled`, it is
+    `clip(x * factor of other * factor + summand + other, low, high)`, each operation in float32. A step with a table gives `table[x]` or
     `table[256 * x + other]` of bytes.
 
     Args:
@@ -140,8 +143,21 @@ def _check(given: Pass, channels: int, inputs: Sequence[torch.dtype]) -> None:
                 raise KernelError(f"steps: {s} needs bytes and a table of {wide:,} entries")
         elif not 0 <= s.at < len(constants):
             raise KernelError(f"steps: {s} needs constants")
-        elif s.other >= 0 and (s.kind in ("float32", GRID) or {kinds[s.source], kinds[s.other]} != {torch.uint8}):
-            raise KernelError(f"steps: {s} needs bytes, and a kind that rounds once, to read two places")
+        elif s.other >= 0 and not _reads_two(s.kind, kinds[s.source], kinds[s.other]):
+            raise KernelError(
+                f"steps: {s} needs bytes and a kind that rounds once, or `scaled` and a second place of float32"
+            )
+        elif s.kind == SCALED and s.target >= len(inputs) + len(dtypes):
+            kinds[s.target] = torch.float32
+        if s.kind == SCALED and kinds[s.target] != torch.float32:
+            raise KernelError(f"steps: {s} gives float32")
         written.add(s.target)
     if not set(range(len(inputs), len(inputs) + len(dtypes))) <= written:
         raise KernelError("steps: a result is not written")
+
+
+def _reads_two(kind: str, first: torch.dtype, second: torch.dtype) -> bool:
+    """Returns whether a step of a kind can read two places of these dtypes."""
+    if kind == SCALED:
+        return second == torch.float32
+    return kind not in ("float32", GRID) and first == second == torch.uint8

@@ -34,7 +34,7 @@ __device__ __forceinline__ void write(const Place& p, int64_t i, double v) {
 __global__ void __launch_bounds__(kThreads) pass_kernel(Pass pass, Extent extent) {
   const int64_t stride = static_cast<int64_t>(gridDim.x) * blockDim.x;
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < extent.numel; i += stride) {
-    uint8_t between[kMost] = {};
+    float between[kMost] = {};  // bytes, or what a step of the kind `kScaled` gives
     const auto value = [&](int64_t p) {
       return p < pass.places ? read(pass.place[p], i) : static_cast<double>(between[p - pass.places]);
     };
@@ -57,7 +57,7 @@ __global__ void __launch_bounds__(kThreads) pass_kernel(Pass pass, Extent extent
       if (s.target < pass.places) {
         write(pass.place[s.target], i, y);
       } else {
-        between[s.target - pass.places] = static_cast<uint8_t>(y);
+        between[s.target - pass.places] = s.kind == kScaled ? static_cast<float>(y) : static_cast<float>(static_cast<uint8_t>(y));
       }
     }
   }

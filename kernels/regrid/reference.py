@@ -7,8 +7,8 @@ from ..layout import along
 from ..round_to.reference import round_to
 
 FORMS = (torch.float32, torch.float64, torch.uint8)
-TABLE, GRID = "table", "grid"
-KINDS = ("half_even", "half_up", "half_away", "floor", "trunc", "none", "float32", TABLE, GRID)
+TABLE, GRID, SCALED = "table", "grid", "scaled"
+KINDS = ("half_even", "half_up", "half_away", "floor", "trunc", "none", "float32", TABLE, GRID, SCALED)
 
 
 def forward(
@@ -19,7 +19,8 @@ def forward(
     kinds = [FORMS[f] for f in forms]
     for i in range(0, len(steps), 5):
         kind, source, other, target, at = steps[i : i + 5]
-        dtype = kinds[target - len(xs)] if target - len(xs) < len(kinds) else torch.uint8
+        between = torch.float32 if KINDS[kind] == SCALED else torch.uint8
+        dtype = kinds[target - len(xs)] if target - len(xs) < len(kinds) else between
         if KINDS[kind] == TABLE:
             index = places[source].long()
             index = index * 256 + places[other].long() if other >= 0 else index
@@ -35,6 +36,10 @@ def _mapped(x: Tensor, other: Tensor | None, constants: Tensor, kind: str) -> Te
     factor, summand, low, high, after, second = (along(row.contiguous(), x, axis) for row in constants)
     if kind == GRID:
         return torch.clamp(x.float() / factor.float() + summand.float(), low.float(), high.float()).round() + after
+    if kind == SCALED:
+        y = x.float() * second.float() * factor.float() + summand.float()
+        y = y if other is None else y + other
+        return torch.clamp(y, low.float(), high.float())
     if kind == "float32":
         y = (x.float() * factor.float()).double().round()
     else:

@@ -7,7 +7,7 @@
 namespace qexp::regrid {
 
 constexpr int kMost = 4, kSteps = 8, kFields = 5, kRows = 6;
-enum Kind : int64_t { kNone = 5, kFloat32 = 6, kTable = 7, kGrid = 8 };  // below: a rounding
+enum Kind : int64_t { kNone = 5, kFloat32 = 6, kTable = 7, kGrid = 8, kScaled = 9 };  // below: a rounding
 enum Form : int64_t { kSingle, kDouble, kByte };
 
 struct Step {
@@ -22,6 +22,11 @@ struct Limits {
 template <int64_t K, bool Two>
 QEXP_INLINE double mapped(double x, double other, const Limits& c) {
   double y;
+  if constexpr (K == kScaled) {
+    float v = static_cast<float>(x) * static_cast<float>(c.second) * static_cast<float>(c.factor) + static_cast<float>(c.summand);
+    if constexpr (Two) v += static_cast<float>(other);
+    return static_cast<double>(clamp(v, static_cast<float>(c.low), static_cast<float>(c.high)));
+  }
   if constexpr (K == kGrid) {
     const float v = static_cast<float>(x) / static_cast<float>(c.factor) + static_cast<float>(c.summand);
     return static_cast<double>(std::rint(clamp(v, static_cast<float>(c.low), static_cast<float>(c.high)))) + c.after;
@@ -48,6 +53,7 @@ QEXP_INLINE void with_kind(int64_t kind, F&& f) {
     case 4: return f(std::integral_constant<int64_t, 4>{});
     case kNone: return f(std::integral_constant<int64_t, kNone>{});
     case kGrid: return f(std::integral_constant<int64_t, kGrid>{});
+    case kScaled: return f(std::integral_constant<int64_t, kScaled>{});
     default: return f(std::integral_constant<int64_t, kFloat32>{});
   }
 }

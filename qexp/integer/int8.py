@@ -9,6 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from qexp_kernels import compiled
 from qexp_kernels.fused_conv import Products
 from qexp_kernels.fused_conv import products as prepared
 from qexp_kernels.fused_conv.reference import QUAD
@@ -20,6 +21,7 @@ from qexp.integer.program import Conv, Linear
 _EXACT = 2**24  # below it float32, in which the sums come back, holds every integer
 _PAIR = 2**15 - 1  # greatest sum of two products that processors without dot products add exactly
 _BLOCK = 16  # input channels of a part are a multiple of it
+_CACHED = 2**16  # bytes of a weight that is read again for each tile
 Sums = Callable[[Tensor], Tensor]
 
 
@@ -90,6 +92,25 @@ def products(op: Conv | Linear, low: int, high: int) -> Products | None:
         return None
     codes = torch.from_numpy(weight.astype(np.int8))
     return prepared(codes, int(op.zero[0]) + offset(low), *window, groups, wide=most >= _EXACT)
+
+
+def tiled(
+    weight: Tensor,
+    zero: int,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> Products | None:
+    """Returns a convolution of bytes as `fused_conv` computes it; None where oneDNN is to compute its sums.
+
+    A tile at a time it pays where the weight stays in the cache beside the tile. Arguments are those of `through_onednn`.
+    """
+    alone = groups == len(weight) and weight.shape[1] == 1
+    fast = torch.cpu._is_vnni_supported() and torch.backends.cpu.get_cpu_capability() == "AVX512"
+    if not compiled("fused_conv") or not fast or not (alone or (groups == 1 and weight.numel() <= _CACHED)):
+        return None
+    return prepared(weight, zero, stride, padding, dilation, groups)
 
 
 def _parts(op: Conv | Linear, low: int, high: int) -> list[tuple[int, int]] | None:

@@ -84,7 +84,8 @@ class DoReFaWeight(Quantizer):
             self._measure(x)
             w = x.float()
             binary = torch.where(w >= 0, self.magnitude, -self.magnitude)
-            return (w + (binary - w).detach()).to(x.dtype) if w.requires_grad else binary.to(x.dtype)
+            # exact, since the difference is zero: `w + (binary - w)` would round
+            return (binary + (w - w.detach()) if w.requires_grad else binary).to(x.dtype)
         rescale = self.rescale == "max"
         y, peak = dorefa_weight_and_peak(x.float(), self._steps, self._symmetric, rescale=rescale)
         if rescale and x.numel():

@@ -112,7 +112,7 @@ def test_what_stays_in_floating_point_is_named_with_its_reason(quantize):
         "float": {"layers": "b", "input": None},
         "channels": {"layers": "c", "input": channel},
         "levels": {"layers": "d", "weight": {"_target_": "qexp.quantizers.kmeans.KMeans", "bits": 4}},
-        "real": {"layers": "e", "weight": {"_target_": "qexp.quantizers.dorefa.DoReFaWeight"}},
+        "real": {"layers": "e", "weight": {"_target_": "qexp.quantizers.dorefa.DoReFaWeight"}},  # odd codes to 255
     }
     torch.manual_seed(0)
     model, images = quantize(Net(), 8, 8, rules=rules)
@@ -134,19 +134,83 @@ def test_an_error_inside_leaves_the_network_as_it_was(quantize):
     assert torch.equal(model(images), plain) and not any("forward" in vars(m) for m in model.modules())
 
 
+def _products_in_float64(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """Returns the sums of a layer's quantized input and weight in float64, plus its bias."""
+    values, weight = layer.input_quantizer(x).double(), layer.quantized_weight().double()
+    bias = None if layer.bias is None else layer.bias.double()
+    if isinstance(layer, nn.Linear):
+        return nn.functional.linear(values, weight, bias)
+    return nn.functional.conv2d(values, weight, bias, layer.stride, layer.padding, layer.dilation, layer.groups)
+
+
+DOREFA = {"_target_": "qexp.quantizers.dorefa.DoReFaWeight"}
+NO_CODE_FOR_ZERO = {
+    "dorefa 7": (7, DOREFA | {"rescale": "max"}),
+    "dorefa 4": (4, DOREFA),
+    "dorefa 2": (2, DOREFA | {"rescale": "max"}),
+    "dorefa 1": (1, DOREFA),
+    "dorefa symmetric": (5, DOREFA | {"variant": "symmetric", "rescale": "max"}),
+    "sawb": (3, {"_target_": "qexp.quantizers.sawb.SAWB"}),
+    "bwn": (1, {"_target_": "qexp.quantizers.bwn.BWN", "granularity": "channel"}),
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", NO_CODE_FOR_ZERO)
+def test_weights_without_a_code_for_zero_are_on_codes_of_half_a_step(quantize, kind):
+    """Their levels are odd multiples of half a step; rounding of the levels themselves is float32's too."""
+    wbit, weight = NO_CODE_FOR_ZERO[kind]
+    torch.manual_seed(3)
+    model, images = quantize(Net(), wbit, 6, weight=weight)
+    with on_codes(model, images[:1]) as found:
+        assert found.layers == list("abcdef") and found.share == 1 and "100.0 %" in found.line()
+    inputs = {"a": images}
+    for name in "bcdef":
+        layer = model.get_submodule(name)
+        inputs[name] = torch.randn(4, layer.in_features) if name in "ef" else torch.randn(4, layer.in_channels, 9, 9)
+    for name, x in inputs.items():
+        layer = model.get_submodule(name)
+        with baked_weights(model):
+            exact, plain = _products_in_float64(layer, x), layer(x)
+            with on_codes(model, images[:1]):
+                ours = layer(x)
+        most = exact.abs().max()
+        assert (ours - exact).abs().max() <= 3e-7 * most, name
+        torch.testing.assert_close(ours, plain, rtol=0, atol=float(2e-6 * most))
+
+
+@torch.no_grad()
+def test_weights_of_eight_bits_without_a_code_for_zero_stay_in_floating_point(quantize):
+    model, images = quantize(Net(), 8, 8, weight=DOREFA | {"rescale": "max"})
+    with on_codes(model, images[:1]) as found:
+        assert not found.layers and set(found.others.values()) == {"its weight has more than 8 bits"}
+
+
+def test_one_bit_weights_of_dorefa_are_their_two_levels_to_the_bit_while_training():
+    """`w + (level - w)` rounds, so that a weight would be near its level only."""
+    from qexp.quantizers.dorefa import DoReFaWeight
+
+    torch.manual_seed(0)
+    quantizer, weight = DoReFaWeight(1, (64, 33)), torch.randn(64, 33, requires_grad=True)
+    value = quantizer(weight)
+    assert torch.equal(value.detach(), quantizer.dequantize(quantizer.codes(weight))) and len(value.unique()) == 2
+    value.sum().backward()
+    assert torch.equal(weight.grad, torch.ones_like(weight))
+
+
 SCRIPT = """
 import torch
 from torch import nn
 from qexp.integer import int8
-from qexp.integer.on_codes import _Refused, _check_sums
+from qexp.integer.code_layer import Refused, check_sums
 assert int8.available(127) and not int8.available()
 weight = torch.full((2, 3, 3, 3), 127, dtype=torch.int8)
-_check_sums(weight, 0, 127)
-_check_sums(weight // 2, -128, 127)
+check_sums(weight, 0, 127)
+check_sums(weight // 2, -128, 127)
 for low, high in ((0, 255), (-128, 127)):
     try:
-        _check_sums(weight, low, high)
-    except _Refused as reason:
+        check_sums(weight, low, high)
+    except Refused as reason:
         print(reason)
 """
 

@@ -9,8 +9,7 @@ import pandas as pd
 import pytest
 
 from qexp.errors import QexpError
-from qexp.integer import int8
-from qexp.integer import on_codes as on_codes_module
+from qexp.integer import code_layer, int8
 from qexp.integer.files import load
 
 
@@ -38,8 +37,8 @@ def test_integer_rounding_is_what_the_proof_computes(run):
 @pytest.mark.skipif(not int8.available(), reason="no 8-bit dot products")
 def test_an_evaluation_on_codes_is_its_own_point(run, caplog, monkeypatch):
     built = []
-    weight = on_codes_module._weight
-    monkeypatch.setattr(on_codes_module, "_weight", lambda layer: built.append(layer) or weight(layer))
+    weight = code_layer._weight
+    monkeypatch.setattr(code_layer, "_weight", lambda layer: built.append(layer) or weight(layer))
     on_codes = run("quant=minmax", "bits=w4a4", "evaluate=codes")
     assert len(built) == len(set(map(id, built))) == 5, "each layer is made ready once"
     assert on_codes["status"] == "ok" and on_codes["evaluate"] == "codes" and on_codes["products_on_codes"] == 100

@@ -61,6 +61,11 @@ MISTAKES = {
     "read early": (lambda: kernels.regrid([X], [Step("trunc", 2, 1, 0)], [torch.uint8], [ROWS]), "steps"),
     "written input": (lambda: kernels.regrid([X], [Step("trunc", 0, 0, 0)], [torch.uint8], [ROWS]), "steps"),
     "left open": (lambda: kernels.regrid([X], [Step("trunc", 0, 2, 0)], [torch.uint8], [ROWS]), "steps"),
+    "bytes of values": (lambda: kernels.regrid([X], [Step("scaled", 0, 1, 0)], [torch.uint8], [ROWS]), "steps"),
+    "second of bytes": (
+        lambda: kernels.regrid([X, X.byte()], [Step("scaled", 0, 2, 0, 1)], [X.dtype], [ROWS]),
+        "steps",
+    ),
     "rows": (lambda: kernels.regrid([X], [Step("trunc", 0, 1, 0)], [torch.uint8], [ROWS[:5]]), "constants"),
     "no such rows": (lambda: kernels.regrid([X], [Step("trunc", 0, 1, 1)], [torch.uint8], [ROWS]), "steps"),
     "table of floats": (lambda: kernels.regrid([X], [Step("table", 0, 1, 0)], [torch.uint8], [], [BYTES]), "steps"),

@@ -70,6 +70,33 @@ def test_several_results_of_one_pass_are_those_of_the_reference(x, compiled):
                 assert torch.equal(got, want) and got.dtype == want.dtype and got.stride() == want.stride()
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("channels", [1, 7, 1500])
+def test_scaled_values_and_their_codes(channels, layout, compiled, device):
+    """From sums in each form, with numbers per channel of some or of all constants, and a place of values in between."""
+    g = torch.Generator().manual_seed(channels)
+    shape = (2, channels, 5, 3)
+    sums = torch.randint(-5000, 5000, shape, generator=g).float().contiguous(memory_format=layout).to(device)
+    other = torch.randn(shape, generator=g).to(device)
+    rows = [torch.rand(channels, generator=g) * 0.02, torch.randn(channels, generator=g)]
+    rows += [torch.full((channels,), v) for v in (0.0, 6.0, 0.0, 0.031)]
+    line = torch.stack(rows).double().to(device)
+    varied = line.clone()
+    varied[3] = torch.rand(channels, generator=g) * 5
+    grid = torch.tensor([0.07, 2.0, 0, 15, 1, 0]).double()[:, None].to(device)
+    steps = [Step("scaled", 0, 5, 0, 1), Step("grid", 5, 2, 1), Step("scaled", 0, 3, 0), Step("grid", 3, 4, 1)]
+    for constants in (line, line[:, :1].contiguous(), varied):
+        for x in (sums, sums.double(), sums.clamp(0, 255).byte()):
+            found = []
+            for which in (compiled, "reference"):
+                kernels.load(which)
+                found.append(
+                    kernels.regrid([x, other], steps, [torch.uint8, torch.float32, torch.uint8], [constants, grid])
+                )
+            for got, want in zip(*found, strict=True):
+                assert torch.equal(got, want) and got.dtype == want.dtype and got.stride() == want.stride()
+
+
 @pytest.mark.parametrize("channels", [1, 5, 1500])
 def test_codes_beside_the_middle_between_two_are_those_of_the_reference(channels, compiled, device):
     """Where float32 cannot tell which code is nearer: sums of products that lie at most a few roundings beside the middle."""

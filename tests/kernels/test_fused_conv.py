@@ -87,6 +87,26 @@ def test_blocks_of_channels_and_runs_of_pixels(implementation, device, channels,
         assert torch.equal(got, F.conv2d(x.double() - zero, weight.double(), None, *window, channels))
 
 
+@pytest.mark.parametrize("inputs, outputs", [(1, 1), (3, 17), (16, 33), (7, 50), (20, 130)])
+@pytest.mark.parametrize("kernel", [(3, 3), (5, 1), (2, 7), (1, 1)])
+@pytest.mark.parametrize(
+    "window",
+    [((1, 1), (1, 1), (1, 1)), ((2, 3), (0, 5), (2, 1)), ((1, 2), (3, 2), (1, 2)), ((1, 1), (0, 0), (3, 3))],
+    ids=str,
+)
+def test_windows_of_all_channels(implementation, device, inputs, outputs, kernel, window):
+    """Rows of many widths, so that pixels are left over; windows wider than the image; borders on all sides."""
+    weight = weights_of(outputs, inputs, *kernel).to(device)
+    for size in ((9, 31), (7, 18), (5, 1)):
+        x = bytes_of(2, inputs, *size).to(device)
+        _, (ph, pw), (dh, dw) = window
+        if size[0] + 2 * ph <= dh * (kernel[0] - 1) or size[1] + 2 * pw <= dw * (kernel[1] - 1):
+            continue
+        got = fused_conv(x, products(weight, 113, *window, wide=True), SUMS)[0]
+        assert torch.equal(got, F.conv2d(x.double() - 113, weight.double(), None, *window))
+        assert got.is_contiguous(memory_format=torch.channels_last)
+
+
 def test_sums_up_to_31_bits(implementation, device):
     """The sum of products alone comes close to 2^31, the zero point takes it to the other side."""
     inputs = 66_308
@@ -98,6 +118,36 @@ def test_sums_up_to_31_bits(implementation, device):
         got = fused_conv(x, products(weight, zero, wide=True), SUMS)[0]
         whole = (x.long() - zero)[0, :, 0].T @ weight[:, :, 0, 0].T.long()
         assert torch.equal(got[0, :, 0].T.long(), whole.clamp(-(2**40), 2**40))
+
+
+@pytest.mark.parametrize("channels", [3, 16, 40])
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_values_and_codes_of_one_pass(implementation, device, channels, kernel):
+    """Scales, bias, another tensor and limits are float32's, one operation after the other; codes are those of the values."""
+    x, other = bytes_of(3, 16, 12, 20).to(device), torch.randn(3, channels, 12, 20).to(device)
+    weight, g = weights_of(channels, 16, kernel, kernel).to(device), torch.Generator().manual_seed(3)
+    scales, bias = torch.rand(channels, generator=g) * 0.01, torch.randn(channels, generator=g)
+    rows = [scales, bias, *torch.tensor([[0.0], [6], [0], [0.037]]).expand(4, channels)]
+    grid = torch.tensor([0.05, 3.0, 0, 15, 8, 0]).double()[:, None].to(device)
+    between = 5
+    steps = [
+        Step("scaled", 0, 2, 0, 1),
+        Step("grid", 2, 3, 1),
+        Step("scaled", 0, between, 0),
+        Step("grid", between, 4, 1),
+    ]
+    lines = [torch.stack(rows).double().to(device), grid]
+    behind = Pass(steps, [torch.float32, torch.uint8, torch.uint8], lines)
+    values, codes, second = fused_conv(x, products(weight, 7, padding=(kernel // 2,) * 2), behind, [other])
+    sums = F.conv2d(F.pad(x.double() - 7, (kernel // 2,) * 4), weight.double()).float()
+    first = (
+        sums * torch.tensor(0.037, device=device) * scales.to(device)[:, None, None] + bias.to(device)[:, None, None]
+    )
+    for added, found in ((first + other, codes), (first, second)):
+        clipped = added.clamp(0, 6)
+        grids = (clipped / torch.tensor(0.05, device=device) + 3).clamp(0, 15).round() + 8
+        assert torch.equal(found, grids.to(torch.uint8))
+    assert torch.equal(values, (first + other).clamp(0, 6))
 
 
 def test_windows_of_many_taps(implementation, device):
@@ -114,7 +164,8 @@ def test_no_images_and_what_does_not_fit(implementation, device):
     alone = products(weights_of(4, 1, 3, 3).to(device), 9, padding=(1, 1), groups=4)
     assert fused_conv(x, alone, SUMS)[0].shape == (0, 4, 5, 5)
     for wrong in (
-        lambda: products(weights_of(6, 4, 3, 3), 0),
+        lambda: products(weights_of(6, 4, 3, 3), 0, groups=2),
+        lambda: fused_conv(bytes_of(1, 9, 5, 5).to(device), products(weights_of(6, 4, 3, 3).to(device), 0), SUMS),
         lambda: products(weight, 256),
         lambda: fused_conv(bytes_of(1, 9, 5, 5).to(device), products(weight, 0), SUMS),
         lambda: fused_conv(bytes_of(1, 4, 5, 5).to(device), products(weight, 0), SUMS, [x]),
