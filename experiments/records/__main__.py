@@ -39,7 +39,7 @@ def row(run: Path, goals: pd.DataFrame) -> str:
     test = f"{found['value']:.2f} ± {(found['ci_high'] - found['ci_low']) / 2:.2f}" if done else "not finished"
     known = goals[(goals.model == model) & (goals.bits == bits)]
     goal, published = (
-        (f"{known.goal.iloc[0]:g}", f"{known.published.iloc[0]:g} ({known.source.iloc[0]})") if len(known) else ("", "")
+        ("" if pd.isna(known.goal.iloc[0]) else f"{known.goal.iloc[0]:g}", f"{known.published.iloc[0]:g} ({known.source.iloc[0]})") if len(known) else ("", "")
     )
     cells = [
         f"{model} {config['quant']['name']} {bits}",
