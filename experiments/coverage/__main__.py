@@ -13,11 +13,11 @@ rows. Columns:
 * onnx: codes and scores that differ between onnxruntime and the program, with `deploy=int8`, on two images;
 * c99: scores that differ between the compiled package and the program, on one image.
 
-The last two are not tried for networks of more than 6 million weights (`--large` gives another number): a compiler reads about a million
-in a second. Detectors have no single tensor of scores, so that they end at quantize; segmentation networks are lowered to their
-scores. A network may take 14 GiB of memory; vit_l_16 and vit_l_32 were run
-with `--memory 19`, regnet_y_128gf with 18 and vit_h_14 with 20. A cell without a
-number holds the reason. Row `darknet` of `conf` is the network of `darknet.cfg`, with one section of every kind that is read. Weights and images are random; images have 64 pixels where the network allows it.
+The last two are not tried for networks of more than 6 million weights (`--large` gives another number): a compiler reads about a
+million in a second. Detectors have no single tensor of scores, so that they end at quantize; segmentation networks are lowered to
+their scores. A network may take 14 GiB of memory; vit_l_16 and vit_l_32 were run with `--memory 19`, regnet_y_128gf with 18 and
+vit_h_14 with 20. A cell without a number holds the reason. Row `darknet` of `conf` is the network of `darknet.cfg`, with one
+section of every kind that is read. Weights and images are random; images have 64 pixels where the network allows it.
 
 Cells that are older than the last changes to what they measure. Column `onnx`: sums that several grids read, and codes between
 two grids, changed after all numbers but those of yolov8 of `conf`, mixnet_s, ghostnet_100 and regnety_002 of `timm`, and

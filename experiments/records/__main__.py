@@ -38,9 +38,10 @@ def row(run: Path, goals: pd.DataFrame) -> str:
     quarters = [val.get(round(epochs * k / 4) - 1) for k in range(1, 5)]
     test = f"{found['value']:.2f} ± {(found['ci_high'] - found['ci_low']) / 2:.2f}" if done else "not finished"
     known = goals[(goals.model == model) & (goals.bits == bits)]
-    goal, published = (
-        ("" if pd.isna(known.goal.iloc[0]) else f"{known.goal.iloc[0]:g}", f"{known.published.iloc[0]:g} ({known.source.iloc[0]})") if len(known) else ("", "")
-    )
+    goal = published = ""
+    if len(known):
+        aim = known.iloc[0]
+        goal, published = "" if pd.isna(aim.goal) else f"{aim.goal:g}", f"{aim.published:g} ({aim.source})"
     cells = [
         f"{model} {config['quant']['name']} {bits}",
         str(epochs) if done else f"{len(val)} of {epochs}",
