@@ -259,7 +259,17 @@ def _misfit(part: Part, own: Mapping[str, Any], model: nn.Module, where: str) ->
     return QexpError(
         f"{where}{inside} does not fit {type(model).__name__}. {'; '.join(_faults(part.state, own))}. "
         f"Check model= and its arguments (num_classes, shortcut, ...); where only names differ, give model.key_map"
+        f"{_other_classes(part, own)}"
     )
+
+
+def _other_classes(part: Part, own: Mapping[str, Any]) -> str:
+    """Returns what to do where two networks differ in their number of classes alone."""
+    if part.state.keys() != own.keys() or any(
+        (_shape(part.state[k]) or [])[1:] != (_shape(v) or [])[1:] for k, v in own.items()
+    ):
+        return ""
+    return "; to train a classifier for other classes, a network of torchvision or timm starts from a file: model.net.start=FILE"
 
 
 def _not_alone(part: Part, where: str) -> QexpError:

@@ -8,7 +8,7 @@ from functools import cache
 from typing import Any
 
 from qexp.errors import QexpError, near
-from qexp.models.timm_networks import timm_config
+from qexp.models.timm_weights import timm_config
 
 LIBRARIES = ("torchvision", "timm")
 # torchvision's weights of these networks take images in -1..1; its own builder changes ImageNet's normalisation inside the network

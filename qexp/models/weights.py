@@ -24,7 +24,7 @@ from qexp.models.int8_npz import read_int8
 from qexp.models.key_maps import EXAMPLE, parsed
 from qexp.models.matching import listed, match
 from qexp.models.packed_state import float_state
-from qexp.models.timm_networks import timm_address
+from qexp.models.timm_weights import timm_address
 from qexp.models.weight_places import check_there, is_address
 from qexp.results import zoo
 from qexp.system.file_hash import sha256

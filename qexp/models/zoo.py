@@ -5,14 +5,16 @@ from typing import Any
 from torch import nn
 
 from qexp.errors import QexpError, near
+from qexp.models.starting import IMAGENET, start_from
 
 
-def torchvision_model(name: str, num_classes: int = 1000, **options: Any) -> nn.Module:
+def torchvision_model(name: str, num_classes: int = IMAGENET, start: str | None = None, **options: Any) -> nn.Module:
     """The torchvision classifier `name`, randomly initialised; weights are loaded by `qexp.models.weights`.
 
     Args:
         name: As in `torchvision.models.list_models()`; kept as `torchvision_name`, by which weight names are found.
         num_classes: Outputs of the classifier.
+        start: Weights for 1,000 classes from which training starts, as `weights` names them; the classifier stays random.
         options: Arguments of torchvision's constructor (`aux_logits`, `init_weights`, `dropout`, ...).
     """
     from torchvision import models  # seconds to import
@@ -32,4 +34,6 @@ def torchvision_model(name: str, num_classes: int = 1000, **options: Any) -> nn.
         ) from error
     expose_adds(model)
     model.torchvision_name = name
+    if start is not None:
+        start_from(model, torchvision_model(name, IMAGENET, **options), start)
     return model

@@ -207,3 +207,32 @@ def test_a_network_lies_beside_the_user_in_an_empty_folder(tmp_path):
     done = subprocess.run([*command, *more], cwd=tmp_path, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Net on digits" in done.stdout and (tmp_path / "runs" / "debug" / "results.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("made", "name"), [(torchvision_model, "squeezenet1_1"), (timm_model, "mnasnet_small")], ids=["torchvision", "timm"]
+)
+def test_training_starts_from_weights_for_other_classes(made, name, tmp_path):
+    torch.manual_seed(1)
+    published = made(name)
+    save_weights(published, path := tmp_path / "w.safetensors")
+    with pytest.raises(
+        QexpError, match=r"of another shape: .*; to train a classifier for other classes, .*model\.net\.start=FILE"
+    ):
+        load_weights(made(name, num_classes=7), path)
+    torch.manual_seed(2)
+    model = made(name, num_classes=7, start=str(path))
+    torch.manual_seed(2)
+    fresh = made(name, num_classes=7).state_dict()
+    before, after = published.state_dict(), model.state_dict()
+    new = {key for key in after if after[key].shape != before[key].shape}
+    assert new and all(after[key].shape[0] == 7 and torch.equal(after[key], fresh[key]) for key in new)
+    assert all(torch.equal(after[key], before[key]) for key in after.keys() - new)
+
+
+def test_a_start_that_does_not_fit_is_refused(tmp_path):
+    save_weights(torchvision_model("squeezenet1_0"), path := tmp_path / "w.safetensors")
+    with pytest.raises(QexpError, match=r"model\.net\.start: .*does not fit SqueezeNet"):
+        torchvision_model("squeezenet1_1", 7, start=str(path))
+    with pytest.raises(QexpError, match=r"model\.net\.start: .*no such file"):
+        torchvision_model("squeezenet1_1", 7, start=str(tmp_path / "none.pt"))
