@@ -117,9 +117,18 @@ def _check_letters(word: str) -> None:
 
 
 def _check_replaced(arguments: Sequence[str]) -> None:
-    """Raises for an option of the schedule's optimizer or scheduler if another one replaces it: it would have no effect."""
+    """Raises for an option of an optimizer or scheduler that the run does not have: it would have no effect.
+
+    Either another one replaces the schedule's, or none is chosen beside the schedule's (an experiment may choose one).
+    """
     chosen = {o.key_or_group: o.value() for o in _overrides(arguments)}
     for group in ("optimizer", "scheduler"):
+        none = group not in chosen and "experiment" not in chosen and "+experiment" not in chosen
+        alone = next((key for key in chosen if key.startswith(f"{group}.")), None)
+        if none and alone is not None:
+            raise QexpError(
+                f"{alone}: no {group} is chosen beside the schedule's own; set schedule.{alone}, or choose {group}= as well"
+            )
         idle = next((key for key in chosen if key.startswith(f"schedule.{group}.")), None)
         if chosen.get(group) is not None and idle is not None:
             raise QexpError(
@@ -131,11 +140,14 @@ def rules_added(arguments: Sequence[str]) -> list[str]:
     """Returns the command line with `++` before each `quant.rules.NAME=...`, which Hydra needs if a recipe lacks the rule.
 
     Likewise before each `model.net.ARGUMENT=...` of a network that is named on the command line: its constructor knows its arguments.
+    And before `model.net.start=...`, which every network of torchvision and timm takes and no file names.
 
     >>> rules_added(["quant=mse", "quant.rules.wide={layers: conv1, weight: {bits: 8}}", "+quant.rules.x=null"])
     ['quant=mse', '++quant.rules.wide={layers: conv1, weight: {bits: 8}}', '+quant.rules.x=null']
+    >>> rules_added(["model=resnet18", "model.net.start=DEFAULT"])
+    ['model=resnet18', '++model.net.start=DEFAULT']
     """
-    free = ["quant.rules."]
+    free = ["quant.rules.", "model.net.start="]
     if {f"model={name}" for name in BY_NAME} & set(arguments):
         free.append("model.net.")
     return [f"++{word}" if word.startswith(tuple(free)) and "=" in word else word for word in arguments]

@@ -47,6 +47,16 @@ def test_the_message_names_the_nearest(asked, said):
     assert "_ends" not in str(caught.value), "what recipes are made of is no choice"
 
 
+def test_options_of_an_optimizer_that_is_not_chosen_are_refused():
+    for words in (["optimizer.lr=0.1"], ["quant=lsq", "scheduler.final=0.1", "optimizer=sgd"]):
+        with pytest.raises(
+            QexpError, match=r"is chosen beside the schedule's own; set schedule\.(optimizer\.lr|scheduler\.final)"
+        ):
+            check_choices(words, CONF)
+    check_choices(["optimizer=sgd", "optimizer.lr=0.1"], CONF)
+    check_choices(["experiment=dorefa_pact", "optimizer.lr=0.1"], CONF)
+
+
 @pytest.mark.parametrize(
     "fine",
     [
