@@ -55,7 +55,7 @@ def table(sweep: dict[str, list[float]], singles: list[dict[str, list[float]]], 
         [
             *lines,
             "",
-            f"* {samples} test images; a float evaluation {float_once:.2f} s (median of {len(sweep['float'])} taken between the points), "
+            f"* {samples} test images; a float evaluation with folded batch norms {float_once:.2f} s (median of {len(sweep['float'])} taken between the points), "
             f"a quantized one {median(sweep['evaluate']):.2f} s.",
             f"* The sweep in all, start-up included: {ours['all']:.0f} s = **{ours['all'] / allowed:.2f} x** "
             f"(36 float evaluations + 1 calibration, {allowed:.0f} s).",
@@ -75,9 +75,11 @@ def main() -> None:
     parser.add_argument(
         "--singles", type=int, default=3, help="points run in a process of their own, with an empty cache"
     )
+    parser.add_argument("--evaluate", choices=("codes", "float"), default="codes", help="how the points are evaluated")
     parser.add_argument("--write", action="store_true", help="put the figures into README.md")
     args = parser.parse_args()
     common = ["model=resnet20", "dataset=cifar10", f"weights={args.weights}", "quant=mse", "trainer=cpu"]
+    common += [f"evaluate={args.evaluate}", "trainer.channels_last=true"]
     singles = []
     for bits in (2, 4, 8)[: args.singles]:
         with tempfile.TemporaryDirectory() as folder:

@@ -6,6 +6,7 @@ whatever else the machine does falls on all alike; those seconds are counted apa
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import sys
@@ -13,6 +14,7 @@ import time
 from pathlib import Path
 
 import hydra
+import torch
 from omegaconf import DictConfig
 
 from qexp.command.root import register
@@ -35,8 +37,10 @@ def note(name: str, seconds: float) -> None:
 
 
 def compare(settings: Settings, number: int) -> None:
-    """Times a float evaluation and, where both widths are equal, a torch.ao network."""
+    """Times an evaluation of the float network with folded batch norms and, where both widths are equal, a torch.ao network."""
     from experiments.sweep_cost import observers
+    from qexp.network.facts import facts
+    from qexp.passes.fold_bn import fold_bn
     from qexp.run import float_network, training
     from qexp.run.datasets import load_data
 
@@ -44,7 +48,10 @@ def compare(settings: Settings, number: int) -> None:
     data = load_data(settings.data.module)
     model = float_network.float_model(settings, data)
     if number % 3 == 0:
-        note("float", training.evaluate(model, data, settings, "float", settings.runs_dir)[1])
+        folded = copy.deepcopy(model).eval()
+        fold_bn(folded, facts(folded, data.example()))
+        folded = folded.to(memory_format=torch.channels_last)
+        note("float", training.evaluate(folded, data, settings, "float", settings.runs_dir)[1])
     wbit, abit = settings.widths.weights, settings.widths.inputs
     if wbit == abit and wbit in (2, 4, 8):
         images = data.calibration_batches(settings.n_calibrate, 32, settings.seed)
