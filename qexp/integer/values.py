@@ -225,7 +225,10 @@ class Writer:
                 return values, [None] * len(values)
         if len({(float(v.unit[0]), v.even) for v in values}) == 1 and values[0].even:
             return values, [None] * len(values)  # one grid for all: codes add as they are
-        total = float(np.max(sum(v.span for v in values)))
+        spans = [np.asarray(v.span) for v in values]
+        if len({span.size for span in spans if span.size > 1}) > 1:  # of parts with other numbers of channels
+            spans = [span.max() for span in spans]
+        total = float(np.max(sum(spans)))
         unit = 2.0 ** (np.ceil(np.log2(max(total, 1e-30))) - (WIDE_BITS - 1) + 1)
         unit = max(unit, least_unit)
         out, ops = [], []

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from qexp.integer.grids import CannotLowerError, Grid, activation_grid, cannot
 from qexp.integer.lowered import Lowered, Place, Site
 from qexp.integer.moves import Concat, Flatten, Permute, Reshape, Slice
+from qexp.integer.products import Affine
 from qexp.integer.program import Clamp, Conv, Linear
 from qexp.integer.signs import compared, signs_of
 from qexp.integer.values import Value, Writer
@@ -143,7 +144,7 @@ class Walk:
         """Returns the result of a layer with one scale, where it is one of those that need that."""
         if name not in self.one_scale or not isinstance(made, Value) or made.uniform:
             return made
-        (whole,) = self.settle([made], name, ["output"])
+        (whole,) = self.settle([made], name, ["output (even)"])
         return replace(whole, axis=0, dims=1, most=None)
 
     def _held(self, leaf: Any) -> Any:
@@ -262,7 +263,9 @@ class Walk:
         op = self.writer.maker(value)
         while isinstance(op, Slice | Reshape | Flatten | Permute):
             op = self.writer.maker(self.writer.value(op.inputs[0]))
-        known = isinstance(op, Conv | Linear | Clamp | Concat) and (op.layer, "output") not in self.lowered.sites
+        known = (
+            isinstance(op, Conv | Linear | Clamp | Concat | Affine) and (op.layer, "output") not in self.lowered.sites
+        )
         return op.layer if known and self.rounds(op.layer) else None
 
     def settle(self, values: list[Value], name: str, sites: list[str]) -> list[Value]:

@@ -11,9 +11,9 @@ Each part that treats layers by their type treats function calls so, too:
 
 The types, of `qexp.models.modules`, `qexp.models.operations` and `qexp.models.attention`, by function: `Add Subtract Multiply MatMul`
 (two tensors), `Affine` (`+ - * /` with a number or a constant tensor), `Elementwise` (`abs`, `exp`, `**`),
-`Concat Stack Mean Sum UnitLength Permute Transpose Reshape Split Index Roll
-Pad Attention`, and torch's activations (`Hardtanh` for clamps), `Softmax Flatten Unflatten AdaptiveAvgPool2d AvgPool2d MaxPool2d Upsample
-PixelShuffle PixelUnshuffle ChannelShuffle LayerNorm BatchNorm2d Conv2d Linear`, `Identity` for what does nothing in evaluation mode.
+`Concat Stack Mean Sum UnitLength Permute Transpose Reshape Split Index Squeeze Roll Pad Attention`, and torch's activations (`Hardtanh` for
+clamps), `Softmax Flatten Unflatten AdaptiveAvgPool2d AvgPool2d MaxPool2d Upsample PixelShuffle PixelUnshuffle ChannelShuffle LayerNorm
+BatchNorm2d Conv2d Linear`, `Identity` for what does nothing in evaluation mode.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ from qexp.models.operations import (
     Reshape,
     Roll,
     Split,
+    Squeeze,
     Stack,
     Subtract,
     Sum,
@@ -353,6 +354,17 @@ def _index(given: _Given) -> Form:
     return Form(Index, (given.tensor(),), {"index": index})
 
 
+def _unsqueeze(given: _Given) -> Form:
+    dim = given(1, "dim")
+    before = (slice(None),) * dim if dim >= 0 else (Ellipsis,)
+    return Form(Index, (given.tensor(),), {"index": (*before, None, *(slice(None),) * (-1 - dim))})
+
+
+def _squeeze(given: _Given) -> Form:
+    dims = given(1, "dim")  # without it, a batch of one image would lose its dimension
+    return Form(Squeeze, (given.tensor(),), {"dims": (dims,) if isinstance(dims, int) else tuple(dims)})
+
+
 def _roll(given: _Given) -> Form:
     shifts, dims = given(1, "shifts"), given(2, "dims", ())
     shifts, dims = ((v,) if isinstance(v, int) else tuple(v) for v in (shifts, dims))
@@ -523,6 +535,8 @@ def _forms() -> dict[str, Callable[[_Given], Form]]:
         "split_with_sizes": _split("split_sizes"),
         "chunk": _chunk,
         "__getitem__": _index,
+        "unsqueeze": _unsqueeze,
+        "squeeze": _squeeze,
         "pad": _pad,
         "roll": _roll,
         "pixel_shuffle": _pool(nn.PixelShuffle, first="upscale_factor"),

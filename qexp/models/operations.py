@@ -247,6 +247,20 @@ class Index(nn.Module):
         return f"index={self.index}"
 
 
+class Squeeze(nn.Module):
+    """A tensor without those of some dimensions that have one entry."""
+
+    def __init__(self, dims: tuple[int, ...]) -> None:
+        super().__init__()
+        self.dims = dims
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.squeeze(self.dims)
+
+    def extra_repr(self) -> str:
+        return f"dims={self.dims}"
+
+
 class Roll(nn.Module):
     """A tensor whose entries move along some dimensions; those that leave at one end come in at the other."""
 

@@ -157,6 +157,42 @@ def predictions(x: Tensor, *heads: nn.Module) -> Tensor:
     return torch.cat([torch.cat(pair, -1) for pair in parts], 1)
 
 
+class Rows(nn.Module):
+    """Attention whose projections have batch norms over rows of all images, as LeViT has it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.norm, self.last, self.after = (
+            nn.Linear(8, 24, bias=False),
+            nn.BatchNorm1d(24),
+            nn.Linear(8, 8, bias=False),
+            nn.BatchNorm1d(8),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, width = x.shape[:2]
+        x = self.qkv(x.flatten(2).transpose(1, 2))
+        x = self.norm(x.flatten(0, 1)).reshape_as(x)
+        q, k, v = x.view(n, -1, 2, 12).split([4, 4, 4], dim=3)
+        q, k, v = q.permute(0, 2, 1, 3), k.permute(0, 2, 3, 1), v.permute(0, 2, 1, 3)
+        shares = (q @ k * 0.5).softmax(-1)
+        x = self.last(F.hardswish((shares @ v).transpose(1, 2).reshape(n, -1, width)))
+        return self.after(x.flatten(0, 1)).reshape_as(x)
+
+
+def in_and_out(x: Tensor, conv: nn.Module) -> Tensor:
+    gates = torch.sigmoid(conv(x.mean((2, 3)).unsqueeze(-2)).squeeze(1)).unsqueeze(2).unsqueeze(-1)
+    first = x.permute(1, 0, 2, 3)[:1].squeeze(0).squeeze(dim=(1,)).unsqueeze(1)
+    return torch.cat([x * gates, first], 1)
+
+
+def gated(x: Tensor, wide: nn.Module, conv: nn.Module, narrow: nn.Module) -> Tensor:
+    """A gated block with channels last, a part of which is convolved (MambaOut): parts with other numbers of channels are joined."""
+    gates, kept, taken = torch.split(wide(x.permute(0, 2, 3, 1)), (8, 5, 3), dim=-1)
+    taken = conv(taken.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+    return narrow(F.gelu(gates) * torch.cat((kept, taken), dim=-1)).permute(0, 3, 1, 2) + x
+
+
 def in_rows(x: Tensor, *heads: nn.Module) -> Tensor:
     return torch.cat([y(x * 50**k).permute(0, 2, 3, 1).reshape(x.shape[0], -1, 4) for k, y in enumerate(heads)], 1)
 
@@ -283,6 +319,15 @@ KINDS: dict[str, tuple[Callable[[], nn.Module], dict | str]] = {
     ),
     "boxes": (lambda: Calls(predictions, *(nn.Conv2d(8, 12, 3, padding=1) for _ in range(4))), DEPLOY),
     "boxes in a call without a name": (Unnamed, DEPLOY),
+    "dimensions of one entry": (
+        lambda: Calls(in_and_out, nn.Conv1d(1, 1, 3, padding=1, bias=False)),
+        DEPLOY,
+    ),
+    "gated parts": (
+        lambda: Calls(gated, nn.Linear(8, 16), nn.Conv2d(3, 3, 3, padding=1, groups=3), nn.Linear(8, 8)),
+        DEPLOY,
+    ),
+    "norms of rows": (Rows, DEPLOY),
     "vectors of length 1": (lambda: Calls(lambda x: F.normalize(x, dim=2) + F.normalize(x, eps=1.5)), DEPLOY),
     "attention of heads": (lambda: Calls(heads, nn.Linear(8, 24), nn.Linear(8, 8)), DEPLOY),
     "attention": (lambda: Calls(attention, nn.Linear(8, 24), nn.Linear(8, 8)), DEPLOY),

@@ -21,6 +21,7 @@ from qexp.integer.layers.moves import (
     reshape,
     roll,
     split,
+    squeeze,
     strided_pad,
     transpose,
     unflatten,
@@ -106,6 +107,7 @@ LAYERS: dict[type[nn.Module], Callable] = {
     operations.Reshape: reshape,
     operations.Split: split,
     operations.Index: index,
+    operations.Squeeze: squeeze,
     operations.Pad: pad,
     operations.Roll: roll,
     modules.Concat: concat,
@@ -114,10 +116,20 @@ LAYERS: dict[type[nn.Module], Callable] = {
 
 # those that find the dimensions of a tensor themselves, wherever its images lie
 MOVING = {nn.Flatten, operations.Permute, operations.Transpose, operations.Reshape, operations.Split, operations.Index}
-MOVING |= {operations.Roll, nn.Identity, nn.Dropout, nn.Unflatten}
+MOVING |= {operations.Roll, operations.Squeeze, nn.Identity, nn.Dropout, nn.Unflatten}
 # those that treat the entries of all dimensions alike, or of all but the last ones or the one that they name
 ANYWHERE = {*TABLES} - {nn.PReLU, RPReLU, Maxout}  # whose slopes lie along dimension 1
-ANYWHERE |= {nn.ReLU, nn.ReLU6, nn.Hardtanh, nn.Linear, nn.LayerNorm, nn.Softmax, modules.Add, modules.Concat}
+ANYWHERE |= {
+    nn.BatchNorm1d,
+    nn.ReLU,
+    nn.ReLU6,
+    nn.Hardtanh,
+    nn.Linear,
+    nn.LayerNorm,
+    nn.Softmax,
+    modules.Add,
+    modules.Concat,
+}
 ANYWHERE |= {
     getattr(operations, name)
     for name in ("Add", "Subtract", "Multiply", "Affine", "MatMul", "Mean", "Sum", "UnitLength")

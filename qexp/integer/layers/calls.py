@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from qexp.integer.grids import cannot
@@ -40,9 +42,9 @@ def expand_call(walk: Walk, step: Step, where: str) -> Value:
 def reshape_as_call(walk: Walk, step: Step, where: str) -> Value:
     """The same elements in the shape of another tensor."""
     x, like = walk.integers(walk.first(step), where), walk.operand(step.operands[1], where)
-    if x.batch or x.lead or like.batch or like.lead:
+    if x.batch or like.batch:
         raise cannot(where, "its shape mixes images of a batch", "keep the images in dimension 0: torch.flatten(x, 1)")
-    return reshaped(walk, where, x, like.shape)
+    return replace(reshaped(walk, where, x, like.shape), lead=like.lead)
 
 
 def to_call(walk: Walk, step: Step, where: str) -> Value:

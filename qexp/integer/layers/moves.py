@@ -349,6 +349,17 @@ def index(walk: Walk, step: Step, name: str, layer: operations.Index, x: Value) 
     return replace(reshaped(walk, name, x, (*shape, *x.shape[axis:])), batch=batch)
 
 
+def squeeze(walk: Walk, step: Step, name: str, layer: operations.Squeeze, x: Value) -> Value:
+    """A tensor without those of some dimensions that have one entry."""
+    axes = [x.axis_of(dim) for dim in layer.dims]
+    if None in axes:
+        raise cannot(name, "it may drop the dimension of the batch", "name dimensions of an image: x.squeeze(1)")
+    gone = [axis for axis in axes if x.shape[axis] == 1]
+    before = sum(axis - x.lead < x.batch for axis in gone)
+    shape = [n for axis, n in enumerate(x.shape) if axis not in gone]
+    return replace(reshaped(walk, name, x, shape), batch=x.batch - before)
+
+
 def roll(walk: Walk, step: Step, name: str, layer: operations.Roll, x: Value) -> Value:
     """Entries moved along dimensions; those that leave at one end come in at the other."""
     x = walk.integers(x, name)

@@ -10,6 +10,7 @@ from torch import nn
 
 from qexp.integer.arithmetic import nearest, width
 from qexp.integer.grids import cannot
+from qexp.integer.layers.affine import multiple
 from qexp.integer.layers.moves import reshaped, unified
 from qexp.integer.layers.weighted import BIAS_BITS, raised, result_range, room
 from qexp.integer.program import Conv, Linear, Requantize
@@ -40,6 +41,10 @@ def batch_norm(walk: Walk, step: Step, name: str, layer: nn.BatchNorm2d, x: Valu
         walk.lowered.constants[name] = {k: v for k, v in constants.items() if getattr(layer, k) is not None}
     gain = constants["weight"] / np.sqrt(constants["running_var"] + layer.eps)
     summand = constants["bias"] - gain * constants["running_mean"]
+    if x.lead:  # rows of numbers, [N * rows, C]: channels come last
+        spread = (1,) * (len(x.shape) - 1) + (-1,)
+        y = multiple(walk, name, x, gain.reshape(spread), summand.reshape(spread))
+        return walk.site(name, layer, "output", y)
     channels = len(gain)
     op = walk.writer.maker(x)
     own = isinstance(op, Conv | Linear) and not op.unit and walk.sole_user(step) and not _sited(walk, x)
