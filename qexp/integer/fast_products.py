@@ -10,7 +10,7 @@ from torch import Tensor
 
 from qexp.integer.machine import Machine
 from qexp.integer.op import Op
-from qexp.integer.products import Affine, MatMul, Multiply, Resample
+from qexp.integer.products import Affine, Divide, MatMul, Multiply, Resample
 
 
 def _apart(fast: Machine, op: Multiply | MatMul) -> Callable[[Tensor, Tensor], list[Tensor]]:
@@ -38,6 +38,18 @@ def _multiply(fast: Machine, op: Multiply) -> Callable[..., Tensor]:
         return a * b
 
     return step
+
+
+def quotient(op: Divide, a: Tensor, b: Tensor) -> Tensor:
+    """Returns quotients of codes, int64."""
+    a, b = a.long() - int(op.zeros[0]), b.long() - int(op.zeros[1])
+    size = b.abs().clamp_min(1)
+    return torch.div(((a * b.sign()) << (op.fraction + 1)) + size, 2 * size, rounding_mode="floor") * (b != 0)
+
+
+def _divide(fast: Machine, op: Divide) -> Callable[..., Tensor]:
+    dtype = fast.exact(op.output)
+    return lambda a, b: quotient(op, a, b).to(dtype)
 
 
 def _matmul(fast: Machine, op: MatMul) -> Callable[..., Tensor]:
@@ -79,6 +91,7 @@ def _resample(fast: Machine, op: Resample) -> Callable[..., Tensor]:
 PRODUCTS: dict[type[Op], Callable[[Machine, Op], Callable[..., Tensor]]] = {
     Affine: _affine,
     Multiply: _multiply,
+    Divide: _divide,
     MatMul: _matmul,
     Resample: _resample,
 }

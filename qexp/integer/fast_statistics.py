@@ -9,7 +9,7 @@ from torch import Tensor
 
 from qexp.integer.machine import Machine
 from qexp.integer.op import Op
-from qexp.integer.statistics import Normalize, Softmax, UnitLength
+from qexp.integer.statistics import Length, Normalize, Softmax, UnitLength
 
 
 def root(x: Tensor) -> Tensor:
@@ -34,6 +34,12 @@ def normalized(op: Normalize, x: Tensor, sign: Tensor, bias: Tensor) -> Tensor:
     return sign * y.reshape(x.shape) + bias
 
 
+def lengths(op: Length, x: Tensor) -> Tensor:
+    """Returns lengths of vectors, int64."""
+    x = x.long() - int(op.zero[0])
+    return root((x * x).sum([axis + 1 for axis in op.axes], keepdim=True) << (2 * op.finer))
+
+
 def divided(op: UnitLength, x: Tensor) -> Tensor:
     """Returns vectors divided by their length, int64."""
     x = x.long() - int(op.zero[0])
@@ -56,6 +62,11 @@ def _normalize(fast: Machine, op: Normalize) -> Callable[..., Tensor]:
     return lambda x: normalized(op, x, sign, bias).to(dtype)
 
 
+def _length(fast: Machine, op: Length) -> Callable[..., Tensor]:
+    dtype = fast.exact(op.output)
+    return lambda x: lengths(op, x).to(dtype)
+
+
 def _unit_length(fast: Machine, op: UnitLength) -> Callable[..., Tensor]:
     dtype = fast.exact(op.output)
     return lambda x: divided(op, x).to(dtype)
@@ -68,6 +79,7 @@ def _softmax(fast: Machine, op: Softmax) -> Callable[..., Tensor]:
 
 STATISTICS: dict[type[Op], Callable[[Machine, Op], Callable[..., Tensor]]] = {
     Normalize: _normalize,
+    Length: _length,
     UnitLength: _unit_length,
     Softmax: _softmax,
 }

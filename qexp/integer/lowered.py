@@ -60,13 +60,13 @@ class Computed:
     """A layer that the simulation computes as the program's operation does: a root or a quotient of whole numbers.
 
     Attributes:
-        arriving: The value before.
+        arriving: The values before, one per operand.
         op: The operation.
         leaving: The value after.
         place: Where the network has the batch.
     """
 
-    arriving: Value
+    arriving: tuple[Value, ...]
     op: Op
     leaving: Value
     place: Place = Place()

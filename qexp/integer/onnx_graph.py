@@ -15,9 +15,9 @@ from qexp.integer.arithmetic import FLOAT32, float32_factor, width
 from qexp.integer.ends import described, normalized_pixels
 from qexp.integer.moves import Concat, Flatten, Pad, Permute, Reshape, Slice, StridedPad
 from qexp.integer.op import Op
-from qexp.integer.products import Resample
+from qexp.integer.products import Divide, Resample
 from qexp.integer.program import Clamp, IntegerProgram, Lookup, MaxPool, Requantize, TensorSpec
-from qexp.integer.statistics import Normalize, Softmax, UnitLength
+from qexp.integer.statistics import Length, Normalize, Softmax, UnitLength
 from qexp.numerics.packing import pack
 
 OPSET = 21  # the first with int4 and 16-bit grids
@@ -30,6 +30,8 @@ IN_FLOAT = (
 )
 WITHOUT: dict[type[Op], str] = {
     Normalize: f"runtimes compute norms over an image's values {IN_FLOAT}",
+    Divide: f"runtimes compute quotients {IN_FLOAT}",
+    Length: f"runtimes compute lengths of vectors {IN_FLOAT}",
     UnitLength: f"runtimes compute lengths of vectors {IN_FLOAT}",
     Softmax: f"runtimes compute softmax {IN_FLOAT}",
 }

@@ -16,6 +16,18 @@ class Multiply(Op):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Divide(Op):
+    """`y = floor((a - zeros[0]) 2^fraction / (b - zeros[1]) + 1/2)`, rounded away from zero for a negative divisor; 0 where that is 0.
+
+    Dimensions of size 1 of the divisor are repeated.
+    """
+
+    kind = "divide"
+    zeros: Ints
+    fraction: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class MatMul(Op):
     """`y = (a - zeros[0]) @ (b - zeros[1])` over the last two dimensions: [..., M, K] times [..., K, L]."""
 

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from qexp.integer.arithmetic import round_reals, width
 from qexp.integer.moves import Concat, Flatten, Pad, Permute, Reshape, Slice, StridedPad
 from qexp.integer.op import Ints, Op
-from qexp.integer.products import Affine, MatMul, Multiply, Resample
-from qexp.integer.statistics import Normalize, Softmax, UnitLength
+from qexp.integer.products import Affine, Divide, MatMul, Multiply, Resample
+from qexp.integer.statistics import Length, Normalize, Softmax, UnitLength
 
 VERSION = 2  # of the format; a program of another one is refused
 
@@ -165,12 +165,14 @@ OPS: dict[str, type[Op]] = {
             Add,
             Affine,
             Multiply,
+            Divide,
             MatMul,
             MaxPool,
             SumPool,
             Lookup,
             Resample,
             Normalize,
+            Length,
             UnitLength,
             Softmax,
         ),

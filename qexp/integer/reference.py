@@ -12,7 +12,7 @@ from qexp.errors import QexpError
 from qexp.integer.arithmetic import requantized
 from qexp.integer.hardware import UNITS
 from qexp.integer.op import Op
-from qexp.integer.products import Affine, MatMul, Multiply, Resample
+from qexp.integer.products import Affine, Divide, MatMul, Multiply, Resample
 from qexp.integer.program import (
     Add,
     Clamp,
@@ -145,6 +145,13 @@ def multiply(op: Multiply, a: Ints, b: Ints) -> Ints:
     return (a - op.zeros[0]) * (b - op.zeros[1])
 
 
+def divide(op: Divide, a: Ints, b: Ints) -> Ints:
+    """Returns the quotient number by number."""
+    a, b = a - op.zeros[0], b - op.zeros[1]
+    size = np.maximum(np.abs(b), 1)
+    return np.where(b == 0, 0, (((a * np.sign(b)) << (op.fraction + 1)) + size) // (2 * size))
+
+
 def matmul(op: MatMul, a: Ints, b: Ints) -> Ints:
     """Returns the product of matrices."""
     return (a - op.zeros[0]) @ (b - op.zeros[1])
@@ -166,6 +173,7 @@ COMPUTE: dict[type[Op], Callable[..., Ints]] = {
     Lookup: lookup,
     Affine: affine,
     Multiply: multiply,
+    Divide: divide,
     MatMul: matmul,
     Resample: resample,
     **MOVES,

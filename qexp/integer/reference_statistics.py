@@ -8,7 +8,7 @@ import numpy as np
 
 from qexp.integer.op import Ints, Op
 from qexp.integer.program import channels
-from qexp.integer.statistics import Normalize, Softmax, UnitLength
+from qexp.integer.statistics import Length, Normalize, Softmax, UnitLength
 
 
 def root(x: Ints) -> Ints:
@@ -34,6 +34,12 @@ def normalize(op: Normalize, x: Ints) -> Ints:
     return sign * y + bias
 
 
+def length(op: Length, x: Ints) -> Ints:
+    """Returns lengths of vectors."""
+    x = x - op.zero
+    return root((x * x).sum(tuple(axis + 1 for axis in op.axes), keepdims=True) << (2 * op.finer))
+
+
 def unit_length(op: UnitLength, x: Ints) -> Ints:
     """Returns vectors divided by their length."""
     x = x - op.zero
@@ -49,4 +55,9 @@ def softmax(op: Softmax, x: Ints) -> Ints:
     return ((e << (op.fraction + 1)) + s) // (2 * s)
 
 
-STATISTICS: dict[type[Op], Callable[..., Ints]] = {Normalize: normalize, UnitLength: unit_length, Softmax: softmax}
+STATISTICS: dict[type[Op], Callable[..., Ints]] = {
+    Normalize: normalize,
+    Length: length,
+    UnitLength: unit_length,
+    Softmax: softmax,
+}

@@ -16,10 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from qexp.integer.arithmetic import requantized
-from qexp.integer.fast_statistics import divided, normalized, shares
+from qexp.integer.fast_products import quotient
+from qexp.integer.fast_statistics import divided, lengths, normalized, shares
 from qexp.integer.lowered import Computed, Lowered, Site
+from qexp.integer.op import Op
+from qexp.integer.products import Divide
 from qexp.integer.program import channels
-from qexp.integer.statistics import Normalize, UnitLength
+from qexp.integer.statistics import Length, Normalize, UnitLength
 from qexp.layers.calls import all_calls
 from qexp.layers.quantized import BAKED, Quantized, attribute
 from qexp.system.within import evaluating
@@ -177,24 +180,35 @@ def _hold(layer: Quantized, constants: dict[str, np.ndarray], step: np.ndarray) 
 
 def _compute(layer: nn.Module, here: Computed) -> Callable[[], None]:
     """Makes a layer compute an operation of the program; returns a function that restores its own computation."""
-    arriving, leaving = here.arriving, here.leaving
+    leaving, sites = here.leaving, ["input"] if len(here.arriving) == 1 else ["input.0", "input.1"]
 
-    def forward(x: Tensor) -> Tensor:
-        given = getattr(layer, attribute("input"), nn.Identity())(x)
-        x = here.place.inside(given, arriving.shape)
-        codes = _units(x, arriving.unit, arriving.axis) + _spread(arriving.zero, x, arriving.axis)
-        if isinstance(here.op, Normalize):
-            sign, bias = (_spread(v, x, here.op.axis) for v in (here.op.sign, here.op.bias))
-            codes = normalized(here.op, codes, sign, bias)
-        elif isinstance(here.op, UnitLength):
-            codes = divided(here.op, codes)
+    def forward(*xs: Tensor) -> Tensor:
+        given = [getattr(layer, attribute(site), nn.Identity())(x) for site, x in zip(sites, xs)]
+        inside = [here.place.inside(x, value.shape) for x, value in zip(given, here.arriving)]
+        codes = [_units(x, v.unit, v.axis) + _spread(v.zero, x, v.axis) for x, v in zip(inside, here.arriving)]
+        y = _computed(here.op, codes)
+        y = y.double() * _spread(leaving.unit, y, leaving.axis)
+        if isinstance(here.op, Length):
+            y = y.reshape(len(y), *leaving.shape)
         else:
-            codes = shares(here.op, codes, torch.from_numpy(np.array(here.op.table)).to(x.device))
-        y = here.place.outside(codes.double() * _spread(leaving.unit, x, leaving.axis), given)
+            y = here.place.outside(y, given[0])
         return getattr(layer, attribute("output"), nn.Identity())(y)
 
     layer.forward = forward
     return lambda: layer.__dict__.pop("forward", None)
+
+
+def _computed(op: Op, codes: list[Tensor]) -> Tensor:
+    """Returns the codes that an operation makes."""
+    if isinstance(op, Normalize):
+        return normalized(op, *codes, *(_spread(v, codes[0], op.axis) for v in (op.sign, op.bias)))
+    if isinstance(op, UnitLength):
+        return divided(op, *codes)
+    if isinstance(op, Length):
+        return lengths(op, *codes)
+    if isinstance(op, Divide):
+        return quotient(op, *codes)
+    return shares(op, *codes, torch.from_numpy(np.array(op.table)).to(codes[0].device))
 
 
 def _units(x: Tensor, unit: np.ndarray, axis: int = 0) -> Tensor:

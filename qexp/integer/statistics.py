@@ -35,6 +35,22 @@ class Normalize(Op):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Length(Op):
+    """Lengths of vectors: `y = floor(sqrt(sum (q - zero)^2 4^finer))` over the dimensions `axes`, which have one entry afterwards.
+
+    Attributes:
+        axes: Dimensions of the sum, without the batch.
+        zero: The code of zero.
+        finer: Bits by which the root is finer than a whole number.
+    """
+
+    kind = "length"
+    axes: tuple[int, ...]
+    zero: Ints
+    finer: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class UnitLength(Op):
     """Vectors along a dimension, divided by their length.
 

@@ -9,11 +9,11 @@ Each part that treats layers by their type treats function calls so, too:
   values are those of the step's operands, in order. A rule may return a tuple of values, one per result (`Split`). Arguments that
   depend on the batch size stay `qexp.network.graph.PerImage`. A constant tensor of a sum or product is in the module (`Affine`).
 
-The types, of `qexp.models.modules`, `qexp.models.operations` and `qexp.models.attention`, by function: `Add Subtract Multiply MatMul`
-(two tensors), `Affine` (`+ - * /` with a number or a constant tensor), `Elementwise` (`abs`, `exp`, `**`),
-`Concat Stack Mean Sum UnitLength Permute Transpose Reshape Split Index Squeeze Roll Pad Attention`, and torch's activations (`Hardtanh` for
-clamps), `Softmax Flatten Unflatten AdaptiveAvgPool2d AvgPool2d MaxPool2d Upsample PixelShuffle PixelUnshuffle ChannelShuffle LayerNorm
-BatchNorm2d Conv2d Linear`, `Identity` for what does nothing in evaluation mode.
+The types, of `qexp.models.modules`, `qexp.models.operations` and `qexp.models.attention`, by function: `Add Subtract Multiply Divide
+MatMul` (two tensors), `Affine` (`+ - * /` with a number or a constant tensor), `Elementwise` (`abs`, `exp`, `**`), `Concat Stack Mean
+Sum Length UnitLength Permute Transpose Reshape Split Index Squeeze Roll Pad Attention`, and torch's activations (`Hardtanh` for clamps),
+`Softmax Flatten Unflatten AdaptiveAvgPool2d AvgPool2d MaxPool2d Upsample PixelShuffle PixelUnshuffle ChannelShuffle LayerNorm BatchNorm2d
+Conv2d Linear`, `Identity` for what does nothing in evaluation mode.
 """
 
 from __future__ import annotations
@@ -31,8 +31,10 @@ from qexp.models.attention import Attention
 from qexp.models.modules import Add, Concat
 from qexp.models.operations import (
     Affine,
+    Divide,
     Elementwise,
     Index,
+    Length,
     MatMul,
     Mean,
     Multiply,
@@ -91,7 +93,7 @@ class Form:
 
 
 # classes of this module's making that are one step of a network
-STEPS = (Add, Affine, Concat, MatMul, Mean, Multiply, Stack, Subtract, Sum)
+STEPS = (Add, Affine, Concat, Divide, MatMul, Mean, Multiply, Stack, Subtract, Sum)
 
 
 def form(function: str, args: tuple, kwargs: dict[str, Any], tensors: tuple[type, ...] = (Tensor,)) -> Form | None:
@@ -188,11 +190,11 @@ def _binary(kind: type[nn.Module], affine: Callable[[Any], dict[str, Any]] | Non
 
 def _divide(given: _Given) -> Form:
     x, by = given.tensor(), given(1, "other")
-    if (
-        (given.is_tensor(by) and not isinstance(by, nn.Parameter))
-        or not _constant(by)
-        or given.kwargs.get("rounding_mode")
-    ):
+    if given.kwargs.get("rounding_mode"):
+        raise _Unlike
+    if given.is_tensor(by) and not isinstance(by, nn.Parameter):
+        return Form(Divide, (x, by))
+    if not _constant(by):
         raise _Unlike
     return Form(Affine, (x,), {"factor": 1 / by, "divisor": by})
 
@@ -288,6 +290,28 @@ def _elementwise(function: str, *numbers: str) -> Callable:
         return Form(Elementwise, (given.tensor(),), {"function": function, "numbers": said})
 
     return make
+
+
+def _length(vector: bool) -> Callable:
+    """Returns the form of a norm: `torch.linalg.vector_norm`, or `torch.norm`, whose keepdim comes before its dim by position."""
+
+    def make(given: _Given) -> Form:
+        power, dims, keepdim = given(1, "ord" if vector else "p", 2), given(2, "dim", None), given(3, "keepdim", False)
+        if power not in (2, "fro") or dims is None or given.kwargs.get("dtype") is not None:
+            raise _Unlike
+        dims = (dims,) if isinstance(dims, int) else tuple(dims)
+        return Form(Length, (given.tensor(0, "x" if vector else "input"),), {"dims": dims, "keepdim": bool(keepdim)})
+
+    return make
+
+
+def _add_product(given: _Given) -> Form:
+    """Returns the form of `summand + value * factor * x` with a constant summand and a constant factor."""
+    summand, a, b, value = given(0, "input"), given(1, "tensor1"), given(2, "tensor2"), given(3, "value", 1)
+    x, factor = (a, b) if given.is_tensor(a) else (b, a)
+    if not given.is_tensor(x) or any(given.is_tensor(c) or not _constant(c) for c in (summand, factor)):
+        raise _Unlike
+    return Form(Affine, (x,), {"factor": factor * value, "summand": summand})
 
 
 def _unit_length(given: _Given) -> Form:
@@ -522,6 +546,10 @@ def _forms() -> dict[str, Callable[[_Given], Form]]:
         **dict.fromkeys(("neg", "negative", "__neg__"), _negative),
         "softmax": _activation(nn.Softmax, ("dim", None)),
         "normalize": _unit_length,
+        "norm": _length(vector=False),
+        "linalg_vector_norm": _length(vector=True),
+        "vector_norm": _length(vector=True),
+        "addcmul": _add_product,
         "mean": _reduction(Mean),
         "sum": _reduction(Sum),
         "stack": _stack,

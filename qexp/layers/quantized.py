@@ -20,7 +20,7 @@ from qexp.layers.running import RUNNING, left
 from qexp.models import operations
 from qexp.models.activations import Maxout, RPReLU
 from qexp.models.modules import Add, Concat
-from qexp.models.operations import Elementwise, MatMul, Mean, Multiply, Subtract, Sum, UnitLength
+from qexp.models.operations import Divide, Elementwise, Length, MatMul, Mean, Multiply, Subtract, Sum, UnitLength
 from qexp.quantizers.base import Quantizer
 
 GRADIENT = "grad_output"  # the gradient with respect to a layer's result, before the layer uses it
@@ -328,6 +328,9 @@ class QuantGroupNorm(Unweighted, nn.GroupNorm): ...
 class QuantInstanceNorm2d(Unweighted, nn.InstanceNorm2d): ...
 
 
+class QuantLength(Unweighted, Length): ...
+
+
 class QuantUnitLength(Unweighted, UnitLength): ...
 
 
@@ -373,6 +376,10 @@ class QuantSubtract(OfTwo, Subtract):
 
 class QuantMultiply(OfTwo, Multiply):
     """A product of two tensors (a gate) with a quantizer on each operand and on the result."""
+
+
+class QuantDivide(OfTwo, Divide):
+    """A quotient of two tensors with a quantizer on each operand and on the result."""
 
 
 class QuantMatMul(OfTwo, MatMul):
@@ -431,6 +438,7 @@ QUANTIZED: dict[type[nn.Module], type[Quantized]] = {
     nn.LayerNorm: QuantLayerNorm,
     nn.GroupNorm: QuantGroupNorm,
     nn.InstanceNorm2d: QuantInstanceNorm2d,
+    Length: QuantLength,
     UnitLength: QuantUnitLength,
     nn.Upsample: QuantUpsample,
     Mean: QuantMean,
@@ -439,6 +447,7 @@ QUANTIZED: dict[type[nn.Module], type[Quantized]] = {
     operations.Add: QuantAddInto,
     Subtract: QuantSubtract,
     Multiply: QuantMultiply,
+    Divide: QuantDivide,
     MatMul: QuantMatMul,
     Concat: QuantConcat,
 }

@@ -44,6 +44,20 @@ class Multiply(nn.Module):
         return a.mul_(b) if self.into else a * b
 
 
+class Divide(nn.Module):
+    """The quotient of two tensors, element by element; sizes of 1 of the second are repeated.
+
+    The first tensor holds it afterwards with `into`, as with `a /= b`.
+    """
+
+    def __init__(self, into: bool = False) -> None:
+        super().__init__()
+        self.into = into
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        return a.div_(b) if self.into else a / b
+
+
 class MatMul(nn.Module):
     """The matrix product of two tensors.
 
@@ -154,6 +168,20 @@ class Elementwise(nn.Module):
 
     def extra_repr(self) -> str:
         return ", ".join(map(str, (self.function, *self.numbers)))
+
+
+class Length(nn.Module):
+    """The root of the sum of squares over some dimensions: `torch.linalg.vector_norm`, `x.norm(p=2, dim=...)`."""
+
+    def __init__(self, dims: tuple[int, ...], keepdim: bool = False) -> None:
+        super().__init__()
+        self.dims, self.keepdim = dims, keepdim
+
+    def forward(self, input: Tensor) -> Tensor:
+        return torch.linalg.vector_norm(input, dim=self.dims, keepdim=self.keepdim)
+
+    def extra_repr(self) -> str:
+        return f"dims={self.dims}, keepdim={self.keepdim}"
 
 
 class UnitLength(nn.Module):

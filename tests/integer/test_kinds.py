@@ -186,6 +186,31 @@ def in_and_out(x: Tensor, conv: nn.Module) -> Tensor:
     return torch.cat([x * gates, first], 1)
 
 
+class GlobalResponse(nn.Module):
+    """ConvNeXt V2's global response norm: lengths of channels over their mean, and a product with a summand in one call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.linspace(-1, 1, 8)), nn.Parameter(torch.linspace(1, -1, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.permute(0, 2, 3, 1)
+        length = x.norm(p=2, dim=(1, 2), keepdim=True)
+        share = length / (length.mean(dim=-1, keepdim=True) + 1e-6)
+        x = x + torch.addcmul(self.bias.view(1, 1, 1, -1), self.weight.view(1, 1, 1, -1), x * share)
+        return x.permute(0, 3, 1, 2)
+
+
+def linear_attention(x: Tensor, qkv: nn.Module, last: nn.Module) -> Tensor:
+    """Attention of EfficientViT: products of matrices without softmax, divided by a sum that is computed along."""
+    n, width = x.shape[:2]
+    q, k, v = qkv(x).reshape(n, 3, width, -1).transpose(-1, -2).unbind(1)
+    v = F.pad(v, (0, 1), mode="constant", value=1.0)
+    y = F.relu(q) @ (F.relu(k).transpose(-1, -2) @ v)
+    y = y[..., :-1] / (y[..., -1:] + 0.05)
+    return last(y.transpose(-1, -2).reshape(n, width, 8, 8))
+
+
 def gated(x: Tensor, wide: nn.Module, conv: nn.Module, narrow: nn.Module) -> Tensor:
     """A gated block with channels last, a part of which is convolved (MambaOut): parts with other numbers of channels are joined."""
     gates, kept, taken = torch.split(wide(x.permute(0, 2, 3, 1)), (8, 5, 3), dim=-1)
@@ -323,6 +348,12 @@ KINDS: dict[str, tuple[Callable[[], nn.Module], dict | str]] = {
         lambda: Calls(in_and_out, nn.Conv1d(1, 1, 3, padding=1, bias=False)),
         DEPLOY,
     ),
+    "global response": (GlobalResponse, DEPLOY),
+    "lengths": (
+        lambda: Calls(lambda x: torch.linalg.vector_norm(x, dim=1) + torch.norm(x, dim=(1,), p=2) - x.norm(dim=1)),
+        DEPLOY,
+    ),
+    "linear attention": (lambda: Calls(linear_attention, nn.Conv2d(8, 24, 1), nn.Conv2d(8, 8, 1)), DEPLOY),
     "gated parts": (
         lambda: Calls(gated, nn.Linear(8, 16), nn.Conv2d(3, 3, 3, padding=1, groups=3), nn.Linear(8, 8)),
         DEPLOY,
@@ -371,6 +402,7 @@ class Everything(nn.Module):
             nn.GroupNorm(2, 8),
             nn.PReLU(8),
         )
+        self.respond = GlobalResponse()
         self.attend, self.twice, self.cat = (
             Calls(attention, nn.Linear(8, 24), nn.Linear(8, 8)),
             nn.Upsample(scale_factor=2, mode="bilinear"),
@@ -388,7 +420,8 @@ class Everything(nn.Module):
         x = self.slopes(self.group(self.down(F.pad(self.up(x), (1, 0, 1, 0)))))
         x = self.attend(x[:, :, :8, :8]).transpose(1, 2).reshape(-1, 8, 8, 8)
         x = self.twice(x)
-        return self.fc(torch.flatten(self.shrink(self.cat(x, F.normalize(x.relu(), dim=1))), 1))
+        x = self.cat(self.respond(x), F.normalize(x.relu(), dim=1))
+        return self.fc(torch.flatten(self.shrink(x), 1))
 
 
 @pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler is at hand")
@@ -403,6 +436,8 @@ def test_c_computes_every_kind(quantize, tmp_path):
         "resample",
         "normalize",
         "unit_length",
+        "length",
+        "divide",
         "softmax",
         "lookup",
         "permute",

@@ -12,11 +12,11 @@ import pytest
 from qexp.integer.arithmetic import multiplier, requantized
 from qexp.integer.moves import Concat, Pad, Permute, Reshape, Slice
 from qexp.integer.op import Op
-from qexp.integer.products import Affine, MatMul, Multiply, Resample
+from qexp.integer.products import Affine, Divide, MatMul, Multiply, Resample
 from qexp.integer.program import Clamp, IntegerProgram, Linear, Lookup, Requantize, TensorSpec
 from qexp.integer.reference import Reference
 from qexp.integer.reference_statistics import root
-from qexp.integer.statistics import Normalize, Softmax, UnitLength
+from qexp.integer.statistics import Length, Normalize, Softmax, UnitLength
 from tests.integer.test_executors import ZERO, both, single, whole
 
 NAMES = {"layer": "l", "inputs": ("x",), "output": "y"}
@@ -150,6 +150,23 @@ def test_unit_lengths(axis):
         run = tuple(slice(None) if k == axis + 1 else i for k, i in enumerate(place))
         length = max(math.isqrt(sum((int(q) - 3) ** 2 for q in x[run]) * 4**8), 900)
         assert y[place] == math.floor(Fraction((int(x[place]) - 3) * 2**22, length) + Fraction(1, 2))
+
+
+@pytest.mark.parametrize("axes", [(0,), (1, 2), (0, 2)])
+def test_lengths(axes):
+    y = both(single(Length(**NAMES, axes=axes, zero=whole(-5), finer=8), X.shape[1:]), X)
+    squares = ((X + 5) ** 2).sum(tuple(axis + 1 for axis in axes), keepdims=True)
+    assert y.shape == squares.shape and all(y.flat[k] == math.isqrt(int(s) << 16) for k, s in enumerate(squares.flat))
+
+
+def test_quotients():
+    program = single(Divide(layer="l", inputs=("x", "x"), output="y", zeros=whole(4, -3), fraction=18), X.shape[1:])
+    y = both(program, X)
+    for k, code in enumerate(X.flat):
+        above, over = int(code) - 4, int(code) + 3
+        exact = Fraction(above * 2**18 * (1 if over > 0 else -1), abs(over) or 1)
+        assert y.flat[k] == (math.floor(exact + Fraction(1, 2)) if over else 0)
+    assert (X == -3).any(), "a divisor of 0 is among them"
 
 
 def test_published_softmax():

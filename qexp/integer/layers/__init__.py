@@ -10,6 +10,7 @@ from qexp.integer.layers.activations import hardtanh, relu, relu6, table
 from qexp.integer.layers.affine import affine
 from qexp.integer.layers.calls import expand_call, passed_call, reshape_as_call, to_call, unbind_call
 from qexp.integer.layers.joins import add, concat, matmul, multiply, passed, stack, subtract
+from qexp.integer.layers.lengths import length, unit_length
 from qexp.integer.layers.moves import (
     channel_shuffle,
     flatten,
@@ -29,9 +30,9 @@ from qexp.integer.layers.moves import (
 from qexp.integer.layers.normalize import group_norm, instance_norm, layer_norm
 from qexp.integer.layers.norms import batch_norm
 from qexp.integer.layers.pools import adaptive_pool, average_pool, max_pool, mean, total
+from qexp.integer.layers.quotients import divide
 from qexp.integer.layers.resample import upsample
 from qexp.integer.layers.softmax import softmax
-from qexp.integer.layers.unit_length import unit_length
 from qexp.integer.layers.weighted import weighted
 from qexp.models import modules, operations
 from qexp.models.activations import Maxout, RPReLU
@@ -85,6 +86,7 @@ LAYERS: dict[type[nn.Module], Callable] = {
     nn.PixelUnshuffle: pixel_unshuffle,
     nn.ChannelShuffle: channel_shuffle,
     **dict.fromkeys((nn.ZeroPad2d, nn.ConstantPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d, nn.CircularPad2d), pad),
+    operations.Length: length,
     operations.UnitLength: unit_length,
     nn.Softmax: softmax,
     nn.Flatten: flatten,
@@ -97,6 +99,7 @@ LAYERS: dict[type[nn.Module], Callable] = {
     modules.Add: add,
     operations.Subtract: subtract,
     operations.Multiply: multiply,
+    operations.Divide: divide,
     operations.MatMul: matmul,
     operations.Affine: affine,
     operations.Mean: mean,
@@ -132,7 +135,7 @@ ANYWHERE |= {
 }
 ANYWHERE |= {
     getattr(operations, name)
-    for name in ("Add", "Subtract", "Multiply", "Affine", "MatMul", "Mean", "Sum", "UnitLength")
+    for name in ("Add", "Subtract", "Multiply", "Divide", "Affine", "MatMul", "Mean", "Sum", "UnitLength")
 }
 
 # functions and methods that no layer computes, by name

@@ -97,5 +97,5 @@ def _normalized(walk: Walk, name: str, layer: nn.Module, x: Value, groups: int, 
     low, high = -most + int(whole.min()), most + int(whole.max())
     unit = unit[:1] if (unit == unit[0]).all() else unit
     y = walk.writer.emit(op, Value(op.output, unit, np.zeros(1, np.int64), low, high, x.shape, axis=axis))
-    walk.lowered.computed[name] = Computed(x, op, y)
+    walk.lowered.computed[name] = Computed((x,), op, y)
     return walk.site(name, layer, "output", y)

@@ -35,5 +35,5 @@ def softmax(walk: Walk, step: Step, name: str, layer: nn.Softmax, x: Value) -> V
         layer=name, inputs=(x.tensor,), output=walk.writer.fresh(name), axis=axis, table=table, fraction=FRACTION
     )
     y = walk.writer.emit(op, Value(op.output, np.array([2.0**-FRACTION]), ZERO, 0, 2**FRACTION, x.shape))
-    walk.lowered.computed[name] = Computed(x, op, y)
+    walk.lowered.computed[name] = Computed((x,), op, y)
     return walk.site(name, layer, "output", y)

@@ -9,8 +9,8 @@ import numpy as np
 
 from qexp.integer.op import Ints, Op
 from qexp.integer.package.c_code import Code, shape
-from qexp.integer.products import Affine, MatMul, Multiply, Resample
-from qexp.integer.statistics import Normalize, Softmax, UnitLength
+from qexp.integer.products import Affine, Divide, MatMul, Multiply, Resample
+from qexp.integer.statistics import Length, Normalize, Softmax, UnitLength
 
 
 def _affine(code: Code, op: Affine) -> str:
@@ -34,6 +34,12 @@ def _multiply(code: Code, op: Multiply) -> str:
     )
     za, zb = (int(z) for z in op.zeros)
     return f"qx_multiply({code.xs[0]}, {code.xs[1]}, {len(code.result)}, {length}, {a}, {b}, {za}, {zb}, {code.y});"
+
+
+def _divide(code: Code, op: Divide) -> str:
+    length, step = code.array("long", "length", code.result), code.array("long", "step", _steps(code.sources[1]))
+    za, zb = (int(z) for z in op.zeros)
+    return f"qx_divide({code.xs[0]}, {code.xs[1]}, {len(code.result)}, {length}, {step}, {za}, {zb}, {op.fraction}, {code.y});"
 
 
 def _steps(source: tuple[int, ...]) -> list[int]:
@@ -62,6 +68,23 @@ def _normalize(code: Code, op: Normalize) -> str:
     return f"qx_normalize({code.xs[0]}, {runs}, {code.run(op.axis)}, {each}, {code.y});"
 
 
+def _length(code: Code, op: Length) -> str:
+    (shape,) = code.sources
+    steps = [math.prod(shape[k + 1 :]) for k in range(len(shape))]
+    kept = [k for k in range(len(shape)) if k not in op.axes]
+    arrays = [
+        code.array("long", name, [values[k] for k in axes])
+        for name, values, axes in (
+            ("kept", shape, kept),
+            ("keptstep", steps, kept),
+            ("gone", shape, op.axes),
+            ("gonestep", steps, op.axes),
+        )
+    ]
+    dims = f"{len(kept)}, {arrays[0]}, {arrays[1]}, {len(op.axes)}, {arrays[2]}, {arrays[3]}"
+    return f"qx_length({code.xs[0]}, {dims}, {int(op.zero[0])}, {op.finer}, {code.y});"
+
+
 def _unit_length(code: Code, op: UnitLength) -> str:
     return f"qx_unit_length({code.xs[0]}, {code.run(op.axis)}, {int(op.zero[0])}, {op.finer}, {op.fraction}, {op.least}, {code.y});"
 
@@ -74,9 +97,11 @@ def _softmax(code: Code, op: Softmax) -> str:
 PRODUCTS: dict[type[Op], Callable[[Code, Op], str]] = {
     Affine: _affine,
     Multiply: _multiply,
+    Divide: _divide,
     MatMul: _matmul,
     Resample: _resample,
     Normalize: _normalize,
+    Length: _length,
     UnitLength: _unit_length,
     Softmax: _softmax,
 }

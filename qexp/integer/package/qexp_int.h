@@ -53,6 +53,8 @@ void qx_strided_pad(const q64 *x, qx_shape in, int stride, int before, q64 zero,
 void qx_affine(const q64 *x, qx_run r, const q64 *factor, int n_factor, const q64 *bias, int n_bias, const q64 *zero, int n_zero, int shift, q64 *y);
 /* y = (a - za)(b - zb) over n dimensions, in each of which an operand moves by its step (0: it is repeated) */
 void qx_multiply(const q64 *a, const q64 *b, int n, const long *length, const long *step_a, const long *step_b, q64 za, q64 zb, q64 *y);
+/* y = (a - za) 2^fraction / (b - zb), rounded; 0 where b is zb; sizes of 1 of b are repeated: its steps are 0 there */
+void qx_divide(const q64 *a, const q64 *b, int n, const long *length, const long *step_b, q64 za, q64 zb, int fraction, q64 *y);
 /* y = (a - za) @ (b - zb): count matrices [m][k] times [k][l] */
 void qx_matmul(const q64 *a, const q64 *b, long count, int m, int k, int l, q64 za, q64 zb, q64 *y);
 /* codes in another order, and fill where a dimension walks outside of the source */
@@ -65,6 +67,9 @@ void qx_resample(const q64 *x, qx_shape in, qx_shape out, int row_taps, const q6
 /* mean 0 and variance 1 in each of groups runs of n codes; then a sign and a summand for each channel */
 void qx_normalize(const q64 *x, long groups, long n, int finer, int fraction, q64 eps, qx_run r, const q64 *sign, int n_sign,
                   const q64 *bias, int n_bias, q64 *y);
+/* roots of sums of squares, 2^finer times: over the dimensions gone, for each place of those kept */
+void qx_length(const q64 *x, int n_kept, const long *kept, const long *kept_step, int n_gone, const long *gone, const long *gone_step,
+               q64 zero, int finer, q64 *y);
 /* vectors along the channels, divided by their length, or by least units of 2^-finer where they are shorter */
 void qx_unit_length(const q64 *x, qx_run r, q64 zero, int finer, int fraction, q64 least, q64 *y);
 /* shares of exponentials along the channels */

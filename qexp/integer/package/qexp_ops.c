@@ -95,6 +95,41 @@ void qx_normalize(const q64 *x, long groups, long n, int finer, int fraction, q6
     }
 }
 
+static long place(long p, int n, const long *length, const long *step) {
+    long at = 0;
+    for (int d = n - 1; d >= 0; d--) {
+        at += p % length[d] * step[d];
+        p /= length[d];
+    }
+    return at;
+}
+
+void qx_divide(const q64 *a, const q64 *b, int n, const long *length, const long *step_b, q64 za, q64 zb, int fraction, q64 *y) {
+    long total = 1;
+    for (int d = 0; d < n; d++) total *= length[d];
+    for (long p = 0; p < total; p++) {
+        q64 over = b[place(p, n, length, step_b)] - zb, size = over < 0 ? -over : over;
+        q64 above = qx_times_power(over < 0 ? za - a[p] : a[p] - za, fraction + 1);
+        y[p] = size ? floor_divide(above + size, 2 * size) : 0;
+    }
+}
+
+void qx_length(const q64 *x, int n_kept, const long *kept, const long *kept_step, int n_gone, const long *gone, const long *gone_step,
+               q64 zero, int finer, q64 *y) {
+    long results = 1, terms = 1;
+    for (int d = 0; d < n_kept; d++) results *= kept[d];
+    for (int d = 0; d < n_gone; d++) terms *= gone[d];
+    for (long p = 0; p < results; p++) {
+        const q64 *first = x + place(p, n_kept, kept, kept_step);
+        q64 squares = 0;
+        for (long i = 0; i < terms; i++) {
+            q64 code = first[place(i, n_gone, gone, gone_step)] - zero;
+            squares += code * code;
+        }
+        y[p] = root(qx_times_power(squares, 2 * finer));
+    }
+}
+
 void qx_unit_length(const q64 *x, qx_run r, q64 zero, int finer, int fraction, q64 least, q64 *y) {
     for (long p = 0; p < r.outer * r.inner; p++) {
         long start = p / r.inner * r.c * r.inner + p % r.inner;
