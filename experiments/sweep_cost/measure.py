@@ -55,8 +55,8 @@ def table(sweep: dict[str, list[float]], singles: list[dict[str, list[float]]], 
         [
             *lines,
             "",
-            f"* {samples} test images; a float evaluation with folded batch norms {float_once:.2f} s (median of {len(sweep['float'])} taken "
-            f"between the points), a quantized one {median(sweep['evaluate']):.2f} s.",
+            f"* {samples} test images; a float evaluation with folded batch norms {float_once:.2f} s (median of "
+            f"{len(sweep['float'])} taken between the points), a quantized one {median(sweep['evaluate']):.2f} s.",
             f"* The sweep in all, start-up included: {ours['all']:.0f} s = **{ours['all'] / allowed:.2f} x** "
             f"(36 float evaluations + 1 calibration, {allowed:.0f} s).",
             f"* Start-up, data and calibration: {spent:.1f} s against {separate:.0f} s of 36 processes (the mean of {len(singles)} run, "

@@ -17,7 +17,7 @@ class Multiply(Op):
 
 @dataclass(frozen=True, kw_only=True)
 class Divide(Op):
-    """`y = floor((a - zeros[0]) 2^fraction / (b - zeros[1]) + 1/2)`, rounded away from zero for a negative divisor; 0 where that is 0.
+    """`y = floor((a - zeros[0]) 2^fraction / (b - zeros[1]) + 1/2)`; 0 where the divisor is 0.
 
     Dimensions of size 1 of the divisor are repeated.
     """

@@ -11,7 +11,7 @@ from qexp.layers import bake, quantizers_off, swap
 from qexp.layers.quantized import QUANTIZED
 from qexp.models.activations import Maxout, RPReLU
 from qexp.models.modules import Add, Concat
-from qexp.models.operations import Elementwise, MatMul, Mean, Multiply, Subtract, Sum
+from qexp.models.operations import Divide, Elementwise, Length, MatMul, Mean, Multiply, Subtract, Sum
 from qexp.network.facts import facts
 from qexp.network.lean_evaluation import lean
 from qexp.quantizers.uniform import Uniform
@@ -93,12 +93,13 @@ MAKE = {
     Elementwise: (lambda: Elementwise("erf"), (2, 3, 8, 8)),
     Mean: (lambda: Mean((2, 3)), (2, 3, 8, 8)),
     Sum: (lambda: Sum((2, 3)), (2, 3, 2, 2)),
+    Length: (lambda: Length((1,)), (2, 3, 8, 8)),
 }
 
 
 @pytest.mark.parametrize(
     "kind",
-    [k for k in QUANTIZED if not issubclass(k, Add | Concat | Subtract | Multiply | MatMul)],
+    [k for k in QUANTIZED if not issubclass(k, Add | Concat | Subtract | Multiply | Divide | MatMul)],
     ids=lambda k: k.__name__,
 )
 @torch.no_grad()
