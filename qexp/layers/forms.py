@@ -293,7 +293,7 @@ def _elementwise(function: str, *numbers: str) -> Callable:
 
 
 def _length(vector: bool) -> Callable:
-    """Returns the form of a norm: `torch.linalg.vector_norm`, or `torch.norm`, whose keepdim comes before its dim by position."""
+    """Returns the form of a norm: of `torch.linalg.vector_norm`, or of `torch.norm`, whose arguments have other names."""
 
     def make(given: _Given) -> Form:
         power, dims, keepdim = given(1, "ord" if vector else "p", 2), given(2, "dim", None), given(3, "keepdim", False)
