@@ -30,6 +30,7 @@ def test_every_operator_has_its_cuda_form():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(2400)  # three minutes on a quiet machine, and more than ten beside other work
 @pytest.mark.parametrize("arguments", [(), ("--sanitize",)], ids=["plain", "sanitized"])
 def test_the_cuda_sources_pass_these_tests_when_the_cpu_runs_them(arguments):
     if platform.machine() != "x86_64":
