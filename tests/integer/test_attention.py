@@ -278,3 +278,11 @@ def _layers(**options: object) -> nn.Module:
 @pytest.mark.parametrize("body", [Grouped, _layers, lambda: _layers(activation="gelu", norm_first=True)])
 def test_grouped_heads_and_torch_s_encoder_are_proven(body, quantize):
     proven(*quantize(Net(body()), rules=_deployed("integer"), shape=IMAGES), share=5.0)
+
+
+def test_a_bias_given_as_a_copy_is_learned_in_part(quantize):
+    model, images = quantize(Net(Cosine()), rules=_deployed("integer"), shape=IMAGES)
+    model.zero_grad()
+    model(images[:4]).square().sum().backward()
+    gradient = model.body.qkv.bias.grad
+    assert not gradient[8:16].any() and gradient[:8].any() and gradient[16:].any()

@@ -18,7 +18,7 @@ from qexp.integer import package
 from qexp.integer.lowered import Lowered
 from qexp.integer.lowering import lower
 from qexp.integer.verify import verify
-from qexp.models import modules
+from qexp.models import modules, operations
 from tests.integer.conftest import UNIFORM
 
 ROOT = Path(__file__).parents[2]
@@ -468,7 +468,34 @@ def test_all_refusals_come_in_one_error(quantize):
     assert lines[2].startswith("body.cumsum: ") and "known are" in lines[2]
 
 
-@pytest.mark.parametrize("layer", [nn.LayerNorm(8), nn.Softmax(-1)], ids=lambda m: type(m).__name__)
+def test_the_remedy_of_a_wide_quotient_works(quantize):
+    body = Calls(lambda x: x / (x.abs() + 1))
+    with pytest.raises(
+        QexpError, match="a quotient needs operands of one scale and at most 16 bits; add deploy=integer"
+    ):
+        model, images = quantize(
+            Net(body), rules=FLOAT | {"abs": {"layers": "body.abs", "input": UNIFORM}}, shape=IMAGES
+        )
+        lower(model, images[:1])
+    proven(*quantize(Net(body), rules=_deployed("integer"), shape=IMAGES))
+
+
+def test_what_could_drop_or_mix_images_is_refused(quantize):
+    for call, said in (
+        (lambda x: x.squeeze(0), "it may drop the dimension of the batch"),
+        (lambda x: F.normalize(x, dim=0), "names no dimension of an image"),
+        (lambda x: x + torch.linalg.vector_norm(x, dim=(0, 1), keepdim=True), "names the batch"),
+    ):
+        model, images = quantize(Net(Calls(call)), rules=_deployed("integer"), shape=IMAGES)
+        with pytest.raises(QexpError, match=said):
+            lower(model, images[:1])
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [nn.LayerNorm(8), nn.Softmax(-1), operations.UnitLength(-1), operations.Length((-1,), True)],
+    ids=lambda m: type(m).__name__,
+)
 def test_the_remedy_of_a_wide_input_works(layer, quantize):
     body = Calls(lambda x, f: f(x.permute(0, 2, 3, 1)), layer)
     model, images = quantize(Net(body), rules=FLOAT, shape=IMAGES)

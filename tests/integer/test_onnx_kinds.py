@@ -12,6 +12,7 @@ from torch import nn
 from qexp.errors import QexpError
 from qexp.integer import onnx_file
 from qexp.integer.lowering import lower
+from qexp.models import operations
 from tests.integer.conftest import CHANNELS, INT8
 from tests.integer.test_kinds import IMAGES, Calls, Net, Scaled, gate, joined, last_dimension, shuffled
 
@@ -86,6 +87,12 @@ def test_sums_that_two_grids_read_have_the_program_s_ties(quantize, tmp_path):
     [
         (lambda: nn.GroupNorm(2, 8), r"export=onnx: body: runtimes compute norms .* in float, .*export=package"),
         (lambda: Calls(last_dimension, nn.LayerNorm(8), nn.Linear(8, 8), nn.Linear(8, 8)), "body.layers.0: .* norms"),
+        (lambda: operations.UnitLength(1), r"export=onnx: body: runtimes compute lengths of vectors in float"),
+        (lambda: operations.Length((1,), True), r"export=onnx: body: runtimes compute lengths of vectors in float"),
+        (
+            lambda: Calls(lambda x: x / (x.relu().mean(1, keepdim=True) + 1)),
+            r"export=onnx: body.div: runtimes compute quotients in float, .*export=package",
+        ),
         (lambda: nn.Softmax(1), r"export=onnx: body: runtimes compute softmax in float, .*export=package"),
         (
             lambda: nn.Upsample((13, 9), mode="bilinear"),
